@@ -1,0 +1,105 @@
+package vmm
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Op says what a Change does.
+type Op uint8
+
+// The three things that can be done to a machine.
+const (
+	Add Op = iota + 1
+	Remove
+	Update
+)
+
+var opNames = map[Op]string{Add: "add", Remove: "remove", Update: "update"}
+
+func (o Op) String() string {
+	if s, ok := opNames[o]; ok {
+		return s
+	}
+	return fmt.Sprintf("Op(%d)", uint8(o))
+}
+
+// MarshalText writes the operation by name.
+func (o Op) MarshalText() ([]byte, error) {
+	if _, ok := opNames[o]; !ok {
+		return nil, fmt.Errorf("vmm: invalid operation %d", uint8(o))
+	}
+	return []byte(o.String()), nil
+}
+
+// UnmarshalText reads the name of an operation.
+func (o *Op) UnmarshalText(b []byte) error {
+	for op, name := range opNames {
+		if name == string(b) {
+			*o = op
+			return nil
+		}
+	}
+	return fmt.Errorf("vmm: unknown operation %q", b)
+}
+
+// Change is one thing done to a machine. At least one half is present.
+type Change struct {
+	Op     Op
+	Device Device // what the host attaches or detaches; nil when only the guest acts
+	Guest  Guest  // what the guest mounts after, or unmounts before; nil when only the host acts
+}
+
+// Inverse is the Change that takes c back: Add becomes Remove and the reverse. An Update has no
+// inverse of its own and is returned as it is.
+func (c Change) Inverse() Change {
+	switch c.Op {
+	case Add:
+		c.Op = Remove
+	case Remove:
+		c.Op = Add
+	}
+	return c
+}
+
+// HostOnly is c without its guest half.
+func (c Change) HostOnly() Change { c.Guest = nil; return c }
+
+// GuestOnly is c without its host half.
+func (c Change) GuestOnly() Change { c.Device = nil; return c }
+
+// Empty reports whether neither half is present.
+func (c Change) Empty() bool { return c.Device == nil && c.Guest == nil }
+
+// String is one line for logs and dry runs, such as
+// "add scsi 0:3 /layers/7/layer.vhd (ro) + mount /run/mounts/m4".
+func (c Change) String() string {
+	parts := make([]string, 0, 2)
+	if c.Device != nil {
+		parts = append(parts, c.Device.String())
+	}
+	if c.Guest != nil {
+		parts = append(parts, c.Guest.String())
+	}
+	return c.Op.String() + " " + strings.Join(parts, " + ")
+}
+
+// Device is the closed set of things a host attaches to a machine: [SCSIDisk], [VPMEMDevice],
+// [VPMEMMapping], [VSMBShare], [Plan9Share].
+type Device interface {
+	fmt.Stringer
+	// Addr is where the device sits in the machine, such as "scsi 0:3" or "vpmem 2". Two devices
+	// with the same address exclude each other.
+	Addr() string
+	device()
+}
+
+// Guest is the closed set of things a guest does with devices: [MappedDisk], [MappedPMEM],
+// [MappedDirectory], [CombinedLayers], [BlockCIMs].
+type Guest interface {
+	fmt.Stringer
+	// Target is the place in the guest that the action occupies: a mount path, or a volume GUID for
+	// BlockCIMs. It is empty for a MappedDisk that is not mounted.
+	Target() string
+	guest()
+}

@@ -1,0 +1,145 @@
+package vmm
+
+import (
+	"fmt"
+	"strings"
+)
+
+// DiskKind is how the host opens what stands behind a SCSI disk. The values are those of HCS.
+type DiskKind string
+
+// The kinds of SCSI attachments.
+const (
+	VirtualDisk           DiskKind = "VirtualDisk"           // a disk image file
+	PassThru              DiskKind = "PassThru"              // a physical disk of the host
+	ExtensibleVirtualDisk DiskKind = "ExtensibleVirtualDisk" // evd://<type>/<path>
+)
+
+// Access is the right to a file that the machine needs before it can open it. Only Windows hosts
+// act on it.
+type Access uint8
+
+// How access is granted.
+const (
+	AccessNone       Access = iota // the file is readable by the VM group already (read-only layers)
+	AccessGroup                    // grant the VM group
+	AccessIndividual               // grant this VM (scratch disks)
+)
+
+// DiskFormat is the format of the file behind a disk.
+type DiskFormat string
+
+// Disk formats. The empty format means: tell by the extension of the path (.vhd, .vhdx), anything
+// else is raw. The content is never probed.
+const (
+	FormatByName DiskFormat = ""
+	FormatVHD    DiskFormat = "vhd" // fixed VHD: the content, then a 512-byte footer
+	FormatVHDX   DiskFormat = "vhdx"
+	FormatRaw    DiskFormat = "raw"
+)
+
+// Extent is a run of bytes of a composite disk. All lengths and offsets are multiples of 512.
+type Extent struct {
+	Path   string `json:"path,omitempty"`   // a file of the host; empty: zeroes
+	Offset int64  `json:"offset,omitempty"` // in the file
+	Length int64  `json:"length"`
+}
+
+// SCSIDisk is a disk on a controller and LUN of the machine.
+type SCSIDisk struct {
+	Controller uint8      `json:"controller,omitempty"`
+	LUN        uint8      `json:"lun,omitempty"`
+	Path       string     `json:"path,omitempty"` // host path; for a composite disk, a name for logs
+	ReadOnly   bool       `json:"readOnly,omitempty"`
+	Kind       DiskKind   `json:"kind,omitempty"` // empty means VirtualDisk
+	Format     DiskFormat `json:"format,omitempty"`
+	// ExtensibleType is the <type> of an evd:// source.
+	ExtensibleType string `json:"extensibleType,omitempty"`
+	Access         Access `json:"access,omitempty"`
+	// Extents makes the disk a read-only concatenation of runs of files. It needs
+	// [Limits.CompositeDisks]; the driver makes what its VMM wants for it and throws it away on Remove.
+	Extents []Extent `json:"extents,omitempty"`
+}
+
+// VPMEMDevice is a whole file as a persistent-memory device. It is always read-only to the guest.
+type VPMEMDevice struct {
+	Slot   uint32     `json:"slot,omitempty"`
+	Path   string     `json:"path"`
+	Format DiskFormat `json:"format,omitempty"`
+}
+
+// VPMEMMapping is a file placed at an offset of a packed persistent-memory device.
+type VPMEMMapping struct {
+	Slot   uint32     `json:"slot,omitempty"`
+	Offset uint64     `json:"offset,omitempty"` // bytes, a multiple of 4096
+	Size   uint64     `json:"size"`             // bytes, a multiple of 4096
+	Path   string     `json:"path"`
+	Format DiskFormat `json:"format,omitempty"`
+}
+
+// VSMBOptions are the options of a VSMB share, as HCS names them.
+type VSMBOptions struct {
+	ReadOnly            bool `json:",omitempty"`
+	ShareRead           bool `json:",omitempty"`
+	CacheIo             bool `json:",omitempty"`
+	NoOplocks           bool `json:",omitempty"`
+	TakeBackupPrivilege bool `json:",omitempty"`
+	NoDirectmap         bool `json:",omitempty"`
+	PseudoOplocks       bool `json:",omitempty"`
+	RestrictFileAccess  bool `json:",omitempty"`
+	SingleFileMapping   bool `json:",omitempty"`
+}
+
+// VSMBShare is a folder of a Windows host shared into a Windows guest.
+type VSMBShare struct {
+	Name         string      `json:"name"`
+	Path         string      `json:"path,omitempty"`
+	Options      VSMBOptions `json:"options"`
+	AllowedFiles []string    `json:"allowedFiles,omitempty"` // full host paths; empty: the whole folder
+}
+
+// Plan9Share is a folder of the host shared into a Linux guest.
+type Plan9Share struct {
+	Name         string   `json:"name"`
+	Path         string   `json:"path,omitempty"`
+	ReadOnly     bool     `json:"readOnly,omitempty"`
+	AllowedFiles []string `json:"allowedFiles,omitempty"` // names in Path; empty: the whole folder
+}
+
+func (SCSIDisk) device()     {}
+func (VPMEMDevice) device()  {}
+func (VPMEMMapping) device() {}
+func (VSMBShare) device()    {}
+func (Plan9Share) device()   {}
+
+// SCSIAddr is the address of a SCSI slot as Addr gives it.
+func SCSIAddr(controller, lun uint8) string { return fmt.Sprintf("scsi %d:%d", controller, lun) }
+
+// Addr implements Device.
+func (d SCSIDisk) Addr() string { return SCSIAddr(d.Controller, d.LUN) }
+
+// Addr implements Device.
+func (d VPMEMDevice) Addr() string { return fmt.Sprintf("vpmem %d", d.Slot) }
+
+// Addr implements Device.
+func (d VPMEMMapping) Addr() string { return fmt.Sprintf("vpmem %d+%d", d.Slot, d.Offset) }
+
+// Addr implements Device.
+func (d VSMBShare) Addr() string { return "vsmb " + d.Name }
+
+// Addr implements Device.
+func (d Plan9Share) Addr() string { return "plan9 " + d.Name }
+
+func describe(addr, path string, readOnly bool) string {
+	mode := "rw"
+	if readOnly {
+		mode = "ro"
+	}
+	return strings.TrimSpace(fmt.Sprintf("%s %s", addr, path)) + " (" + mode + ")"
+}
+
+func (d SCSIDisk) String() string     { return describe(d.Addr(), d.Path, d.ReadOnly) }
+func (d VPMEMDevice) String() string  { return describe(d.Addr(), d.Path, true) }
+func (d VPMEMMapping) String() string { return describe(d.Addr(), d.Path, true) }
+func (d VSMBShare) String() string    { return describe(d.Addr(), d.Path, d.Options.ReadOnly) }
+func (d Plan9Share) String() string   { return describe(d.Addr(), d.Path, d.ReadOnly) }

@@ -1,0 +1,77 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Sentinels that drivers' errors match with errors.Is.
+var (
+	// ErrGone: the machine has exited or its VMM died. What was in it is gone too.
+	ErrGone = errors.New("the virtual machine is gone")
+	// ErrBusy: the guest could not let go because something is in use. The text names the holder
+	// where the guest can tell.
+	ErrBusy = errors.New("in use")
+	// ErrOccupied: something else sits at the address.
+	ErrOccupied = errors.New("address is occupied")
+	// ErrGuestUnreachable: the machine runs but its agent does not answer.
+	ErrGuestUnreachable = errors.New("the guest agent does not answer")
+	// ErrAccessDenied: the host may not open the file or do the operation.
+	ErrAccessDenied = errors.New("access denied")
+)
+
+// Outcome is what is known about one half of a Change after Apply.
+type Outcome uint8
+
+// The three outcomes.
+const (
+	NotDone Outcome = iota // certainly had no effect, or was undone by the driver
+	Done                   // certainly took effect
+	Unknown                // may have taken effect
+)
+
+func (o Outcome) String() string { return [...]string{"not done", "done", "unknown"}[o%3] }
+
+// ApplyError is the error of Machine.Apply. Halves that the Change does not have are NotDone.
+type ApplyError struct {
+	Change Change
+	Host   Outcome
+	Guest  Outcome
+	Err    error // the cause
+}
+
+// Error names the change, what is known of its halves, and the cause.
+func (e *ApplyError) Error() string {
+	state := ""
+	if e.Change.Device != nil {
+		state += ", host " + e.Host.String()
+	}
+	if e.Change.Guest != nil {
+		state += ", guest " + e.Guest.String()
+	}
+	if state != "" {
+		state = " (" + state[2:] + ")"
+	}
+	return fmt.Sprintf("%s%s: %v", e.Change, state, e.Err)
+}
+
+// Unwrap gives the cause.
+func (e *ApplyError) Unwrap() error { return e.Err }
+
+// Outcomes tells what is known of the halves of c after Apply returned err. A nil error means both
+// are done; an error that is no ApplyError means nothing is known.
+func Outcomes(c Change, err error) (host, guest Outcome) {
+	known := func(present bool, o Outcome) Outcome {
+		if !present {
+			return NotDone
+		}
+		return o
+	}
+	if err == nil {
+		return known(c.Device != nil, Done), known(c.Guest != nil, Done)
+	}
+	if ae, ok := errors.AsType[*ApplyError](err); ok {
+		return known(c.Device != nil, ae.Host), known(c.Guest != nil, ae.Guest)
+	}
+	return known(c.Device != nil, Unknown), known(c.Guest != nil, Unknown)
+}

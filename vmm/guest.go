@@ -1,0 +1,122 @@
+package vmm
+
+import "fmt"
+
+// Verity says that the read-only file system on a device is followed by a dm-verity hash tree, and
+// what its root must be. The guest refuses to mount when the tree does not match.
+type Verity struct {
+	DataBytes  int64  `json:"dataBytes"`           // size of the protected file system
+	RootDigest string `json:"rootDigest"`          // lower-case hex
+	Salt       string `json:"salt,omitempty"`      // lower-case hex
+	Algorithm  string `json:"algorithm,omitempty"` // empty: sha256
+	BlockSize  int    `json:"blockSize,omitempty"` // bytes; 0: 4096
+	SuperBlock bool   `json:"superBlock,omitempty"`
+}
+
+// MappedDisk mounts a SCSI disk, or one partition of it. The guest finds the disk by controller and
+// LUN. With an empty MountPath nothing is mounted: the guest only waits for the disk, or on removal
+// only lets go of it.
+type MappedDisk struct {
+	MountPath        string   `json:"mountPath,omitempty"`
+	Controller       uint8    `json:"controller,omitempty"`
+	LUN              uint8    `json:"lun,omitempty"`
+	Partition        uint64   `json:"partition,omitempty"` // 1-based; 0 is the whole disk
+	ReadOnly         bool     `json:"readOnly,omitempty"`
+	Options          []string `json:"options,omitempty"`
+	Filesystem       string   `json:"filesystem,omitempty"`       // empty: what the guest detects
+	EnsureFilesystem bool     `json:"ensureFilesystem,omitempty"` // format unless it is Filesystem already
+	Encrypted        bool     `json:"encrypted,omitempty"`
+	BlockDev         bool     `json:"blockDev,omitempty"` // a symlink to the device instead of a mount
+	Verity           *Verity  `json:"verity,omitempty"`
+}
+
+// MappedPMEM mounts a persistent-memory device, or with Size a window of it, read-only.
+type MappedPMEM struct {
+	Slot      uint32  `json:"slot,omitempty"`
+	MountPath string  `json:"mountPath"`
+	Offset    uint64  `json:"offset,omitempty"`
+	Size      uint64  `json:"size,omitempty"` // 0: the whole device
+	Verity    *Verity `json:"verity,omitempty"`
+}
+
+// MappedDirectory mounts a Plan9 share.
+type MappedDirectory struct {
+	MountPath string `json:"mountPath"`
+	Share     string `json:"share"`
+	ReadOnly  bool   `json:"readOnly,omitempty"`
+}
+
+// GuestLayer is a layer that is mounted (or shared) in the guest.
+type GuestLayer struct {
+	ID   string `json:"id,omitempty"` // layer GUID; Windows only
+	Path string `json:"path"`         // guest path
+}
+
+// CombinedLayers makes one root of layers, top-most first, and a scratch.
+type CombinedLayers struct {
+	ContainerID string       `json:"containerID,omitempty"`
+	RootPath    string       `json:"rootPath"`
+	Layers      []GuestLayer `json:"layers,omitempty"`
+	ScratchPath string       `json:"scratchPath,omitempty"` // empty: a read-only root (Linux)
+	Filter      string       `json:"filter,omitempty"`      // Windows: empty is WCIFS, "UnionFS" for CIMs
+}
+
+// BlockCIM is one composite image on a SCSI disk.
+type BlockCIM struct {
+	Name string `json:"name"`
+	LUN  uint8  `json:"lun"`
+}
+
+// BlockCIMs mounts composite images in a Windows guest: the merged one first, then its parents,
+// top-most first.
+type BlockCIMs struct {
+	VolumeGUID  string     `json:"volumeGUID"` // chosen by the host
+	CIMs        []BlockCIM `json:"cims"`
+	MountFlags  uint32     `json:"mountFlags,omitempty"`
+	ContainerID string     `json:"containerID,omitempty"`
+}
+
+func (MappedDisk) guest()      {}
+func (MappedPMEM) guest()      {}
+func (MappedDirectory) guest() {}
+func (CombinedLayers) guest()  {}
+func (BlockCIMs) guest()       {}
+
+// Target implements Guest.
+func (g MappedDisk) Target() string { return g.MountPath }
+
+// Target implements Guest.
+func (g MappedPMEM) Target() string { return g.MountPath }
+
+// Target implements Guest.
+func (g MappedDirectory) Target() string { return g.MountPath }
+
+// Target implements Guest.
+func (g CombinedLayers) Target() string { return g.RootPath }
+
+// Target implements Guest.
+func (g BlockCIMs) Target() string { return g.VolumeGUID }
+
+func (g MappedDisk) String() string {
+	what := SCSIAddr(g.Controller, g.LUN)
+	if g.Partition != 0 {
+		what += fmt.Sprintf(" partition %d", g.Partition)
+	}
+	if g.MountPath == "" {
+		return "guest " + what
+	}
+	return "mount " + what + " at " + g.MountPath
+}
+
+func (g MappedPMEM) String() string {
+	return fmt.Sprintf("mount vpmem %d at %s", g.Slot, g.MountPath)
+}
+func (g MappedDirectory) String() string {
+	return fmt.Sprintf("mount share %s at %s", g.Share, g.MountPath)
+}
+func (g CombinedLayers) String() string {
+	return fmt.Sprintf("combine %d layers at %s", len(g.Layers), g.RootPath)
+}
+func (g BlockCIMs) String() string {
+	return fmt.Sprintf("mount %d block CIMs as volume %s", len(g.CIMs), g.VolumeGUID)
+}

@@ -1,0 +1,143 @@
+package vmm
+
+import (
+	"context"
+	"io"
+)
+
+// OS is the operating system inside a machine.
+type OS string
+
+// The guests there are.
+const (
+	Linux   OS = "linux"
+	Windows OS = "windows"
+)
+
+// Machine is a running virtual machine. All methods may be called concurrently.
+type Machine interface {
+	// ID is the machine's name, unique on this host.
+	ID() string
+	// OS is what runs inside.
+	OS() OS
+	// Limits says what the machine can hold. It does not change while the machine runs.
+	Limits() Limits
+	// Apply makes one Change. See the package comment for the contract; a failure is an *ApplyError.
+	Apply(ctx context.Context, c Change) error
+	// Observe tells which devices and guest mounts exist really, whoever made them.
+	Observe(ctx context.Context) (Observation, error)
+	// Exec starts a process in the guest.
+	Exec(ctx context.Context, spec ProcessSpec) (Process, error)
+	// DeleteContainerState tells the guest to forget a container: processes that are still in it are
+	// killed and its directory is removed. It succeeds when the guest does not know the container.
+	DeleteContainerState(ctx context.Context, containerID string) error
+	// Stacks gives the stacks of the guest agent, for diagnosis.
+	Stacks(ctx context.Context) (string, error)
+	// Done is closed as soon as the machine is gone.
+	Done() <-chan struct{}
+	// Err is nil while the machine runs; after Done it tells the reason and matches ErrGone.
+	Err() error
+	// Shutdown asks the guest to power off and waits; when ctx ends first it terminates the machine.
+	Shutdown(ctx context.Context) error
+	// Terminate ends the machine at once.
+	Terminate(ctx context.Context) error
+	// Close lets go of the machine. The machine runs on where its VMM can (QEMU); it may be opened
+	// again later, by another process too.
+	Close() error
+}
+
+// Limits says what a machine can hold and which ways of doing things it knows.
+type Limits struct {
+	SCSIControllers uint8 // number of controllers; 0: no SCSI
+	SCSILUNs        uint8 // LUNs per controller
+	// ReservedSCSI are slots that the machine itself uses (boot disk, its scratch).
+	ReservedSCSI []SCSISlot
+
+	VPMEMDevices  uint32 // number of slots; 0: no VPMEM
+	VPMEMReserved uint32 // slots from 0 that the machine itself uses
+	VPMEMMaxBytes uint64 // largest file, footer included
+	// VPMEMParked: devices can be added but not removed while the machine runs. After the guest has
+	// let go of one it stays in its slot, parked, and serves the same file again.
+	VPMEMParked bool
+	// VPMEMMappings: files can be packed on one device.
+	VPMEMMappings bool
+
+	VSMB bool // folders can be shared with a Windows guest
+	// VSMBPinned: direct-mapped shares are not removed before the machine exits.
+	VSMBPinned bool
+	Plan9      bool // folders can be shared with a Linux guest
+
+	PhysicallyBacked bool // the machine's devices must be: no VPMEM, no direct map
+	CompositeDisks   bool // SCSIDisk.Extents is understood
+	EROFS            bool // the guest mounts EROFS
+	Verity           bool // the guest checks dm-verity
+	// Observes: Observe tells the truth. Where it is false Observe returns what this process applied.
+	Observes bool
+}
+
+// SCSISlot is a place for a disk.
+type SCSISlot struct {
+	Controller uint8 `json:"controller"`
+	LUN        uint8 `json:"lun"`
+}
+
+// Observation is what is really in a machine. For devices at least the fields that make up the
+// address and the path are set; for guest actions at least those that make up the target.
+type Observation struct {
+	Devices []Device
+	Mounts  []Guest
+}
+
+// Device finds a device by address, or nil.
+func (o Observation) Device(addr string) Device {
+	for _, d := range o.Devices {
+		if d.Addr() == addr {
+			return d
+		}
+	}
+	return nil
+}
+
+// Mount finds a guest mount by target, or nil.
+func (o Observation) Mount(target string) Guest {
+	for _, g := range o.Mounts {
+		if g.Target() == target {
+			return g
+		}
+	}
+	return nil
+}
+
+// ProcessSpec describes a process in the guest.
+type ProcessSpec struct {
+	// ContainerID and Root put the process inside a root made by CombinedLayers, in namespaces that
+	// all processes of that container share. Both empty: the process runs in the machine itself.
+	ContainerID string
+	Root        string
+
+	Args []string // Args[0] is looked up in Env's PATH
+	Env  []string // "KEY=value"
+	Dir  string   // working directory; empty: "/"
+	// User is "", "name", "uid", "uid:gid" or "name:group", resolved with the files in the root.
+	User     string
+	Hostname string // of the container; empty: its id
+
+	Terminal      bool
+	Width, Height uint16 // of the terminal
+	// A nil reader or writer means that the stream is not connected.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+}
+
+// Process is a process in the guest.
+type Process interface {
+	Pid() uint32
+	// Wait waits for the exit and for the last byte of output. It may be called by several goroutines.
+	Wait(ctx context.Context) (exitCode int, err error)
+	// Signal sends a signal by its Linux number. A process that has exited is no error.
+	Signal(ctx context.Context, sig int) error
+	// Resize tells the terminal its size.
+	Resize(ctx context.Context, width, height uint16) error
+	// Close lets go of the process without ending it.
+	Close() error
+}
