@@ -1,0 +1,179 @@
+package bootimage
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+)
+
+// Options says what to build from. The zero value takes everything from this host.
+type Options struct {
+	Kernel     string // a bzImage, vmlinux or Image; empty: the newest one in KernelDir with modules
+	KernelDir  string // empty: /boot
+	ModulesDir string // holds a folder per kernel release; empty: /lib/modules
+	Release    string // the release of Kernel; empty: what follows the first "-" of its name
+	Init       string // a strata binary for Linux; empty: the running program
+	Mkfs       string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
+	CacheDir   string // empty: "strata/boot" in the user's cache directory
+	Logger     *slog.Logger
+}
+
+// Image is what a VMM needs to boot a utility VM.
+type Image struct {
+	Kernel        string   // an uncompressed ELF with a PVH entry where that can be had
+	Initrd        string   // uncompressed cpio
+	Cmdline       []string // words for the kernel command line, without the console
+	KernelRelease string
+}
+
+var (
+	// ErrNoKernel says that no kernel with its modules was found.
+	ErrNoKernel = errors.New("no usable kernel is installed")
+	// ErrModule says that a kernel lacks a module that a utility VM cannot do without.
+	ErrModule = errors.New("the kernel lacks a needed module")
+)
+
+// cmdline holds words that make booting faster and safer whatever the VMM is. A guest that cannot go
+// on ends instead of hanging.
+var cmdline = []string{"panic=-1", "reboot=t", "quiet", "random.trust_cpu=on", "cryptomgr.notests", "no_timer_check", "rcupdate.rcu_expedited=1"}
+
+// keep is how long a cached file that nobody asks for is kept.
+const keep = 14 * 24 * time.Hour
+
+// Build makes the image, or finds it in the cache. The files stay valid until nobody asked for them
+// for two weeks; a VM needs them only while it starts.
+func Build(ctx context.Context, o Options) (Image, error) {
+	if err := o.defaults(); err != nil {
+		return Image{}, err
+	}
+	k, err := findKernel(o)
+	if err != nil {
+		return Image{}, err
+	}
+	if err := os.MkdirAll(o.CacheDir, 0o755); err != nil {
+		return Image{}, fmt.Errorf("bootimage: making the cache: %w", err)
+	}
+	img := Image{KernelRelease: k.release, Cmdline: append([]string(nil), cmdline...)}
+	if img.Kernel, err = o.kernel(ctx, k); err != nil {
+		return Image{}, err
+	}
+	files, err := collect(o, k)
+	if err != nil {
+		return Image{}, err
+	}
+	if img.Initrd, err = o.initrd(ctx, files); err != nil {
+		return Image{}, err
+	}
+	prune(o.CacheDir, time.Now().Add(-keep))
+	return img, nil
+}
+
+func (o *Options) defaults() error {
+	if o.KernelDir == "" {
+		o.KernelDir = "/boot"
+	}
+	if o.ModulesDir == "" {
+		o.ModulesDir = "/lib/modules"
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Init == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("bootimage: finding the running program: %w", err)
+		}
+		if runtime.GOOS == "linux" {
+			// The file may have been replaced since we started; this is what runs.
+			exe = "/proc/self/exe"
+		}
+		o.Init = exe
+	}
+	if o.CacheDir == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil { // no home, such as a system service
+			dir = "/var/cache"
+		}
+		o.CacheDir = filepath.Join(dir, "strata", "boot")
+	}
+	return nil
+}
+
+// cached returns the path of the file called prefix-hash-suffix and makes it when it is not there.
+// write fills a temporary file; the name appears only when all is written.
+func (o *Options) cached(ctx context.Context, name string, write func(io.Writer) error) (path string, err error) {
+	path = filepath.Join(o.CacheDir, name)
+	now := time.Now()
+	if err := os.Chtimes(path, now, now); err == nil {
+		return path, nil
+	}
+	if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() {
+		return path, nil // somebody else's file: it can be used though not touched
+	}
+	start := time.Now()
+	f, err := os.CreateTemp(o.CacheDir, ".new-*")
+	if err != nil {
+		return "", fmt.Errorf("bootimage: writing to the cache: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+	}()
+	if err := write(&ctxWriter{ctx, f}); err != nil {
+		return "", fmt.Errorf("bootimage: making %s: %w", path, err)
+	}
+	if err := errors.Join(f.Chmod(0o644), f.Sync()); err != nil {
+		return "", fmt.Errorf("bootimage: making %s: %w", path, err)
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return "", fmt.Errorf("bootimage: %w", err)
+	}
+	o.Logger.Info("made", "file", path, "took", time.Since(start).Round(time.Millisecond))
+	return path, f.Close()
+}
+
+// ctxWriter stops a long write when its context ends.
+type ctxWriter struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (c *ctxWriter) Write(b []byte) (int, error) {
+	if err := context.Cause(c.ctx); err != nil {
+		return 0, err
+	}
+	return c.w.Write(b)
+}
+
+// prune removes what was last asked for before t. Failures do no harm: the next call tries again.
+func prune(dir string, t time.Time) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil && fi.Mode().IsRegular() && fi.ModTime().Before(t) {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// digest is a short name for content. Collisions would need an attacker who chooses the files of the
+// host's kernel packages; 128 bits are plenty.
+func digest(chunks ...[]byte) string {
+	h := sha256.New()
+	for _, c := range chunks {
+		fmt.Fprintf(h, "%d\n", len(c))
+		h.Write(c)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}

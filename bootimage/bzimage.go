@@ -1,0 +1,144 @@
+package bootimage
+
+import (
+	"bytes"
+	"compress/bzip2"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+	"github.com/therootcompany/xz"
+)
+
+// errKernelForm says that no ELF image with a PVH entry can be had from a kernel: it is booted as it is.
+var errKernelForm = errors.New("no directly bootable ELF image inside")
+
+// maxKernel bounds an uncompressed kernel, maxModule a module, in bytes.
+const (
+	maxKernel = 512 << 20
+	maxModule = 64 << 20
+)
+
+// bzImagePayload finds the compressed kernel in an x86 bzImage by the setup header of the Linux/x86
+// boot protocol (2.08 and later), and the size that it has uncompressed.
+func bzImagePayload(image []byte) (payload []byte, size int64, err error) {
+	const headerEnd = 0x250
+	if len(image) < headerEnd || string(image[0x202:0x206]) != "HdrS" {
+		return nil, 0, fmt.Errorf("not an x86 bzImage: %w", errKernelForm)
+	}
+	le := binary.LittleEndian
+	if v := le.Uint16(image[0x206:]); v < 0x208 {
+		return nil, 0, fmt.Errorf("boot protocol %#x tells no payload: %w", v, errKernelForm)
+	}
+	sectors := int64(image[0x1f1])
+	if sectors == 0 {
+		sectors = 4
+	}
+	start := (sectors+1)*512 + int64(le.Uint32(image[0x248:]))
+	length := int64(le.Uint32(image[0x24c:]))
+	if length < 8 || start+length > int64(len(image)) {
+		return nil, 0, fmt.Errorf("payload of %d bytes at %d is not in the file of %d: %w", length, start, len(image), errKernelForm)
+	}
+	payload = image[start : start+length]
+	size = int64(le.Uint32(payload[length-4:]))
+	if size > maxKernel {
+		return nil, 0, fmt.Errorf("uncompressed size %d is absurd: %w", size, errKernelForm)
+	}
+	return payload[:length-4], size, nil
+}
+
+// formats are told by their first bytes. Kernels and modules come in the same ones.
+var formats = []struct {
+	name, magic string
+	open        func(io.Reader) (io.Reader, error)
+}{
+	{"gzip", "\x1f\x8b", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
+	{"xz", "\xfd7zXZ\x00", func(r io.Reader) (io.Reader, error) { return xz.NewReader(r, xz.DefaultDictMax) }},
+	{"zstd", "\x28\xb5\x2f\xfd", func(r io.Reader) (io.Reader, error) {
+		return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxKernel))
+	}},
+	{"lz4", "\x02\x21\x4c\x18", func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
+	{"bzip2", "BZh", func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
+	{"none", elf.ELFMAG, func(r io.Reader) (io.Reader, error) { return r, nil }},
+}
+
+// decompress unpacks b, whatever its format, into at most limit bytes.
+func decompress(b []byte, limit int64) ([]byte, error) {
+	for _, f := range formats {
+		if !bytes.HasPrefix(b, []byte(f.magic)) {
+			continue
+		}
+		r, err := f.open(bytes.NewReader(b))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.name, err)
+		}
+		out, err := io.ReadAll(io.LimitReader(r, limit+1))
+		if c, ok := r.(interface{ Close() }); ok {
+			c.Close() // zstd's decoder
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.name, err)
+		}
+		if int64(len(out)) > limit {
+			return nil, fmt.Errorf("%s: more than %d bytes", f.name, limit)
+		}
+		return out, nil
+	}
+	return nil, fmt.Errorf("unknown compression (%x)", b[:min(4, len(b))])
+}
+
+func decompressKernel(payload []byte, size int64) ([]byte, error) {
+	// The limit is exact: what follows the stream is padding of the build.
+	b, err := decompress(payload, size)
+	if err != nil {
+		return nil, fmt.Errorf("unpacking: %w: %w", err, errKernelForm)
+	}
+	if int64(len(b)) != size {
+		return nil, fmt.Errorf("unpacked to %d bytes instead of %d: %w", len(b), size, errKernelForm)
+	}
+	return b, nil
+}
+
+// checkPVH reports whether QEMU can enter an ELF kernel directly: it needs the note of the PVH entry
+// point (owner "Xen", type 18, XEN_ELFNOTE_PHYS32_ENTRY).
+func checkPVH(vmlinux []byte) error {
+	f, err := elf.NewFile(bytes.NewReader(vmlinux))
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errKernelForm)
+	}
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_NOTE || p.Filesz > 1<<20 {
+			continue
+		}
+		notes := make([]byte, p.Filesz)
+		if _, err := p.ReadAt(notes, 0); err != nil {
+			return fmt.Errorf("%w: %w", err, errKernelForm)
+		}
+		if hasNote(notes, f.ByteOrder, "Xen\x00", 18) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no PVH entry point: %w", errKernelForm)
+}
+
+// hasNote walks the notes of an ELF segment: sizes of name and description, type, name, description.
+func hasNote(b []byte, order binary.ByteOrder, owner string, kind uint32) bool {
+	for len(b) >= 12 {
+		nameLen, descLen := int64(order.Uint32(b)), int64(order.Uint32(b[4:]))
+		t := order.Uint32(b[8:])
+		next := 12 + (nameLen+3)&^3 + (descLen+3)&^3
+		if next > int64(len(b)) {
+			return false
+		}
+		if t == kind && string(b[12:12+nameLen]) == owner {
+			return true
+		}
+		b = b[next:]
+	}
+	return false
+}

@@ -1,0 +1,22 @@
+// Package bootimage makes what a Linux utility VM boots from: a kernel that is installed on this
+// host (a distribution's) and an initramfs with the strata binary as /init, the kernel modules a
+// utility VM needs, and mkfs.ext4.
+//
+// Both are cached by content: [Build] hashes what goes in and writes only what is not there yet, by
+// rename, so that any number of processes may build at the same time.
+//
+// # What is in the initramfs
+//
+//	/init                     the strata binary; as PID 1 it is the guest agent
+//	/lib/modules/NAME.ko      modules, decompressed
+//	/lib/modules.strata       the modules needed to talk to the host: one file name per line,
+//	                          relative to /lib/modules, in load order
+//	/lib/modules.strata.lazy  the others: "feature: file file ...", in load order, one feature per
+//	                          line; the agent loads them when they are first needed. A feature that
+//	                          is built into the kernel, or that the kernel lacks, has no line
+//	/sbin/mkfs.ext4           with the shared libraries it names, where the host has it
+//
+// The archive is not compressed: under emulation the guest unpacks it an order of magnitude faster
+// than any compressed form, and QEMU copies it by DMA. For the same reason the kernel is unpacked on
+// the host once (x86): QEMU enters the ELF image directly (PVH) and the guest decompresses nothing.
+package bootimage
