@@ -1,0 +1,139 @@
+package layerdir
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// ChainName is the name of the file that lists the parents of a layer.
+const ChainName = "layerchain.json"
+
+const (
+	maxChainBytes  = 4 << 20
+	maxChainLayers = 10_000
+)
+
+// ErrChainOrder says that layerchain.json contradicts the order in which layers were given.
+var ErrChainOrder = errors.New("the layers' order contradicts " + ChainName)
+
+// ReadChain reads the parents of the layer in dir, immediate parent first. Without a layerchain.json
+// the error matches fs.ErrNotExist; a base layer has an empty one, or none.
+func ReadChain(dir string) ([]string, error) {
+	path := filepath.Join(dir, ChainName)
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read layer chain: %w", err)
+	}
+	if !st.Mode().IsRegular() || st.Size() > maxChainBytes {
+		return nil, fmt.Errorf("read layer chain: %s is no regular file of at most %d bytes", path, maxChainBytes)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read layer chain: %w", err)
+	}
+	chain, err := ParseChain(b)
+	if err != nil {
+		return nil, fmt.Errorf("read layer chain %s: %w", path, err)
+	}
+	return chain, nil
+}
+
+// ParseChain reads the content of a layerchain.json: a JSON array of paths, immediate parent first.
+func ParseChain(b []byte) ([]string, error) {
+	var chain []string
+	if err := json.Unmarshal(b, &chain); err != nil {
+		return nil, fmt.Errorf("not a JSON array of paths: %w", err)
+	}
+	if len(chain) > maxChainLayers {
+		return nil, fmt.Errorf("%d parents; at most %d are accepted", len(chain), maxChainLayers)
+	}
+	seen := make(map[string]bool, len(chain))
+	for i, p := range chain {
+		switch {
+		case p == "":
+			return nil, fmt.Errorf("parent %d is empty", i)
+		case strings.ContainsRune(p, 0):
+			return nil, fmt.Errorf("parent %d, %q, holds a NUL character", i, p)
+		case seen[filepath.Clean(p)]:
+			return nil, fmt.Errorf("parent %d, %q, is listed twice", i, p)
+		}
+		seen[filepath.Clean(p)] = true
+	}
+	return chain, nil
+}
+
+// WriteChain writes the parents of the layer in dir, immediate parent first, in one step.
+func WriteChain(dir string, parents []string) (err error) {
+	b, err := json.Marshal(append([]string{}, parents...)) // [] and never null
+	if err != nil {
+		return fmt.Errorf("write layer chain: %w", err)
+	}
+	if _, err := ParseChain(b); err != nil {
+		return fmt.Errorf("write layer chain of %s: %w", dir, err)
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("write layer chain: %w", err)
+	}
+	out, err := newOutput(abs, ChainName)
+	if err != nil {
+		return fmt.Errorf("write layer chain: %w", err)
+	}
+	defer func() { err = errors.Join(err, out.abandon()) }()
+	if _, err := out.file.Write(append(b, '\n')); err != nil {
+		return fmt.Errorf("write layer chain of %s: %w", dir, explain(err))
+	}
+	if err := out.commit(true); err != nil {
+		return fmt.Errorf("write layer chain of %s: %w", dir, err)
+	}
+	return nil
+}
+
+// CheckChain compares the order of layers, topmost first, with the layerchain.json of each layer that
+// has one. Paths are compared after cleaning and, where they exist, after resolving links; a relative
+// parent is relative to the folder of its layerchain.json. A contradiction matches ErrChainOrder and
+// shows both orders.
+func CheckChain(layersTopFirst []string) error {
+	given := make([]string, len(layersTopFirst))
+	for i, l := range layersTopFirst {
+		given[i] = canonical(l)
+	}
+	for i, l := range layersTopFirst {
+		chain, err := ReadChain(l)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		want := make([]string, len(chain))
+		for j, p := range chain {
+			if !filepath.IsAbs(p) {
+				p = filepath.Join(l, p)
+			}
+			want[j] = canonical(p)
+		}
+		if got := given[i+1:]; !slices.Equal(got, want) {
+			return fmt.Errorf("%w: below %s the order given is [%s], its %s says [%s]: give the layers topmost first, base last",
+				ErrChainOrder, l, strings.Join(layersTopFirst[i+1:], ", "), ChainName, strings.Join(chain, ", "))
+		}
+	}
+	return nil
+}
+
+// canonical is one spelling for a path, as far as the path exists.
+func canonical(p string) string {
+	if abs, err := filepath.Abs(p); err == nil {
+		p = abs
+	}
+	if real, err := filepath.EvalSymlinks(p); err == nil {
+		return real
+	}
+	return filepath.Clean(p)
+}

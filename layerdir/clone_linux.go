@@ -1,0 +1,34 @@
+package layerdir
+
+import (
+	"errors"
+	"math"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+func reflink(dst, src *os.File) error {
+	return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
+}
+
+// nextData gives the first offset from off on that is not in a hole.
+func nextData(f *os.File, off int64) int64 {
+	n, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return math.MaxInt64 // only a hole is left
+	}
+	if err != nil {
+		return off
+	}
+	return n
+}
+
+// syncDir makes a rename in dir last.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

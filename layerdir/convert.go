@@ -1,0 +1,98 @@
+package layerdir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
+)
+
+// Format is a file format of layers.
+type Format string
+
+// The formats of layers.
+const (
+	VHD   Format = "vhd"   // layer.vhd: ext4 and a fixed VHD footer
+	EROFS Format = "erofs" // layer.erofs: uncompressed EROFS with blocks of 4 KiB
+)
+
+// FileName is the name that a layer of this format has in its folder.
+func (f Format) FileName() string { return "layer." + string(f) }
+
+// DefaultMaxBytes is the limit on the unpacked size of a layer when Options.MaxBytes is 0.
+const DefaultMaxBytes = 128 << 30
+
+// Options says what Convert does.
+type Options struct {
+	Format Format    // empty: VHD
+	Tar    io.Reader // an uncompressed layer tar: OCI whiteouts are understood
+	Dir    string    // the layer folder: made, with its parents, when it does not exist
+	// Progress, when set, is called from time to time with the bytes of Tar read so far.
+	Progress func(n int64)
+	// MaxBytes limits the unpacked size, holes of sparse files included; 0: DefaultMaxBytes.
+	MaxBytes int64
+}
+
+// Result tells what Convert made.
+type Result struct {
+	Path  string // of the layer file
+	Bytes int64  // its size, footer included
+}
+
+// Convert writes the layer of o.Tar to o.Dir. The file appears complete or not at all: it is written
+// under a temporary name beside the folder, synced, and renamed. After an error or the end of ctx
+// nothing is left, not even the folder if Convert made it.
+func Convert(ctx context.Context, o Options) (res Result, err error) {
+	if o.Format == "" {
+		o.Format = VHD
+	}
+	if o.Format != VHD {
+		return res, fmt.Errorf("convert layer: unknown format %q: use vhd", o.Format)
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return res, fmt.Errorf("convert layer: %w", err)
+	}
+	wrap := func(err error) error { return fmt.Errorf("convert layer to %s: %w", dir, explain(err)) }
+	out, err := newOutput(dir, o.Format.FileName())
+	if err != nil {
+		return res, wrap(err)
+	}
+	defer func() { err = errors.Join(err, out.abandon()) }()
+	in := &meter{ctx: ctx, r: o.Tar, progress: o.Progress}
+	if err := tar2ext4.Convert(in, out.file, tar2ext4.ConvertWhiteout, tar2ext4.AppendVhdFooter,
+		tar2ext4.MaximumDiskSize(DefaultMaxBytes)); err != nil {
+		return res, wrap(err)
+	}
+	st, err := out.file.Stat()
+	if err != nil {
+		return res, wrap(err)
+	}
+	if err := out.commit(true); err != nil {
+		return res, wrap(err)
+	}
+	return Result{Path: filepath.Join(dir, o.Format.FileName()), Bytes: st.Size()}, nil
+}
+
+// meter counts what is read, and stops when ctx ends.
+type meter struct {
+	ctx      context.Context
+	r        io.Reader
+	progress func(int64)
+	n        int64
+}
+
+func (m *meter) Read(b []byte) (int, error) {
+	if err := m.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := m.r.Read(b)
+	m.n += int64(n)
+	if m.progress != nil {
+		m.progress(m.n)
+	}
+	return n, err
+}

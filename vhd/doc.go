@@ -1,0 +1,5 @@
+// Package vhd reads and writes the virtual disk formats of layer folders, as far as layers need them:
+// the footer of a fixed VHD (layer.vhd: a file system, then 512 bytes), and the header of a VHDX
+// (sandbox.vhdx), which is only probed. The formats are those of the "Virtual Hard Disk Image Format
+// Specification" and of MS-VHDX. Nothing here opens a file.
+package vhd
