@@ -1,0 +1,212 @@
+package uvm
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// The journal is a text file. Each line is one record: eight hex digits of the CRC-32C of the rest,
+// a space, and a JSON object that gives the new values of some entities. The last value of an entity
+// wins. A record is complete when its line is; a torn last line is what a crash leaves and is
+// dropped. Records are not synced: a crash of the process keeps them in the page cache, and a crash
+// of the host ends the VM they speak of.
+
+const (
+	journalName = "journal"
+	// maxRecord bounds a line; a resource with a thousand extents fits well.
+	maxRecord = 4 << 20
+	// compactAt is how many records beyond the live ones make the journal worth rewriting.
+	compactAt = 4096
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// record is one line: entities that changed together.
+type record struct {
+	Resources []resourceEntry `json:"r,omitempty"`
+	Leases    []leaseEntry    `json:"l,omitempty"`
+	Claims    []claimEntry    `json:"c,omitempty"`
+}
+
+// resourceEntry is a resource as the journal knows it. State free deletes it.
+type resourceEntry struct {
+	ID     int         `json:"id"`
+	State  State       `json:"state"`
+	Key    string      `json:"key,omitempty"`
+	What   *vmm.Change `json:"what,omitempty"` // Add with exactly one half
+	Parent int         `json:"parent,omitempty"`
+	Pinned bool        `json:"pinned,omitempty"`
+}
+
+// leaseEntry ties a resource to a claim. Dropped deletes it.
+type leaseEntry struct {
+	ID       int    `json:"id"`
+	Claim    string `json:"claim,omitempty"`
+	Resource int    `json:"res,omitempty"`
+	Role     string `json:"role,omitempty"`
+	Path     string `json:"path,omitempty"`
+	Dropped  bool   `json:"dropped,omitempty"`
+}
+
+// claimEntry is a claim. Phase ended deletes it.
+type claimEntry struct {
+	ID    string          `json:"id"`
+	Phase Phase           `json:"phase"`
+	Meta  json.RawMessage `json:"meta,omitempty"`
+}
+
+// journal appends records to a file; with a nil file it keeps nothing.
+type journal struct {
+	dir     string
+	file    *os.File
+	size    int64 // bytes of complete records
+	records int   // how many they are
+}
+
+// openJournal reads the journal of dir, cuts off a torn tail and opens it for appending. An empty
+// dir makes a journal that keeps nothing.
+func openJournal(dir string) (*journal, []record, error) {
+	if dir == "" {
+		return &journal{}, nil, nil
+	}
+	path := filepath.Join(dir, journalName)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open journal: %w", err)
+	}
+	records, good, err := readRecords(f)
+	if err == nil {
+		err = f.Truncate(good)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("read journal %s: %w", path, err), f.Close())
+	}
+	return &journal{dir: dir, file: f, size: good, records: len(records)}, records, nil
+}
+
+// readRecords reads complete records and says how many bytes they take. What follows must be one
+// torn line: complete records after a bad one mean damage that no crash makes.
+func readRecords(r io.Reader) (records []record, good int64, err error) {
+	br := bufio.NewReaderSize(r, 64<<10)
+	for {
+		line, err := readLine(br)
+		if errors.Is(err, io.EOF) {
+			return records, good, nil // a line without its end is torn, whatever it holds
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		rec, err := decodeRecord(line)
+		if err != nil {
+			rest, rerr := readLine(br)
+			if rerr == nil || len(rest) > 0 {
+				return nil, 0, fmt.Errorf("%w: record %d at byte %d: %w; stop the VM to discard it",
+					ErrJournal, len(records)+1, good, err)
+			}
+			return records, good, nil
+		}
+		records = append(records, rec)
+		good += int64(len(line)) + 1
+	}
+}
+
+// readLine gives a line without its end, or io.EOF with what stands before the end of the file.
+func readLine(br *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := br.ReadSlice('\n')
+		line = append(line, part...)
+		if len(line) > maxRecord {
+			return nil, fmt.Errorf("%w: a record is longer than %d bytes", ErrJournal, maxRecord)
+		}
+		if err == nil {
+			return line[:len(line)-1], nil
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return line, err
+		}
+	}
+}
+
+func decodeRecord(line []byte) (rec record, err error) {
+	sum, body, ok := bytes.Cut(line, []byte(" "))
+	if !ok || string(sum) != fmt.Sprintf("%08x", crc32.Checksum(body, castagnoli)) {
+		return rec, errors.New("wrong checksum")
+	}
+	return rec, json.Unmarshal(body, &rec)
+}
+
+func encodeRecord(rec record) ([]byte, error) {
+	body, err := json.Marshal(rec)
+	if err != nil {
+		return nil, err
+	}
+	if len(body)+10 > maxRecord {
+		return nil, fmt.Errorf("a journal record of %d bytes is too large", len(body))
+	}
+	return fmt.Appendf(nil, "%08x %s\n", crc32.Checksum(body, castagnoli), body), nil
+}
+
+// write appends one record. After a failure (a full disk) the journal is as it was before.
+func (j *journal) write(rec record) error {
+	if j.file == nil {
+		return nil
+	}
+	line, err := encodeRecord(rec)
+	if err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	if _, err := j.file.WriteAt(line, j.size); err != nil {
+		return errors.Join(fmt.Errorf("write journal: %w", err), j.file.Truncate(j.size))
+	}
+	j.size += int64(len(line))
+	j.records++
+	return nil
+}
+
+// compact replaces the journal by one that says the same in few records.
+func (j *journal) compact(live []record) error {
+	if j.file == nil {
+		return nil
+	}
+	var buf bytes.Buffer
+	for _, rec := range live {
+		line, err := encodeRecord(rec)
+		if err != nil {
+			return fmt.Errorf("compact journal: %w", err)
+		}
+		buf.Write(line)
+	}
+	path := filepath.Join(j.dir, journalName)
+	if err := os.WriteFile(path+".new", buf.Bytes(), 0o600); err != nil {
+		return fmt.Errorf("compact journal: %w", err)
+	}
+	// Windows replaces no file that is open.
+	if err := errors.Join(j.file.Close(), os.Rename(path+".new", path)); err != nil {
+		return fmt.Errorf("compact journal: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("compact journal: %w", err)
+	}
+	j.file, j.size, j.records = f, int64(buf.Len()), len(live)
+	return nil
+}
+
+func (j *journal) close() error {
+	if j.file == nil {
+		return nil
+	}
+	f := j.file
+	j.file = nil
+	return f.Close()
+}

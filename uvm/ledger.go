@@ -1,0 +1,437 @@
+package uvm
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// resource is a device of the machine or a mount in the guest: exactly one of device and guest is
+// set. All fields are guarded by ledger.mu; who found busy nil and set it may change the machine.
+type resource struct {
+	id     int
+	key    string // identity: who asks for the same key gets the same resource
+	device vmm.Device
+	guest  vmm.Guest
+	parent *resource // the device that a mount rests on, if any
+	pinned bool      // the device cannot be removed while the machine runs
+
+	state    State
+	leases   map[*Lease]struct{}
+	children int           // mounts that rest on this device
+	busy     chan struct{} // closed when the change under way has come to rest
+}
+
+// refs is how many users there are.
+func (r *resource) refs() int { return len(r.leases) + r.children }
+
+func (r *resource) String() string {
+	if r.device != nil {
+		return r.device.String()
+	}
+	return r.guest.String()
+}
+
+// ledger is the table of all resources, leases and claims of a VM, and the one place that applies
+// changes to the machine.
+type ledger struct {
+	machine vmm.Machine
+	log     *slog.Logger
+	tel     *telemetry
+	undo    time.Duration // grace for taking back what a failed or cancelled call began
+
+	mu        sync.Mutex
+	journal   *journal
+	resources map[int]*resource
+	byKey     map[string]*resource
+	byTarget  map[string]*resource // mounts by guest path
+	claims    map[string]*Claim
+	slots     slotTable
+	lastID    int
+	mounts    int  // the number in the last guest mount path
+	vsmb      int  // the number in the last VSMB share name
+	plan9     int  // the number of the next Plan9 share
+	gone      bool // the machine is gone: everything counts as released
+	closed    bool
+}
+
+// want describes what acquire should find or make: a device, a mount, or a mount on a device. The
+// functions are called with the ledger locked; they choose addresses and paths.
+type want struct {
+	deviceKey string
+	device    func() (vmm.Device, error)
+	pinned    bool
+	mountKey  string
+	mount     func(vmm.Device) (vmm.Guest, error)
+	exclusive bool                    // a second user is an error
+	path      func(vmm.Device) string // guest path of a device that needs no mount
+}
+
+// acquire gives the claim a lease on what w describes. It shares what is attached, waits for what is
+// under way, and makes what is missing. On failure nothing of it remains, or if that could not be
+// undone the lease stays in the claim, to be released again.
+func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*Lease, error) {
+	for {
+		l.mu.Lock()
+		if err := l.usable(); err != nil {
+			l.mu.Unlock()
+			return nil, err
+		}
+		m, d := l.byKey[w.mountKey], l.byKey[w.deviceKey]
+		if ch := busyOf(m, d); ch != nil {
+			l.mu.Unlock()
+			if err := wait(ctx, ch); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if stale := unsettled(m, d); stale != nil {
+			le := stale.anyLease()
+			l.mu.Unlock()
+			if err := l.drop(ctx, le); err != nil {
+				return nil, fmt.Errorf("settle %s: %w", stale, err)
+			}
+			continue
+		}
+		if m != nil && w.exclusive {
+			l.mu.Unlock()
+			return nil, fmt.Errorf("%s: %w", m, ErrAlreadyAttached)
+		}
+		if found := shareable(m, d, w); found != nil {
+			le, err := l.share(c, role, found, w)
+			l.mu.Unlock()
+			return le, err
+		}
+		le, change, err := l.prepare(c, role, d, w)
+		l.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		return l.add(ctx, le, change)
+	}
+}
+
+// busyOf gives a channel to wait on when one of the resources, or what it rests on, is in motion.
+func busyOf(rs ...*resource) chan struct{} {
+	for _, r := range rs {
+		for ; r != nil; r = r.parent {
+			if r.busy != nil {
+				return r.busy
+			}
+		}
+	}
+	return nil
+}
+
+// unsettled gives the first resource that an earlier failure left half way and that has to be
+// removed before it can be made anew. A pinned device is not removed: adding it again settles it.
+func unsettled(rs ...*resource) *resource {
+	for _, r := range rs {
+		if r != nil && r.state != Attached && !r.pinned {
+			return r
+		}
+	}
+	return nil
+}
+
+func shareable(m, d *resource, w want) *resource {
+	switch {
+	case w.mountKey != "":
+		return m
+	case d != nil && d.state == Attached:
+		return d
+	}
+	return nil
+}
+
+func (r *resource) anyLease() *Lease {
+	for le := range r.leases {
+		return le
+	}
+	return nil
+}
+
+func (l *ledger) usable() error {
+	switch {
+	case l.closed:
+		return ErrClosed
+	case l.gone:
+		return goneError(l.machine)
+	}
+	return nil
+}
+
+// share adds a user to a resource that is attached. No call to the machine is made.
+func (l *ledger) share(c *Claim, role string, r *resource, w want) (*Lease, error) {
+	t := l.begin()
+	le := l.newLease(t, c, role, r, w)
+	if err := t.write(); err != nil {
+		l.unlink(le)
+		return nil, err
+	}
+	return le, nil
+}
+
+// prepare reserves what is missing, writes the intent and marks it busy.
+func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (*Lease, vmm.Change, error) {
+	change := vmm.Change{Op: vmm.Add}
+	t := l.begin()
+	var made []*resource
+	cancel := func() {
+		for _, r := range made {
+			l.set(nil, r, evCancel)
+		}
+	}
+	if w.deviceKey != "" && d == nil {
+		dev, err := w.device()
+		if err != nil {
+			return nil, change, err
+		}
+		d = l.newResource(w.deviceKey, dev, nil, nil, w.pinned)
+		made = append(made, d)
+	}
+	top := d
+	if w.mountKey != "" {
+		var dev vmm.Device
+		if d != nil {
+			dev = d.device
+		}
+		g, err := w.mount(dev)
+		if err == nil {
+			err = l.targetFree(g.Target())
+		}
+		if err != nil {
+			cancel()
+			return nil, change, err
+		}
+		top = l.newResource(w.mountKey, nil, g, d, false)
+		made = append([]*resource{top}, made...)
+	}
+	le := l.newLease(t, c, role, top, w)
+	parts := made
+	if d != nil && d.state == Doubtful { // pinned: the identical Add settles it
+		parts = append(parts, d)
+	}
+	for _, r := range parts {
+		l.set(t, r, evAttach)
+		r.busy = make(chan struct{})
+		if r.device != nil {
+			change.Device = r.device
+		} else {
+			change.Guest = r.guest
+		}
+	}
+	if err := t.write(); err != nil {
+		l.unlink(le)
+		for _, r := range parts {
+			ev := evUnknown
+			if slices.Contains(made, r) {
+				ev = evNotDone
+			}
+			l.settle(nil, r, ev)
+		}
+		return nil, change, err
+	}
+	return le, change, nil
+}
+
+func (l *ledger) targetFree(target string) error {
+	if target == "" || l.byTarget[target] == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w by %s", target, ErrGuestPathInUse, l.byTarget[target])
+}
+
+// add applies the change that prepare wrote down, and takes it back when it fails.
+func (l *ledger) add(ctx context.Context, le *Lease, change vmm.Change) (*Lease, error) {
+	err := l.apply(ctx, change)
+	host, guest := vmm.Outcomes(change, err)
+	l.mu.Lock()
+	t := l.begin()
+	r := le.res
+	m, d := r, r.parent
+	if r.device != nil {
+		m, d = nil, r
+	}
+	if m != nil {
+		l.finish(t, m, guest)
+	}
+	if d != nil && change.Device != nil {
+		l.finish(t, d, host)
+	}
+	if err == nil {
+		l.logFailure(t.write())
+		l.mu.Unlock()
+		return le, nil
+	}
+	l.follow(t, le)
+	l.logFailure(t.write())
+	l.mu.Unlock()
+
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.undo)
+	defer cancel()
+	if uerr := l.drop(grace, le); uerr != nil {
+		return nil, fmt.Errorf("%w; what was begun could not be undone and stays with container %s: %w",
+			err, le.claim.id, uerr)
+	}
+	return nil, err
+}
+
+var outcomeEvents = map[vmm.Outcome]event{vmm.Done: evDone, vmm.NotDone: evNotDone, vmm.Unknown: evUnknown}
+
+// finish records what became of a resource in motion and wakes who waits for it.
+func (l *ledger) finish(t *tx, r *resource, o vmm.Outcome) { l.settle(t, r, outcomeEvents[o]) }
+
+func (l *ledger) settle(t *tx, r *resource, ev event) {
+	if l.gone {
+		ev = evMachineGone
+	}
+	l.set(t, r, ev)
+	l.rest(r)
+}
+
+func (l *ledger) rest(r *resource) {
+	if r.busy != nil {
+		close(r.busy)
+		r.busy = nil
+	}
+}
+
+// follow moves a lease from a mount that is gone to the device below it, or ends it.
+func (l *ledger) follow(t *tx, le *Lease) {
+	for le.res != nil && le.res.state == Free {
+		below := le.res.parent
+		delete(le.res.leases, le)
+		le.res = below
+		if below != nil {
+			below.leases[le] = struct{}{}
+			if below.state != Free {
+				t.lease(le)
+			}
+		}
+	}
+	if le.res == nil {
+		l.end(t, le)
+	}
+}
+
+// drop gives up a lease. The last lease takes the resource away, and with it the device below when
+// nothing else rests on it. After a failure the lease stands where the removal stopped.
+func (l *ledger) drop(ctx context.Context, le *Lease) error {
+	for {
+		l.mu.Lock()
+		t := l.begin()
+		r := le.res
+		if r != nil && l.gone {
+			l.set(nil, r, evMachineGone)
+		}
+		if r == nil || r.state == Free {
+			l.follow(t, le)
+			l.logFailure(t.write())
+			done := le.res == nil
+			l.mu.Unlock()
+			if done {
+				return nil
+			}
+			continue
+		}
+		if ch := busyOf(r); ch != nil {
+			l.mu.Unlock()
+			if err := wait(ctx, ch); err != nil {
+				return err
+			}
+			continue
+		}
+		if r.refs() > 1 || r.pinned {
+			l.end(t, le)
+			l.logFailure(t.write())
+			l.mu.Unlock()
+			return nil
+		}
+		change, parts := removal(r)
+		for _, p := range parts {
+			l.set(t, p, evDetach)
+			p.busy = make(chan struct{})
+		}
+		if err := t.write(); err != nil {
+			for _, p := range parts {
+				l.settle(nil, p, evUnknown)
+			}
+			l.mu.Unlock()
+			return err
+		}
+		l.mu.Unlock()
+		if err := l.remove(ctx, le, change, parts); err != nil {
+			return err
+		}
+	}
+}
+
+// removal is the Change that takes r away, and the resources it moves: the mount first.
+func removal(r *resource) (vmm.Change, []*resource) {
+	change := vmm.Change{Op: vmm.Remove, Device: r.device, Guest: r.guest}
+	parts := []*resource{r}
+	if d := r.parent; d != nil && d.refs() == 1 && !d.pinned {
+		change.Device = d.device
+		parts = append(parts, d)
+	}
+	return change, parts
+}
+
+// remove applies a removal and moves the lease to what is left of it.
+func (l *ledger) remove(ctx context.Context, le *Lease, change vmm.Change, parts []*resource) error {
+	err := l.apply(ctx, change)
+	host, guest := vmm.Outcomes(change, err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.begin()
+	for _, p := range parts {
+		switch {
+		case p.guest != nil:
+			l.finish(t, p, guest)
+		case host == vmm.NotDone && change.Guest != nil && guest == vmm.Done:
+			l.settle(t, p, evGuestLetGo)
+		default:
+			l.finish(t, p, host)
+		}
+	}
+	l.follow(t, le)
+	l.logFailure(t.write())
+	if l.gone {
+		return nil
+	}
+	return err
+}
+
+// apply makes one change; it is never called with the ledger locked.
+func (l *ledger) apply(ctx context.Context, c vmm.Change) error {
+	err := l.tel.apply(ctx, l.machine, c)
+	if err != nil && isGone(err) {
+		l.mu.Lock()
+		l.gone = true
+		l.mu.Unlock()
+	}
+	return err
+}
+
+func wait(ctx context.Context, ch <-chan struct{}) error {
+	select {
+	case <-ch:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for another user's change: %w", context.Cause(ctx))
+	}
+}
+
+// logFailure reports that an outcome could not be written down. The books in memory are right, and
+// opening asks the machine anyway.
+func (l *ledger) logFailure(err error) {
+	if err != nil {
+		l.log.Error("the outcome of a change is not in the journal", "error", err)
+	}
+}

@@ -1,0 +1,236 @@
+package uvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// orphans is the claim of what is attached but held by nobody, until it is gone.
+const orphans = "(orphans)"
+
+// books is what a journal says at its end.
+type books struct {
+	resources map[int]resourceEntry
+	leases    map[int]leaseEntry
+	claims    map[string]claimEntry
+}
+
+func replay(records []record) books {
+	b := books{map[int]resourceEntry{}, map[int]leaseEntry{}, map[string]claimEntry{}}
+	for _, rec := range records {
+		for _, r := range rec.Resources {
+			if b.resources[r.ID] = r; r.State == Free {
+				delete(b.resources, r.ID)
+			}
+		}
+		for _, le := range rec.Leases {
+			if b.leases[le.ID] = le; le.Dropped {
+				delete(b.leases, le.ID)
+			}
+		}
+		for _, c := range rec.Claims {
+			if b.claims[c.ID] = c; c.Phase == ended {
+				delete(b.claims, c.ID)
+			}
+		}
+	}
+	return b
+}
+
+// recover makes the ledger agree with the machine and takes back what was under way.
+func (l *ledger) recover(ctx context.Context, records []record) error {
+	obs, err := l.machine.Observe(ctx)
+	if err != nil {
+		return fmt.Errorf("ask the machine what is there: %w", err)
+	}
+	l.mu.Lock()
+	err = l.rebuild(replay(records), obs)
+	if err == nil {
+		err = l.journal.compact(l.snapshot())
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	// What cannot be taken back now stays in its claim; it does not make the VM unusable.
+	if err := l.finishReleases(ctx); err != nil {
+		l.log.Warn("what an earlier process left could not be taken back yet", "error", err)
+		if ctx.Err() != nil || isGone(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Recover tries again to take back what failed mounts and unmounts left behind. Open has done so
+// once; it is for a caller that keeps the VM open. Containers that are mounted are not touched.
+func (vm *UtilityVM) Recover(ctx context.Context) error { return vm.l.finishReleases(ctx) }
+
+func (l *ledger) rebuild(b books, obs vmm.Observation) error {
+	observes := l.machine.Limits().Observes
+	made := map[int]*resource{}
+	// Devices before the mounts that rest on them, parents have lower numbers.
+	for _, id := range slices.Sorted(maps.Keys(b.resources)) {
+		e := b.resources[id]
+		if e.What == nil || e.What.Empty() {
+			return fmt.Errorf("%w: resource %d says nothing", ErrJournal, id)
+		}
+		r := &resource{id: id, key: e.Key, device: e.What.Device, guest: e.What.Guest,
+			parent: made[e.Parent], pinned: e.Pinned}
+		l.lastID = max(l.lastID, id)
+		l.enter(r, e.State)
+		made[id] = r
+		if ev, happened := verdict(r, obs, observes); happened {
+			l.set(nil, r, ev)
+		}
+		l.countOn(r)
+	}
+	for _, d := range obs.Devices {
+		l.slots.mark(d, true) // also what is not in our books: never put something on top of it
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.claims)) {
+		e := b.claims[id]
+		if e.Phase == Mounting {
+			e.Phase = Releasing // whoever was mounting is dead
+		}
+		l.claims[id] = &Claim{l: l, id: id, phase: e.Phase, meta: e.Meta}
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.leases)) {
+		l.lastID = max(l.lastID, id)
+		l.adopt(b.leases[id], made)
+	}
+	for _, id := range slices.Sorted(maps.Keys(made)) {
+		if r := made[id]; r.state != Free && r.refs() == 0 && !r.pinned {
+			l.orphan(r)
+		}
+	}
+	return nil
+}
+
+// verdict compares what the journal says of a resource with what is there.
+func verdict(r *resource, obs vmm.Observation, observes bool) (event, bool) {
+	if r.state == Reserved {
+		return evCancel, true
+	}
+	if !observes {
+		inMotion := r.state == Attaching || r.state == Detaching
+		return evUnknown, inMotion
+	}
+	if r.device != nil {
+		there := obs.Device(r.device.Addr())
+		if there == nil || !sameFile(there, r.device) {
+			return evLost, true
+		}
+		return evFound, true
+	}
+	if obs.Mount(r.guest.Target()) == nil {
+		return evLost, true
+	}
+	return evFound, true
+}
+
+// sameFile guards against taking for ours what somebody else put at an address.
+func sameFile(a, b vmm.Device) bool {
+	pa, pb := devicePath(a), devicePath(b)
+	return pa == "" || pb == "" || pathIdentity(pa) == pathIdentity(pb)
+}
+
+func devicePath(d vmm.Device) string {
+	switch d := d.(type) {
+	case vmm.SCSIDisk:
+		if d.Extents != nil {
+			return ""
+		}
+		return d.Path
+	case vmm.VPMEMDevice:
+		return d.Path
+	}
+	return ""
+}
+
+// countOn makes sure that names given out before are not given out again.
+func (l *ledger) countOn(r *resource) {
+	bump := func(counter *int, text, prefix string, base int) {
+		if digits, ok := strings.CutPrefix(text, prefix); ok {
+			if n, err := strconv.ParseUint(digits, base, 31); err == nil {
+				*counter = max(*counter, int(n))
+			}
+		}
+	}
+	switch d := r.device.(type) {
+	case vmm.VSMBShare:
+		bump(&l.vsmb, d.Name, "s", 16)
+	case vmm.Plan9Share:
+		next := l.plan9 - 1
+		bump(&next, d.Name, "", 10)
+		l.plan9 = next + 1
+	}
+	if r.guest != nil {
+		bump(&l.mounts, r.guest.Target(), mountRoots[l.machine.OS()], 10)
+	}
+}
+
+// adopt ties a lease of the journal to its claim and resource. A lease without either is what a
+// crash between two records leaves.
+func (l *ledger) adopt(e leaseEntry, made map[int]*resource) {
+	c, r := l.claims[e.Claim], made[e.Resource]
+	if c == nil || r == nil {
+		return
+	}
+	le := &Lease{l: l, id: e.ID, claim: c, role: e.Role, path: e.Path, res: r, what: r.String()}
+	le.kind, le.slot = kindOf(r)
+	r.leases[le] = struct{}{}
+	c.leases = append(c.leases, le)
+	if r.state != Free {
+		return
+	}
+	if c.phase == Mounted {
+		l.log.Warn("something a container holds is not in the machine any more",
+			"container", c.id, "resource", le.what)
+	}
+	l.follow(l.begin(), le)
+}
+
+func (l *ledger) orphan(r *resource) {
+	c := l.claims[orphans]
+	if c == nil {
+		c = &Claim{l: l, id: orphans, phase: Releasing, meta: []byte("{}")}
+		l.claims[orphans] = c
+	}
+	l.newLease(l.begin(), c, "orphan", r, want{})
+}
+
+// finishReleases releases the claims whose release was begun and the leases that an earlier failure
+// left half way.
+func (l *ledger) finishReleases(ctx context.Context) error {
+	l.mu.Lock()
+	var whole []*Claim
+	var single []*Lease
+	for _, c := range l.claims {
+		if c.phase == Releasing {
+			whole = append(whole, c)
+			continue
+		}
+		for _, le := range c.leases {
+			if le.res != nil && le.res.busy == nil && le.res.state != Attached && !le.res.pinned {
+				single = append(single, le)
+			}
+		}
+	}
+	l.mu.Unlock()
+	var errs []error
+	for _, c := range whole {
+		errs = append(errs, c.Release(ctx, nil))
+	}
+	for _, le := range single {
+		errs = append(errs, le.Release(ctx))
+	}
+	return errors.Join(errs...)
+}

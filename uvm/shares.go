@@ -1,0 +1,145 @@
+package uvm
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// vsmbRoot is where a Windows guest sees the shares of its host.
+const vsmbRoot = `\\?\VMSMB\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\`
+
+// ReadOnlyShare are the options of a read-only share; layers add TakeBackupPrivilege.
+var ReadOnlyShare = vmm.VSMBOptions{ReadOnly: true, ShareRead: true, CacheIo: true, PseudoOplocks: true}
+
+// VSMB is the side of a VM that shares folders with a Windows guest.
+type VSMB struct{ vm *UtilityVM }
+
+// VSMB gives the VSMB side of the VM.
+func (vm *UtilityVM) VSMB() VSMB { return VSMB{vm} }
+
+// Share shares a folder, or uses the share there is: a folder is shared at most once read-only and
+// once writable. A direct-mapped share stays until the VM exits where the host cannot take it away
+// (vmm.Limits.VSMBPinned); it is then used again for the same folder.
+func (v VSMB) Share(ctx context.Context, c *Claim, role, folder string, o vmm.VSMBOptions) (*Lease, error) {
+	return v.share(ctx, c, role, folder, o, "")
+}
+
+// ShareFile shares one file by way of its folder: other files of the folder are not reachable. A
+// further file of the same folder widens the list of that share.
+func (v VSMB) ShareFile(ctx context.Context, c *Claim, role, file string, o vmm.VSMBOptions) (*Lease, error) {
+	i := strings.LastIndexAny(file, `\/`)
+	if i <= 0 || i == len(file)-1 {
+		return nil, fmt.Errorf("share file %q: it is no full path of a file", file)
+	}
+	o.RestrictFileAccess, o.SingleFileMapping = true, true
+	le, err := v.share(ctx, c, role, file[:i], o, file)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.vm.l.allow(ctx, le, file); err != nil {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.vm.l.undo)
+		defer cancel()
+		if derr := v.vm.l.drop(grace, le); derr != nil {
+			err = fmt.Errorf("%w; and could not be undone: %w", err, derr)
+		}
+		return nil, err
+	}
+	return le, nil
+}
+
+func (v VSMB) share(ctx context.Context, c *Claim, role, folder string, o vmm.VSMBOptions, file string) (*Lease, error) {
+	l, lim := v.vm.l, v.vm.Limits()
+	if !lim.VSMB {
+		return nil, fmt.Errorf("share %s over VSMB: %w", folder, ErrNotSupported)
+	}
+	if lim.PhysicallyBacked {
+		o.NoDirectmap = true
+	}
+	kind, suffix, allowed := "dir", "", []string(nil)
+	if file != "" {
+		kind, suffix, allowed = "file", file[len(folder):], []string{file}
+	}
+	return l.acquire(ctx, c, role, want{
+		deviceKey: fmt.Sprintf("vsmb|%s|%s|ro=%t", kind, pathIdentity(folder), o.ReadOnly),
+		pinned:    lim.VSMBPinned && !o.NoDirectmap,
+		device: func() (vmm.Device, error) {
+			l.vsmb++
+			return vmm.VSMBShare{Name: fmt.Sprintf("s%x", l.vsmb), Path: folder, Options: o, AllowedFiles: allowed}, nil
+		},
+		path: func(d vmm.Device) string { return vsmbRoot + d.(vmm.VSMBShare).Name + suffix },
+	})
+}
+
+// allow makes sure that a file is on the list of the share that the lease is on.
+func (l *ledger) allow(ctx context.Context, le *Lease, file string) error {
+	for {
+		l.mu.Lock()
+		r := le.res
+		if r == nil {
+			l.mu.Unlock()
+			return fmt.Errorf("share file %s: %w", file, ErrNotAttached)
+		}
+		if ch := busyOf(r); ch != nil {
+			l.mu.Unlock()
+			if err := wait(ctx, ch); err != nil {
+				return err
+			}
+			continue
+		}
+		share := r.device.(vmm.VSMBShare)
+		if slices.ContainsFunc(share.AllowedFiles, func(f string) bool { return pathIdentity(f) == pathIdentity(file) }) {
+			l.mu.Unlock()
+			return nil
+		}
+		share.AllowedFiles = append(slices.Clone(share.AllowedFiles), file)
+		r.busy = make(chan struct{})
+		l.mu.Unlock()
+
+		change := vmm.Change{Op: vmm.Update, Device: share}
+		err := l.apply(ctx, change)
+		host, _ := vmm.Outcomes(change, err)
+		l.mu.Lock()
+		if host != vmm.NotDone {
+			// Removal goes by name, so a list that may be longer than ours does no harm.
+			r.device = share
+			t := l.begin()
+			t.resource(r)
+			l.logFailure(t.write())
+		}
+		l.rest(r)
+		l.mu.Unlock()
+		return err
+	}
+}
+
+// Plan9 is the side of a VM that shares folders with a Linux guest.
+type Plan9 struct{ vm *UtilityVM }
+
+// Plan9 gives the Plan9 side of the VM.
+func (vm *UtilityVM) Plan9() Plan9 { return Plan9{vm} }
+
+// Share shares a folder, or with files only those names in it, and mounts it at guestPath. The same
+// folder with the same options is shared and mounted once.
+func (p Plan9) Share(ctx context.Context, c *Claim, role, folder, guestPath string, readOnly bool, files ...string) (*Lease, error) {
+	l := p.vm.l
+	if !p.vm.Limits().Plan9 {
+		return nil, fmt.Errorf("share %s over Plan9: %w", folder, ErrNotSupported)
+	}
+	key := fmt.Sprintf("plan9|%s|ro=%t|%q", pathIdentity(folder), readOnly, slices.Sorted(slices.Values(files)))
+	return l.acquire(ctx, c, role, want{
+		deviceKey: key,
+		device: func() (vmm.Device, error) {
+			name := fmt.Sprint(l.plan9)
+			l.plan9++
+			return vmm.Plan9Share{Name: name, Path: folder, ReadOnly: readOnly, AllowedFiles: files}, nil
+		},
+		mountKey: key + "|mount",
+		mount: func(d vmm.Device) (vmm.Guest, error) {
+			return vmm.MappedDirectory{MountPath: guestPath, Share: d.(vmm.Plan9Share).Name, ReadOnly: readOnly}, nil
+		},
+	})
+}

@@ -1,0 +1,80 @@
+package uvm
+
+import (
+	"math/bits"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// slotTable knows which numbered places of the machine are taken.
+type slotTable struct {
+	luns  int // per controller
+	scsi  bitmap
+	vpmem bitmap
+}
+
+func newSlotTable(lim vmm.Limits) slotTable {
+	t := slotTable{
+		luns:  int(lim.SCSILUNs),
+		scsi:  newBitmap(int(lim.SCSIControllers) * int(lim.SCSILUNs)),
+		vpmem: newBitmap(int(lim.VPMEMDevices)),
+	}
+	for _, s := range lim.ReservedSCSI {
+		t.scsi.set(int(s.Controller)*t.luns+int(s.LUN), true)
+	}
+	for i := range int(lim.VPMEMReserved) {
+		t.vpmem.set(i, true)
+	}
+	return t
+}
+
+// mark notes that the place of a device is taken or free.
+func (t *slotTable) mark(d vmm.Device, taken bool) {
+	switch d := d.(type) {
+	case vmm.SCSIDisk:
+		t.scsi.set(int(d.Controller)*t.luns+int(d.LUN), taken)
+	case vmm.VPMEMDevice:
+		t.vpmem.set(int(d.Slot), taken)
+	}
+}
+
+// freeSCSI gives the lowest free slot, controller by controller.
+func (t *slotTable) freeSCSI() (controller, lun uint8, ok bool) {
+	i := t.scsi.firstFree()
+	if i < 0 {
+		return 0, 0, false
+	}
+	return uint8(i / t.luns), uint8(i % t.luns), true
+}
+
+// bitmap is a set of small numbers that finds the lowest one missing.
+type bitmap struct {
+	words []uint64
+	n     int
+	hint  int // no word before it has room
+}
+
+func newBitmap(n int) bitmap { return bitmap{words: make([]uint64, (n+63)/64), n: n} }
+
+func (b *bitmap) set(i int, on bool) {
+	if i < 0 || i >= b.n {
+		return // a device that this VM's limits do not know: nothing to allocate there
+	}
+	if on {
+		b.words[i/64] |= 1 << (i % 64)
+		return
+	}
+	b.words[i/64] &^= 1 << (i % 64)
+	b.hint = min(b.hint, i/64)
+}
+
+func (b *bitmap) firstFree() int {
+	for ; b.hint < len(b.words); b.hint++ {
+		if w := b.words[b.hint]; w != ^uint64(0) {
+			if i := b.hint*64 + bits.TrailingZeros64(^w); i < b.n {
+				return i
+			}
+		}
+	}
+	return -1
+}

@@ -1,0 +1,112 @@
+package uvm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// Status is what the books of a VM say.
+type Status struct {
+	Resources []ResourceStatus `json:"resources"`
+	Claims    []ClaimStatus    `json:"containers"`
+}
+
+// ResourceStatus is one device or guest mount.
+type ResourceStatus struct {
+	State  State      `json:"state"`
+	What   vmm.Change `json:"what"` // Add with exactly one half
+	Users  int        `json:"users"`
+	Parked bool       `json:"parked,omitempty"` // held by nobody; it cannot be removed while the VM runs
+}
+
+// ClaimStatus is one container.
+type ClaimStatus struct {
+	ID     string          `json:"id"`
+	Phase  Phase           `json:"phase"`
+	Meta   json.RawMessage `json:"meta,omitempty"`
+	Leases []LeaseStatus   `json:"leases"`
+}
+
+// LeaseStatus is one thing a container holds.
+type LeaseStatus struct {
+	Role      string `json:"role"`
+	Kind      Kind   `json:"kind"`
+	Addr      string `json:"addr,omitempty"`
+	GuestPath string `json:"guestPath,omitempty"`
+}
+
+// Empty reports whether no container holds anything and nothing but parked devices is attached.
+func (s Status) Empty() bool {
+	return len(s.Claims) == 0 && !slices.ContainsFunc(s.Resources, func(r ResourceStatus) bool { return !r.Parked })
+}
+
+// Status gives the books as they are now.
+func (vm *UtilityVM) Status() Status {
+	vm.l.mu.Lock()
+	defer vm.l.mu.Unlock()
+	return replay(vm.l.snapshot()).status()
+}
+
+// ReadStatus reads the books of a state directory without taking its lock or asking the machine.
+// While another process works with the VM it shows what that process has written so far.
+func ReadStatus(dir string) (Status, error) {
+	f, err := os.Open(filepath.Join(dir, journalName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Status{}, nil
+	}
+	if err != nil {
+		return Status{}, fmt.Errorf("read the books of %s: %w", dir, err)
+	}
+	defer f.Close()
+	records, _, err := readRecords(f)
+	if err != nil {
+		return Status{}, fmt.Errorf("read the books of %s: %w", dir, err)
+	}
+	return replay(records).status(), nil
+}
+
+func (b books) status() Status {
+	users := map[int]int{}
+	leases := map[string][]LeaseStatus{}
+	for _, id := range slices.Sorted(maps.Keys(b.leases)) {
+		le := b.leases[id]
+		users[le.Resource]++
+		e := b.resources[le.Resource]
+		r := &resource{}
+		if e.What != nil {
+			r.device, r.guest = e.What.Device, e.What.Guest
+			if p := b.resources[e.Parent]; p.What != nil {
+				r.parent = &resource{device: p.What.Device}
+			}
+		}
+		kind, addr := kindOf(r)
+		leases[le.Claim] = append(leases[le.Claim], LeaseStatus{le.Role, kind, addr, le.Path})
+	}
+	for _, r := range b.resources {
+		if r.Parent != 0 {
+			users[r.Parent]++
+		}
+	}
+	var s Status
+	for _, id := range slices.Sorted(maps.Keys(b.resources)) {
+		r := b.resources[id]
+		if r.What == nil {
+			continue
+		}
+		s.Resources = append(s.Resources, ResourceStatus{State: r.State, What: *r.What,
+			Users: users[id], Parked: r.Pinned && users[id] == 0})
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.claims)) {
+		c := b.claims[id]
+		s.Claims = append(s.Claims, ClaimStatus{ID: id, Phase: c.Phase, Meta: c.Meta, Leases: leases[id]})
+	}
+	return s
+}

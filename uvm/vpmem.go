@@ -1,0 +1,53 @@
+package uvm
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// PMEM is a read-only file to attach as a persistent-memory device.
+type PMEM struct {
+	Path   string // absolute host path, links resolved
+	Bytes  int64  // size of the file, footer included
+	Format vmm.DiskFormat
+	Verity *vmm.Verity
+}
+
+// VPMEM is the persistent-memory side of a VM.
+type VPMEM struct{ vm *UtilityVM }
+
+// VPMEM gives the persistent-memory side of the VM.
+func (vm *UtilityVM) VPMEM() VPMEM { return VPMEM{vm} }
+
+// Attach attaches a file to the lowest free slot n and mounts it at /run/layers/p<n>, or shares it.
+// Errors match ErrNoVPMEM, ErrMaxVPMEMLayerSize and ErrNoAvailableLocation; each of them means that
+// SCSI may still serve.
+func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Lease, error) {
+	l, lim := v.vm.l, v.vm.Limits()
+	switch {
+	case lim.VPMEMDevices == 0 || lim.PhysicallyBacked:
+		return nil, fmt.Errorf("attach %s: %w", p.Path, ErrNoVPMEM)
+	case uint64(p.Bytes) > lim.VPMEMMaxBytes:
+		return nil, fmt.Errorf("attach %s (%d bytes): %w of %d bytes", p.Path, p.Bytes,
+			ErrMaxVPMEMLayerSize, lim.VPMEMMaxBytes)
+	}
+	key := "vpmem|" + pathIdentity(p.Path)
+	return l.acquire(ctx, c, role, want{
+		deviceKey: key, pinned: lim.VPMEMParked,
+		device: func() (vmm.Device, error) {
+			slot := l.slots.vpmem.firstFree()
+			if slot < 0 {
+				return nil, fmt.Errorf("attach %s as VPMEM: %w: all %d devices are taken",
+					p.Path, ErrNoAvailableLocation, lim.VPMEMDevices)
+			}
+			return vmm.VPMEMDevice{Slot: uint32(slot), Path: p.Path, Format: p.Format}, nil
+		},
+		mountKey: key + "|mount",
+		mount: func(dev vmm.Device) (vmm.Guest, error) {
+			slot := dev.(vmm.VPMEMDevice).Slot
+			return vmm.MappedPMEM{Slot: slot, MountPath: fmt.Sprintf("/run/layers/p%d", slot), Verity: p.Verity}, nil
+		},
+	})
+}
