@@ -1,0 +1,51 @@
+# Strata. "make help" tells what there is.
+
+GO        ?= go
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS    = -s -w -X main.version=$(VERSION)
+PKGS      ?= ./...
+# Two packages at a time: the tests of some start VMs, and two VMs fill two cores.
+TESTFLAGS ?= -p 2 -timeout 25m
+PLATFORMS  = linux/amd64 linux/arm64 windows/amd64 windows/arm64
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/strata for this machine, and bin/strata.exe for Windows; static, so that they can be a guest's /init
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata ./cmd/strata
+	CGO_ENABLED=0 GOOS=windows GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata.exe ./cmd/strata
+
+test: install-deps lint test-go ## everything that is checked: lint, unit tests, real VMs, Wine
+
+test-go: ## the tests alone, with the race detector
+	$(GO) test -race $(TESTFLAGS) $(PKGS)
+
+lint: fmt-check vet staticcheck ## formatting, vet for all platforms, staticcheck
+
+fmt-check:
+	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); test -z "$$out" || { echo "gofmt -w these files:"; echo "$$out"; exit 1; }
+
+vet:
+	@for p in $(PLATFORMS); do echo "vet $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) vet $(PKGS) || exit 1; done
+
+staticcheck:
+	@for os in linux windows; do echo "staticcheck $$os"; GOOS=$$os CGO_ENABLED=0 $(GO) run honnef.co/go/tools/cmd/staticcheck $(PKGS) || exit 1; done
+
+demo: install-deps build ## boot a VM, mount three layers with a Debian base, run a program, take all away
+	scripts/demo bin/strata
+
+bench: install-deps build ## timings: boot, mount and unmount of 1, 10, 40 layers cold and warm, bookkeeping
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m $(PKGS)
+
+fuzz: ## ten seconds for each fuzz target
+	scripts/fuzz 10s
+
+install-deps: ## the Debian packages that tests and demo need (asks sudo unless root)
+	@scripts/install-deps
+
+clean: ## remove what make build made
+	rm -rf bin
+
+.PHONY: help build test test-go lint fmt-check vet staticcheck demo bench fuzz install-deps clean
