@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -139,7 +140,7 @@ func verdict(r *resource, obs vmm.Observation, observes bool) (event, bool) {
 // sameFile guards against taking for ours what somebody else put at an address.
 func sameFile(a, b vmm.Device) bool {
 	pa, pb := devicePath(a), devicePath(b)
-	return pa == "" || pb == "" || pathIdentity(pa) == pathIdentity(pb)
+	return pa == "" || pb == "" || hostpath.Identity(pa) == hostpath.Identity(pb)
 }
 
 func devicePath(d vmm.Device) string {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -23,6 +24,9 @@ type Disk struct {
 
 // DiskMount says how the guest mounts a disk.
 type DiskMount struct {
+	// Identity, when set, says what is mounted, whatever disk it travels on: a layer that is mounted
+	// already from another disk is shared, and the disk asked for is not attached for it.
+	Identity         string
 	GuestPath        string // empty: one is chosen
 	Partition        uint64 // 1-based; 0 is the whole disk
 	Options          []string
@@ -69,6 +73,9 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 			m.GuestPath = s.vm.nextMountPath()
 		}
 		w.mountKey = w.deviceKey + m.key()
+		if m.Identity != "" {
+			w.mountKey = layerKey(m.Identity)
+		}
 		w.mount = func(dev vmm.Device) (vmm.Guest, error) {
 			disk := dev.(vmm.SCSIDisk)
 			return vmm.MappedDisk{MountPath: m.GuestPath, Controller: disk.Controller, LUN: disk.LUN,
@@ -80,14 +87,25 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 	return l.acquire(ctx, c, role, w)
 }
 
+// Mounted reports whether a mount of the given identity is there, so that a caller can see what has
+// still to travel. The answer may be out of date when it arrives; Attach sorts that out.
+func (s SCSI) Mounted(identity string) bool {
+	s.vm.l.mu.Lock()
+	defer s.vm.l.mu.Unlock()
+	r := s.vm.l.byKey[layerKey(identity)]
+	return r != nil && r.state == Attached
+}
+
+func layerKey(identity string) string { return "layer|" + hostpath.Identity(identity) }
+
 // key is the identity of a disk. The access right is not part of it: it is about how to get at the
 // disk, not about which one it is.
 func (d Disk) key() string {
 	var ext strings.Builder
 	for _, e := range d.Extents {
-		fmt.Fprintf(&ext, "|%s@%d+%d", pathIdentity(e.Path), e.Offset, e.Length)
+		fmt.Fprintf(&ext, "|%s@%d+%d", hostpath.Identity(e.Path), e.Offset, e.Length)
 	}
-	return fmt.Sprintf("scsi|%s|ro=%t|%s|%s%s", pathIdentity(d.Path), d.ReadOnly, d.Kind, d.ExtensibleType, &ext)
+	return fmt.Sprintf("scsi|%s|ro=%t|%s|%s%s", hostpath.Identity(d.Path), d.ReadOnly, d.Kind, d.ExtensibleType, &ext)
 }
 
 // key is the identity of a mount on its disk. The guest path is not part of it, nor is how a blank

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -26,6 +27,21 @@ func (vm *UtilityVM) VSMB() VSMB { return VSMB{vm} }
 // (vmm.Limits.VSMBPinned); it is then used again for the same folder.
 func (v VSMB) Share(ctx context.Context, c *Claim, role, folder string, o vmm.VSMBOptions) (*Lease, error) {
 	return v.share(ctx, c, role, folder, o, "")
+}
+
+// GuestPath is where the guest sees a folder that is shared; ErrNotAttached when it is not.
+func (v VSMB) GuestPath(folder string, readOnly bool) (string, error) {
+	v.vm.l.mu.Lock()
+	defer v.vm.l.mu.Unlock()
+	r := v.vm.l.byKey[vsmbKey("dir", folder, readOnly)]
+	if r == nil || r.state != Attached {
+		return "", fmt.Errorf("VSMB share of %s: %w", folder, ErrNotAttached)
+	}
+	return vsmbRoot + r.device.(vmm.VSMBShare).Name, nil
+}
+
+func vsmbKey(kind, folder string, readOnly bool) string {
+	return fmt.Sprintf("vsmb|%s|%s|ro=%t", kind, hostpath.Identity(folder), readOnly)
 }
 
 // ShareFile shares one file by way of its folder: other files of the folder are not reachable. A
@@ -64,7 +80,7 @@ func (v VSMB) share(ctx context.Context, c *Claim, role, folder string, o vmm.VS
 		kind, suffix, allowed = "file", file[len(folder):], []string{file}
 	}
 	return l.acquire(ctx, c, role, want{
-		deviceKey: fmt.Sprintf("vsmb|%s|%s|ro=%t", kind, pathIdentity(folder), o.ReadOnly),
+		deviceKey: vsmbKey(kind, folder, o.ReadOnly),
 		pinned:    lim.VSMBPinned && !o.NoDirectmap,
 		device: func() (vmm.Device, error) {
 			l.vsmb++
@@ -91,7 +107,7 @@ func (l *ledger) allow(ctx context.Context, le *Lease, file string) error {
 			continue
 		}
 		share := r.device.(vmm.VSMBShare)
-		if slices.ContainsFunc(share.AllowedFiles, func(f string) bool { return pathIdentity(f) == pathIdentity(file) }) {
+		if slices.ContainsFunc(share.AllowedFiles, func(f string) bool { return hostpath.Identity(f) == hostpath.Identity(file) }) {
 			l.mu.Unlock()
 			return nil
 		}
@@ -129,7 +145,7 @@ func (p Plan9) Share(ctx context.Context, c *Claim, role, folder, guestPath stri
 	if !p.vm.Limits().Plan9 {
 		return nil, fmt.Errorf("share %s over Plan9: %w", folder, ErrNotSupported)
 	}
-	key := fmt.Sprintf("plan9|%s|ro=%t|%q", pathIdentity(folder), readOnly, slices.Sorted(slices.Values(files)))
+	key := fmt.Sprintf("plan9|%s|ro=%t|%q", hostpath.Identity(folder), readOnly, slices.Sorted(slices.Values(files)))
 	return l.acquire(ctx, c, role, want{
 		deviceKey: key,
 		device: func() (vmm.Device, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -33,7 +34,7 @@ func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Leas
 		return nil, fmt.Errorf("attach %s (%d bytes): %w of %d bytes", p.Path, p.Bytes,
 			ErrMaxVPMEMLayerSize, lim.VPMEMMaxBytes)
 	}
-	key := "vpmem|" + pathIdentity(p.Path)
+	key := "vpmem|" + hostpath.Identity(p.Path)
 	return l.acquire(ctx, c, role, want{
 		deviceKey: key, pinned: lim.VPMEMParked,
 		device: func() (vmm.Device, error) {

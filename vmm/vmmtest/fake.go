@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -19,13 +20,13 @@ type Fault uint8
 
 // The faults there are.
 const (
-	NoFault       Fault = iota
-	RefuseFirst         // the half that comes first is refused: nothing happens
-	RefuseSecond        // the half that comes second is refused after the first took effect
-	AfterEffect         // everything takes effect, and an error is returned all the same
-	HangBefore          // nothing happens until ctx ends
-	HangAfter           // everything takes effect, but the call does not return until ctx ends
-	MachineGone         // the machine dies under the call
+	NoFault      Fault = iota
+	RefuseFirst        // the half that comes first is refused: nothing happens
+	RefuseSecond       // the half that comes second is refused after the first took effect
+	AfterEffect        // everything takes effect, and an error is returned all the same
+	HangBefore         // nothing happens until ctx ends
+	HangAfter          // everything takes effect, but the call does not return until ctx ends
+	MachineGone        // the machine dies under the call
 	numFaults
 )
 
@@ -322,7 +323,7 @@ func restsOn(g vmm.Guest) string {
 	return ""
 }
 
-func same(a, b any) bool { return fmt.Sprintf("%#v", a) == fmt.Sprintf("%#v", b) }
+func same(a, b any) bool { return reflect.DeepEqual(a, b) }
 
 func (f *Fake) violate(format string, args ...any) error {
 	text := fmt.Sprintf(format, args...)
