@@ -1,0 +1,133 @@
+package leaktest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+func hostProbes(dirs []string) []probe {
+	return []probe{
+		{"mount", mounts},
+		{"loop device", loops},
+		{"open file", openFiles},
+		{"process", func() (map[string]int, error) { return processes(dirs) }},
+	}
+}
+
+func mounts() (map[string]int, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int{}
+	for line := range strings.Lines(string(b)) {
+		// id parent major:minor root mountpoint options ... - fstype source superoptions
+		f := strings.Fields(line)
+		_, rest, ok := strings.Cut(line, " - ")
+		if len(f) < 6 || !ok {
+			return nil, fmt.Errorf("mountinfo line %q", line)
+		}
+		out[f[4]+" ("+strings.Join(strings.Fields(rest)[:1], "")+")"]++
+	}
+	return out, nil
+}
+
+func loops() (map[string]int, error) {
+	paths, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int{}
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue // let go of just now
+		}
+		out["/dev/"+strings.Split(p, "/")[3]+" "+strings.TrimSpace(string(b))]++
+	}
+	return out, nil
+}
+
+func openFiles() (map[string]int, error) {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int{}
+	for _, e := range entries {
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		// The runtime opens its poller when it first needs it and keeps it.
+		if err != nil || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" ||
+			strings.HasPrefix(target, "/sys/fs/cgroup/") {
+			continue
+		}
+		out[target]++
+	}
+	return out, nil
+}
+
+// processes lists our children, and what runs anywhere with one of dirs in its command line.
+func processes(dirs []string) (map[string]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		what, err := process(pid, dirs)
+		if errors.Is(err, fs.ErrNotExist) || err != nil || what == "" {
+			continue // it ended while we looked, or is none of ours
+		}
+		out[what]++
+	}
+	return out, nil
+}
+
+func process(pid int, dirs []string) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return "", err
+	}
+	// pid (name, which may hold anything) state parent ...
+	end := bytes.LastIndexByte(stat, ')')
+	if end < 0 {
+		return "", fmt.Errorf("stat of process %d: %q", pid, stat)
+	}
+	f := strings.Fields(string(stat[end+1:]))
+	if len(f) < 2 {
+		return "", fmt.Errorf("stat of process %d: %q", pid, stat)
+	}
+	args := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
+	ours := f[1] == strconv.Itoa(os.Getpid())
+	for _, d := range dirs {
+		ours = ours || strings.Contains(args, d)
+	}
+	if !ours {
+		return "", nil
+	}
+	name := args
+	if name == "" {
+		name = string(stat[bytes.IndexByte(stat, '(') : end+1])
+	}
+	if len(name) > 200 {
+		name = name[:200] + "…"
+	}
+	if f[0] == "Z" {
+		name += " (nobody waited for it)"
+	}
+	return fmt.Sprintf("%d %s", pid, name), nil
+}
