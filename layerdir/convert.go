@@ -7,7 +7,9 @@ import (
 	"io"
 	"path/filepath"
 
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
+	"github.com/stratavm/strata/ext4"
+	"github.com/stratavm/strata/layertree"
+	"github.com/stratavm/strata/vhd"
 )
 
 // Format is a file format of layers.
@@ -23,7 +25,7 @@ const (
 func (f Format) FileName() string { return "layer." + string(f) }
 
 // DefaultMaxBytes is the limit on the unpacked size of a layer when Options.MaxBytes is 0.
-const DefaultMaxBytes = 128 << 30
+const DefaultMaxBytes = layertree.DefaultMaxBytes
 
 // Options says what Convert does.
 type Options struct {
@@ -63,8 +65,11 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 	}
 	defer func() { err = errors.Join(err, out.abandon()) }()
 	in := &meter{ctx: ctx, r: o.Tar, progress: o.Progress}
-	if err := tar2ext4.Convert(in, out.file, tar2ext4.ConvertWhiteout, tar2ext4.AppendVhdFooter,
-		tar2ext4.MaximumDiskSize(DefaultMaxBytes)); err != nil {
+	info, err := ext4.WriteLayer(out.file, in, layertree.Options{MaxBytes: o.MaxBytes})
+	if err != nil {
+		return res, wrap(err)
+	}
+	if err := vhd.WriteFooter(out.file, info.Bytes); err != nil {
 		return res, wrap(err)
 	}
 	st, err := out.file.Stat()

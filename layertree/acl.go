@@ -1,0 +1,122 @@
+package layertree
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Tags of ACL entries, in the order in which an ACL lists them.
+const (
+	aclUserObj  = 0x01
+	aclUser     = 0x02
+	aclGroupObj = 0x04
+	aclGroup    = 0x08
+	aclMask     = 0x10
+	aclOther    = 0x20
+
+	aclVersion   = 2
+	aclUndefined = 0xffffffff
+)
+
+type aclEntry struct {
+	tag, perm uint16
+	id        uint32
+}
+
+// aclFromText turns the text form of a POSIX ACL, such as "user::rw-,user:1000:r--,group::r--,…",
+// into the value of its attribute. A user or group given by name needs its number in a fourth field,
+// as star writes it: names mean nothing outside of the system that packed the layer.
+func aclFromText(text string) (string, error) {
+	var entries []aclEntry
+	for line := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ',' || r == '\n' }) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		line, _, _ = strings.Cut(line, "\t") // "#effective:" comments
+		e, err := parseACLEntry(line)
+		if err != nil {
+			return "", err
+		}
+		if entries = append(entries, e); len(entries) > 8000 {
+			return "", fmt.Errorf("an ACL of more than 8000 entries: %w", ErrInvalid)
+		}
+	}
+	slices.SortStableFunc(entries, func(a, b aclEntry) int {
+		if a.tag != b.tag {
+			return int(a.tag) - int(b.tag)
+		}
+		return int(int64(a.id) - int64(b.id))
+	})
+	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
+	for _, e := range entries {
+		b = binary.LittleEndian.AppendUint16(b, e.tag)
+		b = binary.LittleEndian.AppendUint16(b, e.perm)
+		b = binary.LittleEndian.AppendUint32(b, e.id)
+	}
+	return string(b), nil
+}
+
+func parseACLEntry(line string) (aclEntry, error) {
+	bad := func(why string) (aclEntry, error) {
+		return aclEntry{}, fmt.Errorf("ACL entry %s: %s: %w", quote(line), why, ErrInvalid)
+	}
+	f := strings.Split(strings.TrimPrefix(line, "default:"), ":")
+	if len(f) == 2 && (f[0] == "mask" || f[0] == "other" || f[0] == "m" || f[0] == "o") {
+		f = []string{f[0], "", f[1]}
+	}
+	if len(f) < 3 || len(f) > 4 {
+		return bad("it has not the form type:name:permissions")
+	}
+	e := aclEntry{id: aclUndefined}
+	named := f[1] != ""
+	switch f[0] {
+	case "user", "u":
+		e.tag = aclUserObj
+		if named {
+			e.tag = aclUser
+		}
+	case "group", "g":
+		e.tag = aclGroupObj
+		if named {
+			e.tag = aclGroup
+		}
+	case "mask", "m":
+		e.tag = aclMask
+	case "other", "o":
+		e.tag = aclOther
+	default:
+		return bad("unknown type")
+	}
+	if e.tag == aclUser || e.tag == aclGroup {
+		id := f[1]
+		if len(f) == 4 {
+			id = f[3]
+		}
+		if id == "root" {
+			id = "0"
+		}
+		n, err := strconv.ParseUint(id, 10, 32)
+		if err != nil || n > maxID {
+			return bad("it names no numeric id (pack the layer with --numeric-owner, or with --xattrs instead of --acls)")
+		}
+		e.id = uint32(n)
+	}
+	for _, c := range f[2] {
+		switch c {
+		case 'r':
+			e.perm |= 4
+		case 'w':
+			e.perm |= 2
+		case 'x':
+			e.perm |= 1
+		case '-':
+		default:
+			return bad("unknown permission")
+		}
+	}
+	return e, nil
+}

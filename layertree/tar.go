@@ -1,0 +1,426 @@
+package layertree
+
+import (
+	"archive/tar"
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"path"
+	"strings"
+	"time"
+)
+
+// Limits that apply where Options leaves them 0.
+const (
+	DefaultMaxBytes    = 128 << 30
+	DefaultMaxEntries  = 2 << 20
+	DefaultMaxMetadata = 1 << 30
+)
+
+// Limits of Linux.
+const (
+	maxName     = 255  // bytes of a name
+	maxPath     = 4096 // bytes of a path in a tar
+	maxTarget   = 4095 // bytes of a symbolic link
+	maxXattr    = 65536
+	maxMajor    = 1<<12 - 1
+	maxMinor    = 1<<20 - 1
+	maxID       = math.MaxUint32 - 1
+	maxSymlinks = 40 // followed on the way to one entry
+	maxDepth    = maxPath / 2
+)
+
+// Errors of FromTar. They are wrapped with the entry at fault.
+var (
+	ErrTooLarge = errors.New("the layer is larger than the limit")
+	ErrEscape   = errors.New("the path leads out of the layer")
+	ErrInvalid  = errors.New("the entry is invalid")
+	ErrLink     = errors.New("the hard link has no target in the layer")
+)
+
+// Options are the limits of FromTar. Zero values mean the defaults above.
+type Options struct {
+	MaxBytes    int64 // unpacked size of all files, holes included
+	MaxEntries  int   // entries of the tar, and parents that have none
+	MaxMetadata int64 // bytes of all names, link targets and attributes
+}
+
+func (o *Options) defaults() {
+	if o.MaxBytes == 0 {
+		o.MaxBytes = DefaultMaxBytes
+	}
+	if o.MaxEntries == 0 {
+		o.MaxEntries = DefaultMaxEntries
+	}
+	if o.MaxMetadata == 0 {
+		o.MaxMetadata = DefaultMaxMetadata
+	}
+}
+
+// reader is a FromTar under way.
+type reader struct {
+	o        Options
+	tree     *Tree
+	out      contents
+	entries  int // of the tar so far
+	nodes    int // these and what was made for them
+	bytes    int64
+	metadata int64
+	pending  []pendingLink
+	whited   []*Node // directories with whiteouts
+}
+
+type pendingLink struct {
+	name, target string
+}
+
+// FromTar reads an uncompressed layer tar from r, to the end of r, and appends the contents of its
+// files to data, which stands at block firstBlock of the image. All writes are whole blocks.
+func FromTar(r io.Reader, data io.Writer, firstBlock uint32, o Options) (*Tree, error) {
+	o.defaults()
+	rd := &reader{o: o, tree: &Tree{Root: NewDir(0o755)}, out: contents{w: data, next: firstBlock}}
+	in := bufio.NewReaderSize(r, copyBuffer)
+	if err := sniff(in); err != nil {
+		return nil, err
+	}
+	t := tar.NewReader(in)
+	for {
+		h, err := t.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, rd.streamError("read the next entry", err)
+		}
+		if err := rd.entry(h, t); err != nil {
+			return nil, fmt.Errorf("layer tar: entry %d, %s: %w", rd.entries, quote(h.Name), err)
+		}
+	}
+	if err := rd.links(); err != nil {
+		return nil, err
+	}
+	rd.whiteouts()
+	// Tars end with padding; whoever computes a digest of r wants to see it too.
+	n, err := io.Copy(io.Discard, io.LimitReader(in, o.MaxBytes+1))
+	if err != nil {
+		return nil, rd.streamError("read what follows the last entry", err)
+	}
+	if n > o.MaxBytes {
+		return nil, fmt.Errorf("layer tar: more than %d bytes follow the last entry: %w", o.MaxBytes, ErrTooLarge)
+	}
+	rd.tree.NextBlock = rd.out.next
+	return rd.tree, nil
+}
+
+// sniff refuses what is plainly no tar, with a reason better than that of the tar reader.
+func sniff(in *bufio.Reader) error {
+	b, err := in.Peek(6)
+	if err != nil && err != io.EOF {
+		return fmt.Errorf("layer tar: %w", err)
+	}
+	if len(b) == 0 {
+		return fmt.Errorf("layer tar: the stream is empty: %w", io.ErrUnexpectedEOF)
+	}
+	for _, c := range [...]struct{ magic, name string }{
+		{"\x1f\x8b", "gzip"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"\xfd7zXZ\x00", "xz"}, {"BZh", "bzip2"},
+	} {
+		if strings.HasPrefix(string(b), c.magic) {
+			return fmt.Errorf("layer tar: the stream is compressed with %s: decompress it first: %w", c.name, tar.ErrHeader)
+		}
+	}
+	return nil
+}
+
+func (rd *reader) streamError(doing string, err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("layer tar: %s after %d entries: the stream is truncated: %w", doing, rd.entries, err)
+	}
+	return fmt.Errorf("layer tar: %s after %d entries: %w", doing, rd.entries, err)
+}
+
+func (rd *reader) entry(h *tar.Header, body io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	rd.entries++
+	name, err := cleanName(h.Name)
+	if err != nil {
+		return err
+	}
+	if err := rd.account(1, len(name)+len(h.Linkname)); err != nil {
+		return err
+	}
+	dirName, base := path.Split(name)
+	if base == "" {
+		return rd.root(h)
+	}
+	dir, err := rd.dir(dirName, h.ModTime)
+	if err != nil {
+		return err
+	}
+	if hidden, ok := strings.CutPrefix(base, ".wh."); ok {
+		return rd.whiteout(dir, hidden)
+	}
+	if h.Typeflag == tar.TypeLink {
+		target, err := cleanName(h.Linkname)
+		if err != nil {
+			return fmt.Errorf("hard link to %s: %w", quote(h.Linkname), err)
+		}
+		return rd.link(dir, base, pendingLink{name: name, target: target})
+	}
+	n, err := rd.node(h)
+	if err != nil {
+		return err
+	}
+	if n.Type() == TypeRegular {
+		if rd.bytes += h.Size; rd.bytes > rd.o.MaxBytes || h.Size > rd.o.MaxBytes {
+			return fmt.Errorf("the unpacked layer exceeds %d bytes: %w (raise the limit if the layer is to be trusted)", rd.o.MaxBytes, ErrTooLarge)
+		}
+		if n.Runs, err = rd.out.add(body, h.Size); err != nil {
+			return fmt.Errorf("content of %d bytes: %w", h.Size, err)
+		}
+		n.Size = h.Size
+	}
+	if old := dir.Child(base); old != nil && old.IsDir() && n.IsDir() {
+		old.update(n)
+		return nil
+	}
+	dir.SetChild(base, n)
+	return nil
+}
+
+// root takes the attributes of the root directory from its entry.
+func (rd *reader) root(h *tar.Header) error {
+	n, err := rd.node(h)
+	if err != nil {
+		return err
+	}
+	if !n.IsDir() {
+		return fmt.Errorf("the root of a layer is a directory: %w", ErrInvalid)
+	}
+	rd.tree.Root.update(n)
+	return nil
+}
+
+// update gives the directory n the attributes of m.
+func (n *Node) update(m *Node) {
+	n.Mode, n.UID, n.GID, n.Sec, n.Nsec, n.Xattrs = m.Mode, m.UID, m.GID, m.Sec, m.Nsec, m.Xattrs
+}
+
+// account counts what has to be kept in memory.
+func (rd *reader) account(nodes, bytes int) error {
+	if rd.nodes += nodes; rd.nodes > rd.o.MaxEntries {
+		return fmt.Errorf("more than %d entries: %w", rd.o.MaxEntries, ErrTooLarge)
+	}
+	if rd.metadata += int64(bytes); rd.metadata > rd.o.MaxMetadata {
+		return fmt.Errorf("names and attributes exceed %d bytes: %w", rd.o.MaxMetadata, ErrTooLarge)
+	}
+	return nil
+}
+
+// cleanName gives the name of an entry without leading slashes, "." and trailing slashes; the root is
+// "". Names with ".." are refused: no archiver that packs a layer writes them.
+func cleanName(name string) (string, error) {
+	if len(name) > maxPath {
+		return "", fmt.Errorf("a path of %d bytes; at most %d are possible: %w", len(name), maxPath, ErrInvalid)
+	}
+	if strings.ContainsRune(name, 0) {
+		return "", fmt.Errorf("a NUL character in the path: %w", ErrInvalid)
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." {
+			return "", fmt.Errorf("%q in the path: %w", "..", ErrEscape)
+		}
+		if len(part) > maxName {
+			return "", fmt.Errorf("a name of %d bytes; at most %d are possible: %w", len(part), maxName, ErrInvalid)
+		}
+	}
+	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
+}
+
+// quote shortens names for messages.
+func quote(name string) string {
+	if len(name) > 200 {
+		return fmt.Sprintf("%q... (%d bytes)", name[:200], len(name))
+	}
+	return fmt.Sprintf("%q", name)
+}
+
+// dir finds a directory, follows symbolic links of the layer inside the root, and makes what is
+// missing with the time t.
+func (rd *reader) dir(name string, t time.Time) (*Node, error) {
+	at := []*Node{rd.tree.Root} // the way from the root
+	rest := strings.Split(strings.Trim(name, "/"), "/")
+	for followed := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..": // of a symbolic link; above the root is the root
+			at = at[:max(len(at)-1, 1)]
+			continue
+		}
+		if len(part) > maxName {
+			return nil, fmt.Errorf("a name of %d bytes behind a symbolic link: %w", len(part), ErrInvalid)
+		}
+		here := at[len(at)-1]
+		next := here.Child(part)
+		switch {
+		case next == nil:
+			if err := rd.account(1, len(part)); err != nil {
+				return nil, err
+			}
+			next = NewDir(0o755)
+			next.Sec, next.Nsec = seconds(t)
+			here.SetChild(part, next)
+		case next.Type() == TypeSymlink:
+			if followed++; followed > maxSymlinks {
+				return nil, fmt.Errorf("more than %d symbolic links on the way: %w", maxSymlinks, ErrInvalid)
+			}
+			if strings.HasPrefix(next.Target, "/") {
+				at = at[:1]
+			}
+			rest = append(strings.Split(next.Target, "/"), rest...)
+			continue
+		case !next.IsDir():
+			// The last entry wins: what was a file is a directory now.
+			next = NewDir(0o755)
+			next.Sec, next.Nsec = seconds(t)
+			here.SetChild(part, next)
+		}
+		if at = append(at, next); len(at) > maxDepth {
+			return nil, fmt.Errorf("more than %d directories deep: %w", maxDepth, ErrInvalid)
+		}
+	}
+	return at[len(at)-1], nil
+}
+
+func (rd *reader) whiteout(dir *Node, name string) error {
+	if name == ".wh..opq" {
+		dir.opaque = true
+		rd.whited = append(rd.whited, dir)
+		return nil
+	}
+	if name == "" || name == "." || name == ".." {
+		return fmt.Errorf("a whiteout of nothing: %w", ErrInvalid)
+	}
+	if strings.HasPrefix(name, ".wh.") {
+		return nil // ".wh..wh.plnk" and the like: bookkeeping of aufs without a meaning here
+	}
+	if dir.hidden == nil {
+		dir.hidden = make(map[string]struct{})
+		rd.whited = append(rd.whited, dir)
+	}
+	dir.hidden[name] = struct{}{}
+	return nil
+}
+
+// whiteouts turns the whiteouts into what overlayfs understands, now that all entries are known.
+func (rd *reader) whiteouts() {
+	for _, d := range rd.whited {
+		if d.opaque {
+			d.SetXattr(OpaqueXattr, "y")
+		}
+		for name := range d.hidden {
+			switch c := d.Child(name); {
+			case c == nil:
+				d.SetChild(name, &Node{Mode: TypeChar})
+			case c.IsDir():
+				c.SetXattr(OpaqueXattr, "y")
+			}
+		}
+		d.hidden, d.opaque = nil, false
+	}
+}
+
+// link makes a hard link, or remembers it when the target has not come yet.
+func (rd *reader) link(dir *Node, base string, l pendingLink) error {
+	target, err := rd.find(l.target)
+	if err != nil {
+		return err
+	}
+	if target == nil {
+		rd.pending = append(rd.pending, l)
+		return nil
+	}
+	return setLink(dir, base, target, l)
+}
+
+func setLink(dir *Node, base string, target *Node, l pendingLink) error {
+	if target.IsDir() {
+		return fmt.Errorf("a hard link to the directory %s: %w", quote(l.target), ErrInvalid)
+	}
+	if dir.Child(base) != target { // else the link is there already
+		dir.SetChild(base, target)
+	}
+	return nil
+}
+
+// find looks an entry up by its name, without making anything. Symbolic links on the way, not at the
+// end, are followed.
+func (rd *reader) find(name string) (*Node, error) {
+	at := []*Node{rd.tree.Root}
+	rest := strings.Split(name, "/")
+	for followed := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			at = at[:max(len(at)-1, 1)]
+			continue
+		}
+		next := at[len(at)-1].Child(part)
+		switch {
+		case next == nil, len(rest) > 0 && !next.IsDir() && next.Type() != TypeSymlink:
+			return nil, nil
+		case len(rest) > 0 && next.Type() == TypeSymlink:
+			if followed++; followed > maxSymlinks {
+				return nil, fmt.Errorf("hard link to %s: more than %d symbolic links on the way: %w", quote(name), maxSymlinks, ErrInvalid)
+			}
+			if strings.HasPrefix(next.Target, "/") {
+				at = at[:1]
+			}
+			rest = append(strings.Split(next.Target, "/"), rest...)
+			continue
+		}
+		at = append(at, next)
+	}
+	return at[len(at)-1], nil
+}
+
+// links makes the hard links whose targets came after them.
+func (rd *reader) links() error {
+	for len(rd.pending) > 0 {
+		var left []pendingLink
+		for _, l := range rd.pending {
+			target, err := rd.find(l.target)
+			if err != nil {
+				return fmt.Errorf("layer tar: entry %s: %w", quote(l.name), err)
+			}
+			if target == nil {
+				left = append(left, l)
+				continue
+			}
+			dirName, base := path.Split(l.name)
+			dir, err := rd.dir(dirName, time.Time{})
+			if err == nil && dir.Child(base) == nil { // an entry that came later has won
+				err = setLink(dir, base, target, l)
+			}
+			if err != nil {
+				return fmt.Errorf("layer tar: entry %s: %w", quote(l.name), err)
+			}
+		}
+		if len(left) == len(rd.pending) {
+			l := left[0]
+			return fmt.Errorf("layer tar: entry %s: hard link to %s, which is not in the layer or leads back to itself (%d such links): %w",
+				quote(l.name), quote(l.target), len(left), ErrLink)
+		}
+		rd.pending = left
+	}
+	return nil
+}
