@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 
+	"github.com/stratavm/strata/erofs"
 	"github.com/stratavm/strata/ext4"
 	"github.com/stratavm/strata/layertree"
 	"github.com/stratavm/strata/vhd"
@@ -51,8 +53,8 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 	if o.Format == "" {
 		o.Format = VHD
 	}
-	if o.Format != VHD {
-		return res, fmt.Errorf("convert layer: unknown format %q: use vhd", o.Format)
+	if o.Format != VHD && o.Format != EROFS {
+		return res, fmt.Errorf("convert layer: unknown format %q: use %s or %s", o.Format, VHD, EROFS)
 	}
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
@@ -65,11 +67,7 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 	}
 	defer func() { err = errors.Join(err, out.abandon()) }()
 	in := &meter{ctx: ctx, r: o.Tar, progress: o.Progress}
-	info, err := ext4.WriteLayer(out.file, in, layertree.Options{MaxBytes: o.MaxBytes})
-	if err != nil {
-		return res, wrap(err)
-	}
-	if err := vhd.WriteFooter(out.file, info.Bytes); err != nil {
+	if err := write(out.file, in, o); err != nil {
 		return res, wrap(err)
 	}
 	st, err := out.file.Stat()
@@ -80,6 +78,20 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 		return res, wrap(err)
 	}
 	return Result{Path: filepath.Join(dir, o.Format.FileName()), Bytes: st.Size()}, nil
+}
+
+// write writes the layer to f.
+func write(f *os.File, in io.Reader, o Options) error {
+	limits := layertree.Options{MaxBytes: o.MaxBytes}
+	if o.Format == EROFS {
+		_, err := erofs.WriteLayer(f, in, limits)
+		return err
+	}
+	info, err := ext4.WriteLayer(f, in, limits)
+	if err != nil {
+		return err
+	}
+	return vhd.WriteFooter(f, info.Bytes)
 }
 
 // meter counts what is read, and stops when ctx ends.
