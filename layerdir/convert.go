@@ -38,6 +38,8 @@ type Options struct {
 	Progress func(n int64)
 	// MaxBytes limits the unpacked size, holes of sparse files included; 0: DefaultMaxBytes.
 	MaxBytes int64
+	// AllowUnterminated: see layertree.Options. Set it where Tar fails when its digest is wrong.
+	AllowUnterminated bool
 }
 
 // Result tells what Convert made.
@@ -82,7 +84,7 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 
 // write writes the layer to f.
 func write(f *os.File, in io.Reader, o Options) error {
-	limits := layertree.Options{MaxBytes: o.MaxBytes}
+	limits := layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated}
 	if o.Format == EROFS {
 		_, err := erofs.WriteLayer(f, in, limits)
 		return err

@@ -45,6 +45,9 @@ type Options struct {
 	MaxBytes    int64 // unpacked size of all files, holes included
 	MaxEntries  int   // entries of the tar, and parents that have none
 	MaxMetadata int64 // bytes of all names, link targets and attributes
+	// AllowUnterminated accepts a stream without the blocks of zeroes that end a tar. A tar that was
+	// cut between two entries looks like that, so allow it only where a digest is checked as well.
+	AllowUnterminated bool
 }
 
 func (o *Options) defaults() {
@@ -85,10 +88,14 @@ func FromTar(r io.Reader, data io.Writer, firstBlock uint32, o Options) (*Tree, 
 	if err := sniff(in); err != nil {
 		return nil, err
 	}
-	t := tar.NewReader(in)
+	blocks := &blockReader{r: in}
+	t := tar.NewReader(blocks)
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
+			if !blocks.zero && !o.AllowUnterminated {
+				return nil, rd.streamError("find the end of the archive", io.ErrUnexpectedEOF)
+			}
 			break
 		}
 		if err != nil {
@@ -131,6 +138,27 @@ func sniff(in *bufio.Reader) error {
 		}
 	}
 	return nil
+}
+
+// blockReader remembers whether the last block of a tar that was read as a block is zero: the tar reader
+// does not tell a proper end from a missing one.
+type blockReader struct {
+	r    io.Reader
+	zero bool
+}
+
+func (b *blockReader) Read(p []byte) (int, error) {
+	const tarBlock = 512
+	if len(p) != tarBlock {
+		b.zero = false
+		return b.r.Read(p)
+	}
+	n, err := io.ReadFull(b.r, p)
+	if n > 0 {
+		b.zero = n == tarBlock && isZero(p)
+		err = nil // what is missing shows at the next read
+	}
+	return n, err
 }
 
 func (rd *reader) streamError(doing string, err error) error {

@@ -1,0 +1,140 @@
+package layerdir_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stratavm/strata/layerdir"
+	"github.com/stratavm/strata/layertree/treetest"
+)
+
+var formats = []struct {
+	format layerdir.Format
+	fstype string
+	fsck   []string
+}{
+	{layerdir.VHD, "ext4", []string{"fsck.ext4", "-fn"}},
+	{layerdir.EROFS, "erofs", []string{"fsck.erofs"}},
+}
+
+// convert makes a layer of tar and has the file system's own checker look at it.
+func convert(t *testing.T, format int, tar []byte) string {
+	t.Helper()
+	f := formats[format]
+	res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: f.format, Tar: bytes.NewReader(tar), Dir: filepath.Join(t.TempDir(), "layer")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	treetest.Run(t, f.fsck[0], append(f.fsck[1:], res.Path)...)
+	return res.Path
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+}
+
+// mounted gives the description of a layer that is mounted, without what ext4 adds.
+func mounted(t *testing.T, format int, path string) map[string]string {
+	t.Helper()
+	d := treetest.Describe(t, treetest.Mount(t, path, formats[format].fstype))
+	if formats[format].format == layerdir.VHD {
+		delete(d, "lost+found")
+	}
+	return d
+}
+
+// TestSameAsTar compares what the kernel shows of our layers with what tar unpacks.
+func TestSameAsTar(t *testing.T) {
+	needRoot(t)
+	tar := treetest.Everything(t)
+	file := filepath.Join(t.TempDir(), "layer.tar")
+	if err := os.WriteFile(file, tar, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	treetest.Run(t, "tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", file, "-C", dir)
+	want := treetest.Describe(t, dir)
+	// Parents without an entry get the time of the extraction from tar, and that of their child from us.
+	implied := func(d map[string]string) {
+		for path, line := range d {
+			if path == "long" || path == "deep" || strings.HasPrefix(path, "deep/") && !strings.HasSuffix(path, "hard") ||
+				strings.HasPrefix(path, "ppp") && !strings.HasSuffix(path, "end") {
+				before, _, _ := strings.Cut(line, " mtime=")
+				d[path] = before
+			}
+		}
+	}
+	implied(want)
+	for i, f := range formats {
+		t.Run(string(f.format), func(t *testing.T) {
+			got := mounted(t, i, convert(t, i, tar))
+			implied(got)
+			if d := treetest.Diff(want, got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+// TestHolesStayHoles: zeroes take no space in either format.
+func TestHolesStayHoles(t *testing.T) {
+	tar := treetest.Tar(t, treetest.Entry{Name: "sparse", Body: "a" + strings.Repeat("\x00", 64<<20) + "z"})
+	for i, f := range formats {
+		t.Run(string(f.format), func(t *testing.T) {
+			st, err := os.Stat(convert(t, i, tar))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st.Size() > 1<<20 {
+				t.Errorf("a file of 64 MiB with two bytes made a layer of %d bytes", st.Size())
+			}
+		})
+	}
+}
+
+// TestManyExtents: more extents than an inode, or one block of the extent tree, can hold.
+func TestManyExtents(t *testing.T) {
+	needRoot(t)
+	var body strings.Builder
+	for i := range 800 {
+		body.WriteString(strings.Repeat(string(rune('a'+i%26)), 64<<10))
+		body.WriteString(strings.Repeat("\x00", 64<<10))
+	}
+	tar := treetest.Tar(t, treetest.Entry{Name: "extents", Body: body.String()})
+	for i, f := range formats {
+		t.Run(string(f.format), func(t *testing.T) {
+			dir := treetest.Mount(t, convert(t, i, tar), f.fstype)
+			got, err := os.ReadFile(filepath.Join(dir, "extents"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(got) != body.String() {
+				t.Error("the content differs")
+			}
+		})
+	}
+}
+
+// TestSameBytes: the same tar gives the same file system, and another one another.
+func TestSameBytes(t *testing.T) {
+	tar := treetest.Everything(t)
+	for i, f := range formats {
+		read := func(tar []byte) []byte {
+			b, err := os.ReadFile(convert(t, i, tar))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.format == layerdir.VHD {
+				b = b[:len(b)-512] // the footer has a random id
+			}
+			return b
+		}
+		if !bytes.Equal(read(tar), read(tar)) {
+			t.Errorf("%s: two conversions of the same tar differ", f.format)
+		}
+	}
+}
