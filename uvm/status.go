@@ -2,12 +2,7 @@ package uvm
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/stratavm/strata/vmm"
@@ -58,17 +53,9 @@ func (vm *UtilityVM) Status() Status {
 // ReadStatus reads the books of a state directory without taking its lock or asking the machine.
 // While another process works with the VM it shows what that process has written so far.
 func ReadStatus(dir string) (Status, error) {
-	f, err := os.Open(filepath.Join(dir, journalName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return Status{}, nil
-	}
+	records, err := readBooks(dir)
 	if err != nil {
-		return Status{}, fmt.Errorf("read the books of %s: %w", dir, err)
-	}
-	defer f.Close()
-	records, _, err := readRecords(f)
-	if err != nil {
-		return Status{}, fmt.Errorf("read the books of %s: %w", dir, err)
+		return Status{}, err
 	}
 	return replay(records).status(), nil
 }

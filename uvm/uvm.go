@@ -36,6 +36,15 @@ type Options struct {
 
 const defaultUndo = 30 * time.Second
 
+func (o *Options) complete() {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Undo == 0 {
+		o.Undo = defaultUndo
+	}
+}
+
 // Open takes up the VM of a state directory: it takes the directory's lock (waiting for it until ctx
 // ends, then ErrLocked), reads the journal, connects to the machine, compares, and undoes what a
 // process that died had under way. An empty dir keeps the books in memory only.
@@ -44,12 +53,7 @@ const defaultUndo = 30 * time.Second
 // When something that was under way cannot be undone the VM is usable all the same: the rest stays
 // in claims that are releasing, and Recover tries again.
 func Open(ctx context.Context, dir string, connect Connect, opts Options) (*UtilityVM, error) {
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	if opts.Undo == 0 {
-		opts.Undo = defaultUndo
-	}
+	opts.complete()
 	vm := &UtilityVM{dir: dir}
 	var err error
 	if dir != "" {
@@ -75,9 +79,17 @@ func (vm *UtilityVM) open(ctx context.Context, dir string, connect Connect, opts
 		}
 		return errors.Join(fmt.Errorf("connect to the utility VM: %w", err), j.close())
 	}
+	if err := vm.start(ctx, machine, j, records, opts); err != nil {
+		return errors.Join(err, j.close(), machine.Close())
+	}
+	return nil
+}
+
+// start makes the ledger of what the journal says and what is in the machine.
+func (vm *UtilityVM) start(ctx context.Context, machine vmm.Machine, j *journal, records []record, opts Options) error {
 	tel, err := newTelemetry(opts)
 	if err != nil {
-		return errors.Join(err, j.close(), machine.Close())
+		return err
 	}
 	vm.machine = machine
 	vm.l = &ledger{
@@ -87,7 +99,7 @@ func (vm *UtilityVM) open(ctx context.Context, dir string, connect Connect, opts
 		slots:  newSlotTable(machine.Limits()),
 	}
 	if err := vm.l.recover(ctx, records); err != nil {
-		return errors.Join(fmt.Errorf("recover the utility VM: %w", err), j.close(), machine.Close())
+		return fmt.Errorf("recover the utility VM: %w", err)
 	}
 	return nil
 }
