@@ -125,3 +125,15 @@ type BlockCIM struct {
 	CimName string
 	Lun     int32
 }
+
+// ResourceHvSocket tells a Windows guest the addresses of its Hyper-V sockets; Update only.
+const ResourceHvSocket ResourceType = "HvSocket"
+
+// HvSocketParent is the address under which a Windows guest knows its host.
+const HvSocketParent = "894cc2d6-9d79-424f-93fe-42969ae6d8d1"
+
+// HvSocketAddress are the settings of ResourceHvSocket.
+type HvSocketAddress struct {
+	LocalAddress  string `json:",omitempty"` // the VM's RuntimeId
+	ParentAddress string `json:",omitempty"`
+}
