@@ -107,12 +107,12 @@ func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*L
 			l.mu.Unlock()
 			return le, err
 		}
-		le, change, err := l.prepare(c, role, d, w)
+		a, err := l.prepare(c, role, d, w)
 		l.mu.Unlock()
 		if err != nil {
 			return nil, err
 		}
-		return l.add(ctx, le, change)
+		return l.add(ctx, a)
 	}
 }
 
@@ -177,9 +177,16 @@ func (l *ledger) share(c *Claim, role string, r *resource, w want) (*Lease, erro
 	return le, nil
 }
 
+// addition is an Add that is written down and under way.
+type addition struct {
+	lease   *Lease
+	change  vmm.Change
+	settles bool // the device may be there already: adding it again settles an earlier doubt
+}
+
 // prepare reserves what is missing, writes the intent and marks it busy.
-func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (*Lease, vmm.Change, error) {
-	change := vmm.Change{Op: vmm.Add}
+func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (addition, error) {
+	a := addition{change: vmm.Change{Op: vmm.Add}}
 	t := l.begin()
 	var made []*resource
 	cancel := func() {
@@ -190,7 +197,7 @@ func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (*Lease, vm
 	if w.deviceKey != "" && d == nil {
 		dev, err := w.device()
 		if err != nil {
-			return nil, change, err
+			return a, err
 		}
 		d = l.newResource(w.deviceKey, dev, nil, nil, w.pinned)
 		made = append(made, d)
@@ -203,31 +210,31 @@ func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (*Lease, vm
 		}
 		g, err := w.mount(dev)
 		if err == nil {
-			err = l.targetFree(g.Target())
+			err = l.targetFree(l.occupies(g))
 		}
 		if err != nil {
 			cancel()
-			return nil, change, err
+			return a, err
 		}
 		top = l.newResource(w.mountKey, nil, g, d, false)
 		made = append([]*resource{top}, made...)
 	}
-	le := l.newLease(t, c, role, top, w)
+	a.lease = l.newLease(t, c, role, top, w)
 	parts := made
-	if d != nil && d.state == Doubtful { // pinned: the identical Add settles it
+	if a.settles = d != nil && d.state == Doubtful; a.settles {
 		parts = append(parts, d)
 	}
 	for _, r := range parts {
 		l.set(t, r, evAttach)
 		r.busy = make(chan struct{})
 		if r.device != nil {
-			change.Device = r.device
+			a.change.Device = r.device
 		} else {
-			change.Guest = r.guest
+			a.change.Guest = r.guest
 		}
 	}
 	if err := t.write(); err != nil {
-		l.unlink(le)
+		l.unlink(a.lease)
 		for _, r := range parts {
 			ev := evUnknown
 			if slices.Contains(made, r) {
@@ -235,9 +242,9 @@ func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (*Lease, vm
 			}
 			l.settle(nil, r, ev)
 		}
-		return nil, change, err
+		return a, err
 	}
-	return le, change, nil
+	return a, nil
 }
 
 func (l *ledger) targetFree(target string) error {
@@ -248,9 +255,13 @@ func (l *ledger) targetFree(target string) error {
 }
 
 // add applies the change that prepare wrote down, and takes it back when it fails.
-func (l *ledger) add(ctx context.Context, le *Lease, change vmm.Change) (*Lease, error) {
+func (l *ledger) add(ctx context.Context, a addition) (*Lease, error) {
+	le, change := a.lease, a.change
 	err := l.apply(ctx, change)
 	host, guest := vmm.Outcomes(change, err)
+	if a.settles && host == vmm.NotDone {
+		host = vmm.Unknown // this Add did nothing, but the earlier one may have
+	}
 	l.mu.Lock()
 	t := l.begin()
 	r := le.res

@@ -131,7 +131,7 @@ func verdict(r *resource, obs vmm.Observation, observes bool) (event, bool) {
 		}
 		return evFound, true
 	}
-	if obs.Mount(r.guest.Target()) == nil {
+	if obs.Mount(r.guest) == nil {
 		return evLost, true
 	}
 	return evFound, true

@@ -90,8 +90,8 @@ func (l *ledger) newResource(key string, d vmm.Device, g vmm.Guest, parent *reso
 func (l *ledger) enter(r *resource, s State) {
 	r.state, r.leases = s, map[*Lease]struct{}{}
 	l.resources[r.id], l.byKey[r.key] = r, r
-	if r.guest != nil && r.guest.Target() != "" {
-		l.byTarget[r.guest.Target()] = r
+	if target := l.occupies(r.guest); target != "" {
+		l.byTarget[target] = r
 	}
 	if r.device != nil {
 		l.slots.mark(r.device, true)
@@ -101,14 +101,26 @@ func (l *ledger) enter(r *resource, s State) {
 	}
 }
 
+// occupies is the guest path that nothing else may be mounted at, if any. In a Windows guest the
+// combined root is the mounted scratch itself.
+func (l *ledger) occupies(g vmm.Guest) string {
+	if g == nil {
+		return ""
+	}
+	if _, combined := g.(vmm.CombinedLayers); combined && l.machine.OS() == vmm.Windows {
+		return ""
+	}
+	return g.Target()
+}
+
 // forget takes a resource that is free out of the tables.
 func (l *ledger) forget(r *resource) {
 	delete(l.resources, r.id)
 	if l.byKey[r.key] == r {
 		delete(l.byKey, r.key)
 	}
-	if r.guest != nil && l.byTarget[r.guest.Target()] == r {
-		delete(l.byTarget, r.guest.Target())
+	if target := l.occupies(r.guest); target != "" && l.byTarget[target] == r {
+		delete(l.byTarget, target)
 	}
 	if r.device != nil {
 		l.slots.mark(r.device, false)

@@ -98,14 +98,20 @@ func (o Observation) Device(addr string) Device {
 	return nil
 }
 
-// Mount finds a guest mount by target, or nil.
-func (o Observation) Mount(target string) Guest {
+// Mount finds the guest action of the same kind and target, or nil.
+func (o Observation) Mount(like Guest) Guest {
 	for _, g := range o.Mounts {
-		if g.Target() == target {
+		if SameTarget(g, like) {
 			return g
 		}
 	}
 	return nil
+}
+
+// SameTarget reports whether two guest actions are of one kind and have one target. The kind counts
+// because the root of a Windows container is the very folder that its scratch is mounted at.
+func SameTarget(a, b Guest) bool {
+	return guestKind(a) == guestKind(b) && a.Target() == b.Target()
 }
 
 // ProcessSpec describes a process in the guest.

@@ -250,10 +250,10 @@ func (f *Fake) host(op vmm.Op, d vmm.Device) error {
 }
 
 func (f *Fake) guest(op vmm.Op, g vmm.Guest) error {
-	target := g.Target()
-	if target == "" {
+	if g.Target() == "" {
 		return nil
 	}
+	target := f.place(g)
 	old, taken := f.mounts[target]
 	if op == vmm.Remove {
 		if c := f.userOf(target); taken && c != "" {
@@ -282,6 +282,15 @@ func (f *Fake) guest(op vmm.Op, g vmm.Guest) error {
 	return nil
 }
 
+// place is what a guest action occupies. The filter on a Windows scratch volume and the volume are
+// at one path.
+func (f *Fake) place(g vmm.Guest) string {
+	if _, ok := g.(vmm.CombinedLayers); ok && f.os == vmm.Windows {
+		return "filter on " + g.Target()
+	}
+	return g.Target()
+}
+
 // below gives the mount of a device that a path lies in.
 func (f *Fake) below(path string) string {
 	for target, g := range f.mounts {
@@ -296,8 +305,11 @@ func (f *Fake) below(path string) string {
 func (f *Fake) userOf(target string) string {
 	for _, g := range f.mounts {
 		c, ok := g.(vmm.CombinedLayers)
-		if !ok || c.RootPath == target {
+		if !ok || f.place(g) == target {
 			continue
+		}
+		if f.os == vmm.Windows && c.RootPath == target {
+			return f.place(g)
 		}
 		for _, layer := range c.Layers {
 			if layer.Path == target {

@@ -1,0 +1,178 @@
+package layers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/uvm"
+)
+
+// UnmountOperation says which kinds of resources an unmount gives up; the bits may be combined.
+type UnmountOperation uint
+
+// The kinds. The values are those of hcsshim.
+const (
+	UnmountOperationSCSI  UnmountOperation = 0x01 // the scratch disk
+	UnmountOperationVSMB  UnmountOperation = 0x02 // layers of a Windows VM
+	UnmountOperationVPMEM UnmountOperation = 0x04 // layers of a Linux VM, on VPMEM or SCSI
+	UnmountOperationAll                    = UnmountOperationSCSI | UnmountOperationVSMB | UnmountOperationVPMEM
+)
+
+func (op UnmountOperation) check() error {
+	if op == 0 || op&^UnmountOperationAll != 0 {
+		return fmt.Errorf("%w: unmount operation %#x: use SCSI (1), VSMB (2), VPMEM (4) or their sum", ErrInvalid, uint(op))
+	}
+	return nil
+}
+
+// request reads the one list of the older API.
+func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host Host, fsys FS) (Request, error) {
+	if len(layerFolders) == 0 {
+		return Request{}, fmt.Errorf("%w: no layer folders: give the layers top-most first, then the scratch", ErrInvalid)
+	}
+	if vm == nil && len(layerFolders) < 2 {
+		return Request{}, fmt.Errorf("%w: %d layer folder: give at least one layer and the scratch", ErrInvalid, len(layerFolders))
+	}
+	last := len(layerFolders) - 1
+	r := Request{VM: vm, GuestRoot: guestRoot, Scratch: layerFolders[last], Host: host, FS: fsys}
+	if vm == nil {
+		r.ID = hostpath.Base(r.Scratch)
+	}
+	for _, folder := range layerFolders[:last] {
+		r.Layers = append(r.Layers, Layer{Folder: folder})
+	}
+	return r, nil
+}
+
+// Mounter is the older API with its surroundings passed in: the Windows host's layer functions and
+// the file system that folders are looked up in. The zero value uses those of this machine. The
+// package's functions of the same names are its methods on the zero value.
+type Mounter struct {
+	Host Host
+	FS   FS
+}
+
+// MountContainerLayers mounts layerFolders (layers top-most first, the scratch last) and gives the
+// path of the root: in the guest under guestRoot, or without a VM a volume GUID path of this Windows
+// host. The container's id is the last part of guestRoot. It behaves as hcsshim's function of January
+// 2021, except that each container has a directory of its own on the scratch, and that an error is
+// never swallowed. See Mount for more.
+func MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string, vm *uvm.UtilityVM) (string, error) {
+	return Mounter{}.MountContainerLayers(ctx, layerFolders, guestRoot, vm)
+}
+
+// MountContainerLayers is the method behind the function of that name.
+func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string, vm *uvm.UtilityVM) (string, error) {
+	r, err := request(layerFolders, guestRoot, vm, mt.Host, mt.FS)
+	if err != nil {
+		return "", err
+	}
+	m, err := Mount(ctx, r)
+	if err != nil {
+		return "", err
+	}
+	return m.Root, nil
+}
+
+// UnmountContainerLayers undoes MountContainerLayers, or the parts of it that op names; the combined
+// root always goes. containerRootPath is the guestRoot of the mount. It attempts everything, joins
+// the errors, and may be called again. Without a VM op must be UnmountOperationAll.
+func UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string, vm *uvm.UtilityVM, op UnmountOperation) error {
+	return Mounter{}.UnmountContainerLayers(ctx, layerFolders, containerRootPath, vm, op)
+}
+
+// UnmountContainerLayers is the method behind the function of that name.
+func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string, vm *uvm.UtilityVM, op UnmountOperation) error {
+	if len(layerFolders) == 0 {
+		return fmt.Errorf("%w: no layer folders: give the list that was mounted", ErrInvalid)
+	}
+	if err := op.check(); err != nil {
+		return err
+	}
+	if vm == nil {
+		if mt.Host == nil {
+			return fmt.Errorf("unmount without a VM: this is no Windows host: %w", errors.ErrUnsupported)
+		}
+		return (&argon{host: mt.Host, scratch: layerFolders[len(layerFolders)-1]}).release(ctx, op)
+	}
+	id := hostpath.Base(containerRootPath)
+	m, err := Open(vm, id)
+	if errors.Is(err, uvm.ErrUnknownClaim) {
+		return fmt.Errorf("unmount layers of %s: %w: %w", containerRootPath, uvm.ErrNotAttached, err)
+	}
+	if err != nil {
+		return err
+	}
+	return m.Release(ctx, op)
+}
+
+// GetHCSLayers gives the layers as a container document of a Windows VM names them: the identity of
+// each folder and the guest path of its share, in the order given. Every folder must be shared;
+// otherwise the error matches uvm.ErrNotAttached.
+func GetHCSLayers(ctx context.Context, vm *uvm.UtilityVM, paths []string) ([]hcsschema.Layer, error) {
+	return Mounter{}.GetHCSLayers(ctx, vm, paths)
+}
+
+// GetHCSLayers is the method behind the function of that name.
+func (mt Mounter) GetHCSLayers(ctx context.Context, vm *uvm.UtilityVM, paths []string) ([]hcsschema.Layer, error) {
+	out := make([]hcsschema.Layer, len(paths))
+	for i, p := range paths {
+		guest, err := vm.VSMB().GuestPath(p, true)
+		if err != nil {
+			return nil, fmt.Errorf("HCS layers: %w", err)
+		}
+		if mt.Host == nil {
+			return nil, fmt.Errorf("HCS layers: %w: a Windows host is needed for the layers' identities", errors.ErrUnsupported)
+		}
+		id, err := mt.Host.LayerID(ctx, p)
+		if err != nil {
+			return nil, fmt.Errorf("HCS layers: identity of %s: %w", p, err)
+		}
+		out[i] = hcsschema.Layer{Id: id, Path: guest}
+	}
+	return out, nil
+}
+
+// ImageLayers remembers what MountContainerLayers was called with, to release it later.
+type ImageLayers struct {
+	mounter            Mounter
+	vm                 *uvm.UtilityVM
+	containerRootInUVM string
+	layers             []string
+	done               bool // the last Release succeeded
+}
+
+// NewImageLayers remembers a mount: the VM (nil for this Windows host), the guestRoot, the list.
+func NewImageLayers(vm *uvm.UtilityVM, containerRootInUVM string, layers []string) *ImageLayers {
+	return Mounter{}.NewImageLayers(vm, containerRootInUVM, layers)
+}
+
+// NewImageLayers is the method behind the function of that name.
+func (mt Mounter) NewImageLayers(vm *uvm.UtilityVM, containerRootInUVM string, layers []string) *ImageLayers {
+	return &ImageLayers{mounter: mt, vm: vm, containerRootInUVM: containerRootInUVM, layers: slices.Clone(layers)}
+}
+
+// Release unmounts the layers. With all, or without a VM, everything goes; otherwise only the scratch
+// does, for a VM that is about to be torn down with its read-only layers. It may be called again
+// after a failure, and after success it does nothing.
+func (il *ImageLayers) Release(ctx context.Context, all bool) error {
+	if il.done && (il.vm == nil || !all) {
+		return nil
+	}
+	op := UnmountOperationSCSI
+	if il.vm == nil || all {
+		op = UnmountOperationAll
+	}
+	err := il.mounter.UnmountContainerLayers(ctx, il.layers, il.containerRootInUVM, il.vm, op)
+	if il.done && errors.Is(err, uvm.ErrNotAttached) {
+		err = nil // nothing but the scratch was held
+	}
+	if err == nil {
+		il.done = true
+	}
+	return err
+}

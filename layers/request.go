@@ -1,0 +1,212 @@
+package layers
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/layerdir"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+// Sentinels that errors of this package match with errors.Is, besides those of uvm and vmm.
+var (
+	// ErrInvalid: the request makes no sense; nothing was touched.
+	ErrInvalid = errors.New("invalid request")
+	// ErrDuplicateLayer: a layer is named twice. An overlay cannot have it twice.
+	ErrDuplicateLayer = fmt.Errorf("%w: duplicate layer", ErrInvalid)
+	// ErrLayerOrder: layerchain.json contradicts the order given.
+	ErrLayerOrder = layerdir.ErrChainOrder
+)
+
+// Layer is one read-only layer.
+type Layer struct {
+	// Folder is the layer's folder. A Linux layer folder holds layer.vhd or layer.erofs, a Windows
+	// one the layer's files.
+	Folder string
+	// File names the image itself instead of a folder that holds it.
+	File string
+	// Partition of the image, 1-based; 0 is the whole image.
+	Partition uint64
+	// Verity, when set, makes the guest check the layer against a dm-verity root digest.
+	Verity *vmm.Verity
+}
+
+// Request says what to mount.
+type Request struct {
+	// VM is the utility VM. With nil the layers are mounted on the Windows host itself.
+	VM *uvm.UtilityVM
+	// ID is the container's id, unique in the VM. Empty: the last part of GuestRoot.
+	ID string
+	// Layers are the read-only layers, top-most first.
+	Layers []Layer
+	// Scratch is the folder that holds sandbox.vhdx (which may be a link to that of another
+	// container), or a disk image itself. Empty makes a read-only root, in Linux VMs only.
+	Scratch string
+	// GuestRoot is the container's directory in the guest. Empty: /run/gcs/c/<ID> or C:\c\<ID>.
+	GuestRoot string
+	// Host does what needs the Windows host. It is required for Windows VMs (layer identities) and
+	// without a VM.
+	Host Host
+	// FS is where layer folders are looked at; nil is the host's file system.
+	FS FS
+	// SeparateDisks attaches one disk for each layer even where the VM could take all of them on
+	// one. It is for comparing the two.
+	SeparateDisks bool
+}
+
+// FS is what the package needs to know of the host's files.
+type FS interface {
+	Stat(name string) (fs.FileInfo, error)
+	// EvalSymlinks gives the path with all links resolved.
+	EvalSymlinks(name string) (string, error)
+}
+
+type hostFS struct{}
+
+func (hostFS) Stat(name string) (fs.FileInfo, error)    { return os.Stat(name) }
+func (hostFS) EvalSymlinks(name string) (string, error) { return filepath.EvalSymlinks(name) }
+
+// Files of layer folders.
+const (
+	layerVHD    = "layer.vhd"
+	layerEROFS  = "layer.erofs"
+	sandboxVHDX = "sandbox.vhdx"
+)
+
+// image is the disk image of one layer, looked at and found good.
+type image struct {
+	layer Layer
+	path  string // resolved
+	size  int64
+	erofs bool
+}
+
+var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+// complete fills in defaults and refuses what makes no sense.
+func (r *Request) complete() error {
+	if r.FS == nil {
+		r.FS = hostFS{}
+	}
+	if r.ID == "" && r.GuestRoot != "" {
+		r.ID = hostpath.Base(r.GuestRoot)
+	}
+	if !validID.MatchString(r.ID) {
+		return fmt.Errorf("%w: container id %q: use 1 to 128 letters, digits, '_', '.' or '-', a letter or digit first",
+			ErrInvalid, r.ID)
+	}
+	if r.GuestRoot == "" && r.VM != nil {
+		r.GuestRoot = guestRoots[r.VM.OS()] + r.ID
+	}
+	seen := map[string]string{}
+	for i, l := range r.Layers {
+		name := l.Folder + l.File
+		switch {
+		case (l.Folder == "") == (l.File == ""):
+			return fmt.Errorf("%w: layer %d: give a folder or a file", ErrInvalid, i+1)
+		case !hostpath.IsAbs(name):
+			return fmt.Errorf("%w: layer %q: give an absolute path", ErrInvalid, name)
+		}
+		id := fmt.Sprintf("%s#%d", hostpath.Identity(name), l.Partition)
+		if first, twice := seen[id]; twice {
+			return fmt.Errorf("%w: %q (also given as %q)", ErrDuplicateLayer, name, first)
+		}
+		seen[id] = name
+	}
+	if r.Scratch != "" && !hostpath.IsAbs(r.Scratch) {
+		return fmt.Errorf("%w: scratch %q: give an absolute path", ErrInvalid, r.Scratch)
+	}
+	return nil
+}
+
+var guestRoots = map[vmm.OS]string{vmm.Linux: "/run/gcs/c/", vmm.Windows: `C:\c\`}
+
+// images finds the disk image of every layer of a Linux container and checks the order.
+func (r *Request) images() ([]image, error) {
+	var folders []string
+	out := make([]image, len(r.Layers))
+	for i, l := range r.Layers {
+		img, err := r.findImage(l)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = img
+		if l.Folder != "" {
+			folders = append(folders, l.Folder)
+		}
+	}
+	if _, real := r.FS.(hostFS); real {
+		if err := layerdir.CheckChain(folders); err != nil {
+			return nil, fmt.Errorf("layers of %s: %w", r.ID, err)
+		}
+	}
+	return out, nil
+}
+
+// findImage finds the image in a layer folder: layer.erofs where the VM can mount it, else layer.vhd.
+func (r *Request) findImage(l Layer) (image, error) {
+	names := []string{layerVHD}
+	if r.VM.Limits().EROFS {
+		names = []string{layerEROFS, layerVHD}
+	}
+	candidates := []string{l.File}
+	if l.File == "" {
+		candidates = candidates[:0]
+		for _, n := range names {
+			candidates = append(candidates, hostpath.Join(l.Folder, n))
+		}
+	}
+	for i, path := range candidates {
+		info, err := r.FS.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) && i < len(candidates)-1 {
+			continue
+		}
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return image{}, fmt.Errorf("layer %s: it holds no %s; import the layer first: %w", l.Folder+l.File, hostpath.Base(path), err)
+		case err != nil:
+			return image{}, fmt.Errorf("layer %s: %w", l.Folder+l.File, err)
+		case !info.Mode().IsRegular():
+			return image{}, fmt.Errorf("%w: layer %s is not a regular file", ErrInvalid, path)
+		case info.Size() == 0:
+			return image{}, fmt.Errorf("%w: layer %s is empty; import the layer again", ErrInvalid, path)
+		}
+		resolved, err := r.FS.EvalSymlinks(path)
+		if err != nil {
+			return image{}, fmt.Errorf("layer %s: %w", path, err)
+		}
+		return image{layer: l, path: resolved, size: info.Size(), erofs: hostpath.Ext(path) == ".erofs"}, nil
+	}
+	return image{}, fmt.Errorf("%w: layer %s", ErrInvalid, l.Folder)
+}
+
+// scratchDisk finds the writable disk: sandbox.vhdx in the scratch folder or the file itself, links
+// resolved, so that containers sharing one disk are seen to share it.
+func (r *Request) scratchDisk() (string, error) {
+	path := r.Scratch
+	info, err := r.FS.Stat(path)
+	if err == nil && info.IsDir() || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		path = hostpath.Join(path, sandboxVHDX)
+		info, err = r.FS.Stat(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("scratch %s: create it first: %w", path, err)
+	}
+	if !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%w: scratch %s is no disk image", ErrInvalid, path)
+	}
+	if info.Size() == 0 {
+		return "", fmt.Errorf("%w: scratch %s is empty; create it again", ErrInvalid, path)
+	}
+	resolved, err := r.FS.EvalSymlinks(path)
+	if err != nil {
+		return "", fmt.Errorf("scratch %s: %w", path, err)
+	}
+	return resolved, nil
+}

@@ -1,0 +1,214 @@
+package hcs
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/vmm"
+)
+
+// HRESULT is what every function of the service returns.
+type HRESULT uint32
+
+// Results that the driver itself looks at.
+const (
+	OK                 HRESULT = 0
+	Pending            HRESULT = 0xC0370103 // the call completes with a notification
+	errFail            HRESULT = 0x80004005
+	errElementNotFound HRESULT = 0x490
+	errProcNotFound    HRESULT = 0x7F
+)
+
+// Failed reports whether h is an error; Pending counts as one.
+func (h HRESULT) Failed() bool { return h&0x80000000 != 0 }
+
+// Code is h with a wrapped Win32 error reduced to that error's number: 0x80070005 gives 5.
+func (h HRESULT) Code() uint32 {
+	if uint32(h)&0x1FFF0000 == 0x00070000 {
+		return uint32(h) & 0xFFFF
+	}
+	return uint32(h)
+}
+
+// Sentinels that an [*Error] matches by its code. More than one may match.
+var (
+	ErrDoesNotExist       = errors.New("the compute system does not exist")
+	ErrAlreadyExists      = errors.New("the compute system exists already")
+	ErrAlreadyStopped     = errors.New("already stopped")
+	ErrClosed             = errors.New("the handle is closed")
+	ErrInvalidState       = errors.New("not valid in the current state")
+	ErrUnexpectedExit     = errors.New("unexpected exit")
+	ErrTimeout            = errors.New("timed out")
+	ErrNotSupported       = fmt.Errorf("not supported by this service or guest: %w", errors.ErrUnsupported)
+	ErrInvalidDocument    = errors.New("the document was not understood")
+	ErrProtocolVersion    = errors.New("unsupported protocol version")
+	ErrElementNotFound    = errors.New("element not found")
+	ErrExportNotFound     = errors.New("this Windows lacks the function")
+	ErrUnknownFormat      = errors.New("unrecognised layer format")
+	ErrNotReady           = errors.New("the device is not ready")
+	ErrNotConnected       = errors.New("the device is not connected")
+	ErrSharingViolation   = errors.New("the file is used by another process")
+	ErrInvalidParameter   = errors.New("invalid parameter")
+	ErrInvalidHandle      = errors.New("invalid handle")
+	ErrInvalidData        = errors.New("invalid data")
+	ErrServiceUnavailable = errors.New("the Host Compute Service went away")
+)
+
+// meaning is what a code stands for: the first sentinel gives the text, all of them match.
+var meanings = map[uint32][]error{
+	0x5:        {vmm.ErrAccessDenied},
+	0x6:        {ErrInvalidHandle},
+	0xD:        {ErrInvalidData, ErrNotSupported},
+	0x15:       {ErrNotReady},
+	0x20:       {ErrSharingViolation},
+	0x32:       {ErrNotSupported},
+	0x57:       {ErrInvalidParameter},
+	0x7F:       {ErrExportNotFound},
+	0x48F:      {ErrNotConnected},
+	0x490:      {ErrElementNotFound},
+	0x80370105: {ErrInvalidState},
+	0x80370110: {ErrAlreadyStopped, vmm.ErrGone},
+	0x80370118: {ErrTimeout},
+	0x8037011F: {ErrAlreadyStopped},
+	0x8007139F: {ErrInvalidState},
+	0x139F:     {ErrInvalidState},
+	0xC0370105: {ErrInvalidState},
+	0xC0370106: {ErrUnexpectedExit, vmm.ErrGone},
+	0xC0370109: {ErrTimeout},
+	0xC037010B: {ErrNotSupported},
+	0xC037010C: {ErrProtocolVersion},
+	0xC037010D: {ErrInvalidDocument, ErrNotSupported},
+	0xC037010E: {ErrDoesNotExist, vmm.ErrGone},
+	0xC037010F: {ErrAlreadyExists},
+	0xC0370110: {ErrAlreadyStopped, vmm.ErrGone},
+	0xC0370112: {ErrUnknownFormat},
+}
+
+// Error is a failed call: the operation, the system, the result with its meaning, and what the
+// service's own document about the failure says.
+type Error struct {
+	Op     string // such as "modify compute system"
+	System string // its identifier; empty for the service itself
+	HR     HRESULT
+	Result hcsschema.ResultError
+}
+
+// newError makes an Error of a failed call and its result document, which may be empty or garbled.
+func newError(op, system string, hr HRESULT, result string) *Error {
+	e := &Error{Op: op, System: system, HR: hr}
+	if result != "" {
+		if err := json.Unmarshal([]byte(result), &e.Result); err != nil {
+			e.Result = hcsschema.ResultError{ErrorMessage: result}
+		}
+	}
+	return e
+}
+
+// maxEvents bounds how many error events are shown, and maxText how long a text from outside may be.
+const (
+	maxEvents = 8
+	maxText   = 2048
+)
+
+// Error puts all that is known in one line.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s", e.Op)
+	if e.System != "" {
+		fmt.Fprintf(&b, " %s", e.System)
+	}
+	fmt.Fprintf(&b, ": HRESULT 0x%08x", uint32(e.HR))
+	if m := meanings[e.HR.Code()]; m != nil {
+		fmt.Fprintf(&b, ": %v", m[0])
+	}
+	if e.Result.ErrorMessage != "" {
+		fmt.Fprintf(&b, ": %s", clean(e.Result.ErrorMessage))
+	}
+	for i, ev := range e.Result.ErrorEvents {
+		if i == maxEvents {
+			fmt.Fprintf(&b, " [%d more events]", len(e.Result.ErrorEvents)-i)
+			break
+		}
+		source := ev.Source
+		if source == "" {
+			source = ev.Provider
+		}
+		fmt.Fprintf(&b, " [event %s %d: %s]", clean(source), ev.EventId, clean(ev.Message))
+	}
+	return b.String()
+}
+
+// clean makes a text of the service fit for one line.
+func clean(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText] + "…"
+	}
+	return strings.Join(strings.Fields(s), " ")
+}
+
+// Is matches the sentinels of the code.
+func (e *Error) Is(target error) bool {
+	for _, m := range meanings[e.HR.Code()] {
+		if errors.Is(m, target) {
+			return true
+		}
+	}
+	return false
+}
+
+// codeOf gives the code of the first Error in a chain.
+func codeOf(err error) (uint32, bool) {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.HR.Code(), true
+	}
+	return 0, false
+}
+
+func hasCode(err error, codes ...uint32) bool {
+	code, ok := codeOf(err)
+	for _, c := range codes {
+		if ok && c == code {
+			return true
+		}
+	}
+	return false
+}
+
+// IsNotExist reports whether a call on a system failed because there is no such system.
+func IsNotExist(err error) bool { return hasCode(err, 0xC037010E, 0x490) }
+
+// IsAlreadyStopped reports whether a call on a system or process failed because it has ended.
+func IsAlreadyStopped(err error) bool {
+	return hasCode(err, 0xC0370110, 0x80370110, 0x8037011F, 0x490)
+}
+
+// IsAlreadyClosed reports whether a call came after Close.
+func IsAlreadyClosed(err error) bool { return errors.Is(err, ErrClosed) }
+
+// IsPending reports whether a call was accepted and will complete with a notification.
+func IsPending(err error) bool { return hasCode(err, uint32(Pending)) }
+
+// IsTimeout reports whether the service or guest ran out of time, or an error says so of itself.
+func IsTimeout(err error) bool {
+	t, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	return errors.Is(err, ErrTimeout) || ok && t.Timeout()
+}
+
+// IsNotSupported reports whether the service or guest does not know what was asked.
+func IsNotSupported(err error) bool { return hasCode(err, 0xC037010D, 0xD, 0x32, 0xC037010B) }
+
+// IsInvalidState reports whether the system is in a state that does not allow the call.
+func IsInvalidState(err error) bool { return errors.Is(err, ErrInvalidState) }
+
+// IsUnavailable reports whether the VM cannot be acted on any more, so that what was in it counts as
+// released.
+func IsUnavailable(err error) bool {
+	return errors.Is(err, vmm.ErrGone) || IsNotExist(err) || IsAlreadyStopped(err) ||
+		IsAlreadyClosed(err) || IsInvalidState(err)
+}
