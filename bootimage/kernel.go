@@ -167,3 +167,15 @@ func (o *Options) kernel(ctx context.Context, k kernel) (string, error) {
 	}
 	return path, err
 }
+
+// Kernel tells which installed kernel Build would take, without building anything.
+func Kernel(o Options) (path, release string, err error) {
+	if o.Init == "" {
+		o.Init = "none" // not looked at
+	}
+	if err := o.defaults(); err != nil {
+		return "", "", err
+	}
+	k, err := findKernel(o)
+	return k.path, k.release, err
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v3"
+	"golang.org/x/term"
+)
+
+// env is what commands work with: everything they know of the outside that is not an argument.
+type env struct {
+	command        []string // after "--"
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+}
+
+// groups are the commands in the order of the help. Each group is one file.
+var groups = []func(*env) []*cli.Command{
+	runCommands,
+	vmCommands,
+	importCommands,
+	scratchCommands,
+	mountCommands,
+	execCommands,
+	listCommands,
+	doctorCommands,
+}
+
+const description = `A layer is a folder with layer.vhd or layer.erofs in it ("strata import" makes one of a tar).
+A scratch is a folder with a writable disk ("strata scratch create"). "strata mount" puts layers and a
+scratch into a running utility VM and makes one root file system of them; "strata exec" runs programs
+in it; "strata unmount" takes it away again. "strata run" does all of that in one go.
+
+There is no daemon: every command works from the state directory, and mends first what an earlier
+command that was interrupted left there.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. exec and run answer with the exit
+code of the program, and with 125 when it could not be started.`
+
+func (e *env) root() *cli.Command {
+	root := &cli.Command{
+		Name: "strata", Usage: "container layers into utility VMs", Version: version, Description: description,
+		Writer: e.stdout, ErrWriter: e.stderr,
+		EnableShellCompletion: true, Suggest: true, HideHelpCommand: true,
+		DisableSliceFlagSeparator: true, // paths may hold commas
+		UseShortOptionHandling:    true,
+		ConfigureShellCompletionCommand: func(c *cli.Command) {
+			c.Hidden = false
+			c.Usage = "print the completion script of a shell: bash, zsh, fish or pwsh"
+		},
+		ExitErrHandler: func(_ context.Context, _ *cli.Command, _ error) {}, // run does it
+		OnUsageError: func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
+			return usage(cmd, "%w", err)
+		},
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "state-dir", Sources: cli.EnvVars("STRATA_STATE_DIR"), TakesFile: true,
+				Usage: "where VMs keep their state (default: /var/lib/strata, or ~/.local/state/strata when not root)"},
+			&cli.BoolFlag{Name: "json", Usage: "print results as JSON"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the changes that would be made to the VM; make none"},
+			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "log every step to standard error"},
+		},
+		Action: func(_ context.Context, cmd *cli.Command) error {
+			if cmd.Args().Present() {
+				return usage(cmd, "there is no command %q", cmd.Args().First())
+			}
+			return cli.ShowAppHelp(cmd)
+		},
+	}
+	for _, group := range groups {
+		root.Commands = append(root.Commands, group(e)...)
+	}
+	each(root, func(c *cli.Command) {
+		c.HideHelpCommand = true
+		c.DisableSliceFlagSeparator = true
+		c.UseShortOptionHandling = true
+		c.OnUsageError = root.OnUsageError
+		if c.Action == nil {
+			c.Action = func(_ context.Context, cmd *cli.Command) error {
+				if cmd.Args().Present() {
+					return usage(cmd, "there is no command %q", commandPath(cmd)+" "+cmd.Args().First())
+				}
+				return cli.ShowSubcommandHelp(cmd)
+			}
+		}
+	})
+	return root
+}
+
+func each(c *cli.Command, f func(*cli.Command)) {
+	for _, sub := range c.Commands {
+		f(sub)
+		each(sub, f)
+	}
+}
+
+// commandPath is the command as typed, without the program: "vm start".
+func commandPath(cmd *cli.Command) string {
+	_, path, _ := strings.Cut(cmd.FullName(), " ")
+	return path
+}
+
+// examples renders the examples of a command's help.
+func examples(lines ...string) string { return "Examples:\n   " + strings.Join(lines, "\n   ") }
+
+// stateDir is the folder that holds everything of ours.
+func (e *env) stateDir(cmd *cli.Command) (string, error) {
+	dir := cmd.String("state-dir")
+	if dir == "" {
+		dir = e.defaultStateDir()
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("state directory %q: %w", dir, err)
+	}
+	return abs, nil
+}
+
+func (e *env) defaultStateDir() string {
+	if runtime.GOOS == "windows" {
+		return filepath.Join(e.getenv("ProgramData"), "strata")
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/strata"
+	}
+	if dir := e.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "strata")
+	}
+	return filepath.Join(e.getenv("HOME"), ".local", "state", "strata")
+}
+
+// defaultVM is the VM that is meant when none is named.
+const defaultVM = "default"
+
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+
+func vmFlag() cli.Flag {
+	return &cli.StringFlag{Name: "vm", Value: defaultVM, Sources: cli.EnvVars("STRATA_VM"), Usage: "`NAME` of the utility VM"}
+}
+
+// vmDir is the state directory of one VM.
+func (e *env) vmDir(cmd *cli.Command, name string) (string, error) {
+	if !validName.MatchString(name) {
+		return "", usage(cmd, "VM name %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", name)
+	}
+	dir, err := e.stateDir(cmd)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "vms", name), nil
+}
+
+func (e *env) logger(cmd *cli.Command) *slog.Logger {
+	level := slog.LevelWarn
+	if cmd.Bool("verbose") {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// print writes v as JSON when asked to, else what text writes.
+func (e *env) print(cmd *cli.Command, v any, text func(w io.Writer)) error {
+	if cmd.Bool("json") {
+		enc := json.NewEncoder(e.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	tw := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	text(tw)
+	return tw.Flush()
+}
+
+// say tells a person what happens; scripts look at standard output.
+func (e *env) say(format string, args ...any) { fmt.Fprintf(e.stderr, format+"\n", args...) }
+
+// terminal reports whether f is one, and its descriptor.
+func terminal(f any) (fd int, ok bool) {
+	file, ok := f.(*os.File)
+	if !ok {
+		return 0, false
+	}
+	fd = int(file.Fd())
+	return fd, term.IsTerminal(fd)
+}
+
+// absolute makes paths absolute and refuses empty ones.
+func absolute(cmd *cli.Command, what string, paths ...string) ([]string, error) {
+	out := make([]string, len(paths))
+	for i, p := range paths {
+		if p == "" {
+			return nil, usage(cmd, "%s: the path is empty", what)
+		}
+		abs, err := filepath.Abs(p)
+		if err != nil {
+			return nil, fmt.Errorf("%s %q: %w", what, p, err)
+		}
+		out[i] = abs
+	}
+	return out, nil
+}

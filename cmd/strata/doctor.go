@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/urfave/cli/v3"
+)
+
+func doctorCommands(e *env) []*cli.Command {
+	return []*cli.Command{{
+		Name: "doctor", Usage: "say what this host lacks, and the command that mends it",
+		Description: "Exit code 1 when something that is needed is missing.\n\n" + examples("strata doctor", "strata --json doctor"),
+		Action:      e.doctor,
+	}}
+}
+
+// finding is the answer to one question about the host.
+type finding struct {
+	What   string `json:"what"`
+	State  string `json:"state"` // ok, note or missing
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// The states of a finding. A note is something that could be better and need not.
+const (
+	ok      = "ok"
+	note    = "note"
+	missing = "missing"
+)
+
+// question asks one thing. An error is what is wrong; the remedy is a command or an advice.
+type question struct {
+	what   string
+	needed bool
+	remedy string
+	ask    func(context.Context, *env, *cli.Command) (detail string, err error)
+}
+
+// remedyError overrides the remedy of a question.
+type remedyError struct {
+	error
+	remedy string
+}
+
+func (r *remedyError) Unwrap() error { return r.error }
+
+func (q question) answer(ctx context.Context, e *env, cmd *cli.Command) finding {
+	detail, err := q.ask(ctx, e, cmd)
+	if err == nil {
+		return finding{What: q.what, State: ok, Detail: detail}
+	}
+	f := finding{What: q.what, State: note, Detail: err.Error(), Remedy: q.remedy}
+	if q.needed {
+		f.State = missing
+	}
+	if r, ok := errors.AsType[*remedyError](err); ok {
+		f.Remedy = r.remedy
+	}
+	return f
+}
+
+func (e *env) doctor(ctx context.Context, cmd *cli.Command) error {
+	if cmd.Args().Present() {
+		return usage(cmd, "it takes no arguments")
+	}
+	var all []finding
+	bad := 0
+	for _, q := range append(hostQuestions(), question{
+		what: "state directory", needed: true, remedy: "give another one with --state-dir or STRATA_STATE_DIR", ask: askStateDir,
+	}) {
+		f := q.answer(ctx, e, cmd)
+		if f.State == missing {
+			bad++
+		}
+		all = append(all, f)
+	}
+	err := e.print(cmd, all, func(w io.Writer) {
+		for _, f := range all {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", f.State, f.What, f.Detail)
+			if f.Remedy != "" {
+				fmt.Fprintf(w, "\t\t→ %s\n", f.Remedy)
+			}
+		}
+	})
+	if bad > 0 {
+		err = errors.Join(&exitError{code: exitFailure, err: fmt.Errorf("this host lacks %d of the things that are needed", bad)}, err)
+	}
+	return err
+}
+
+// askStateDir tries to write where state is kept: in the directory, or where it would be made.
+func askStateDir(_ context.Context, e *env, cmd *cli.Command) (string, error) {
+	dir, err := e.stateDir(cmd)
+	if err != nil {
+		return "", err
+	}
+	exists := dir
+	for {
+		if _, err := os.Stat(exists); err == nil || exists == filepath.Dir(exists) {
+			break
+		}
+		exists = filepath.Dir(exists)
+	}
+	f, err := os.CreateTemp(exists, ".strata-doctor-")
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(f.Close(), os.Remove(f.Name())); err != nil {
+		return "", err
+	}
+	free, err := freeSpace(exists)
+	if err != nil {
+		return printable(dir) + " can be written", nil
+	}
+	return fmt.Sprintf("%s can be written, %s free", printable(dir), size(int64(free))), nil
+}
+
+// program asks for a program and what it says of its version.
+func program(name string, args ...string) func(context.Context, *env, *cli.Command) (string, error) {
+	return func(ctx context.Context, _ *env, _ *cli.Command) (string, error) {
+		path, err := exec.LookPath(name)
+		if err != nil { // not in a user's PATH on Debian
+			for _, dir := range []string{"/usr/sbin", "/sbin"} {
+				if p, perr := exec.LookPath(filepath.Join(dir, name)); perr == nil {
+					path, err = p, nil
+					break
+				}
+			}
+		}
+		if err != nil {
+			return "", err
+		}
+		out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", path, err)
+		}
+		return path + ": " + firstLine(out), nil
+	}
+}
+
+func firstLine(b []byte) string {
+	for i, c := range b {
+		if c == '\n' || c == '\r' {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/bootimage"
+)
+
+// packages is the Debian package with the VMM of an architecture, and its program.
+var vmms = map[string][2]string{
+	"amd64": {"qemu-system-x86", "qemu-system-x86_64"},
+	"arm64": {"qemu-system-arm", "qemu-system-aarch64"},
+}
+
+func hostQuestions() []question {
+	vmm := vmms[runtime.GOARCH]
+	return []question{
+		{"VMM", true, "sudo apt-get install " + vmm[0], program(vmm[1], "--version")},
+		{"disk tool", true, "sudo apt-get install qemu-utils", program("qemu-img", "--version")},
+		{"file system tool", true, "sudo apt-get install e2fsprogs", program("mkfs.ext4", "-V")},
+		{"guest kernel", true, "sudo apt-get install linux-image-" + runtime.GOARCH, askKernel},
+		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
+		{"vsock", false, "the guest is reached over a serial port instead; or: sudo modprobe vhost_vsock", askVsock},
+		{"memory", false, "a VM takes 256 MiB by default; --memory 128M takes less", askMemory},
+	}
+}
+
+func askKernel(context.Context, *env, *cli.Command) (string, error) {
+	path, release, err := bootimage.Kernel(bootimage.Options{})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s (release %s)", path, release), nil
+}
+
+func askKVM(context.Context, *env, *cli.Command) (string, error) {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if errors.Is(err, os.ErrPermission) {
+		return "", &remedyError{err, "sudo usermod -aG kvm $USER, then log in again"}
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := f.Close(); err != nil {
+		return "", err
+	}
+	if runtime.GOARCH != "amd64" {
+		return "/dev/kvm can be opened", nil
+	}
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "", err
+	}
+	for _, word := range strings.Fields(string(info)) {
+		if word == "vmx" || word == "svm" {
+			return "/dev/kvm can be opened and the CPU can virtualise", nil
+		}
+	}
+	return "", errors.New("/dev/kvm can be opened, but the CPU has neither vmx nor svm: such a KVM runs no stock kernel")
+}
+
+func askVsock(context.Context, *env, *cli.Command) (string, error) {
+	f, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	return "/dev/vhost-vsock can be opened", f.Close()
+}
+
+func askMemory(context.Context, *env, *cli.Command) (string, error) {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
+			text := size(kib<<10) + " available"
+			if kib < 512<<10 {
+				return "", errors.New("only " + text)
+			}
+			return text, nil
+		}
+	}
+	return "", errors.New("/proc/meminfo does not tell")
+}
+
+func freeSpace(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v3"
+	"golang.org/x/term"
+
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+// grace is what a program gets between our end and its own.
+const grace = 10 * time.Second
+
+// defaultPath is the PATH of programs that are given none.
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+func execCommands(e *env) []*cli.Command {
+	one := 1
+	return []*cli.Command{{
+		Name: "exec", Usage: "run a program in a container's root", ArgsUsage: "ID [--] PROGRAM [ARG...]",
+		Description: "The exit code is that of the program; 125 when it could not be started.\n\n" +
+			examples("strata exec web cat /etc/os-release", "strata exec -it web sh",
+				"strata exec --env LANG=C --workdir /srv --user www-data web -- id",
+				"strata exec --in-vm -- cat /proc/mounts   # in the VM itself"),
+		Flags:        append([]cli.Flag{vmFlag(), &cli.BoolFlag{Name: "in-vm", Usage: "in the VM itself, not in a container"}}, processFlags()...),
+		StopOnNthArg: &one,
+		Action:       e.exec,
+	}}
+}
+
+// processFlags are the flags of what runs programs.
+func processFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "interactive", Aliases: []string{"i"}, Usage: "connect standard input"},
+		&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "give it a terminal"},
+		&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "`KEY=VALUE` (repeat)"},
+		&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "`DIR` in the root"},
+		&cli.StringFlag{Name: "user", Aliases: []string{"u"}, Usage: "name, uid, uid:gid or name:group"},
+	}
+}
+
+func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
+	args := cmd.Args().Slice()
+	id := ""
+	if !cmd.Bool("in-vm") {
+		if len(args) == 0 {
+			return usage(cmd, "give the id of a container, or --in-vm")
+		}
+		id, args = args[0], args[1:]
+	}
+	args = append(args, e.command...)
+	if len(args) == 0 {
+		return usage(cmd, "give a program to run")
+	}
+	spec, err := e.spec(cmd, args)
+	if err != nil {
+		return err
+	}
+	vm, err := e.open(ctx, cmd, cmd.String("vm"))
+	if err != nil {
+		return &exitError{exitNotRun, err}
+	}
+	defer e.close(vm)
+	return e.runIn(ctx, cmd, vm, id, spec)
+}
+
+// runIn runs a program in the container id, or with an empty id in the VM itself.
+func (e *env) runIn(ctx context.Context, cmd *cli.Command, vm *uvm.UtilityVM, id string, spec vmm.ProcessSpec) error {
+	if id != "" {
+		m, err := layers.Open(vm, id)
+		if err == nil && m.Root == "" {
+			err = fmt.Errorf("container %q has no root: it was unmounted in part", id)
+		}
+		if err != nil {
+			return &exitError{exitNotRun, e.advise(err, cmd.String("vm"), id)}
+		}
+		spec.ContainerID, spec.Root = m.ID, m.Root
+	}
+	code, err := e.process(ctx, vm.Machine(), spec)
+	if err != nil {
+		return &exitError{exitNotRun, fmt.Errorf("run %s: %w", printable(spec.Args[0]), err)}
+	}
+	if code != 0 {
+		return &exitError{code: code}
+	}
+	return nil
+}
+
+// spec reads the process flags.
+func (e *env) spec(cmd *cli.Command, args []string) (vmm.ProcessSpec, error) {
+	s := vmm.ProcessSpec{
+		Args: args, Env: append([]string{defaultPath}, cmd.StringSlice("env")...),
+		Dir: cmd.String("workdir"), User: cmd.String("user"),
+		Stdout: e.stdout, Stderr: e.stderr,
+	}
+	if cmd.Bool("interactive") {
+		s.Stdin = e.stdin
+	}
+	if !cmd.Bool("tty") {
+		return s, nil
+	}
+	fd, ok := terminal(e.stdin)
+	if !ok {
+		return s, usage(cmd, "--tty: standard input is no terminal")
+	}
+	s.Terminal, s.Stderr = true, nil
+	s.Width, s.Height = terminalSize(fd)
+	if t := e.getenv("TERM"); t != "" {
+		s.Env = append(s.Env, "TERM="+t)
+	}
+	return s, nil
+}
+
+func terminalSize(fd int) (width, height uint16) {
+	w, h, err := term.GetSize(fd)
+	if err != nil || w <= 0 || h <= 0 || w > 0xffff || h > 0xffff {
+		return 80, 24
+	}
+	return uint16(w), uint16(h)
+}
+
+// process runs one program to its end. When ctx ends the program is told to end, and killed if it
+// takes longer than the grace.
+func (e *env) process(ctx context.Context, m vmm.Machine, spec vmm.ProcessSpec) (code int, err error) {
+	if spec.Terminal {
+		fd, _ := terminal(e.stdin)
+		old, err := term.MakeRaw(fd)
+		if err != nil {
+			return 0, fmt.Errorf("terminal: %w", err)
+		}
+		defer func() { err = errors.Join(err, term.Restore(fd, old)) }()
+	}
+	if spec.Stdin != nil {
+		// The reader must not hold up our own end: standard input cannot be interrupted while it is read.
+		r, w := io.Pipe()
+		in := spec.Stdin
+		go func() {
+			_, err := io.Copy(w, in)
+			w.CloseWithError(err) // never fails
+		}()
+		defer r.Close()
+		spec.Stdin = r
+	}
+	p, err := m.Exec(ctx, spec)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+
+	// From here the program decides; ctx only asks it to end.
+	alive, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	if spec.Terminal {
+		stop := e.followSize(alive, p)
+		defer stop()
+	}
+	ended := context.AfterFunc(ctx, func() {
+		_ = p.Signal(alive, int(syscall.SIGTERM)) // it may have just ended
+		select {
+		case <-alive.Done():
+		case <-time.After(grace):
+			_ = p.Signal(alive, int(syscall.SIGKILL))
+			select {
+			case <-alive.Done():
+			case <-time.After(grace):
+				cancel() // the guest does not answer any more
+			}
+		}
+	})
+	defer ended()
+	return p.Wait(alive)
+}
+
+// followSize tells the guest when the terminal changes its size.
+func (e *env) followSize(ctx context.Context, p vmm.Process) (stop func()) {
+	fd, ok := terminal(e.stdin)
+	if !ok {
+		return func() {}
+	}
+	changed := make(chan os.Signal, 1)
+	stop = notifyResize(changed)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+				w, h := terminalSize(fd)
+				_ = p.Resize(ctx, w, h) // the next change tries again
+			}
+		}
+	}()
+	return stop
+}

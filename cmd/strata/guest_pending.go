@@ -1,0 +1,3 @@
+package main
+
+func guest() (int, bool) { return 0, false }

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/layerdir"
+)
+
+func importCommands(e *env) []*cli.Command {
+	return []*cli.Command{{
+		Name: "import", Usage: "make a layer folder of a tar", ArgsUsage: "TAR DIR",
+		Description: "TAR is a layer tar with OCI whiteouts (.wh.NAME), plain, gzip or zstd; - is standard input.\n" +
+			"DIR is made; the layer file in it appears when it is complete, or not at all.\n\n" +
+			examples("strata import rootfs.tar /layers/base",
+				"mmdebstrap --variant=minbase bookworm - | strata import - /layers/debian",
+				"strata import --format erofs --parent /layers/base change.tar.gz /layers/change"),
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "format", Value: string(layerdir.VHD), Usage: "vhd (ext4) or erofs"},
+			&cli.StringSliceFlag{Name: "parent", TakesFile: true,
+				Usage: "the layer `DIR` below this one, then the next (repeat); written to layerchain.json"},
+		},
+		Action: e.importTar,
+	}}
+}
+
+// imported is what import prints.
+type imported struct {
+	Layer  string `json:"layer"` // folder
+	File   string `json:"file"`
+	Bytes  int64  `json:"bytes"`
+	Millis int64  `json:"milliseconds"`
+}
+
+func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
+	if cmd.Args().Len() != 2 {
+		return usage(cmd, "give a tar and a folder")
+	}
+	dirs, err := absolute(cmd, "layer folder", cmd.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	parents, err := absolute(cmd, "parent layer", cmd.StringSlice("parent")...)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	res, err := e.convert(ctx, cmd, cmd.Args().First(), dirs[0], layerdir.Format(cmd.String("format")))
+	if err != nil {
+		return err
+	}
+	if len(parents) > 0 {
+		if err := layerdir.WriteChain(dirs[0], parents); err != nil {
+			return err
+		}
+	}
+	out := imported{Layer: dirs[0], File: res.Path, Bytes: res.Bytes, Millis: time.Since(start).Milliseconds()}
+	return e.print(cmd, out, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: %s in %s\n", printable(res.Path), size(res.Bytes), time.Since(start).Round(time.Millisecond))
+	})
+}
+
+// convert makes a layer folder of the tar called name.
+func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string, format layerdir.Format) (res layerdir.Result, err error) {
+	in, total := e.stdin, int64(0)
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return res, fmt.Errorf("import: %w", err)
+		}
+		defer f.Close()
+		fi, err := f.Stat()
+		if err != nil {
+			return res, fmt.Errorf("import: %w", err)
+		}
+		if fi.IsDir() {
+			return res, fmt.Errorf("import %s: it is a folder; give a tar, such as one of: tar -C %s -cf rootfs.tar .", name, name)
+		}
+		in, total = f, fi.Size()
+	} else if _, tty := terminal(e.stdin); tty {
+		return res, errors.New("import: standard input is a terminal; pipe a tar into it")
+	}
+	// Progress is measured where the size is known: before decompression.
+	p := newProgress(e.stderr, name, total, cmd.Bool("json"))
+	defer p.finish()
+	tar, err := decompress(bufio.NewReaderSize(&countingReader{r: in, tell: p.set}, 1<<20))
+	if err != nil {
+		return res, fmt.Errorf("import %s: %w", name, err)
+	}
+	defer tar.Close()
+	res, err = layerdir.Convert(ctx, layerdir.Options{Format: format, Tar: tar, Dir: dir})
+	if err != nil {
+		return res, fmt.Errorf("import %s: %w", name, err)
+	}
+	return res, nil
+}
+
+type countingReader struct {
+	r    io.Reader
+	n    int64
+	tell func(int64)
+}
+
+func (c *countingReader) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += int64(n)
+	c.tell(c.n)
+	return n, err
+}
+
+// decompress unpacks gzip and zstd, told by the first bytes; anything else is taken as it is.
+func decompress(r *bufio.Reader) (io.ReadCloser, error) {
+	magic, err := r.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	switch {
+	case len(magic) == 0:
+		return nil, errors.New("it is empty")
+	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
+		return gzip.NewReader(r)
+	case string(magic) == "\x28\xb5\x2f\xfd":
+		d, err := zstd.NewReader(r)
+		if err != nil {
+			return nil, err
+		}
+		return d.IOReadCloser(), nil
+	}
+	return io.NopCloser(r), nil
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+func listCommands(e *env) []*cli.Command {
+	return []*cli.Command{
+		{
+			Name: "ls", Aliases: []string{"list"}, Usage: "list the containers that are mounted",
+			Description: examples("strata ls", "strata --json ls --vm big"),
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "vm", Sources: cli.EnvVars("STRATA_VM"), Usage: "only those in the VM `NAME` (default: in all)"},
+			},
+			Action: e.list,
+		},
+		{
+			Name: "recover", Usage: "finish or take back what interrupted commands left", ArgsUsage: "[NAME...]",
+			Description: "Every command that works with a VM does this first; this one does nothing else. It also\n" +
+				"removes the state of VMs that do not run any more.\n\n" + examples("strata recover", "strata recover big"),
+			Action: e.recover,
+		},
+	}
+}
+
+// container is one line of ls.
+type container struct {
+	ID      string    `json:"id"`
+	VM      string    `json:"vm"`
+	Phase   uvm.Phase `json:"phase"`
+	Root    string    `json:"root,omitempty"`
+	Layers  []string  `json:"layers"`
+	Scratch string    `json:"scratch,omitempty"`
+	Held    int       `json:"held"` // resources
+}
+
+func (e *env) list(_ context.Context, cmd *cli.Command) error {
+	names := []string{cmd.String("vm")}
+	if names[0] == "" {
+		var err error
+		if names, err = e.vmNames(cmd); err != nil {
+			return err
+		}
+	}
+	all := []container{}
+	var errs []error
+	for _, name := range names {
+		_, status, err := e.view(cmd, name)
+		if err != nil {
+			if !errors.Is(err, strata.ErrNoVM) || cmd.String("vm") != "" {
+				errs = append(errs, err)
+			}
+			continue
+		}
+		for _, c := range status.Claims {
+			var meta layers.Meta
+			if err := json.Unmarshal(c.Meta, &meta); err != nil {
+				errs = append(errs, fmt.Errorf("container %q: %w", c.ID, err))
+			}
+			all = append(all, container{c.ID, name, c.Phase, meta.Root, meta.Layers, meta.Scratch, len(c.Leases)})
+		}
+	}
+	err := e.print(cmd, all, func(w io.Writer) {
+		fmt.Fprintln(w, "ID\tVM\tPHASE\tROOT\tLAYERS\tSCRATCH")
+		for _, c := range all {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", c.ID, c.VM, c.Phase, c.Root, len(c.Layers), printable(c.Scratch))
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+// recovered is what recover prints of a VM.
+type recovered struct {
+	VM         string `json:"vm"`
+	Running    bool   `json:"running"`
+	Containers int    `json:"containers"`
+	Error      string `json:"error,omitempty"`
+}
+
+func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
+	names := cmd.Args().Slice()
+	if len(names) == 0 {
+		var err error
+		if names, err = e.vmNames(cmd); err != nil {
+			return err
+		}
+	}
+	out := []recovered{}
+	var errs []error
+	for _, name := range names {
+		r, err := e.recoverVM(ctx, cmd, name)
+		if err != nil {
+			errs = append(errs, err)
+			r.Error = err.Error()
+		}
+		out = append(out, r)
+	}
+	err := e.print(cmd, out, func(w io.Writer) {
+		for _, r := range out {
+			switch {
+			case r.Error != "":
+				fmt.Fprintf(w, "%s: not everything could be mended\n", r.VM)
+			case r.Running:
+				fmt.Fprintf(w, "%s: in order, %d containers\n", r.VM, r.Containers)
+			default:
+				fmt.Fprintf(w, "%s: does not run; its state is removed\n", r.VM)
+			}
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+func (e *env) recoverVM(ctx context.Context, cmd *cli.Command, name string) (recovered, error) {
+	r := recovered{VM: name}
+	dir, err := e.vmDir(cmd, name)
+	if err != nil {
+		return r, err
+	}
+	vm, err := e.open(ctx, cmd, name)
+	if errors.Is(err, vmm.ErrGone) {
+		return r, strata.RemoveVM(ctx, dir)
+	}
+	if err != nil {
+		return r, err
+	}
+	defer e.close(vm)
+	r.Running = true
+	if err := vm.Recover(ctx); err != nil {
+		return r, fmt.Errorf("recover VM %q: %w", name, err)
+	}
+	r.Containers = len(vm.Claims())
+	return r, nil
+}

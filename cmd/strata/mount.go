@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/uvm"
+)
+
+// unmountOps are the names of what --only takes.
+var unmountOps = map[string]layers.UnmountOperation{
+	"scsi":  layers.UnmountOperationSCSI,
+	"vsmb":  layers.UnmountOperationVSMB,
+	"vpmem": layers.UnmountOperationVPMEM,
+	"all":   layers.UnmountOperationAll,
+}
+
+func mountCommands(e *env) []*cli.Command {
+	return []*cli.Command{
+		{
+			Name: "mount", Usage: "make a container's root in a VM", ArgsUsage: "ID LAYER...",
+			Description: "LAYERs are folders, the top-most first, the base last. Without --scratch the root is read-only.\n" +
+				"Layers that are in the VM already are shared.\n\n" +
+				examples("strata mount --scratch /scratch/web web /layers/app /layers/debian",
+					"strata --dry-run mount --scratch /scratch/web web /layers/app /layers/debian"),
+			Flags: []cli.Flag{
+				vmFlag(),
+				&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (strata scratch create)"},
+			},
+			Action: e.mount,
+		},
+		{
+			Name: "unmount", Aliases: []string{"umount"}, Usage: "take a container's root away", ArgsUsage: "ID...",
+			Description: "Everything is attempted; after a failure (a file is still open, say) the command can be\n" +
+				"repeated and continues.\n\n" +
+				examples("strata unmount web", "strata unmount --only scsi web   # keep the layers for the next container"),
+			Flags: []cli.Flag{
+				vmFlag(),
+				&cli.StringSliceFlag{Name: "only", Usage: "give up only these: scsi (scratch), vpmem (Linux layers), vsmb (Windows layers), all"},
+				&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "all containers of the VM"},
+			},
+			Action: e.unmount,
+		},
+	}
+}
+
+// mounted is what mount prints.
+type mounted struct {
+	ID      string   `json:"id"`
+	VM      string   `json:"vm"`
+	Root    string   `json:"root"` // in the guest
+	Scratch string   `json:"scratch,omitempty"`
+	Layers  []string `json:"layers"`
+	Millis  int64    `json:"milliseconds"`
+}
+
+// request reads a container's layers and scratch from the command line.
+func request(cmd *cli.Command, id string, folders []string) (layers.Request, error) {
+	folders, err := absolute(cmd, "layer", folders...)
+	if err != nil {
+		return layers.Request{}, err
+	}
+	r := layers.Request{ID: id}
+	for _, f := range folders {
+		r.Layers = append(r.Layers, layers.Layer{Folder: f})
+	}
+	if s := cmd.String("scratch"); s != "" || cmd.IsSet("scratch") {
+		dirs, err := absolute(cmd, "scratch", s)
+		if err != nil {
+			return r, err
+		}
+		r.Scratch = dirs[0]
+	}
+	return r, nil
+}
+
+func (e *env) mount(ctx context.Context, cmd *cli.Command) error {
+	if cmd.Args().Len() < 2 {
+		return usage(cmd, "give an id and at least one layer")
+	}
+	args := cmd.Args().Slice()
+	r, err := request(cmd, args[0], args[1:])
+	if err != nil {
+		return err
+	}
+	vm, err := e.open(ctx, cmd, cmd.String("vm"))
+	if err != nil {
+		return err
+	}
+	defer e.close(vm)
+	r.VM = vm
+	start := time.Now()
+	m, err := layers.Mount(ctx, r)
+	if err != nil {
+		return e.advise(err, cmd.String("vm"), r.ID)
+	}
+	if cmd.Bool("dry-run") {
+		return nil
+	}
+	out := mounted{ID: m.ID, VM: cmd.String("vm"), Root: m.Root, Scratch: r.Scratch, Millis: time.Since(start).Milliseconds()}
+	for _, l := range r.Layers {
+		out.Layers = append(out.Layers, l.Folder)
+	}
+	return e.print(cmd, out, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: %d layers at %s in %s\n", m.ID, len(out.Layers), m.Root, time.Since(start).Round(100*time.Microsecond))
+	})
+}
+
+// advise adds the remedy to errors that have one.
+func (e *env) advise(err error, vm, id string) error {
+	switch {
+	case errors.Is(err, uvm.ErrClaimed):
+		return fmt.Errorf("%w; choose another id, or: strata unmount --vm %s %s", err, vm, id)
+	case errors.Is(err, uvm.ErrUnknownClaim):
+		return fmt.Errorf("%w; strata ls shows those there are", err)
+	case errors.Is(err, layers.ErrLayerOrder):
+		return fmt.Errorf("%w; give the top-most layer first and the base last", err)
+	}
+	return err
+}
+
+func parseOps(cmd *cli.Command) (layers.UnmountOperation, error) {
+	var op layers.UnmountOperation
+	for _, list := range cmd.StringSlice("only") {
+		for _, name := range strings.Split(list, ",") {
+			bit, ok := unmountOps[strings.ToLower(name)]
+			if !ok {
+				return 0, usage(cmd, "--only %q: use scsi, vsmb, vpmem or all", name)
+			}
+			op |= bit
+		}
+	}
+	if op == 0 {
+		op = layers.UnmountOperationAll
+	}
+	return op, nil
+}
+
+func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {
+	op, err := parseOps(cmd)
+	if err != nil {
+		return err
+	}
+	ids := cmd.Args().Slice()
+	if (len(ids) == 0) != cmd.Bool("all") {
+		return usage(cmd, "give the ids of containers, or --all")
+	}
+	vm, err := e.open(ctx, cmd, cmd.String("vm"))
+	if err != nil {
+		return err
+	}
+	defer e.close(vm)
+	if cmd.Bool("all") {
+		for _, c := range vm.Claims() {
+			ids = append(ids, c.ID())
+		}
+	}
+	type result struct {
+		ID   string `json:"id"`
+		Rest int    `json:"held"` // resources it still holds
+	}
+	results := []result{}
+	var errs []error
+	for _, id := range ids {
+		m, err := layers.Open(vm, id)
+		if err == nil {
+			err = m.Release(ctx, op)
+		}
+		if err != nil {
+			errs = append(errs, e.advise(err, cmd.String("vm"), id))
+			continue
+		}
+		r := result{ID: id}
+		if c, err := vm.FindClaim(id); err == nil {
+			r.Rest = len(c.Leases())
+		} else if err := e.removeWork(cmd, id); err != nil {
+			errs = append(errs, err)
+		}
+		results = append(results, r)
+	}
+	if !cmd.Bool("dry-run") {
+		errs = append(errs, e.print(cmd, results, func(w io.Writer) {
+			for _, r := range results {
+				if r.Rest == 0 {
+					fmt.Fprintf(w, "%s: unmounted\n", r.ID)
+				} else {
+					fmt.Fprintf(w, "%s: unmounted in part, holds %d\n", r.ID, r.Rest)
+				}
+			}
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// workDir is where run keeps the scratch and the imported layers of a container.
+func (e *env) workDir(cmd *cli.Command, id string) (string, error) {
+	state, err := e.stateDir(cmd)
+	return filepath.Join(state, "run", id), err
+}
+
+func (e *env) removeWork(cmd *cli.Command, id string) error {
+	if cmd.Bool("dry-run") || !validName.MatchString(id) {
+		return nil
+	}
+	dir, err := e.workDir(cmd, id)
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}

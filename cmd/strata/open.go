@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+// patience is how long a command waits for another one that works with the same VM before it says so.
+const patience = time.Second
+
+// open takes up the VM called name, waiting for another command that works with it. With --dry-run it
+// is a copy of the books, with a machine that only prints.
+func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
+	dir, err := e.vmDir(cmd, name)
+	if err != nil {
+		return nil, err
+	}
+	if cmd.Bool("dry-run") {
+		return e.openDry(ctx, cmd, name, dir)
+	}
+	waiting := time.AfterFunc(patience, func() {
+		e.say("strata: waiting for another command that works with VM %q (Ctrl-C to give up)", name)
+	})
+	defer waiting.Stop()
+	vm, err := strata.OpenVM(ctx, dir, strata.OpenOptions{Logger: e.logger(cmd)})
+	if err != nil {
+		return nil, e.explain(name, err)
+	}
+	return vm, nil
+}
+
+// explain says what to do about a VM that cannot be opened.
+func (e *env) explain(name string, err error) error {
+	switch {
+	case errors.Is(err, strata.ErrNoVM):
+		return fmt.Errorf("VM %q: %w; start it with: strata vm start %s", name, err, name)
+	case errors.Is(err, vmm.ErrGone):
+		return fmt.Errorf("VM %q does not run any more: %w; start it again with: strata vm start %s", name, err, name)
+	}
+	return fmt.Errorf("VM %q: %w", name, err)
+}
+
+// close lets go of a VM, which runs on.
+func (e *env) close(vm *uvm.UtilityVM) {
+	if err := vm.Close(); err != nil {
+		e.say("strata: closing the VM: %v", err)
+	}
+}
+
+// stop releases what is mounted in a VM, powers it off and removes its state. When the releasing
+// fails the VM is stopped all the same, as what could not be released goes with it.
+func (e *env) stop(ctx context.Context, vm *uvm.UtilityVM, dir string, timeout time.Duration) error {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var errs []error
+	for _, c := range vm.Claims() {
+		m, err := layers.Open(vm, c.ID())
+		if err == nil {
+			err = m.Release(limited, layers.UnmountOperationAll)
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		e.say("strata: not everything could be unmounted before the VM stops: %v", err)
+	}
+	if ctx.Err() != nil {
+		return errors.Join(ctx.Err(), vm.Close())
+	}
+	// Shutdown ends the VM the hard way when its context ends, so that it takes the rest of the time.
+	if err := vm.Shutdown(limited); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}

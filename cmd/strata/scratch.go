@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/layerdir"
+)
+
+func scratchCommands(e *env) []*cli.Command {
+	return []*cli.Command{{
+		Name: "scratch", Usage: "make writable disks",
+		Commands: []*cli.Command{{
+			Name: "create", Usage: "make a scratch folder with an empty disk", ArgsUsage: "DIR",
+			Description: "The disk (sandbox.vhdx) grows with what is written to it, up to --size.\n\n" +
+				examples("strata scratch create /scratch/web", "strata scratch create --size 5G /scratch/db"),
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "size", Value: "20G", Usage: "of the disk, such as 512M or 20G"},
+			},
+			Action: e.scratchCreate,
+		}},
+	}}
+}
+
+// created is what scratch create prints.
+type created struct {
+	Scratch string `json:"scratch"` // folder
+	File    string `json:"file"`
+	Bytes   int64  `json:"bytes"`
+}
+
+func (e *env) scratchCreate(ctx context.Context, cmd *cli.Command) error {
+	if cmd.Args().Len() != 1 {
+		return usage(cmd, "give one folder")
+	}
+	n, err := parseSize(cmd.String("size"))
+	if err != nil {
+		return usage(cmd, "--size: %w", err)
+	}
+	dirs, err := absolute(cmd, "scratch folder", cmd.Args().First())
+	if err != nil {
+		return err
+	}
+	file, err := e.makeScratch(ctx, cmd, dirs[0], n)
+	if err != nil {
+		return err
+	}
+	return e.print(cmd, created{dirs[0], file, n}, func(w io.Writer) { fmt.Fprintf(w, "%s: up to %s\n", printable(file), size(n)) })
+}
+
+func (e *env) makeScratch(ctx context.Context, cmd *cli.Command, dir string, bytes int64) (file string, err error) {
+	state, err := e.stateDir(cmd)
+	if err != nil {
+		return "", err
+	}
+	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{
+		Dir: dir, Size: bytes, CacheDir: filepath.Join(state, "cache", "scratch"),
+	})
+}
+
+// parseSize reads "512M", "20G", "1048576": bytes with a binary suffix.
+func parseSize(s string) (int64, error) {
+	digits, shift := s, 0
+	if i := strings.IndexAny(s, "KMGTkmgt"); i >= 0 {
+		suffix := strings.TrimSuffix(strings.TrimSuffix(s[i+1:], "B"), "i")
+		if suffix != "" {
+			return 0, fmt.Errorf("%q is no size; use a number with K, M, G or T", s)
+		}
+		digits = s[:i]
+		shift = 10 * (1 + strings.IndexByte("KMGT", s[i]&^0x20))
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n <= 0 || n > 1<<62>>shift {
+		return 0, fmt.Errorf("%q is no size; use a number with K, M, G or T", s)
+	}
+	return n << shift, nil
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"archive/tar"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"strata": main})
+}
+
+// setup gives every script a state directory of its own, and a name with everything in it that has
+// ever broken a command line, an option string or a terminal.
+func setup(env *testscript.Env) error {
+	env.Setenv("STRATA_STATE_DIR", filepath.Join(env.WorkDir, "state"))
+	env.Setenv("HOME", env.WorkDir)
+	for _, dir := range filepath.SplitList(env.Getenv("PATH")) { // for scripts that change PATH
+		if path := filepath.Join(dir, "strata"); fileExists(path) {
+			env.Setenv("STRATA", path)
+			break
+		}
+	}
+	env.Setenv("ODD", "a, b=c,readonly=off 'x' \"y\"\nz;$(id) %s\\ ü")
+	return nil
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// commands are what scripts can do besides running strata.
+var commands = map[string]func(*testscript.TestScript, bool, []string){
+	"mktar": mktar,
+}
+
+// mktar writes a tar: mktar FILE NAME=CONTENT... A name that ends in / is a folder; NAME->TARGET is a
+// symbolic link.
+func mktar(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: mktar FILE NAME=CONTENT...")
+	}
+	f, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	w := tar.NewWriter(f)
+	for _, arg := range args[1:] {
+		h := &tar.Header{Name: arg, Typeflag: tar.TypeDir, Mode: 0o755}
+		content := ""
+		if name, target, ok := strings.Cut(arg, "->"); ok {
+			h = &tar.Header{Name: name, Linkname: target, Typeflag: tar.TypeSymlink, Mode: 0o777}
+		} else if name, c, ok := strings.Cut(arg, "="); ok {
+			content = c
+			h = &tar.Header{Name: name, Size: int64(len(c)), Typeflag: tar.TypeReg, Mode: 0o644}
+		}
+		ts.Check(w.WriteHeader(h))
+		_, err := w.Write([]byte(content))
+		ts.Check(err)
+	}
+	ts.Check(w.Close())
+	ts.Check(f.Close())
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{Dir: "testdata/script", Setup: setup, Cmds: commands, RequireExplicitExec: true, RequireUniqueNames: true})
+}

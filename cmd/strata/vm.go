@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+func vmCommands(e *env) []*cli.Command {
+	return []*cli.Command{{
+		Name: "vm", Usage: "start, list, inspect and stop utility VMs",
+		Commands: []*cli.Command{
+			{
+				Name: "start", Usage: "start a utility VM", ArgsUsage: "[NAME]",
+				Description: "The VM boots the newest kernel installed here and runs on after this command.\n\n" +
+					examples("strata vm start", "strata vm start --memory 512M --cpus 4 big"),
+				Flags:  startFlags(),
+				Action: e.vmStart,
+			},
+			{
+				Name: "ls", Usage: "list the VMs", Aliases: []string{"list"},
+				Description: examples("strata vm ls", "strata --json vm ls"),
+				Action:      e.vmList,
+			},
+			{
+				Name: "inspect", Usage: "show a VM with its devices, mounts and containers", ArgsUsage: "[NAME]",
+				Description: examples("strata vm inspect", "strata --json vm inspect big"),
+				Action:      e.vmInspect,
+			},
+			{
+				Name: "stop", Usage: "unmount everything and power a VM off", ArgsUsage: "[NAME]",
+				Description: examples("strata vm stop", "strata vm stop --force big"),
+				Flags: []cli.Flag{
+					&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "power it off the hard way after this time"},
+					&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "do not unmount and do not ask the guest: what containers wrote last may be lost"},
+				},
+				Action: e.vmStop,
+			},
+		},
+	}}
+}
+
+// startFlags are the flags of what starts VMs.
+func startFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest"},
+		&cli.IntFlag{Name: "cpus", Usage: "of the guest (default: those of the host, at most 2)"},
+		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
+		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
+		&cli.StringFlag{Name: "init", TakesFile: true, Usage: "a strata `BINARY` for the guest (default: this one)"},
+	}
+}
+
+func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) {
+	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Logger: e.logger(cmd)}
+	bytes, err := parseSize(cmd.String("memory"))
+	if err != nil {
+		return o, usage(cmd, "--memory: %w", err)
+	}
+	o.MemoryMiB = int(bytes >> 20)
+	state, err := e.stateDir(cmd)
+	if err != nil {
+		return o, err
+	}
+	o.Boot = bootimage.Options{
+		Kernel: cmd.String("kernel"), Init: cmd.String("init"), Logger: o.Logger,
+		CacheDir: filepath.Join(state, "cache", "boot"),
+	}
+	switch {
+	case o.MemoryMiB < 96:
+		return o, usage(cmd, "--memory %s is too little: a guest needs 96M", cmd.String("memory"))
+	case o.CPUs < 0:
+		return o, usage(cmd, "--cpus %d: give 1 or more", o.CPUs)
+	case o.Accel != "auto" && o.Accel != "kvm" && o.Accel != "tcg":
+		return o, usage(cmd, "--accel %q: use auto, kvm or tcg", o.Accel)
+	}
+	return o, nil
+}
+
+// vmArg is the VM that a command names as its only argument.
+func (e *env) vmArg(cmd *cli.Command) (name, dir string, err error) {
+	if cmd.Args().Len() > 1 {
+		return "", "", usage(cmd, "give one VM at most")
+	}
+	if name = cmd.Args().First(); name == "" {
+		name = defaultVM
+		if v := e.getenv("STRATA_VM"); v != "" {
+			name = v
+		}
+	}
+	dir, err = e.vmDir(cmd, name)
+	return name, dir, err
+}
+
+// vmView is what the vm commands print of a VM.
+type vmView struct {
+	Name string `json:"name"`
+	strata.VMInfo
+	Containers int `json:"containers"`
+}
+
+func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
+	name, dir, err := e.vmArg(cmd)
+	if err != nil {
+		return err
+	}
+	o, err := e.vmOptions(cmd, dir)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	vm, err := strata.StartVM(ctx, o)
+	if err != nil {
+		return fmt.Errorf("start VM %q: %w", name, err)
+	}
+	if err := vm.Close(); err != nil {
+		return fmt.Errorf("start VM %q: %w", name, err)
+	}
+	info, err := strata.InspectVM(dir)
+	if err != nil {
+		return err
+	}
+	return e.print(cmd, vmView{Name: name, VMInfo: info}, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: ready in %s (%s, pid %d)\n", name, time.Since(start).Round(time.Millisecond), info.Accel, info.PID)
+	})
+}
+
+// vmNames lists the VMs that have a state directory.
+func (e *env) vmNames(cmd *cli.Command) ([]string, error) {
+	state, err := e.stateDir(cmd)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(filepath.Join(state, "vms"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, d := range entries {
+		if d.IsDir() && validName.MatchString(d.Name()) {
+			names = append(names, d.Name())
+		}
+	}
+	return names, err
+}
+
+func (e *env) vmList(_ context.Context, cmd *cli.Command) error {
+	names, err := e.vmNames(cmd)
+	if err != nil {
+		return err
+	}
+	views := []vmView{}
+	var errs []error
+	for _, name := range names {
+		v, _, err := e.view(cmd, name)
+		if errors.Is(err, strata.ErrNoVM) {
+			continue // it ended while we looked
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		views = append(views, v)
+	}
+	err = e.print(cmd, views, func(w io.Writer) {
+		fmt.Fprintln(w, "NAME\tSTATE\tPID\tACCEL\tMEMORY\tCPUS\tCONTAINERS")
+		for _, v := range views {
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d MiB\t%d\t%d\n", v.Name, running(v.Running), v.PID, v.Accel, v.Memory, v.CPUs, v.Containers)
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+func running(yes bool) string {
+	if yes {
+		return "running"
+	}
+	return "stopped"
+}
+
+func (e *env) view(cmd *cli.Command, name string) (vmView, uvm.Status, error) {
+	dir, err := e.vmDir(cmd, name)
+	if err != nil {
+		return vmView{}, uvm.Status{}, err
+	}
+	info, err := strata.InspectVM(dir)
+	if err != nil {
+		return vmView{}, uvm.Status{}, e.explain(name, err)
+	}
+	status := uvm.Status{}
+	if info.Running {
+		if status, err = uvm.ReadStatus(dir); err != nil {
+			return vmView{}, status, err
+		}
+	}
+	return vmView{Name: name, VMInfo: info, Containers: len(status.Claims)}, status, nil
+}
+
+func (e *env) vmInspect(_ context.Context, cmd *cli.Command) error {
+	name, _, err := e.vmArg(cmd)
+	if err != nil {
+		return err
+	}
+	v, status, err := e.view(cmd, name)
+	if err != nil {
+		return err
+	}
+	all := struct {
+		vmView
+		Books uvm.Status `json:"books"`
+	}{v, status}
+	return e.print(cmd, all, func(w io.Writer) {
+		fmt.Fprintf(w, "name\t%s\nstate\t%s\ndirectory\t%s\n", v.Name, running(v.Running), printable(v.Dir))
+		if !v.Running {
+			return
+		}
+		fmt.Fprintf(w, "process\t%d\naccelerator\t%s\nmemory\t%d MiB\nCPUs\t%d\nkernel\t%s\n", v.PID, v.Accel, v.Memory, v.CPUs, v.Kernel)
+		for _, r := range status.Resources {
+			note := fmt.Sprintf("%d users", r.Users)
+			if r.Parked {
+				note = "parked"
+			}
+			fmt.Fprintf(w, "%s\t%s (%s)\n", r.State, printable(half(r.What)), note)
+		}
+		for _, c := range status.Claims {
+			fmt.Fprintf(w, "container\t%s (%s, holds %d)\n", c.ID, c.Phase, len(c.Leases))
+		}
+	})
+}
+
+// half is the one half of a resource's change, as text.
+func half(c vmm.Change) string {
+	if c.Device != nil {
+		return c.Device.String()
+	}
+	if c.Guest != nil {
+		return c.Guest.String()
+	}
+	return ""
+}
+
+func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
+	name, dir, err := e.vmArg(cmd)
+	if err != nil {
+		return err
+	}
+	if cmd.Bool("force") {
+		if err := strata.KillVM(ctx, dir); err != nil {
+			return e.explain(name, err)
+		}
+		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: ended\n", name) })
+	}
+	vm, err := e.open(ctx, cmd, name)
+	if err != nil {
+		return err
+	}
+	if err := e.stop(ctx, vm, dir, cmd.Duration("timeout")); err != nil {
+		return fmt.Errorf("stop VM %q: %w", name, err)
+	}
+	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+}

@@ -1,0 +1,201 @@
+package strata_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/stratavm/strata"
+
+// floors is the house of ARCHITECTURE.md, from the ground up. A package imports packages of lower
+// floors only, or those of its own floor that stand before it in the list. Folders below a package
+// that end in "test" are its test helpers: they may import it and are imported by tests only.
+var floors = []struct {
+	name     string
+	packages []string
+}{
+	{"plain formats and documents", []string{
+		"internal/hostpath", "hcsschema", "cpio", "gpt", "vhd", "verity", "layertree", "rootfstar", "ext4", "erofs", "layerdir",
+	}},
+	{"what a guest boots, and its protocol", []string{"bootimage", "gcs"}},
+	{"the funnel", []string{"vmm"}},
+	{"the guest's end", []string{"hostmount", "gcs/agent"}},
+	{"drivers", []string{"vmm/qemu", "vmm/hcs"}},
+	{"a utility VM's books, layer folders, layers of a Windows host", []string{"uvm", "store", "wclayer"}},
+	{"what a user came for", []string{"layers", "image"}},
+	{"wiring", []string{""}},
+	{"the command line", []string{"cmd/strata"}},
+}
+
+// forbidden says what must not be reached from where, by whatever way, and why.
+var forbidden = []struct {
+	from, to []string // import path prefixes; those of from relative to the module
+	why      string
+}{
+	{[]string{""}, []string{"github.com/containerd/containerd", "github.com/docker/docker", "k8s.io"},
+		"strata is a library below container engines; one of them would drag in the others' releases"},
+	{[]string{"vmm", "uvm", "layers", "gcs", "hcsschema", "cpio", "bootimage", "layerdir", "image", "store", "wclayer"},
+		[]string{"github.com/urfave/cli", "github.com/spf13", "golang.org/x/term"},
+		"whoever uses the library brings a command line of their own"},
+	{[]string{"uvm", "layerdir", "store", "bootimage", "cpio", "hcsschema", "vmm/qemu", "vmm/vmmtest"},
+		[]string{module + "/vmm/hcs", module + "/wclayer", "github.com/Microsoft/go-winio"},
+		"the core is the same code on every host; Windows is behind vmm.Machine and layers.Host"},
+	{[]string{"uvm", "layers", "image", "store"}, []string{module + "/vmm/qemu", module + "/vmm/hcs"},
+		"drivers are wired by the root package; everything above the funnel works with any of them"},
+	{[]string{"vmm", "uvm", "layers", "gcs", "vhd", "ext4", "erofs", "layertree", "layerdir", "cpio", "bootimage"},
+		[]string{module + "/image", module + "/store", "github.com/google/go-containerregistry", "net/http"},
+		"images and registries are above layers, not below them"},
+	{[]string{"hcsschema", "cpio", "gpt", "vhd", "ext4", "erofs", "layertree"}, []string{"os/exec", "net/http"},
+		"formats read and write streams; they start no programs and talk to nobody"},
+}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+// list asks the go command for the packages of the module, for one system.
+func list(t *testing.T, goos string) []pkg {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,Deps", "./...")
+	cmd.Env = append(os.Environ(), "GOOS="+goos, "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		err := dec.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return pkgs
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+// place is the order of a package in the house: lower may not import higher.
+func place(rel string) (n int, helper, known bool) {
+	for _, f := range floors {
+		for _, p := range f.packages {
+			n++
+			if rel == p {
+				return n, false, true
+			}
+		}
+	}
+	base := rel[strings.LastIndex(rel, "/")+1:]
+	return 0, strings.HasSuffix(base, "test"), strings.HasSuffix(base, "test")
+}
+
+func relative(path string) (string, bool) {
+	if path == module {
+		return "", true
+	}
+	return strings.CutPrefix(path, module+"/")
+}
+
+func TestArrowsPointDown(t *testing.T) {
+	for _, goos := range []string{"linux", "windows"} {
+		for _, msg := range upward(list(t, goos)) {
+			t.Errorf("%s: %s", goos, msg)
+		}
+	}
+}
+
+func upward(pkgs []pkg) (wrong []string) {
+	for _, p := range pkgs {
+		rel, _ := relative(p.ImportPath)
+		at, helper, known := place(rel)
+		if !known {
+			wrong = append(wrong, fmt.Sprintf("%s has no floor: the picture in ARCHITECTURE.md and the table here do not show it", rel))
+			continue
+		}
+		for _, imp := range p.Imports {
+			to, ours := relative(imp)
+			if !ours {
+				continue
+			}
+			toAt, toHelper, _ := place(to)
+			switch {
+			case helper:
+			case toHelper:
+				wrong = append(wrong, fmt.Sprintf("%s imports %s, which is for tests", rel, to))
+			case toAt >= at:
+				wrong = append(wrong, fmt.Sprintf("%s imports %s, which stands above it", rel, to))
+			}
+		}
+	}
+	return wrong
+}
+
+func TestForbiddenDependencies(t *testing.T) {
+	for _, goos := range []string{"linux", "windows"} {
+		for _, msg := range trespass(list(t, goos)) {
+			t.Errorf("%s: %s", goos, msg)
+		}
+	}
+}
+
+func trespass(pkgs []pkg) (wrong []string) {
+	below := func(path string, prefixes []string) bool {
+		return slices.ContainsFunc(prefixes, func(p string) bool {
+			return p == "" || path == p || strings.HasPrefix(path, p+"/")
+		})
+	}
+	for _, p := range pkgs {
+		rel, _ := relative(p.ImportPath)
+		if _, helper, _ := place(rel); helper {
+			continue
+		}
+		for _, rule := range forbidden {
+			// A driver stands in a folder of the core without being of it.
+			if !below(rel, rule.from) || strings.HasPrefix(rel, "vmm/hcs") && slices.Contains(rule.from, "vmm") {
+				continue
+			}
+			for _, dep := range p.Deps {
+				if below(dep, rule.to) {
+					wrong = append(wrong, fmt.Sprintf("%s depends on %s: %s", rel, dep, rule.why))
+				}
+			}
+		}
+	}
+	return wrong
+}
+
+// TestDependencyRulesBite tries the rules on imports that break them.
+func TestDependencyRulesBite(t *testing.T) {
+	mk := func(from string, to ...string) []pkg {
+		return []pkg{{ImportPath: module + "/" + from, Imports: to, Deps: to}}
+	}
+	for _, tt := range []struct {
+		pkgs []pkg
+		want string
+	}{
+		{mk("vmm", module+"/uvm"), "stands above"},
+		{mk("cpio", module), "stands above"},
+		{mk("utils"), "no floor"},
+		{mk("uvm", module+"/vmm/vmmtest"), "for tests"},
+		{mk("layers", "github.com/urfave/cli/v3"), "command line"},
+		{mk("image", "github.com/containerd/containerd/v2/core/mount"), "container engines"},
+		{mk("uvm", "github.com/Microsoft/go-winio/vhd"), "every host"},
+		{mk("uvm", module+"/vmm/qemu"), "root package"},
+	} {
+		got := append(upward(tt.pkgs), trespass(tt.pkgs)...)
+		if !slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, tt.want) }) {
+			t.Errorf("%s importing %v: got %q, want %q", tt.pkgs[0].ImportPath, tt.pkgs[0].Imports, got, tt.want)
+		}
+	}
+}

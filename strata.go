@@ -1,0 +1,73 @@
+// Package strata starts and opens utility VMs with the driver of this host: QEMU on Linux, the Host
+// Compute Service on Windows. What to do with a VM is in packages uvm (its devices and mounts) and
+// layers (container roots).
+//
+//	vm, err := strata.StartVM(ctx, strata.VMOptions{Dir: "/var/lib/strata/vms/default"})
+//	...
+//	m, err := layers.Mount(ctx, layers.Request{VM: vm, ID: "web", Layers: ..., Scratch: "/scratch/web"})
+//
+// The state directory of a VM is all there is to it: a VM outlives the process that started it, and
+// OpenVM takes it up again, by whichever process, mending what the last one left half done.
+package strata
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/stratavm/strata/bootimage"
+)
+
+// VMOptions says what VM to start.
+type VMOptions struct {
+	// Dir is the state directory. It is made, for the owner only, and must not hold a running VM.
+	Dir string
+	// Name shows in process lists and logs. Empty: the last part of Dir.
+	Name string
+	// MemoryMiB is the guest's memory; 0: 256.
+	MemoryMiB int
+	// CPUs of the guest; 0: as many as the host has, at most 2.
+	CPUs int
+	// Accel is "auto" (or empty), "kvm" or "tcg". auto takes KVM only where a VM truly runs with it.
+	Accel string
+	// Boot says what the VM boots; Image, when its Kernel is set, is taken instead of building one.
+	Boot  bootimage.Options
+	Image bootimage.Image
+	// Undo is the time that taking back a failed or cancelled call may take; 0: 30 s.
+	Undo time.Duration
+	// Logger is nil for silence.
+	Logger *slog.Logger
+}
+
+// OpenOptions are the optional parts of OpenVM.
+type OpenOptions struct {
+	Undo   time.Duration // as in VMOptions
+	Logger *slog.Logger  // nil: silent
+}
+
+// VMInfo is what is known of a VM without taking it up.
+type VMInfo struct {
+	Dir     string    `json:"dir"`
+	Running bool      `json:"running"`
+	PID     int       `json:"pid,omitempty"` // of the VMM
+	Driver  string    `json:"driver"`        // "qemu" or "hcs"
+	Accel   string    `json:"accel,omitempty"`
+	Memory  int       `json:"memoryMiB,omitempty"`
+	CPUs    int       `json:"cpus,omitempty"`
+	Kernel  string    `json:"kernel,omitempty"`
+	Started time.Time `json:"started,omitzero"`
+}
+
+var (
+	// ErrNoVM says that a state directory holds no VM.
+	ErrNoVM = errors.New("there is no utility VM")
+	// ErrRunning says that the VM runs already.
+	ErrRunning = errors.New("the utility VM runs already")
+)
+
+func discard(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}
