@@ -1,0 +1,335 @@
+package gcs
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// Options of a Client. The zero value is good.
+type Options struct {
+	Logger *slog.Logger // nil: nothing is logged
+	// MaxMessage is the largest message in bytes that is sent or accepted. 0 is
+	// [DefaultMaxMessage]; it is never unbounded.
+	MaxMessage int
+}
+
+// Client is the host's end of a bridge to one guest. All methods may be called concurrently; each
+// ends with its context.
+type Client struct {
+	log       *slog.Logger
+	limit     int
+	transport Transport
+	conn      net.Conn
+	caps      Capabilities
+	nextPort  atomic.Uint32
+	out       chan *call
+
+	mu        sync.Mutex
+	nextID    uint64
+	calls     map[uint64]*call
+	abandoned map[uint64]func(payload []byte) // what to do when the late answer comes; may be nil
+	err       error
+	done      chan struct{}
+}
+
+// call is one request under way.
+type call struct {
+	id     uint64
+	typ    MessageType
+	frame  []byte
+	answer chan []byte
+	sent   atomic.Int32 // see below
+}
+
+// Who got hold of a call first: the writer, or the caller that gave it up.
+const (
+	callQueued int32 = iota
+	callWriting
+	callWithdrawn
+)
+
+// maxAbandoned bounds the answers that are still to be swallowed.
+const maxAbandoned = 4096
+
+// Connect makes a Client over a byte stream to our agent, such as the socket of a virtio-serial port.
+// It waits until the agent is there, or ctx ends. It takes conn over and closes it on failure.
+func Connect(ctx context.Context, conn net.Conn, opts Options) (*Client, error) {
+	r, err := hostHandshake(ctx, conn)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("connect to the guest: %w", err)
+	}
+	t, listeners, err := newMuxTransport(&hostStream{conn, r}, logger(opts.Logger), PortBridge)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("connect to the guest: %w", err)
+	}
+	return accept(ctx, t, listeners[0], opts)
+}
+
+// Accept makes a Client over a transport on which the guest dials the bridge port, as Linux guests do
+// over vsock and hvsock. It takes t over and closes it on failure.
+func Accept(ctx context.Context, t Transport, opts Options) (*Client, error) {
+	l, err := t.Listen(PortBridge)
+	if err != nil {
+		t.Close()
+		return nil, fmt.Errorf("connect to the guest: %w", err)
+	}
+	return accept(ctx, t, l, opts)
+}
+
+func accept(ctx context.Context, t Transport, l net.Listener, opts Options) (*Client, error) {
+	conn, err := acceptOne(ctx, l)
+	if err != nil {
+		t.Close()
+		return nil, fmt.Errorf("the guest agent did not dial the bridge: %w", err)
+	}
+	return NewClient(ctx, conn, t, opts)
+}
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}
+
+// NewClient makes a Client of a bridge connection that exists already and negotiates the protocol.
+// It takes bridge and t over and closes them on failure.
+func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) (*Client, error) {
+	c := &Client{
+		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), transport: t, conn: bridge,
+		out: make(chan *call, 64), calls: map[uint64]*call{}, abandoned: map[uint64]func([]byte){},
+		done: make(chan struct{}),
+	}
+	c.nextPort.Store(PortStdio)
+	go c.write()
+	go c.read()
+	if err := c.negotiate(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Client) negotiate(ctx context.Context) error {
+	req := &NegotiateRequest{MinimumVersion: ProtocolVersion, MaximumVersion: ProtocolVersion}
+	var resp NegotiateResponse
+	if err := c.call(ctx, TypeNegotiateProtocol, req, &resp, nil); err != nil {
+		return err
+	}
+	if resp.Version != ProtocolVersion {
+		return fmt.Errorf("%w: it chose protocol version %d, only %d was offered",
+			ErrProtocol, resp.Version, ProtocolVersion)
+	}
+	if os := resp.Capabilities.RuntimeOsType; !strings.EqualFold(os, "linux") {
+		return fmt.Errorf("negotiate: the guest's system is %q, wanted is linux: %w", printable(os), ErrUnsupported)
+	}
+	c.caps = resp.Capabilities
+	return nil
+}
+
+// Capabilities are what the guest said of itself.
+func (c *Client) Capabilities() Capabilities { return c.caps }
+
+// Done is closed when the bridge is gone.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Err is nil while the bridge lives; after Done it tells why it ended and matches ErrClosed.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close ends the bridge and the transport. Calls under way fail with ErrClosed. The guest keeps its
+// state, and processes run on.
+func (c *Client) Close() error {
+	c.fail(nil)
+	return nil
+}
+
+// fail ends the bridge with a reason and releases all callers.
+func (c *Client) fail(reason error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = ErrClosed
+	if reason != nil {
+		c.err = fmt.Errorf("%w: %w", ErrClosed, reason)
+		c.log.Debug("bridge to the guest ended", "err", reason)
+	}
+	close(c.done)
+	c.mu.Unlock()
+	c.conn.Close()
+	c.transport.Close()
+}
+
+func (c *Client) write() {
+	for {
+		select {
+		case <-c.done:
+			return
+		case call := <-c.out:
+			if !call.sent.CompareAndSwap(callQueued, callWriting) {
+				continue
+			}
+			if _, err := c.conn.Write(call.frame); err != nil {
+				c.fail(fmt.Errorf("send %v: %w", call.typ, err))
+				return
+			}
+		}
+	}
+}
+
+func (c *Client) read() {
+	for {
+		h, payload, err := ReadMessage(c.conn, c.limit)
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the guest hung up")
+		}
+		if err == nil {
+			err = c.dispatch(h, payload)
+		}
+		if err != nil {
+			c.fail(err)
+			return
+		}
+	}
+}
+
+func (c *Client) dispatch(h Header, payload []byte) error {
+	if h.Type == TypeNotification {
+		var n Notification
+		if err := json.Unmarshal(payload, &n); err != nil {
+			return fmt.Errorf("%w: notification: %w", ErrProtocol, err)
+		}
+		c.log.Debug("container ended", "container", printable(n.ContainerId), "type", printable(n.Type))
+		return nil
+	}
+	if !h.Type.IsResponse() {
+		return fmt.Errorf("%w: it sent a %v", ErrProtocol, h.Type)
+	}
+	c.mu.Lock()
+	call := c.calls[h.ID]
+	late, abandoned := c.abandoned[h.ID]
+	delete(c.calls, h.ID)
+	delete(c.abandoned, h.ID)
+	c.mu.Unlock()
+	switch {
+	case call != nil && h.Type == call.typ.Response():
+		call.answer <- payload
+	case call != nil:
+		return fmt.Errorf("%w: the answer to %v is a %v", ErrProtocol, call.typ, h.Type)
+	case abandoned:
+		if late != nil {
+			go late(payload)
+		}
+	default:
+		return fmt.Errorf("%w: an answer to request %d, which is not outstanding", ErrProtocol, h.ID)
+	}
+	return nil
+}
+
+type request interface{ Base() *RequestBase }
+type response interface{ Base() *ResponseBase }
+
+// call sends a request and waits for its answer. When ctx ends first the call is abandoned alone:
+// late, if not nil, gets the answer should it still come.
+func (c *Client) call(ctx context.Context, typ MessageType, req request, resp response, late func([]byte)) error {
+	wrap := func(err error) error { return fmt.Errorf("guest %v: %w", typ, err) }
+	if err := ctx.Err(); err != nil {
+		return wrap(fmt.Errorf("%w: %w", ErrNotSent, context.Cause(ctx)))
+	}
+	req.Base().ActivityId = newActivity()
+
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return wrap(fmt.Errorf("%w: %w", ErrNotSent, c.err))
+	}
+	call := &call{id: c.nextID, typ: typ, answer: make(chan []byte, 1)}
+	frame, err := EncodeMessage(Header{typ, call.id}, req, c.limit)
+	if err != nil {
+		c.mu.Unlock()
+		return wrap(fmt.Errorf("%w: %w", ErrNotSent, err))
+	}
+	call.frame = frame
+	c.nextID++
+	c.calls[call.id] = call
+	c.mu.Unlock()
+
+	select {
+	case c.out <- call:
+	case <-ctx.Done():
+		return wrap(c.abandon(ctx, call, late))
+	case <-c.done:
+		return wrap(fmt.Errorf("%w: %w", ErrNotSent, c.Err()))
+	}
+	select {
+	case payload := <-call.answer:
+		return c.decode(typ, payload, resp)
+	case <-ctx.Done():
+		return wrap(c.abandon(ctx, call, late))
+	case <-c.done:
+		select { // the answer may have come just before the end
+		case payload := <-call.answer:
+			return c.decode(typ, payload, resp)
+		default:
+		}
+		if call.sent.CompareAndSwap(callQueued, callWithdrawn) {
+			return wrap(fmt.Errorf("%w: %w", ErrNotSent, c.Err()))
+		}
+		return wrap(c.Err())
+	}
+}
+
+// decode reads an answer. One that cannot be read costs the bridge.
+func (c *Client) decode(typ MessageType, payload []byte, resp response) error {
+	if err := json.Unmarshal(payload, resp); err != nil {
+		err = fmt.Errorf("%w: answer to %v: %w", ErrProtocol, typ, err)
+		c.fail(err)
+		return err
+	}
+	return errorFrom(typ.String(), resp.Base())
+}
+
+func (c *Client) abandon(ctx context.Context, call *call, late func([]byte)) error {
+	withdrawn := call.sent.CompareAndSwap(callQueued, callWithdrawn)
+	c.mu.Lock()
+	_, outstanding := c.calls[call.id]
+	delete(c.calls, call.id)
+	if outstanding && !withdrawn {
+		c.abandoned[call.id] = late
+	}
+	tooMany := len(c.abandoned) > maxAbandoned
+	c.mu.Unlock()
+	switch {
+	case withdrawn:
+		return fmt.Errorf("%w: %w", ErrNotSent, context.Cause(ctx))
+	case tooMany:
+		c.fail(fmt.Errorf("%w: it leaves more than %d requests unanswered", ErrProtocol, maxAbandoned))
+	case !outstanding && late != nil: // the answer came at the same moment
+		go func() { late(<-call.answer) }()
+	}
+	return context.Cause(ctx)
+}
+
+// newActivity makes the id by which a request is found again in the guest's log.
+func newActivity() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}

@@ -1,0 +1,178 @@
+package gcs
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Sentinels that the errors of this package match with errors.Is.
+var (
+	// ErrClosed: the bridge is gone. What became of a call that was under way is not known.
+	ErrClosed = errors.New("the bridge to the guest is closed")
+	// ErrNotSent: the call ended before its request left the host; it certainly had no effect.
+	ErrNotSent = errors.New("the request was not sent")
+	// ErrProtocol: the guest broke the protocol. The bridge was closed because of it.
+	ErrProtocol = errors.New("the guest broke the protocol")
+	// ErrBusy: the guest cannot let go of something because it is in use. The text names the holder
+	// where the guest can tell.
+	ErrBusy = errors.New("in use in the guest")
+	// ErrNotFound: the guest does not know the container, process or device.
+	ErrNotFound = errors.New("not found in the guest")
+	// ErrExists: something else is at that place in the guest.
+	ErrExists = errors.New("exists in the guest")
+	// ErrUnsupported: the guest does not know the request or the resource.
+	ErrUnsupported = errors.New("not supported by the guest")
+	// ErrInvalid: the guest finds the request malformed.
+	ErrInvalid = errors.New("refused by the guest as invalid")
+	// ErrTimeout: the guest gave up waiting.
+	ErrTimeout = errors.New("the guest timed out")
+)
+
+// HRESULT is a result code. On the wire it is a signed number of 32 bits.
+type HRESULT uint32
+
+// The results guests give.
+const (
+	ResultOK                HRESULT = 0
+	ResultNotImplemented    HRESULT = 0x80004001
+	ResultFail              HRESULT = 0x80004005
+	ResultInvalidArgument   HRESULT = 0x80070057
+	ResultElementNotFound   HRESULT = 0x80070490
+	ResultInvalidState      HRESULT = 0x80370105
+	ResultTimeout           HRESULT = 0xC0370109
+	ResultUnknownMessage    HRESULT = 0xC037010B
+	ResultProtocolVersion   HRESULT = 0xC037010C
+	ResultInvalidJSON       HRESULT = 0xC037010D
+	ResultContainerNotFound HRESULT = 0xC037010E
+	ResultContainerExists   HRESULT = 0xC037010F
+	ResultContainerStopped  HRESULT = 0xC0370110
+	// The following are ours; other guests say ResultFail for all of them.
+	ResultBusy         HRESULT = 0x800700AA
+	ResultExists       HRESULT = 0x800700B7
+	ResultNotFound     HRESULT = 0x80070002
+	ResultNotSupported HRESULT = 0x80070032
+)
+
+// String is the code as people search for it.
+func (r HRESULT) String() string { return fmt.Sprintf("0x%08x", uint32(r)) }
+
+// MarshalJSON writes the code as the signed number that the protocol wants.
+func (r HRESULT) MarshalJSON() ([]byte, error) { return json.Marshal(int32(r)) }
+
+// UnmarshalJSON reads a signed or an unsigned number.
+func (r *HRESULT) UnmarshalJSON(b []byte) error {
+	var n int64
+	if err := json.Unmarshal(b, &n); err != nil {
+		return err
+	}
+	if n < -1<<31 || n >= 1<<32 {
+		return fmt.Errorf("result %d does not fit in 32 bits", n)
+	}
+	*r = HRESULT(uint32(n))
+	return nil
+}
+
+var resultSentinels = map[HRESULT]error{
+	ResultNotImplemented: ErrUnsupported, ResultNotSupported: ErrUnsupported,
+	ResultUnknownMessage: ErrUnsupported, ResultProtocolVersion: ErrUnsupported,
+	ResultInvalidArgument: ErrInvalid, ResultInvalidJSON: ErrInvalid,
+	ResultElementNotFound: ErrNotFound, ResultContainerNotFound: ErrNotFound, ResultNotFound: ErrNotFound,
+	ResultContainerStopped: ErrNotFound,
+	ResultContainerExists:  ErrExists, ResultExists: ErrExists,
+	ResultBusy: ErrBusy, ResultTimeout: ErrTimeout,
+}
+
+// failTexts recognise errors for which other guests have no code of their own.
+var failTexts = []struct {
+	text string // lower case
+	err  error
+}{
+	{"device or resource busy", ErrBusy},
+	{"resource type", ErrUnsupported},
+	{"resourcetype", ErrUnsupported},
+}
+
+// ErrorRecord is one step of an error's way through the guest.
+type ErrorRecord struct {
+	Result       HRESULT
+	Message      string
+	StackTrace   string `json:",omitempty"`
+	ModuleName   string
+	FileName     string
+	Line         uint32
+	FunctionName string `json:",omitempty"`
+}
+
+// Error is the guest's refusal of a request: an answer came and it says that nothing was done.
+type Error struct {
+	Op      string // the request
+	Result  HRESULT
+	Message string
+	Records []ErrorRecord
+}
+
+// Error names the request, the guest's words and the code.
+func (e *Error) Error() string {
+	msg := e.Message
+	for _, r := range e.Records {
+		if r.Message != "" && !strings.Contains(msg, r.Message) {
+			msg = strings.TrimPrefix(msg+"; "+r.Message, "; ")
+		}
+	}
+	if msg == "" {
+		msg = "no reason given"
+	}
+	return fmt.Sprintf("guest refused %s: %s (%v)", e.Op, msg, e.Result)
+}
+
+// Is matches the sentinel that belongs to the result.
+func (e *Error) Is(target error) bool {
+	if resultSentinels[e.Result] == target {
+		return true
+	}
+	if e.Result != ResultFail {
+		return false
+	}
+	text := strings.ToLower(e.Error())
+	for _, t := range failTexts {
+		if t.err == target && strings.Contains(text, t.text) {
+			return true
+		}
+	}
+	return false
+}
+
+// The most that is kept of what a guest says in an error.
+const (
+	maxErrorText    = 4096
+	maxErrorRecords = 8
+)
+
+// errorFrom makes the Error of an answer, or nil when it is a success.
+func errorFrom(op string, b *ResponseBase) error {
+	if b.Result == ResultOK {
+		return nil
+	}
+	records := slices.Clone(b.ErrorRecords[:min(len(b.ErrorRecords), maxErrorRecords)])
+	for i := range records {
+		records[i].Message = printable(records[i].Message)
+		records[i].StackTrace = ""
+	}
+	return &Error{Op: op, Result: b.Result, Message: printable(b.ErrorMessage), Records: records}
+}
+
+// printable shortens the guest's text and takes out what could play tricks on a terminal.
+func printable(s string) string {
+	if len(s) > maxErrorText {
+		s = s[:maxErrorText] + "..."
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\n' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}

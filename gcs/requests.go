@@ -1,0 +1,117 @@
+package gcs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/stratavm/strata/hcsschema"
+)
+
+// Modify sends a guest request to the VM. An [*Error] means that the guest refused and left nothing
+// behind; another error may match ErrNotSent (no effect) or leave the effect unknown.
+func (c *Client) Modify(ctx context.Context, req hcsschema.GuestRequest) error {
+	err := c.call(ctx, TypeModifySettings,
+		&ModifyRequest{RequestBase: RequestBase{ContainerId: NullContainer}, Request: req}, &EmptyResponse{}, nil)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", req.RequestType, req.ResourceType, err)
+	}
+	return nil
+}
+
+// DeleteContainerState makes the guest forget a container. It succeeds when the guest does not know
+// it, and when the guest has no such request.
+func (c *Client) DeleteContainerState(ctx context.Context, id string) error {
+	if !c.caps.GuestDefinedCapabilities.DeleteContainerStateSupported {
+		return nil
+	}
+	err := c.call(ctx, TypeDeleteContainerState, &EmptyRequest{RequestBase{ContainerId: id}}, &EmptyResponse{}, nil)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Stacks gives the stacks of the guest's agent.
+func (c *Client) Stacks(ctx context.Context) (string, error) {
+	if !c.caps.GuestDefinedCapabilities.DumpStacksSupported {
+		return "", fmt.Errorf("guest DumpStacks: %w", ErrUnsupported)
+	}
+	var resp StacksResponse
+	err := c.call(ctx, TypeDumpStacks, &EmptyRequest{RequestBase{ContainerId: NullContainer}}, &resp, nil)
+	return printableAll(resp.GuestStacks), err
+}
+
+// printableAll is printable without the limit: the message's own is enough.
+func printableAll(s string) string {
+	out := ""
+	for len(s) > 0 {
+		n := min(len(s), maxErrorText)
+		out += printable(s[:n])
+		s = s[n:]
+	}
+	return out
+}
+
+// Mount is one thing that is mounted in the guest.
+type Mount struct {
+	Path string
+	// Kind is "scsi", "pmem", "directory" or "overlay".
+	Kind       string
+	Controller uint8  `json:",omitempty"`
+	Lun        uint8  `json:",omitempty"`
+	Partition  uint64 `json:",omitempty"`
+	Slot       uint32 `json:",omitempty"` // pmem
+	Offset     uint64 `json:",omitempty"` // pmem window
+	Size       uint64 `json:",omitempty"` // pmem window; 0: the whole device
+	Share      string `json:",omitempty"` // directory
+	ReadOnly   bool   `json:",omitempty"`
+	BlockDev   bool   `json:",omitempty"`
+	// ContainerID, Layers (how many) and ScratchPath describe an overlay.
+	ContainerID string `json:",omitempty"`
+	Layers      int    `json:",omitempty"`
+	ScratchPath string `json:",omitempty"`
+}
+
+// maxObserved bounds what a guest may say is mounted.
+const maxObserved = 100_000
+
+// Observe asks what is mounted. It fails with ErrUnsupported when the guest is not our agent.
+func (c *Client) Observe(ctx context.Context) ([]Mount, error) {
+	if c.caps.GuestDefinedCapabilities.StrataAgent == 0 {
+		return nil, fmt.Errorf("observe the guest: %w", ErrUnsupported)
+	}
+	var mounts []Mount
+	for offset := 0; ; {
+		query, err := EncodeText(PropertyQuery{PropertyTypes: []string{PropertyMounts}, StrataOffset: offset})
+		if err != nil {
+			return nil, err
+		}
+		var resp PropertiesResponse
+		req := &PropertiesRequest{RequestBase: RequestBase{ContainerId: NullContainer}, Query: query}
+		if err := c.call(ctx, TypeGetProperties, req, &resp, nil); err != nil {
+			return nil, err
+		}
+		var p Properties
+		if err := resp.Properties.Decode(&p); err != nil {
+			return nil, fmt.Errorf("%w: properties: %w", ErrProtocol, err)
+		}
+		mounts = append(mounts, p.StrataMounts...)
+		if p.StrataNext == 0 {
+			return mounts, nil
+		}
+		if p.StrataNext <= offset || len(mounts) > maxObserved {
+			return nil, fmt.Errorf("%w: its list of mounts has no end", ErrProtocol)
+		}
+		offset = p.StrataNext
+	}
+}
+
+// Shutdown asks the VM to power off. It returns nil when the bridge has gone down with it.
+func (c *Client) Shutdown(ctx context.Context) error {
+	err := c.call(ctx, TypeShutdownGraceful, &EmptyRequest{RequestBase{ContainerId: NullContainer}}, &EmptyResponse{}, nil)
+	if errors.Is(err, ErrClosed) && !errors.Is(err, ErrNotSent) || errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}

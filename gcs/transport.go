@@ -1,0 +1,246 @@
+package gcs
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Transport is how a host reaches the ports of one guest. The guest dials; the host listens.
+type Transport interface {
+	// Listen awaits connections of the guest to a port. A port that is taken is an error matching
+	// ErrPortTaken.
+	Listen(port uint32) (net.Listener, error)
+	// Close ends the transport with all its connections.
+	Close() error
+}
+
+// ErrPortTaken: somebody listens on that port already.
+var ErrPortTaken = errors.New("port is taken")
+
+// dialHeader is how long a guest may take to say which port a new stream is for.
+const dialHeader = 10 * time.Second
+
+// maxUnrouted bounds the streams that have not told their port yet.
+const maxUnrouted = 64
+
+func muxConfig() *yamux.Config {
+	c := yamux.DefaultConfig()
+	// A guest that is stopped for a while is no reason to give it up: the deadlines are those of the
+	// callers, and death is noticed by the connection.
+	c.EnableKeepAlive = false
+	c.ConnectionWriteTimeout = 24 * time.Hour
+	c.StreamOpenTimeout = 0
+	c.StreamCloseTimeout = time.Minute
+	c.LogOutput, c.Logger = nil, log.New(io.Discard, "", 0) // its errors reach us by the session's end
+	return c
+}
+
+// muxTransport serves the ports of a guest over one stream.
+type muxTransport struct {
+	session *yamux.Session
+	log     *slog.Logger
+
+	mu        sync.Mutex
+	listeners map[uint32]*muxListener
+	closed    bool
+}
+
+func newMuxTransport(conn io.ReadWriteCloser, log *slog.Logger, first ...uint32) (*muxTransport, []net.Listener, error) {
+	t := &muxTransport{log: log, listeners: map[uint32]*muxListener{}}
+	var listeners []net.Listener
+	for _, port := range first { // before the guest can dial them
+		l, err := t.Listen(port)
+		if err != nil {
+			return nil, nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	session, err := yamux.Server(conn, muxConfig())
+	if err != nil {
+		return nil, nil, err
+	}
+	t.session = session
+	go t.accept()
+	return t, listeners, nil
+}
+
+func (t *muxTransport) accept() {
+	slots := make(chan struct{}, maxUnrouted)
+	for {
+		stream, err := t.session.AcceptStream()
+		if err != nil {
+			t.Close()
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+			go func() {
+				defer func() { <-slots }()
+				t.route(stream)
+			}()
+		default:
+			stream.Close()
+		}
+	}
+}
+
+func (t *muxTransport) route(stream *yamux.Stream) {
+	var raw [4]byte
+	_ = stream.SetReadDeadline(time.Now().Add(dialHeader))
+	if _, err := io.ReadFull(stream, raw[:]); err != nil {
+		stream.Close()
+		return
+	}
+	_ = stream.SetReadDeadline(time.Time{})
+	port := binary.LittleEndian.Uint32(raw[:])
+	t.mu.Lock()
+	l := t.listeners[port]
+	t.mu.Unlock()
+	if l == nil || !l.offer(stream) {
+		t.log.Debug("guest dialled a port nobody listens on", "port", port)
+		stream.Close()
+	}
+}
+
+// Listen implements Transport.
+func (t *muxTransport) Listen(port uint32) (net.Listener, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, net.ErrClosed
+	}
+	if t.listeners[port] != nil {
+		return nil, fmt.Errorf("port %d: %w", port, ErrPortTaken)
+	}
+	l := &muxListener{t: t, port: port, conns: make(chan net.Conn, 4), done: make(chan struct{})}
+	t.listeners[port] = l
+	return l, nil
+}
+
+// Close implements Transport.
+func (t *muxTransport) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	listeners := t.listeners
+	t.listeners = map[uint32]*muxListener{}
+	t.mu.Unlock()
+	for _, l := range listeners {
+		l.end()
+	}
+	return t.session.Close()
+}
+
+type muxListener struct {
+	t     *muxTransport
+	port  uint32
+	conns chan net.Conn
+	once  sync.Once
+	done  chan struct{}
+}
+
+func (l *muxListener) offer(c net.Conn) bool {
+	select {
+	case <-l.done:
+		return false
+	default:
+	}
+	select {
+	case l.conns <- c:
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *muxListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *muxListener) end() { l.once.Do(func() { close(l.done) }) }
+
+// Close stops listening; a connection that nobody has accepted is closed.
+func (l *muxListener) Close() error {
+	l.t.mu.Lock()
+	if l.t.listeners[l.port] == l {
+		delete(l.t.listeners, l.port)
+	}
+	l.t.mu.Unlock()
+	l.end()
+	for {
+		select {
+		case c := <-l.conns:
+			c.Close()
+		default:
+			return nil
+		}
+	}
+}
+
+func (l *muxListener) Addr() net.Addr { return portAddr(l.port) }
+
+type portAddr uint32
+
+func (portAddr) Network() string  { return "gcs" }
+func (p portAddr) String() string { return fmt.Sprintf("port %d", uint32(p)) }
+
+// acceptOne accepts a single connection, until ctx ends. The listener is closed in any case.
+func acceptOne(ctx context.Context, l net.Listener) (net.Conn, error) {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer l.Close()
+	c, err := l.Accept()
+	if !stop() && err == nil {
+		c.Close()
+		err = context.Cause(ctx)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return c, err
+}
+
+// GuestMux is the guest's end of a multiplexed session.
+type GuestMux struct{ session *yamux.Session }
+
+// NewGuestMux puts the multiplexer on a session of ServePort. It takes over the stream.
+func NewGuestMux(stream io.ReadWriteCloser) (*GuestMux, error) {
+	s, err := yamux.Client(stream, muxConfig())
+	if err != nil {
+		return nil, err
+	}
+	return &GuestMux{s}, nil
+}
+
+// Dial connects to a port of the host. It returns as soon as the stream is under way: when nobody
+// listens there, the first read tells.
+func (m *GuestMux) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s, err := m.session.OpenStream()
+	if err != nil {
+		return nil, fmt.Errorf("dial host port %d: %w", port, err)
+	}
+	if _, err := s.Write(binary.LittleEndian.AppendUint32(nil, port)); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("dial host port %d: %w", port, err)
+	}
+	return s, nil
+}
+
+// Close ends the session with all its connections.
+func (m *GuestMux) Close() error { return m.session.Close() }
