@@ -4,7 +4,7 @@
 // files, then directories, then all other metadata; the super block goes into block 0 at the end. The
 // content of a file is a run of whole blocks of 4 KiB (with holes: chunks of such), never packed with
 // others, so that another image can refer to it by block number. [Open] reads the metadata of an image
-// back, and [Merge] makes one image without contents, an index, over several that lie behind it on
+// back, and [Index] makes one image without contents, an index, over several that lie behind it on
 // the same disk.
 //
 // Blocks are always 4 KiB, whatever the page size of this host, because guests refuse larger ones.

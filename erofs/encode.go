@@ -76,12 +76,15 @@ func (m *metadata) encode(in *inode) []byte {
 	return b
 }
 
-// contents gives the contents of a directory or symbolic link.
+// contents gives the contents of a directory or symbolic link, or what of a file is written here.
 func (m *metadata) contents(in *inode) []byte {
-	if in.node.IsDir() {
+	switch in.node.Type() {
+	case layertree.TypeDir:
 		return m.dirents(in)
+	case layertree.TypeSymlink:
+		return []byte(in.node.Target)
 	}
-	return []byte(in.node.Target)
+	return in.tail
 }
 
 // inside gives what of the contents lies in the inode.
@@ -97,7 +100,7 @@ func (m *metadata) inside(in *inode) []byte {
 func (m *metadata) outside(in *inode) []byte {
 	b := m.contents(in)
 	b = b[:len(b)-in.inline]
-	return append(b, make([]byte, align(int64(len(b)), blockSize)-int64(len(b)))...)
+	return append(b[:len(b):len(b)], make([]byte, align(int64(len(b)), blockSize)-int64(len(b)))...)
 }
 
 func appendChunks(b []byte, in *inode) []byte {

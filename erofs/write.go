@@ -68,6 +68,7 @@ type inode struct {
 	inline int    // bytes of contents after the inode
 	chunk  uint   // log2 of blocks per chunk
 	chunks int
+	tail   []byte // the end of a file that has to lie in a block of its own
 }
 
 // metadata is a write under way.
@@ -198,6 +199,13 @@ func (m *metadata) place(in *inode) error {
 	case layertree.TypeSymlink:
 		size = len(n.Target)
 	case layertree.TypeRegular:
+		if head+len(n.Tail) > blockSize {
+			// The inode was smaller in the image that this file comes from.
+			in.tail, n.Tail = n.Tail, nil
+			n.Runs = append(n.Runs, layertree.Run{File: uint32(n.Size / blockSize), Start: m.next, Blocks: 1})
+			m.next++
+			m.extra = append(m.extra, in)
+		}
 		m.placeFile(in)
 		if in.layout == layoutChunked {
 			body = int(align(int64(head), 4)) + 4*in.chunks

@@ -11,6 +11,7 @@ import (
 	"github.com/stratavm/strata/erofs"
 	"github.com/stratavm/strata/ext4"
 	"github.com/stratavm/strata/layertree"
+	"github.com/stratavm/strata/verity"
 	"github.com/stratavm/strata/vhd"
 )
 
@@ -40,12 +41,17 @@ type Options struct {
 	MaxBytes int64
 	// AllowUnterminated: see layertree.Options. Set it where Tar fails when its digest is wrong.
 	AllowUnterminated bool
+	// Verity appends a dm-verity hash tree, so that a guest can check what it reads. What the guest
+	// has to know is in the Result, and is kept beside the layer for ReadVerity.
+	Verity bool
 }
 
 // Result tells what Convert made.
 type Result struct {
 	Path  string // of the layer file
-	Bytes int64  // its size, footer included
+	Bytes int64  // its size, hash tree and footer included
+	// Verity is set when a hash tree was asked for.
+	Verity *verity.Info
 }
 
 // Convert writes the layer of o.Tar to o.Dir. The file appears complete or not at all: it is written
@@ -69,31 +75,57 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 	}
 	defer func() { err = errors.Join(err, out.abandon()) }()
 	in := &meter{ctx: ctx, r: o.Tar, progress: o.Progress}
-	if err := write(out.file, in, o); err != nil {
-		return res, wrap(err)
+	res.Path = filepath.Join(dir, o.Format.FileName())
+	if res.Verity, err = write(ctx, out.file, in, o); err != nil {
+		return Result{}, wrap(err)
 	}
 	st, err := out.file.Stat()
 	if err != nil {
-		return res, wrap(err)
+		return Result{}, wrap(err)
+	}
+	res.Bytes = st.Size()
+	// The record comes first: whoever sees the layer finds it.
+	if err := writeVerity(dir, o.Format, res.Verity); err != nil {
+		return Result{}, wrap(err)
 	}
 	if err := out.commit(true); err != nil {
-		return res, wrap(err)
+		return Result{}, wrap(err)
 	}
-	return Result{Path: filepath.Join(dir, o.Format.FileName()), Bytes: st.Size()}, nil
+	return res, nil
 }
 
 // write writes the layer to f.
-func write(f *os.File, in io.Reader, o Options) error {
+func write(ctx context.Context, f *os.File, in io.Reader, o Options) (tree *verity.Info, err error) {
 	limits := layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated}
-	if o.Format == EROFS {
-		_, err := erofs.WriteLayer(f, in, limits)
-		return err
+	var size int64
+	switch o.Format {
+	case EROFS:
+		info, err := erofs.WriteLayer(f, in, limits)
+		if err != nil {
+			return nil, err
+		}
+		size = info.Bytes
+	default:
+		info, err := ext4.WriteLayer(f, in, limits)
+		if err != nil {
+			return nil, err
+		}
+		size = info.Bytes
 	}
-	info, err := ext4.WriteLayer(f, in, limits)
-	if err != nil {
-		return err
+	if o.Verity {
+		info, err := verity.Append(ctx, f, size)
+		if err != nil {
+			return nil, err
+		}
+		tree, size = &info, size+info.TreeBytes
 	}
-	return vhd.WriteFooter(f, info.Bytes)
+	if o.Format == VHD {
+		if _, err := f.Seek(size, io.SeekStart); err != nil {
+			return nil, err
+		}
+		return tree, vhd.WriteFooter(f, size)
+	}
+	return tree, nil
 }
 
 // meter counts what is read, and stops when ctx ends.
