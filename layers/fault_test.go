@@ -52,7 +52,7 @@ func (s scenario) String() string {
 }
 
 func (s scenario) world(t *testing.T) (*world, *Mounted) {
-	w := newWorld(t, s.os, s.limits(), s.layers)
+	w := sweepWorld(t, s.os, s.limits(), s.layers)
 	if !s.shared {
 		return w, nil
 	}
@@ -297,4 +297,3 @@ func checkCause(t *testing.T, fault vmmtest.Fault, err error) {
 		t.Errorf("error %v does not name the container", err)
 	}
 }
-

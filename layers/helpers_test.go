@@ -13,11 +13,12 @@ import (
 
 // world is a machine in memory, the VM over it, and layer folders on disk.
 type world struct {
-	t      testing.TB
-	f      *vmmtest.Fake
-	vm     *uvm.UtilityVM
-	state  string
-	layers []Layer
+	t        testing.TB
+	f        *vmmtest.Fake
+	vm       *uvm.UtilityVM
+	state    string
+	fixtures string
+	layers   []Layer
 }
 
 func newWorld(t testing.TB, os vmm.OS, limits vmm.Limits, layers int) *world {
@@ -28,6 +29,45 @@ func newWorld(t testing.TB, os vmm.OS, limits vmm.Limits, layers int) *world {
 	}
 	w.open()
 	return w
+}
+
+// sweepWorld is newWorld with layer folders that all sweeps of the package use: they are only read.
+func sweepWorld(t testing.TB, os vmm.OS, limits vmm.Limits, layers int) *world {
+	t.Helper()
+	w := newWorld(t, os, limits, 0)
+	w.fixtures = sweepFolders
+	for i := range layers {
+		w.layers = append(w.layers, Layer{Folder: filepath.Join(sweepFolders, "layer"+string(rune('a'+i)))})
+	}
+	return w
+}
+
+// sweepFolders holds the folders layera to layerc, and the scratches a and other.
+var sweepFolders string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "layers")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		for name, file := range map[string]string{"layera": layerVHD, "layerb": layerVHD, "layerc": layerVHD,
+			"a": sandboxVHDX, "other": sandboxVHDX} {
+			if err := makeFolder(filepath.Join(dir, name), file); err != nil {
+				panic(err)
+			}
+		}
+		sweepFolders = dir
+		return m.Run()
+	}())
+}
+
+func makeFolder(dir, file string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, file), make([]byte, 4096), 0o600)
 }
 
 func (w *world) open() {
@@ -44,16 +84,18 @@ func (w *world) open() {
 func (w *world) folder(name, file string) string {
 	w.t.Helper()
 	dir := filepath.Join(w.t.TempDir(), name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		w.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, file), make([]byte, 4096), 0o600); err != nil {
+	if err := makeFolder(dir, file); err != nil {
 		w.t.Fatal(err)
 	}
 	return dir
 }
 
-func (w *world) scratch(name string) string { return w.folder(name, sandboxVHDX) }
+func (w *world) scratch(name string) string {
+	if w.fixtures != "" {
+		return filepath.Join(w.fixtures, name)
+	}
+	return w.folder(name, sandboxVHDX)
+}
 
 func (w *world) request(id string, layers []Layer) Request {
 	return Request{VM: w.vm, ID: id, Layers: layers, Scratch: w.scratch(id), Host: ids{}}
