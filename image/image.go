@@ -1,0 +1,213 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// Limits on what an image may say of itself. All are far above what real images have.
+const (
+	maxManifest  = 4 << 20 // bytes of a manifest or an index
+	maxConfig    = 8 << 20 // bytes of a configuration
+	maxLayers    = 1000
+	maxDepth     = 4   // indexes in indexes
+	maxDocuments = 64  // indexes read to find one image
+	maxArchive   = 1e5 // entries of an archive that holds an image
+)
+
+// DefaultMaxLayerBytes is the limit on one layer's tar when Options.MaxLayerBytes is 0.
+const DefaultMaxLayerBytes = 128 << 30
+
+// Errors that errors of this package match.
+var (
+	// ErrNotFound: the source, an image in it or a blob of the image is missing.
+	ErrNotFound = errors.New("not found")
+	// ErrCorrupt: what was read is not what the image says it is.
+	ErrCorrupt = errors.New("the content does not match the image's description")
+	// ErrInvalid: the image's description makes no sense.
+	ErrInvalid = errors.New("the image is invalid")
+	// ErrUnsupported: a kind of image or layer that cannot be used here.
+	ErrUnsupported = errors.New("this image cannot be used")
+	// ErrTooLarge: a limit was hit.
+	ErrTooLarge = errors.New("the limit is exceeded")
+	// ErrPlatform: there is no image for the platform wanted.
+	ErrPlatform = errors.New("no image for this platform")
+	// ErrAmbiguous: the source has several images, and no name was given.
+	ErrAmbiguous = errors.New("there are several images")
+)
+
+// Platform is what an image is made for.
+type Platform struct {
+	OS           string `json:"os"`
+	Architecture string `json:"architecture"`
+	Variant      string `json:"variant,omitempty"`
+	OSVersion    string `json:"osVersion,omitempty"`
+}
+
+// String is the platform as OS/ARCH[/VARIANT].
+func (p Platform) String() string {
+	return v1.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}.String()
+}
+
+// ParsePlatform reads OS/ARCH[/VARIANT].
+func ParsePlatform(s string) (Platform, error) {
+	p, err := v1.ParsePlatform(s)
+	if err != nil || p.OS == "" || p.Architecture == "" {
+		return Platform{}, fmt.Errorf("platform %q: give OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64", s)
+	}
+	return Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}, nil
+}
+
+// Config is what the image says of the program to run in it.
+type Config struct {
+	Entrypoint []string          `json:"entrypoint,omitempty"`
+	Cmd        []string          `json:"cmd,omitempty"`
+	Env        []string          `json:"env,omitempty"`
+	WorkingDir string            `json:"workingDir,omitempty"`
+	User       string            `json:"user,omitempty"` // name or uid, perhaps with ":" and group or gid
+	Labels     map[string]string `json:"labels,omitempty"`
+	StopSignal string            `json:"stopSignal,omitempty"`
+}
+
+// Image is one image for one platform, described. Its methods may be called concurrently.
+type Image struct {
+	// Name is what the source calls the image, or a name made of the file's; it may serve as name in a store.
+	Name string
+	// Source is what it was opened from.
+	Source Source
+	// Digest identifies the image: that of its manifest, or of its configuration where there is none.
+	Digest   string
+	Manifest []byte // empty for docker archives and bare root file systems
+	Platform Platform
+	Config   Config
+	Created  time.Time
+	// RawConfig is the configuration document.
+	RawConfig []byte
+	// Layers, base first.
+	Layers []Layer
+
+	closer io.Closer
+}
+
+// Close releases the source. Streams must be closed before.
+func (i *Image) Close() error { return i.closer.Close() }
+
+// CheckLinux refuses images whose layers are no Linux root, with a reason.
+func (i *Image) CheckLinux() error {
+	switch os := i.Platform.OS; os {
+	case "linux", "":
+		return nil
+	case "windows":
+		return fmt.Errorf("image %s: %w: it is for Windows (%s): its layers need a Windows host, or give --platform linux/%s if the image has that too",
+			i.Name, ErrUnsupported, i.Platform, runtime.GOARCH)
+	default:
+		return fmt.Errorf("image %s: %w: it is for %s", i.Name, ErrUnsupported, i.Platform)
+	}
+}
+
+// Layer is one layer of an image.
+type Layer struct {
+	MediaType string
+	Digest    string // of the blob; empty where the source does not say
+	DiffID    string // of the tar
+	Size      int64  // of the blob in bytes; -1 where the source does not say
+
+	refusal error // why it cannot be opened
+	raw     func(context.Context) (io.ReadCloser, error)
+	limit   int64
+}
+
+// Open gives the tar of the layer. The stream returns io.EOF only when digest, size and diffID have been
+// found right. progress, when set, is told the bytes of the blob read so far, from one goroutine at a
+// time. The stream reads ahead in a goroutine of its own, until it is closed.
+func (l Layer) Open(ctx context.Context, progress func(int64)) (io.ReadCloser, error) {
+	if l.refusal != nil {
+		return nil, l.refusal
+	}
+	return newStream(ctx, l, progress)
+}
+
+// Keychain finds the credentials for a registry.
+type Keychain = authn.Keychain
+
+// Options are the optional parts of Open.
+type Options struct {
+	// Platform is chosen where there are several; empty: linux on this machine's architecture. When it is
+	// given, an image for another platform is refused.
+	Platform Platform
+	// MaxLayerBytes limits the tar of each layer; 0: DefaultMaxLayerBytes.
+	MaxLayerBytes int64
+	// TempDir holds compressed archives while they are read; empty: the system's.
+	TempDir string
+	// Keychain finds credentials; nil: those of docker or podman (config.json, auth.json, helpers).
+	Keychain Keychain
+	// PlainHTTP allows plain HTTP for any registry. It is allowed on this machine anyhow.
+	PlainHTTP bool
+	// Transport is what registries are asked through; nil: a transport like net/http's.
+	Transport http.RoundTripper
+	// Retries is how often a request is repeated that fails for a reason that may pass; 0: 5, negative:
+	// never. Bytes that arrive start the count anew.
+	Retries int
+	// Backoff is the pause before the first repetition, doubled each time; 0: 200 ms. A pause that the
+	// registry asks for (Retry-After) is kept, up to two minutes.
+	Backoff time.Duration
+	// Stall is how long a registry may send nothing before the transfer is begun anew; 0: 1 minute.
+	Stall time.Duration
+}
+
+func (o Options) withDefaults() Options {
+	if o.MaxLayerBytes == 0 {
+		o.MaxLayerBytes = DefaultMaxLayerBytes
+	}
+	if o.Keychain == nil {
+		o.Keychain = authn.DefaultKeychain
+	}
+	if o.Retries == 0 {
+		o.Retries = 5
+	}
+	if o.Backoff == 0 {
+		o.Backoff = 200 * time.Millisecond
+	}
+	if o.Stall == 0 {
+		o.Stall = time.Minute
+	}
+	return o
+}
+
+// Open finds the image and reads its documents; layers are not read yet. Close the image after use.
+func Open(ctx context.Context, s Source, o Options) (*Image, error) {
+	img, err := open(ctx, s, o.withDefaults())
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", s, err)
+	}
+	return img, nil
+}
+
+func open(ctx context.Context, s Source, o Options) (*Image, error) {
+	if s.Kind == Registry {
+		return openRegistry(ctx, s, o)
+	}
+	return openFile(ctx, s, o)
+}
+
+// parseJSON reads one document and refuses what comes after it.
+func parseJSON(b []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if d.More() {
+		return fmt.Errorf("%w: there is more than one JSON document", ErrInvalid)
+	}
+	return nil
+}

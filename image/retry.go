@@ -1,0 +1,272 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+const (
+	maxBackoff    = 10 * time.Second
+	maxRetryAfter = 2 * time.Minute
+	maxErrorBody  = 64 << 10
+)
+
+// pause waits before repetition number n (from 0 on), or as long as asked; ctx ends it.
+func (o Options) pause(ctx context.Context, n int, asked time.Duration) error {
+	d := min(o.Backoff<<min(n, 16), maxBackoff)
+	d += rand.N(d/4 + 1) // so that many clients do not come back at once
+	if asked > 0 {
+		d = min(asked, maxRetryAfter)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// retrier repeats requests whose answer does not come or says to come again.
+type retrier struct {
+	inner http.RoundTripper
+	o     Options
+}
+
+// passing are the answers that may be others next time.
+var passing = map[int]bool{
+	http.StatusRequestTimeout: true, http.StatusTooManyRequests: true, http.StatusInternalServerError: true,
+	http.StatusBadGateway: true, http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true,
+}
+
+func (r *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
+	for n := 0; ; n++ {
+		resp, err := r.inner.RoundTrip(req)
+		last := n >= r.o.Retries || req.Body != nil && req.GetBody == nil
+		var asked time.Duration
+		switch {
+		case err != nil:
+			if last || req.Context().Err() != nil || !mayPass(err) {
+				return nil, err
+			}
+		case passing[resp.StatusCode] && !last:
+			asked = retryAfter(resp.Header.Get("Retry-After"))
+			// Read to the end, within limits, so that the connection can be used again.
+			_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody)
+			_ = resp.Body.Close()
+		default:
+			return resp, nil
+		}
+		if err := r.o.pause(req.Context(), n, asked); err != nil {
+			return nil, err
+		}
+		if req.Body != nil {
+			body, err := req.GetBody()
+			if err != nil {
+				return nil, err
+			}
+			req = req.Clone(req.Context())
+			req.Body = body
+		}
+	}
+}
+
+// retryAfter reads the header's seconds or date; 0 when there is nothing sensible.
+func retryAfter(h string) time.Duration {
+	if s, err := strconv.Atoi(h); err == nil && s > 0 {
+		return min(time.Duration(min(s, 3600))*time.Second, maxRetryAfter)
+	}
+	if at, err := http.ParseTime(h); err == nil {
+		return max(0, time.Until(at))
+	}
+	return 0
+}
+
+// mayPass reports whether a failure of the network may be over at the next attempt.
+func mayPass(err error) bool {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		return dns.IsTemporary || dns.IsTimeout
+	}
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+		return true
+	}
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.EPIPE, syscall.ECONNABORTED, errStalled} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	text := err.Error() // net/http has no values for these
+	return strings.Contains(text, "server closed idle connection") || strings.Contains(text, "connection broken")
+}
+
+var errStalled = errors.New("the registry stopped sending")
+
+// resumer reads a blob of a registry; when the connection breaks it goes on where it was.
+type resumer struct {
+	ctx   context.Context
+	r     *registryBlobs
+	d     v1.Descriptor
+	body  io.ReadCloser
+	watch *watch
+	off   int64
+	tries int // failures since the last byte
+	err   error
+}
+
+// connect asks for the rest of the blob.
+func (b *resumer) connect() error {
+	w := newWatch(b.ctx, b.r.o.Stall)
+	resp, err := b.r.get(w.ctx, "blobs/"+b.d.Digest.String(), b.off, "blob "+b.d.Digest.String())
+	if err != nil {
+		w.stop()
+		return w.cause(err)
+	}
+	from := int64(0)
+	if resp.StatusCode == http.StatusPartialContent {
+		if from, err = rangeStart(resp.Header.Get("Content-Range")); err == nil && from > b.off {
+			err = fmt.Errorf("blob %s: %w: asked for byte %d on, the answer begins at %d", b.d.Digest, ErrCorrupt, b.off, from)
+		}
+	}
+	if n := resp.ContentLength; err == nil && n >= 0 && from+n != b.d.Size {
+		err = fmt.Errorf("blob %s: %w: it has %d bytes, announced were %d", b.d.Digest, ErrCorrupt, from+n, b.d.Size)
+	}
+	if err == nil && from < b.off {
+		// A registry without ranges sends all again.
+		_, err = io.CopyN(io.Discard, &watched{resp.Body, w}, b.off-from)
+	}
+	if err != nil {
+		w.stop()
+		return errors.Join(w.cause(err), resp.Body.Close())
+	}
+	b.body, b.watch = &watched{resp.Body, w}, w
+	return nil
+}
+
+// rangeStart reads "bytes FIRST-LAST/TOTAL".
+func rangeStart(h string) (int64, error) {
+	first, _, ok := strings.Cut(strings.TrimPrefix(h, "bytes "), "-")
+	n, err := strconv.ParseInt(first, 10, 64)
+	if !ok || err != nil || n < 0 {
+		return 0, fmt.Errorf("%w: Content-Range %q", ErrCorrupt, h)
+	}
+	return n, nil
+}
+
+func (b *resumer) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	for {
+		if b.body != nil {
+			n, err := b.body.Read(p)
+			b.off += int64(n)
+			switch {
+			case n > 0:
+				b.tries = 0
+				return n, nil // an error comes again with the next call
+			case err == nil:
+				continue
+			case errors.Is(err, io.EOF) && b.off >= b.d.Size:
+				return 0, io.EOF
+			case errors.Is(err, io.EOF):
+				err = io.ErrUnexpectedEOF
+			}
+			err = b.watch.cause(err)
+			b.drop()
+			if b.err = b.again(err); b.err != nil {
+				return 0, b.err
+			}
+		}
+		if err := b.connect(); err != nil {
+			if b.err = b.again(err); b.err != nil {
+				return 0, b.err
+			}
+		}
+	}
+}
+
+// again decides whether a failure is worth another attempt, and waits for it.
+func (b *resumer) again(err error) error {
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	if !mayPass(err) {
+		return err
+	}
+	if b.tries >= b.r.o.Retries {
+		return fmt.Errorf("registry %s: blob %s: given up at byte %d of %d after %d attempts: %w",
+			b.r.repo.RegistryStr(), b.d.Digest, b.off, b.d.Size, b.tries+1, err)
+	}
+	b.tries++
+	return b.r.o.pause(b.ctx, b.tries-1, 0)
+}
+
+func (b *resumer) drop() {
+	if b.body != nil {
+		_ = b.body.Close() // of a connection that is broken
+		b.watch.stop()
+		b.body = nil
+	}
+}
+
+func (b *resumer) Close() error {
+	b.drop()
+	return nil
+}
+
+// watch ends a request when nothing comes for too long.
+type watch struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	limit  time.Duration
+}
+
+func newWatch(parent context.Context, limit time.Duration) *watch {
+	ctx, cancel := context.WithCancelCause(parent)
+	w := &watch{ctx: ctx, cancel: cancel, limit: limit}
+	w.timer = time.AfterFunc(limit, func() { cancel(errStalled) })
+	w.timer.Stop() // until somebody reads
+	return w
+}
+
+func (w *watch) stop() {
+	w.timer.Stop()
+	w.cancel(context.Canceled)
+}
+
+// cause says why a request ended, when that was our own doing.
+func (w *watch) cause(err error) error {
+	if errors.Is(context.Cause(w.ctx), errStalled) {
+		return errStalled
+	}
+	return err
+}
+
+// watched runs the watch while somebody waits for bytes: a slow reader is no stalled registry, and the
+// time until an answer begins is limited by the transport.
+type watched struct {
+	io.ReadCloser
+	w *watch
+}
+
+func (r *watched) Read(p []byte) (int, error) {
+	r.w.timer.Reset(r.w.limit)
+	defer r.w.timer.Stop()
+	return r.ReadCloser.Read(p)
+}

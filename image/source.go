@@ -1,0 +1,158 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+// Kind is where an image comes from.
+type Kind string
+
+// The kinds of sources.
+const (
+	Registry      Kind = "registry"
+	Layout        Kind = "oci"            // an OCI layout, directory or tar
+	DockerArchive Kind = "docker-archive" // a tar of "docker save"
+	RootFS        Kind = "tar"            // a bare root file system
+	File          Kind = "file"           // one of the three above: the content tells
+)
+
+// ErrSource says that a text does not name an image source.
+var ErrSource = errors.New("this does not name an image")
+
+// Source names an image: Path and within it Name for files, Name alone for registries.
+type Source struct {
+	Kind Kind
+	Path string // absolute
+	Name string // a reference of a registry, or the name of one image in a file with several; may be empty
+}
+
+// String is the source in the form that ParseSource reads.
+func (s Source) String() string {
+	switch {
+	case s.Kind == Registry:
+		return "docker://" + s.Name
+	case s.Name == "":
+		return string(s.Kind) + ":" + s.Path
+	}
+	return string(s.Kind) + ":" + s.Path + ":" + s.Name
+}
+
+// prefixes are the ways to say what a source is; they are those of skopeo and buildah.
+var prefixes = []struct {
+	text string
+	kind Kind
+}{
+	{"docker://", Registry},
+	{"oci-archive:", Layout},
+	{"oci:", Layout},
+	{"docker-archive:", DockerArchive},
+	{"tar:", RootFS},
+	{"file:", File},
+}
+
+// fileSuffixes are the ends of names that people mean as files even when there is none.
+var fileSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".oci"}
+
+// ParseSource reads an image source:
+//
+//	debian:12, ghcr.io/org/app@sha256:…, docker://localhost:5000/app   a registry
+//	oci:DIR[:TAG], oci-archive:FILE[:TAG]                             an OCI layout
+//	docker-archive:FILE[:NAME]                                        what "docker save" writes
+//	tar:FILE                                                          a bare root file system
+//	FILE or DIR                                                       any of these: the content tells
+//
+// A path without a prefix must exist or begin with a slash or a dot.
+func ParseSource(text string) (Source, error) {
+	if text == "" {
+		return Source{}, fmt.Errorf("%w: it is empty", ErrSource)
+	}
+	if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return Source{}, fmt.Errorf("%w: %q holds control characters", ErrSource, text)
+	}
+	for _, p := range prefixes {
+		rest, ok := strings.CutPrefix(text, p.text)
+		switch {
+		case !ok:
+			continue
+		case p.kind == Registry:
+			return registrySource(rest)
+		default:
+			return fileSource(p.kind, rest)
+		}
+	}
+	for _, scheme := range []string{"http://", "https://"} {
+		if strings.HasPrefix(text, scheme) {
+			return Source{}, fmt.Errorf("%w: %q: leave out %s; registries on this machine are asked over plain HTTP too", ErrSource, text, scheme)
+		}
+	}
+	path, _ := splitName(text)
+	if looksLikePath(text) || exists(text) || exists(path) {
+		return fileSource(File, text)
+	}
+	for _, s := range fileSuffixes {
+		if strings.HasSuffix(text, s) {
+			return Source{}, fmt.Errorf("%w: there is no file %q (an image of that name in a registry: docker://%s)", ErrSource, text, text)
+		}
+	}
+	return registrySource(text)
+}
+
+func registrySource(text string) (Source, error) {
+	ref, err := name.ParseReference(text, name.WeakValidation)
+	if err != nil {
+		return Source{}, fmt.Errorf("%w: %q is no reference such as debian:12 or localhost:5000/app@sha256:…, and no file: %w", ErrSource, text, err)
+	}
+	return Source{Kind: Registry, Name: canonical(ref)}, nil
+}
+
+// canonical is the reference in full, with the name that people know the default registry by.
+func canonical(ref name.Reference) string {
+	full := ref.Name()
+	if rest, ok := strings.CutPrefix(full, name.DefaultRegistry+"/"); ok {
+		return "docker.io/" + rest
+	}
+	return full
+}
+
+func fileSource(kind Kind, text string) (Source, error) {
+	path, inner := text, ""
+	if !exists(text) {
+		path, inner = splitName(text)
+	}
+	if path == "" {
+		return Source{}, fmt.Errorf("%w: %q: the path is empty", ErrSource, text)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return Source{}, fmt.Errorf("%w: %q: %w", ErrSource, text, err)
+	}
+	return Source{Kind: kind, Path: abs, Name: inner}, nil
+}
+
+// splitName cuts PATH:NAME at the first colon, that of a drive letter excepted.
+func splitName(text string) (path, inner string) {
+	start := 0
+	if len(text) > 2 && text[1] == ':' && (text[2] == '\\' || text[2] == '/') {
+		start = 2
+	}
+	if i := strings.IndexByte(text[start:], ':'); i >= 0 {
+		return text[:start+i], text[start+i+1:]
+	}
+	return text, ""
+}
+
+func looksLikePath(text string) bool {
+	return strings.HasPrefix(text, "/") || strings.HasPrefix(text, ".") || strings.HasPrefix(text, `\`) ||
+		len(text) > 2 && text[1] == ':' && text[2] == '\\'
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

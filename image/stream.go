@@ -1,0 +1,312 @@
+package image
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+const (
+	chunkBytes    = 256 << 10
+	chunksAhead   = 4
+	maxZstdWindow = 128 << 20 // what zstd --long needs
+)
+
+// checked reads a blob and compares digest and size with what was announced before it says io.EOF.
+type checked struct {
+	r        io.Reader
+	what     string
+	want     string // digest; empty: not known
+	size     int64  // -1: not known
+	sum      hash.Hash
+	n        int64
+	limit    int64 // 0: none
+	limitErr error
+	progress func(int64)
+	err      error
+}
+
+// newHash gives the hash of a digest such as sha256:….
+func newHash(digest string) (hash.Hash, error) {
+	if digest == "" {
+		return sha256.New(), nil
+	}
+	h, err := v1.NewHash(digest)
+	if err != nil {
+		return nil, fmt.Errorf("%w: digest %q: %w", ErrInvalid, digest, err)
+	}
+	switch h.Algorithm {
+	case "sha256":
+		return sha256.New(), nil
+	case "sha512":
+		return sha512.New(), nil
+	}
+	return nil, fmt.Errorf("%w: digest %q: use sha256 or sha512", ErrUnsupported, digest)
+}
+
+func newChecked(r io.Reader, what, digest string, size int64) (*checked, error) {
+	sum, err := newHash(digest)
+	if err != nil {
+		return nil, err
+	}
+	return &checked{r: r, what: what, want: digest, size: size, sum: sum}, nil
+}
+
+func (c *checked) Read(b []byte) (int, error) {
+	if c.err != nil {
+		return 0, c.err
+	}
+	n, err := c.r.Read(b)
+	c.n += int64(n)
+	switch {
+	case c.size >= 0 && c.n > c.size:
+		c.err = fmt.Errorf("%s: %w: it is longer than the %d bytes announced", c.what, ErrCorrupt, c.size)
+		return 0, c.err
+	case c.limit > 0 && c.n > c.limit:
+		c.err = c.limitErr
+		return 0, c.err
+	}
+	c.sum.Write(b[:n])
+	if c.progress != nil {
+		c.progress(c.n)
+	}
+	if err == nil {
+		return n, nil
+	}
+	c.err = err
+	if errors.Is(err, io.EOF) {
+		c.err = c.verdict()
+	}
+	return n, c.err
+}
+
+// verdict is io.EOF when all is as announced.
+func (c *checked) verdict() error {
+	if c.size >= 0 && c.n != c.size {
+		return fmt.Errorf("%s: %w: it ends after %d of %d bytes", c.what, ErrCorrupt, c.n, c.size)
+	}
+	if got := c.digest(); c.want != "" && got != c.want {
+		return fmt.Errorf("%s: %w: its digest is %s, announced was %s", c.what, ErrCorrupt, got, c.want)
+	}
+	return io.EOF
+}
+
+func (c *checked) digest() string {
+	algorithm := "sha256:"
+	if c.sum.Size() == sha512.Size {
+		algorithm = "sha512:"
+	}
+	return algorithm + hex.EncodeToString(c.sum.Sum(nil))
+}
+
+// decompress gives the content of r, whose first bytes tell what it is. done must be called when the
+// reader is not needed any more.
+func decompress(r io.Reader) (content io.Reader, compressed bool, done func(), err error) {
+	br := bufio.NewReaderSize(r, 64<<10)
+	magic, err := br.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, false, nil, err
+	}
+	done = func() {}
+	switch {
+	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
+		z, err := gzip.NewReader(br)
+		if err != nil {
+			return nil, false, nil, fmt.Errorf("gzip: %w: %w", ErrCorrupt, err)
+		}
+		return z, true, done, nil
+	case isZstd(magic):
+		// One frame at a time and in this goroutine: layers are what is parallel.
+		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
+		if err != nil {
+			return nil, false, nil, fmt.Errorf("zstd: %w: %w", ErrCorrupt, err)
+		}
+		return z, true, z.Close, nil
+	}
+	return br, false, done, nil
+}
+
+// isZstd knows frames and the skippable frames that may come first.
+func isZstd(m []byte) bool {
+	return len(m) >= 4 && (m[0] == 0x28 && m[1] == 0xb5 && m[2] == 0x2f && m[3] == 0xfd ||
+		m[0]&0xf0 == 0x50 && m[1] == 0x2a && m[2] == 0x4d && m[3] == 0x18)
+}
+
+// stream is the tar of a layer. One goroutine reads, checks and decompresses the blob, the caller's
+// checks the tar: two cores work on one layer.
+type stream struct {
+	tar    *checked
+	ahead  *ahead
+	raw    io.Closer
+	cancel context.CancelFunc
+}
+
+func newStream(ctx context.Context, l Layer, progress func(int64)) (io.ReadCloser, error) {
+	what := "layer " + l.Digest
+	if l.Digest == "" {
+		what = "layer " + l.DiffID
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	raw, err := l.raw(ctx)
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	fail := func(err error) (io.ReadCloser, error) {
+		cancel()
+		return nil, errors.Join(err, raw.Close())
+	}
+	blob, err := newChecked(raw, what, l.Digest, l.Size)
+	if err != nil {
+		return fail(err)
+	}
+	blob.progress = progress
+	a := newAhead(func(a *ahead) error { return unpack(blob, what, a) })
+	tar, err := newChecked(a, "tar of "+what, l.DiffID, -1)
+	if err != nil {
+		a.stop()
+		return fail(err)
+	}
+	tar.limit = l.limit
+	tar.limitErr = fmt.Errorf("tar of %s: %w: it unpacks to more than %d bytes; if the image is trusted, raise the limit", what, ErrTooLarge, l.limit)
+	return &stream{tar: tar, ahead: a, raw: raw, cancel: cancel}, nil
+}
+
+// unpack decompresses the blob and makes sure that it was read and checked to its end.
+func unpack(blob *checked, what string, out *ahead) error {
+	content, compressed, done, err := decompress(blob)
+	if err != nil {
+		return blame(blob, what, err)
+	}
+	defer done()
+	for {
+		buf := out.buffer()
+		for len(buf) < cap(buf) && err == nil {
+			var n int
+			n, err = content.Read(buf[len(buf):cap(buf)])
+			buf = buf[:len(buf)+n]
+		}
+		if len(buf) > 0 && !out.emit(buf) {
+			return context.Canceled
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return blame(blob, what, err)
+		}
+	}
+	if compressed {
+		// The decompressor stops at the end of its data; the blob's verdict comes at the end of the blob.
+		if _, err := io.Copy(io.Discard, blob); err != nil {
+			return err
+		}
+	}
+	if !errors.Is(blob.err, io.EOF) {
+		return blob.err
+	}
+	return io.EOF
+}
+
+// blame prefers what is wrong with the blob to what the decompressor makes of it.
+func blame(blob *checked, what string, err error) error {
+	if blob.err != nil && !errors.Is(blob.err, io.EOF) {
+		return blob.err
+	}
+	if errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%s: %w: %w", what, ErrCorrupt, err)
+}
+
+func (s *stream) Read(b []byte) (int, error) { return s.tar.Read(b) }
+
+// Close ends the reading ahead and closes the blob.
+func (s *stream) Close() error {
+	s.cancel()
+	s.ahead.stop()
+	return s.raw.Close()
+}
+
+// ahead runs a producer of chunks in a goroutine, a few chunks in front of its reader.
+type ahead struct {
+	chunks chan []byte
+	free   chan []byte // chunks that were read, to be filled again
+	quit   chan struct{}
+	gone   chan struct{}
+	chunk  []byte // being read
+	pos    int
+	err    error // valid when chunks is closed
+}
+
+func newAhead(produce func(*ahead) error) *ahead {
+	a := &ahead{chunks: make(chan []byte, chunksAhead), free: make(chan []byte, chunksAhead+2),
+		quit: make(chan struct{}), gone: make(chan struct{})}
+	go func() {
+		defer close(a.gone)
+		a.err = produce(a)
+		close(a.chunks)
+	}()
+	return a
+}
+
+// buffer gives the producer an empty chunk to fill.
+func (a *ahead) buffer() []byte {
+	select {
+	case b := <-a.free:
+		return b[:0]
+	default:
+		return make([]byte, 0, chunkBytes)
+	}
+}
+
+// emit hands a chunk to the reader; false says that there is no reader any more.
+func (a *ahead) emit(b []byte) bool {
+	select {
+	case a.chunks <- b:
+		return true
+	case <-a.quit:
+		return false
+	}
+}
+
+func (a *ahead) Read(b []byte) (int, error) {
+	for a.pos == len(a.chunk) {
+		if cap(a.chunk) > 0 {
+			select {
+			case a.free <- a.chunk:
+			default:
+			}
+			a.chunk, a.pos = nil, 0
+		}
+		chunk, ok := <-a.chunks
+		if !ok {
+			return 0, a.err
+		}
+		a.chunk, a.pos = chunk, 0
+	}
+	n := copy(b, a.chunk[a.pos:])
+	a.pos += n
+	return n, nil
+}
+
+// stop ends the producer and waits for it. It may be called again, but not concurrently.
+func (a *ahead) stop() {
+	select {
+	case <-a.quit:
+	default:
+		close(a.quit)
+	}
+	<-a.gone
+}
