@@ -1,0 +1,72 @@
+package wclayer
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/stratavm/strata/internal/hostpath"
+)
+
+// maxPath is the longest path the platform takes, in UTF-16 units.
+const maxPath = 32767
+
+// checkPath refuses what the platform would misunderstand: it cuts strings at a NUL and resolves
+// relative paths against a directory that is not the caller's.
+func checkPath(what, p string) error {
+	switch {
+	case p == "":
+		return fmt.Errorf("%w: %s is empty", ErrInvalid, what)
+	case strings.ContainsRune(p, 0):
+		return fmt.Errorf("%w: %s %q has a NUL character", ErrInvalid, what, p)
+	case len(p) > maxPath:
+		return fmt.Errorf("%w: %s has %d characters, Windows takes %d", ErrInvalid, what, len(p), maxPath)
+	case !hostpath.IsWindows(p) || !hostpath.IsAbs(p):
+		return fmt.Errorf("%w: %s %q: give an absolute Windows path such as C:\\layers\\base", ErrInvalid, what, p)
+	}
+	return nil
+}
+
+// checkFolder is checkPath for layer folders, which must be on a local volume: the layer filter cannot
+// attach to a network share, and a device is no folder.
+func checkFolder(what, p string) error {
+	if err := checkPath(what, p); err != nil {
+		return err
+	}
+	s := strings.ReplaceAll(p, "/", `\`)
+	switch {
+	case strings.HasPrefix(s, `\\.\`):
+		return fmt.Errorf("%w: %s %q is a device, give a folder", ErrInvalid, what, p)
+	case strings.HasPrefix(strings.ToUpper(s), `\\?\UNC\`), strings.HasPrefix(s, `\\`) && !strings.HasPrefix(s, `\\?\`):
+		return fmt.Errorf("%w: %s %q is on a network share: copy the layer to a local volume", ErrInvalid, what, p)
+	}
+	return nil
+}
+
+// spelled is the spelling that is handed to the platform: the caller's, without trailing separators
+// and with backslashes, and with the prefix for long paths where the path needs it.
+func spelled(p string) string {
+	s := strings.ReplaceAll(p, "/", `\`)
+	if trimmed := strings.TrimRight(s, `\`); len(trimmed) > 2 {
+		s = trimmed
+	}
+	if len(s) >= 260 && !strings.HasPrefix(s, `\\`) {
+		s = `\\?\` + s
+	}
+	return s
+}
+
+// volumeRoot is a volume path without its trailing backslash, which opens the volume and not its root.
+func volumeRoot(p string) string { return strings.TrimRight(p, `\`) }
+
+// identity makes all spellings of one folder equal.
+func identity(p string) string {
+	return strings.TrimPrefix(hostpath.Identity(p), "//?/")
+}
+
+// checkText refuses a NUL, where the platform would end the text.
+func checkText(what, s string) error {
+	if strings.ContainsRune(s, 0) {
+		return fmt.Errorf("%w: %s %q has a NUL character", ErrInvalid, what, s)
+	}
+	return nil
+}

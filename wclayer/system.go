@@ -1,0 +1,168 @@
+package wclayer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Options of [New].
+type Options struct {
+	// API is the platform.
+	API API
+	// Log gets one line for each call. Nil is silence.
+	Log *slog.Logger
+	// UsesDir is a directory in which all processes of this host note what they have mounted. Without
+	// it Destroy cannot know, and refuses.
+	UsesDir string
+	// Sleep waits between two attempts; nil is the real clock.
+	Sleep func(ctx context.Context, d time.Duration) error
+}
+
+// System is a [Host] made of the platform's functions. Make one for each process: the platform has a
+// race when layers are prepared at the same time, and only the calls of one System follow each other.
+type System struct {
+	api   API
+	log   *slog.Logger
+	uses  uses
+	sleep func(context.Context, time.Duration) error
+
+	preparing chan struct{} // holds one token while no layer is being prepared
+
+	mu    sync.Mutex
+	turns map[string]*turn // by identity of what a call works on
+	disks map[string]Disk  // attached by VHDMountPath, by identity of the file
+}
+
+// turn lets the calls on one folder follow each other.
+type turn struct {
+	token chan struct{}
+	users int
+}
+
+// New makes a System.
+func New(o Options) *System {
+	s := &System{
+		api: o.API, log: o.Log, uses: uses{dir: o.UsesDir}, sleep: o.Sleep,
+		preparing: make(chan struct{}, 1), turns: map[string]*turn{}, disks: map[string]Disk{},
+	}
+	s.preparing <- struct{}{}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.sleep == nil {
+		s.sleep = sleep
+	}
+	return s
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// call is one operation: some calls into the platform that cannot be interrupted.
+type call struct {
+	op   string
+	path string // what it works on: the key of the turn
+	do   func(context.Context) error
+	// undo takes do back when it succeeded after the caller had gone. Nil: there is nothing to undo.
+	undo func() error
+}
+
+// run makes a call by itself, after those on the same path have ended. When ctx ends first run
+// returns; the turn passes on when the call has really ended and was undone.
+func (s *System) run(ctx context.Context, c call) error {
+	release, err := s.takeTurn(ctx, identity(c.path))
+	if err != nil {
+		return fmt.Errorf("%s %s: waiting for an earlier call on it: %w: %w", c.op, c.path, ErrUnfinished, err)
+	}
+	done := make(chan error)
+	gone := make(chan struct{})
+	go func() {
+		defer release()
+		err := c.do(ctx)
+		s.log.Debug(c.op, "path", c.path, "err", err)
+		select {
+		case done <- err:
+		case <-gone:
+			s.tidy(c, err)
+		}
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		close(gone)
+		return fmt.Errorf("%s %s: %w: %w", c.op, c.path, ErrUnfinished, context.Cause(ctx))
+	}
+}
+
+// tidy is what becomes of a call whose caller has gone.
+func (s *System) tidy(c call, err error) {
+	if err != nil || c.undo == nil {
+		s.log.Info(c.op+" ended late", "path", c.path, "err", err)
+		return
+	}
+	err = c.undo()
+	s.log.Warn(c.op+" succeeded late and was undone", "path", c.path, "err", err)
+}
+
+// takeTurn waits until no other call works on key.
+func (s *System) takeTurn(ctx context.Context, key string) (release func(), err error) {
+	s.mu.Lock()
+	t := s.turns[key]
+	if t == nil {
+		t = &turn{token: make(chan struct{}, 1)}
+		t.token <- struct{}{}
+		s.turns[key] = t
+	}
+	t.users++
+	s.mu.Unlock()
+
+	leave := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(s.turns, key)
+		}
+	}
+	if err := take(ctx, t.token); err != nil {
+		leave()
+		return nil, err
+	}
+	return func() { t.token <- struct{}{}; leave() }, nil
+}
+
+// take takes a token unless ctx has ended or ends first.
+func take(ctx context.Context, token chan struct{}) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	select {
+	case <-token:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// tolerate turns errors that say "it is not there" into success: that is what taking it away is for.
+func (s *System) tolerate(err error, absent ...error) error {
+	for _, a := range absent {
+		if errors.Is(err, a) {
+			s.log.Info("nothing to take away", "err", err)
+			return nil
+		}
+	}
+	return err
+}

@@ -1,0 +1,135 @@
+package wclayer
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/rogpeppe/go-internal/lockedfile"
+)
+
+// uses is a directory with one file for each thing that is mounted: who (a scratch or a volume) uses
+// which folders. It outlives the process, as mounts do, and is shared by all processes of a host.
+type uses struct {
+	dir string // empty: nothing is noted
+}
+
+// use is the content of one file.
+type use struct {
+	User    string   `json:"user"`
+	Folders []string `json:"folders"`
+	PID     int      `json:"pid"` // the process that mounted it, for the reader
+}
+
+const useSuffix = ".use.json"
+
+func (u uses) file(user string) string {
+	return filepath.Join(u.dir, fmt.Sprintf("%x%s", sha256.Sum256([]byte(identity(user))), useSuffix))
+}
+
+// locked runs do while no other process looks at or changes the directory.
+func (u uses) locked(do func() error) error {
+	if err := os.MkdirAll(u.dir, 0o700); err != nil {
+		return fmt.Errorf("note what is mounted: %w", err)
+	}
+	unlock, err := lockedfile.MutexAt(filepath.Join(u.dir, "lock")).Lock()
+	if err != nil {
+		return fmt.Errorf("note what is mounted: %w", err)
+	}
+	defer unlock()
+	return do()
+}
+
+// hold notes that user uses folders, in place of what was noted of it before.
+func (u uses) hold(user string, folders ...string) error {
+	if u.dir == "" {
+		return nil
+	}
+	return u.locked(func() error { return u.write(use{User: user, Folders: folders, PID: os.Getpid()}) })
+}
+
+// shrink is hold, but only when there is a note of user already.
+func (u uses) shrink(user string, folders ...string) error {
+	if u.dir == "" {
+		return nil
+	}
+	return u.locked(func() error {
+		if _, err := os.Stat(u.file(user)); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return u.write(use{User: user, Folders: folders, PID: os.Getpid()})
+	})
+}
+
+// write replaces the file as a whole, so that a reader never sees half of it.
+func (u uses) write(v use) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := u.file(v.User) + ".tmp"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return fmt.Errorf("note that %s is mounted: %w", v.User, err)
+	}
+	return os.Rename(tmp, u.file(v.User))
+}
+
+// drop forgets user.
+func (u uses) drop(user string) error {
+	if u.dir == "" {
+		return nil
+	}
+	return u.locked(func() error {
+		if err := os.Remove(u.file(user)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("note that %s is not mounted any more: %w", user, err)
+		}
+		return nil
+	})
+}
+
+// unless runs do unless folder is used; nobody can begin to use it meanwhile.
+func (u uses) unless(folder string, do func() error) error {
+	if u.dir == "" {
+		return fmt.Errorf("%w: layer %s is not destroyed without a directory that tells what is mounted (Options.UsesDir)",
+			ErrInvalid, folder)
+	}
+	return u.locked(func() error {
+		entries, err := os.ReadDir(u.dir)
+		if err != nil {
+			return fmt.Errorf("what is mounted: %w", err)
+		}
+		for _, e := range entries {
+			if !strings.HasSuffix(e.Name(), useSuffix) {
+				continue
+			}
+			if err := u.check(filepath.Join(u.dir, e.Name()), folder); err != nil {
+				return err
+			}
+		}
+		return do()
+	})
+}
+
+// check refuses folder if the note in file names it, what is above it, or what is below it.
+func (u uses) check(file, folder string) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("what is mounted: %w", err)
+	}
+	var v use
+	if err := json.Unmarshal(b, &v); err != nil {
+		return fmt.Errorf("what is mounted: %s is damaged; remove it once nothing is mounted: %w", file, err)
+	}
+	want := identity(folder)
+	for _, f := range v.Folders {
+		if have := identity(f); have == want || strings.HasPrefix(have, want+"/") {
+			return fmt.Errorf("%w: %s by %s, mounted by process %d: unmount it first", ErrInUse, folder, v.User, v.PID)
+		}
+	}
+	return nil
+}
