@@ -1,0 +1,87 @@
+package hcstest
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+)
+
+// Sockets are Hyper-V sockets in memory: hosts listen, guests dial.
+type Sockets struct {
+	mu        sync.Mutex
+	listeners map[string]*listener
+}
+
+// NewSockets makes sockets that nobody listens on.
+func NewSockets() *Sockets { return &Sockets{listeners: map[string]*listener{}} }
+
+type listener struct {
+	s    *Sockets
+	addr string
+	ch   chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+// Listen has the shape of hcs.Host.Listen.
+func (s *Sockets) Listen(runtimeID, serviceID string) (net.Listener, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := &listener{s: s, addr: runtimeID + ":" + serviceID, ch: make(chan net.Conn), done: make(chan struct{})}
+	if s.listeners[l.addr] != nil {
+		return nil, fmt.Errorf("listen on %s: address in use", l.addr)
+	}
+	s.listeners[l.addr] = l
+	return l, nil
+}
+
+// Dial connects to who listens for the VM on the service.
+func (s *Sockets) Dial(runtimeID, serviceID string) (net.Conn, error) {
+	s.mu.Lock()
+	l := s.listeners[runtimeID+":"+serviceID]
+	s.mu.Unlock()
+	if l == nil {
+		return nil, errors.New("connection refused")
+	}
+	ours, theirs := net.Pipe()
+	select {
+	case l.ch <- theirs:
+		return ours, nil
+	case <-l.done:
+		return nil, errors.New("connection refused")
+	}
+}
+
+// Listening tells how many listeners there are.
+func (s *Sockets) Listening() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.listeners)
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.ch:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *listener) Close() error {
+	l.once.Do(func() {
+		close(l.done)
+		l.s.mu.Lock()
+		defer l.s.mu.Unlock()
+		delete(l.s.listeners, l.addr)
+	})
+	return nil
+}
+
+func (l *listener) Addr() net.Addr { return addr(l.addr) }
+
+type addr string
+
+func (addr) Network() string  { return "hvsock" }
+func (a addr) String() string { return string(a) }

@@ -1,0 +1,364 @@
+package hcstest
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/vmm/hcs"
+)
+
+// system is a compute system.
+type system struct {
+	id        string
+	name      string // as traces call the handle
+	doc       hcsschema.ComputeSystem
+	state     string
+	refs      int // open handles
+	notify    func(hcs.Notification)
+	callback  string
+	completed *hcs.Notification // create notification that waits for a callback
+	devices   map[string]json.RawMessage
+	guest     *guest
+}
+
+func (y *system) linux() bool {
+	vm := y.doc.VirtualMachine
+	return vm == nil || vm.Devices == nil || vm.Devices.VirtualSmb == nil
+}
+
+// CreateComputeSystem implements hcs.API.
+func (s *Service) CreateComputeSystem(id, configuration string) (handle hcs.Handle, result string, hr hcs.HRESULT) {
+	args := map[string]any{"id": id, "configuration": parse(configuration), "identity": float64(0)}
+	result, hr = s.call("HcsCreateComputeSystem", nil, args, func() (map[string]any, string, hcs.HRESULT) {
+		if s.find(id) != nil {
+			return nil, "", systemExists
+		}
+		y := &system{id: id, state: hcsschema.StateCreated, refs: 1, devices: map[string]json.RawMessage{}}
+		if json.Unmarshal([]byte(configuration), &y.doc) != nil || y.doc.VirtualMachine == nil || y.doc.VirtualMachine.Devices == nil {
+			return nil, "", invalidJSON
+		}
+		y.preset()
+		y.guest = newGuest(y, s.opts.OldGuest)
+		handle, y.name = s.newHandle("system")
+		s.systems[handle] = y
+		out := map[string]any{"computeSystem": y.name}
+		if s.opts.Synchronous {
+			return out, "", ok
+		}
+		status := s.verdict("(create-completed)", nil)
+		y.completed = &hcs.Notification{Type: hcs.SystemCreateCompleted, Status: status.HR, Data: status.Result}
+		return out, "", hcs.Pending
+	})
+	return handle, result, hr
+}
+
+// preset puts the devices of the create document into the books.
+func (y *system) preset() {
+	d := y.doc.VirtualMachine.Devices
+	put := func(path string, v any) {
+		raw, err := json.Marshal(v)
+		if err == nil {
+			y.devices[path] = raw
+		}
+	}
+	for controller, c := range d.Scsi {
+		for lun, a := range c.Attachments {
+			put("VirtualMachine/Devices/Scsi/"+controller+"/Attachments/"+lun, a)
+		}
+	}
+	if d.VirtualPMem != nil {
+		for slot, p := range d.VirtualPMem.Devices {
+			put("VirtualMachine/Devices/VirtualPMem/Devices/"+slot, p)
+		}
+	}
+	if d.VirtualSmb != nil {
+		for _, share := range d.VirtualSmb.Shares {
+			put(hcsschema.VSMBSharesPath+"#"+share.Name, share)
+		}
+	}
+}
+
+func (s *Service) find(id string) *system {
+	for _, y := range s.systems {
+		if y.id == id && y.state != hcsschema.StateStopped {
+			return y
+		}
+	}
+	return nil
+}
+
+// OpenComputeSystem implements hcs.API.
+func (s *Service) OpenComputeSystem(id string) (handle hcs.Handle, result string, hr hcs.HRESULT) {
+	result, hr = s.call("HcsOpenComputeSystem", nil, map[string]any{"id": id}, func() (map[string]any, string, hcs.HRESULT) {
+		y := s.find(id)
+		if y == nil {
+			return nil, "", noSystem
+		}
+		y.refs++
+		handle, _ = s.newHandle("system")
+		s.systems[handle] = y
+		return map[string]any{"computeSystem": y.name}, "", ok
+	})
+	return handle, result, hr
+}
+
+// about finds the system of a handle; args get its name.
+func (s *Service) about(handle hcs.Handle, args map[string]any) (*system, map[string]any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	y := s.systems[handle]
+	all := map[string]any{"computeSystem": "<closed>"}
+	if y != nil {
+		all["computeSystem"] = y.name
+	}
+	maps.Copy(all, args)
+	return y, all
+}
+
+// CloseComputeSystem implements hcs.API.
+func (s *Service) CloseComputeSystem(handle hcs.Handle) hcs.HRESULT {
+	y, args := s.about(handle, nil)
+	last := false
+	_, hr := s.call("HcsCloseComputeSystem", nil, args, func() (map[string]any, string, hcs.HRESULT) {
+		if y == nil {
+			return nil, "", invalidHandle
+		}
+		delete(s.systems, handle)
+		y.refs--
+		last = y.refs == 0 && y.doc.ShouldTerminateOnLastHandleClosed
+		if y.refs == 0 && !last && y.state == hcsschema.StateRunning {
+			// The system lives on without handles; keep it where find looks.
+			s.handle++
+			s.systems[s.handle] = y
+		}
+		return nil, "", ok
+	})
+	if last {
+		s.kill(y)
+	}
+	return hr
+}
+
+// StartComputeSystem implements hcs.API.
+func (s *Service) StartComputeSystem(handle hcs.Handle, options string) (string, hcs.HRESULT) {
+	y, args := s.about(handle, map[string]any{"options": options})
+	return s.call("HcsStartComputeSystem", y, args, func() (map[string]any, string, hcs.HRESULT) {
+		if hr := y.check(hcsschema.StateCreated); hr != ok {
+			return nil, "", hr
+		}
+		y.state = hcsschema.StateRunning
+		boot := func() {
+			if y.doc.VirtualMachine.GuestConnection == nil && s.opts.Sockets != nil {
+				s.wg.Go(func() { y.guest.boot(s) })
+			}
+		}
+		if s.opts.Synchronous {
+			boot()
+			return nil, "", ok
+		}
+		s.post(y, hcs.Notification{Type: hcs.SystemStartCompleted}, boot)
+		return nil, "", hcs.Pending
+	})
+}
+
+// check says whether a system is in a state; the service is locked.
+func (y *system) check(state string) hcs.HRESULT {
+	switch {
+	case y == nil:
+		return invalidHandle
+	case y.state == hcsschema.StateStopped && state != hcsschema.StateStopped:
+		return stopped
+	case y.state != state:
+		return invalidState
+	}
+	return ok
+}
+
+// post delivers a notification in the background, then does what comes after it.
+func (s *Service) post(y *system, n hcs.Notification, then func()) {
+	s.wg.Go(func() {
+		s.deliver(y, n)
+		if then != nil {
+			then()
+		}
+	})
+}
+
+func (s *Service) deliver(y *system, n hcs.Notification) {
+	s.mu.Lock()
+	notify := y.notify
+	if notify != nil {
+		s.trace = append(s.trace, &Call{Seq: len(s.trace) + 1, Step: s.step, Fn: "(notification)",
+			Args: map[string]any{"type": n.Type.String(), "status": hex(n.Status)}})
+	}
+	s.mu.Unlock()
+	if notify != nil {
+		notify(n)
+	}
+}
+
+// Kill ends a system as if its VM had crashed.
+func (s *Service) Kill(id string) {
+	s.mu.Lock()
+	y := s.find(id)
+	s.mu.Unlock()
+	if y != nil {
+		s.kill(y)
+	}
+}
+
+// Disconnect tells everybody that the service went away.
+func (s *Service) Disconnect() {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.systems))
+	s.mu.Unlock()
+	for _, y := range all {
+		s.deliver(y, hcs.Notification{Type: hcs.ServiceDisconnect})
+	}
+}
+
+func (s *Service) kill(y *system) {
+	s.mu.Lock()
+	was := y.state
+	y.state = hcsschema.StateStopped
+	y.guest.halt()
+	s.mu.Unlock()
+	if was != hcsschema.StateStopped {
+		s.deliver(y, hcs.Notification{Type: hcs.SystemExited})
+	}
+}
+
+// TerminateComputeSystem implements hcs.API.
+func (s *Service) TerminateComputeSystem(handle hcs.Handle, options string) (string, hcs.HRESULT) {
+	return s.end("HcsTerminateComputeSystem", handle, options)
+}
+
+// ShutdownComputeSystem implements hcs.API: the guest always complies.
+func (s *Service) ShutdownComputeSystem(handle hcs.Handle, options string) (string, hcs.HRESULT) {
+	return s.end("HcsShutdownComputeSystem", handle, options)
+}
+
+func (s *Service) end(fn string, handle hcs.Handle, options string) (string, hcs.HRESULT) {
+	y, args := s.about(handle, map[string]any{"options": options})
+	return s.call(fn, y, args, func() (map[string]any, string, hcs.HRESULT) {
+		if y == nil {
+			return nil, "", invalidHandle
+		}
+		if y.state != hcsschema.StateStopped {
+			y.state = hcsschema.StateStopped
+			y.guest.halt()
+			s.post(y, hcs.Notification{Type: hcs.SystemExited}, nil)
+		}
+		return nil, "", hcs.Pending
+	})
+}
+
+// RegisterComputeSystemCallback implements hcs.API.
+func (s *Service) RegisterComputeSystemCallback(handle hcs.Handle, notify func(hcs.Notification)) (callback hcs.Handle, hr hcs.HRESULT) {
+	y, args := s.about(handle, map[string]any{"callback": "<function>"})
+	_, hr = s.call("HcsRegisterComputeSystemCallback", y, args, func() (map[string]any, string, hcs.HRESULT) {
+		if y == nil {
+			return nil, "", invalidHandle
+		}
+		callback, y.callback = s.newHandle("callback")
+		y.notify = notify
+		s.callbacks[callback] = y
+		if n := y.completed; n != nil {
+			y.completed = nil
+			s.post(y, *n, nil)
+		}
+		return map[string]any{"callbackHandle": y.callback}, "", ok
+	})
+	return callback, hr
+}
+
+// UnregisterComputeSystemCallback implements hcs.API.
+func (s *Service) UnregisterComputeSystemCallback(callback hcs.Handle) hcs.HRESULT {
+	s.mu.Lock()
+	y := s.callbacks[callback]
+	args := map[string]any{"callbackHandle": "<closed>"}
+	if y != nil {
+		args["callbackHandle"] = y.callback
+	}
+	s.mu.Unlock()
+	_, hr := s.call("HcsUnregisterComputeSystemCallback", nil, args, func() (map[string]any, string, hcs.HRESULT) {
+		if y == nil {
+			return nil, "", invalidHandle
+		}
+		delete(s.callbacks, callback)
+		y.notify = nil
+		return nil, "", ok
+	})
+	return hr
+}
+
+// GetComputeSystemProperties implements hcs.API.
+func (s *Service) GetComputeSystemProperties(handle hcs.Handle, query string) (properties, result string, hr hcs.HRESULT) {
+	y, args := s.about(handle, map[string]any{"propertyQuery": parse(query)})
+	result, hr = s.call("HcsGetComputeSystemProperties", y, args, func() (map[string]any, string, hcs.HRESULT) {
+		if y == nil {
+			return nil, "", invalidHandle
+		}
+		var q hcsschema.PropertyQuery
+		if json.Unmarshal([]byte(query), &q) != nil {
+			return nil, "", invalidJSON
+		}
+		properties = y.properties(slices.Contains(q.PropertyTypes, hcsschema.PropertyGuestConnection))
+		return map[string]any{"properties": parse(properties)}, "", ok
+	})
+	return properties, result, hr
+}
+
+func (y *system) properties(connection bool) string {
+	var p hcsschema.Properties
+	osType := "Linux"
+	if !y.linux() {
+		osType = "Windows"
+	}
+	if connection {
+		p.GuestConnectionInfo = &hcsschema.GuestConnectionInfo{
+			SupportedSchemaVersions: []hcsschema.SchemaVersion{hcsschema.V21}, ProtocolVersion: 4,
+			GuestDefinedCapabilities: json.RawMessage(y.guest.capabilities())}
+	} else {
+		p = hcsschema.Properties{Id: y.id, SystemType: "VirtualMachine", Owner: "", RuntimeOsType: osType,
+			RuntimeId: GUID("vm:" + y.id), State: y.state, Stopped: y.state == hcsschema.StateStopped}
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		return "{}"
+	}
+	return string(text)
+}
+
+// EnumerateComputeSystems implements hcs.API.
+func (s *Service) EnumerateComputeSystems(query string) (systems, result string, hr hcs.HRESULT) {
+	result, hr = s.call("HcsEnumerateComputeSystems", nil, map[string]any{"query": parse(query)}, func() (map[string]any, string, hcs.HRESULT) {
+		seen := map[string]string{}
+		for _, y := range s.systems {
+			seen[y.id] = y.properties(false)
+		}
+		var all []string
+		for _, id := range slices.Sorted(maps.Keys(seen)) {
+			all = append(all, seen[id])
+		}
+		systems = "[" + strings.Join(all, ",") + "]"
+		return map[string]any{"systems": parse(systems)}, "", ok
+	})
+	return systems, result, hr
+}
+
+// GetServiceProperties implements hcs.API.
+func (s *Service) GetServiceProperties(query string) (properties, result string, hr hcs.HRESULT) {
+	result, hr = s.call("HcsGetServiceProperties", nil, map[string]any{"propertyQuery": parse(query)}, func() (map[string]any, string, hcs.HRESULT) {
+		text, err := json.Marshal(map[string]any{"Properties": []any{hcsschema.ProcessorTopology{LogicalProcessorCount: s.opts.Processors}}})
+		if err != nil {
+			return nil, "", fail
+		}
+		properties = string(text)
+		return map[string]any{"properties": parse(properties)}, "", ok
+	})
+	return properties, result, hr
+}

@@ -1,0 +1,348 @@
+package hcs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/vmm"
+)
+
+// Host is what a VM needs of the Windows host it runs on.
+type Host struct {
+	API API
+	// Grant gives the VM (its identifier) the right to open a file of the host.
+	Grant func(ctx context.Context, vmID, path string) error
+	// GrantGroup gives all VMs that right; nil where it is not to be had.
+	GrantGroup func(ctx context.Context, path string) error
+	// FS is where boot files and templates are; nil is the host's own.
+	FS FS
+	// Build is the Windows build number.
+	Build uint32
+	// Listen listens on a Hyper-V socket service of the host for connections from the VM with the
+	// runtime id given. Nil: nothing is served, which an external guest connection does not allow.
+	Listen func(runtimeID, serviceID string) (net.Listener, error)
+	// Connect speaks the guest protocol on a connection that the guest has made: it negotiates and
+	// returns when the guest is ready. Needed for external guest connections.
+	Connect func(ctx context.Context, conn net.Conn, info GuestInfo) (Guest, error)
+	Logger  *slog.Logger // nil: silent
+}
+
+// FS is the part of a file system that creating a VM needs. Paths are Windows paths.
+type FS interface {
+	Stat(path string) (fs.FileInfo, error)
+	// CopyFile makes dst a copy of src; parent folders of dst are made.
+	CopyFile(dst, src string) error
+}
+
+// GuestInfo tells Connect whom it is going to speak with.
+type GuestInfo struct {
+	ID        string // of the compute system
+	RuntimeID string // address for Hyper-V sockets
+	OS        vmm.OS
+	// Listen listens for connections of this VM, for the streams of processes.
+	Listen func(serviceID string) (net.Listener, error)
+}
+
+// Guest is our end of an external guest connection.
+type Guest interface {
+	// Modify makes the guest act. An error whose text comes from the guest is passed on.
+	Modify(ctx context.Context, r hcsschema.GuestRequest) error
+	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
+	DeleteContainerState(ctx context.Context, containerID string) error
+	Stacks(ctx context.Context) (string, error)
+	Shutdown(ctx context.Context) error
+	Close() error
+}
+
+// Machine is a utility VM. After Create it has to be started; from then on it is a vmm.Machine. All
+// methods may be called concurrently.
+type Machine struct {
+	host       Host
+	sys        *system
+	enc        encoder
+	limits     vmm.Limits
+	internal   bool // the service owns the guest connection
+	connected  bool // there is a guest connection at all
+	persistent bool
+	processors int32
+	forward    bool // the agent's output comes to the log port
+	runtimeID  string
+	books      books
+	services   services
+
+	mu    sync.Mutex
+	guest Guest
+	caps  hcsschema.GuestCapabilities
+	life  context.Context // ends with the machine
+	end   context.CancelFunc
+}
+
+var _ vmm.Machine = (*Machine)(nil)
+
+// ID implements vmm.Machine: the identifier of the compute system.
+func (m *Machine) ID() string { return m.sys.id }
+
+// RuntimeID is the VM's address for Hyper-V sockets.
+func (m *Machine) RuntimeID() string { return m.runtimeID }
+
+// ProcessorCount is how many processors the VM really has.
+func (m *Machine) ProcessorCount() int32 { return m.processors }
+
+// OS implements vmm.Machine.
+func (m *Machine) OS() vmm.OS { return m.enc.os }
+
+// Limits implements vmm.Machine.
+func (m *Machine) Limits() vmm.Limits { return m.limits }
+
+// Done implements vmm.Machine.
+func (m *Machine) Done() <-chan struct{} { return m.sys.exited }
+
+// Err implements vmm.Machine.
+func (m *Machine) Err() error { return m.sys.err() }
+
+// newMachine is what creating and opening have in common.
+func newMachine(host Host, o *Options, os vmm.OS, limits vmm.Limits) *Machine {
+	m := &Machine{host: host, limits: limits, persistent: o.Persistent,
+		internal: !o.ExternalGuestConnection, connected: true, enc: encoder{os: os}}
+	m.books.init()
+	m.life, m.end = context.WithCancel(context.Background())
+	return m
+}
+
+func (h *Host) complete() error {
+	if h.API == nil {
+		return fmt.Errorf("the Host Compute Service: %w on this system", errors.ErrUnsupported)
+	}
+	if h.Logger == nil {
+		h.Logger = slog.New(slog.DiscardHandler)
+	}
+	if h.FS == nil {
+		h.FS = hostFiles{}
+	}
+	return nil
+}
+
+// attach makes the machine the owner of a system and watches over its end.
+func (m *Machine) attach(ctx context.Context, s *system) error {
+	m.sys = s
+	p, err := s.properties(ctx)
+	if err != nil {
+		return err
+	}
+	m.runtimeID = p.RuntimeId
+	go func() {
+		select {
+		case <-s.exited:
+			m.host.Logger.Debug("utility VM is gone", "vm", s.id, "reason", s.err())
+			m.end()
+		case <-m.life.Done():
+		}
+		m.services.close()
+	}()
+	return nil
+}
+
+// processorCount limits what is asked for to what the host has.
+func processorCount(ctx context.Context, host *Host, o *Options) (int32, error) {
+	n, err := processors(ctx, host.API)
+	if err != nil {
+		return 0, fmt.Errorf("create utility VM %s: %w", o.ID, err)
+	}
+	if int64(o.ProcessorCount) > int64(n) {
+		host.Logger.Warn("fewer processors than asked for", "vm", o.ID, "asked", o.ProcessorCount, "host", n)
+		return int32(n), nil
+	}
+	return o.ProcessorCount, nil
+}
+
+// create makes the system; when it fails nothing is left.
+func (m *Machine) create(ctx context.Context, o *Options, doc *hcsschema.ComputeSystem) error {
+	text, err := o.encode(doc)
+	if err != nil {
+		return err
+	}
+	m.processors = doc.VirtualMachine.ComputeTopology.Processor.Count
+	m.host.Logger.Debug("create utility VM", "vm", o.ID, "document", text)
+	s, err := createSystem(ctx, m.host.API, o.ID, text)
+	if err == nil {
+		if err = m.attach(ctx, s); err != nil {
+			m.end()
+			s.discard(true)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("create utility VM: %w", err)
+	}
+	return nil
+}
+
+// Start boots the VM and waits until its guest agent answers. When the agent's connection fails the
+// VM is ended; when the boot is refused it stays as created. In either case Close it.
+func (m *Machine) Start(ctx context.Context) error {
+	if err := m.serve(); err != nil {
+		return fmt.Errorf("start utility VM %s: %w", m.ID(), err)
+	}
+	if err := m.sys.start(ctx); err != nil {
+		return fmt.Errorf("start utility VM: %w", err)
+	}
+	if err := m.connect(ctx); err != nil {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyGrace)
+		defer cancel()
+		return fmt.Errorf("start utility VM %s: guest connection: %w", m.ID(), errors.Join(err, m.sys.terminate(grace)))
+	}
+	return nil
+}
+
+// connect waits for the guest agent.
+func (m *Machine) connect(ctx context.Context) error {
+	switch {
+	case !m.connected:
+		return nil
+	case !m.internal:
+		guest, err := m.services.bridge(ctx, m)
+		if err != nil {
+			return err
+		}
+		m.mu.Lock()
+		m.guest = guest
+		m.mu.Unlock()
+		return nil
+	}
+	p, err := m.sys.properties(ctx, hcsschema.PropertyGuestConnection)
+	if err != nil {
+		return err
+	}
+	if p.GuestConnectionInfo == nil || len(p.GuestConnectionInfo.GuestDefinedCapabilities) == 0 {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := json.Unmarshal(p.GuestConnectionInfo.GuestDefinedCapabilities, &m.caps); err != nil {
+		return fmt.Errorf("capabilities of the guest: %w", err)
+	}
+	return nil
+}
+
+// external gives the guest connection that is ours.
+func (m *Machine) external() (Guest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.guest == nil {
+		return nil, fmt.Errorf("utility VM %s has no guest connection: %w", m.ID(), vmm.ErrGuestUnreachable)
+	}
+	return m.guest, nil
+}
+
+// Observe implements vmm.Machine. The service does not tell what is in a VM, so the answer is what
+// this process applied.
+func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
+	if err := m.Err(); err != nil {
+		return vmm.Observation{}, err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return vmm.Observation{}, err
+	}
+	return m.books.observation(), nil
+}
+
+// DeleteContainerState implements vmm.Machine. Over an internal connection the service itself tells
+// the guest when a container's compute system is closed, and there is nothing to do.
+func (m *Machine) DeleteContainerState(ctx context.Context, containerID string) error {
+	if err := m.Err(); err != nil {
+		return err
+	}
+	if m.internal {
+		return nil
+	}
+	guest, err := m.external()
+	if err != nil {
+		return err
+	}
+	return guest.DeleteContainerState(ctx, containerID)
+}
+
+// Stacks implements vmm.Machine. Only an external connection can ask.
+func (m *Machine) Stacks(ctx context.Context) (string, error) {
+	if err := m.Err(); err != nil {
+		return "", err
+	}
+	if m.internal {
+		return "", fmt.Errorf("stacks of the guest agent over the service's own connection: %w", ErrNotSupported)
+	}
+	guest, err := m.external()
+	if err != nil {
+		return "", err
+	}
+	return guest.Stacks(ctx)
+}
+
+// Shutdown implements vmm.Machine.
+func (m *Machine) Shutdown(ctx context.Context) error {
+	err := m.powerOff(ctx)
+	if err == nil || m.Err() != nil {
+		return nil
+	}
+	m.host.Logger.Warn("the guest did not power off; it is terminated", "vm", m.ID(), "error", err)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyGrace)
+	defer cancel()
+	return m.Terminate(grace)
+}
+
+func (m *Machine) powerOff(ctx context.Context) error {
+	if m.internal {
+		return m.sys.shutdown(ctx)
+	}
+	guest, err := m.external()
+	if err != nil {
+		return err
+	}
+	if err := guest.Shutdown(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-m.Done():
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Terminate implements vmm.Machine.
+func (m *Machine) Terminate(ctx context.Context) error {
+	if m.Err() != nil {
+		return nil
+	}
+	return m.sys.terminate(ctx)
+}
+
+// Close implements vmm.Machine. A VM that is not persistent ends with it.
+func (m *Machine) Close() error {
+	if m.sys.usable() != nil {
+		return nil
+	}
+	var errs []error
+	m.mu.Lock()
+	guest := m.guest
+	m.guest = nil
+	m.mu.Unlock()
+	if !m.persistent {
+		ctx, cancel := context.WithTimeout(context.Background(), tidyGrace)
+		defer cancel()
+		errs = append(errs, m.sys.terminate(ctx))
+	}
+	if guest != nil {
+		if err := guest.Close(); err != nil && m.Err() == nil {
+			errs = append(errs, err)
+		}
+	}
+	m.end()
+	errs = append(errs, m.sys.close())
+	return errors.Join(errs...)
+}

@@ -1,0 +1,205 @@
+package hcs
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// windowsBridge is the service on which a Windows guest reaches its host.
+const windowsBridge = "acef5661-84a1-4e44-856b-6245e69f4620"
+
+// ServiceID is the Hyper-V socket service that stands for a vsock port.
+func ServiceID(port uint32) string { return fmt.Sprintf("%08x-facb-11e6-bd58-64006a7986d3", port) }
+
+// entropyBytes is how much seed a Linux guest gets.
+const entropyBytes = 512
+
+// services are the host's ends that a guest dials while it boots.
+type services struct {
+	mu        sync.Mutex
+	listeners []net.Listener
+	conns     []net.Conn
+	gcs       net.Listener
+	closed    bool
+}
+
+// serve listens for what the guest will dial; it must be done before the guest boots.
+func (m *Machine) serve() error {
+	if m.host.Listen == nil || m.host.Connect == nil {
+		if !m.internal && m.connected {
+			return fmt.Errorf("an external guest connection needs Host.Listen and Host.Connect: %w", errors.ErrUnsupported)
+		}
+		if m.host.Listen == nil {
+			return nil
+		}
+	}
+	var errs []error
+	if m.enc.os == vmm.Linux && m.connected {
+		errs = append(errs, m.services.accept(m, EntropyPort, m.seed))
+		if m.forward {
+			errs = append(errs, m.services.accept(m, LogPort, m.forwardLog))
+		}
+	}
+	if !m.internal {
+		service := ServiceID(BridgePort)
+		if m.enc.os == vmm.Windows {
+			service = windowsBridge
+		}
+		l, err := m.services.listen(m, service)
+		m.services.gcs = l
+		errs = append(errs, err)
+	}
+	err := errors.Join(errs...)
+	if err != nil {
+		m.services.close()
+	}
+	return err
+}
+
+func (s *services) listen(m *Machine, service string) (net.Listener, error) {
+	l, err := m.host.Listen(m.runtimeID, service)
+	if err != nil {
+		return nil, fmt.Errorf("listen for the guest on service %s: %w", service, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errors.Join(vmm.ErrGone, l.Close())
+	}
+	s.listeners = append(s.listeners, l)
+	return l, nil
+}
+
+// accept serves the one connection that the guest makes to a port.
+func (s *services) accept(m *Machine, port uint32, serve func(net.Conn) error) error {
+	l, err := s.listen(m, ServiceID(port))
+	if err != nil {
+		return err
+	}
+	go func() {
+		conn, err := l.Accept()
+		l.Close()
+		if err != nil {
+			return // the machine has gone before its guest came
+		}
+		if s.keep(conn) {
+			err = serve(conn)
+		}
+		conn.Close()
+		if err != nil {
+			m.host.Logger.Debug("service of the guest", "vm", m.ID(), "port", port, "error", err)
+		}
+	}()
+	return nil
+}
+
+// keep remembers a connection to be closed with the machine; false when that is now.
+func (s *services) keep(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conns = append(s.conns, c)
+	return !s.closed
+}
+
+// close ends all that the guest could still dial or hold.
+func (s *services) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, l := range s.listeners {
+		l.Close()
+	}
+	for _, c := range s.conns {
+		c.Close()
+	}
+	s.listeners, s.conns = nil, nil
+}
+
+// seed gives the guest's init its entropy.
+func (m *Machine) seed(c net.Conn) error {
+	buf := make([]byte, entropyBytes)
+	rand.Read(buf) // never fails
+	_, err := c.Write(buf)
+	return err
+}
+
+// maxLogLine bounds what is kept of one line of the guest's output.
+const maxLogLine = 64 << 10
+
+// forwardLog puts the agent's output, one JSON object per line, into our log. The guest chooses the
+// text: it is never more than attributes of ours.
+func (m *Machine) forwardLog(c net.Conn) error {
+	r := bufio.NewReaderSize(c, maxLogLine)
+	for {
+		line, err := r.ReadSlice('\n')
+		if len(line) > 0 {
+			m.logLine(line)
+		}
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = r.ReadSlice('\n') // the rest of an overlong line is dropped
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+var guestLevels = map[string]slog.Level{"error": slog.LevelError, "fatal": slog.LevelError,
+	"panic": slog.LevelError, "warning": slog.LevelWarn, "warn": slog.LevelWarn, "info": slog.LevelInfo}
+
+func (m *Machine) logLine(line []byte) {
+	var entry struct{ Level, Msg string }
+	level := slog.LevelDebug
+	text := string(line)
+	if json.Unmarshal(line, &entry) == nil && entry.Msg != "" {
+		text = entry.Msg
+		if l, ok := guestLevels[entry.Level]; ok {
+			level = l
+		}
+	}
+	m.host.Logger.Log(m.life, level, "guest", "vm", m.ID(), "text", clean(text))
+}
+
+// bridge waits for the guest's connection and speaks the protocol on it.
+func (s *services) bridge(ctx context.Context, m *Machine) (Guest, error) {
+	l := s.gcs
+	if l == nil {
+		return nil, vmm.ErrGuestUnreachable
+	}
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	conn, err := l.Accept()
+	stop()
+	l.Close()
+	switch {
+	case m.Err() != nil:
+		err = m.Err()
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		if conn != nil {
+			conn.Close()
+		}
+		return nil, fmt.Errorf("wait for the guest: %w", err)
+	}
+	guest, err := m.host.Connect(ctx, conn, GuestInfo{ID: m.ID(), RuntimeID: m.runtimeID, OS: m.enc.os,
+		Listen: func(service string) (net.Listener, error) { return m.host.Listen(m.runtimeID, service) }})
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return guest, nil
+}
