@@ -2,12 +2,56 @@ package layers
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stratavm/strata/erofs"
+	"github.com/stratavm/strata/gpt"
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
 )
 
-// attachLayers brings all layers into a Linux VM and gives their guest paths in the same order.
+// Attach says how the layers of a Linux container travel into the VM.
+type Attach uint8
+
+// The ways. Each gives the same root.
+const (
+	// AttachAuto puts EROFS layers behind one disk where the VM can, and attaches layer.vhd one by one:
+	// as VPMEM, or over SCSI when that does not take them.
+	AttachAuto Attach = iota
+	// AttachSeparate attaches every layer by itself.
+	AttachSeparate
+	// AttachOneDisk puts all layers that the VM does not have yet on one disk.
+	AttachOneDisk
+)
+
+// partitionMounts is how many partitions of one disk are mounted at a time: more do not help, the
+// guest's processors are the limit.
+const partitionMounts = 4
+
+// attachLayers brings all layers into a Linux VM and gives the guest paths that make them up,
+// top-most first.
+//
+// Behind one disk there are two ways. EROFS layers get an index: a file system without contents that
+// shows what an overlay of the layers would show and points into them, so that the guest mounts one
+// thing and an overlay has one lower directory, however many layers there are. What cannot be indexed
+// (ext4, layers that the guest is to check against a hash tree) becomes the partitions of the disk,
+// each mounted by itself. The benchmarks show both next to one disk per layer.
 func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image) ([]string, error) {
+	if len(images) > 1 && r.Attach != AttachSeparate && r.VM.Limits().CompositeDisks {
+		switch {
+		case indexable(images):
+			return attachIndex(ctx, r, c, images)
+		case r.Attach == AttachOneDisk && partitionable(images):
+			return attachPartitions(ctx, r, c, images)
+		}
+	}
 	paths := make([]string, len(images))
 	for i, img := range images {
 		path, err := attachLayer(ctx, r, c, img)
@@ -17,4 +61,223 @@ func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image)
 		paths[i] = path
 	}
 	return paths, nil
+}
+
+// attachLayer attaches one layer by itself and gives its guest path.
+func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (string, error) {
+	if img.layer.Partition == 0 {
+		le, err := r.VM.VPMEM().Attach(ctx, c, roleLayer, uvm.PMEM{Path: img.path, Bytes: img.size, Verity: img.layer.Verity})
+		if err == nil {
+			return le.GuestPath(), nil
+		}
+		if !vpmemFallback(err) {
+			return "", fmt.Errorf("layer %s: %w", img.path, err)
+		}
+	}
+	le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, uvm.Disk{Path: img.path, ReadOnly: true,
+		Mount: &uvm.DiskMount{Identity: img.identity(), Partition: img.layer.Partition, Verity: img.layer.Verity}})
+	if err != nil {
+		return "", fmt.Errorf("layer %s: %w", img.path, err)
+	}
+	return le.GuestPath(), nil
+}
+
+// vpmemFallback reports whether SCSI may serve where VPMEM does not.
+func vpmemFallback(err error) bool {
+	return errors.Is(err, uvm.ErrNoVPMEM) || errors.Is(err, uvm.ErrNoAvailableLocation) ||
+		errors.Is(err, uvm.ErrMaxVPMEMLayerSize)
+}
+
+// identity says which layer this is, whatever disk it travels on.
+func (img image) identity() string {
+	id := hostpath.Identity(img.path)
+	if img.layer.Partition != 0 {
+		id += fmt.Sprintf("#%d", img.layer.Partition)
+	}
+	if v := img.layer.Verity; v != nil {
+		id += "#verity=" + v.RootDigest
+	}
+	return id
+}
+
+func indexable(images []image) bool {
+	for _, img := range images {
+		if !img.erofs || img.layer.Partition != 0 || img.layer.Verity != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func partitionable(images []image) bool {
+	for _, img := range images {
+		if img.layer.Partition != 0 {
+			return false
+		}
+	}
+	return len(images) <= gpt.MaxPartitions
+}
+
+// attachIndex mounts one index over all layers. Containers with the same chain of layers share it.
+func attachIndex(ctx context.Context, r *Request, c *uvm.Claim, images []image) ([]string, error) {
+	sum := sha256.New()
+	for _, img := range images {
+		fmt.Fprintf(sum, "%s\x00", img.identity())
+	}
+	disk := uvm.Disk{
+		Path: fmt.Sprintf("index of %d layers", len(images)), ReadOnly: true,
+		Mount: &uvm.DiskMount{Identity: fmt.Sprintf("chain/%x", sum.Sum(nil)), Filesystem: "erofs"},
+	}
+	if le, err := r.VM.SCSI().Share(ctx, c, roleLayer, disk.Mount.Identity); err == nil {
+		return []string{le.GuestPath()}, nil
+	} else if !errors.Is(err, uvm.ErrNotAttached) {
+		return nil, err
+	}
+	file, extents, err := writeIndex(r.VM.Dir(), images)
+	if err != nil {
+		return nil, err
+	}
+	// The machine has the file open by then; without its name it can never be left behind.
+	defer os.Remove(file)
+	disk.Extents = extents
+	le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, disk)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", disk.Path, err)
+	}
+	return []string{le.GuestPath()}, nil
+}
+
+// writeIndex writes the index to a file of its own and says how it and the layers make up the disk.
+func writeIndex(dir string, images []image) (name string, extents []vmm.Extent, err error) {
+	f, err := os.CreateTemp(dir, "index-*.erofs")
+	if err != nil {
+		return "", nil, fmt.Errorf("make the index: %w", err)
+	}
+	layers := make([]erofs.IndexLayer, len(images))
+	defer func() {
+		err = errors.Join(err, f.Close())
+		for _, l := range layers {
+			if file, ok := l.Image.(*os.File); ok {
+				err = errors.Join(err, file.Close())
+			}
+		}
+		if err != nil {
+			err = fmt.Errorf("index of %d layers: %w", len(images), errors.Join(err, os.Remove(f.Name())))
+		}
+	}()
+	for i, img := range images {
+		file, err := os.Open(img.path)
+		if err != nil {
+			return "", nil, err
+		}
+		layers[i] = erofs.IndexLayer{Image: file, Bytes: img.size}
+	}
+	pieces, err := erofs.Index(f, layers)
+	if err != nil {
+		return "", nil, err
+	}
+	for _, p := range pieces {
+		path := f.Name()
+		if p.Layer >= 0 {
+			path = images[p.Layer].path
+		}
+		extents = append(extents, vmm.Extent{Path: path, Offset: p.Offset, Length: p.Length})
+	}
+	return f.Name(), extents, nil
+}
+
+// attachPartitions puts the layers that are not in the VM on one disk, a partition each.
+func attachPartitions(ctx context.Context, r *Request, c *uvm.Claim, images []image) ([]string, error) {
+	paths := make([]string, len(images))
+	var missing []int
+	for i, img := range images {
+		le, err := r.VM.SCSI().Share(ctx, c, roleLayer, img.identity())
+		switch {
+		case err == nil:
+			paths[i] = le.GuestPath()
+		case errors.Is(err, uvm.ErrNotAttached):
+			missing = append(missing, i)
+		default:
+			return nil, err
+		}
+	}
+	if len(missing) == 0 {
+		return paths, nil
+	}
+	dir, err := os.MkdirTemp(r.VM.Dir(), "gpt-")
+	if err != nil {
+		return nil, fmt.Errorf("make the partition table: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	disk, err := planPartitions(dir, images, missing)
+	if err != nil {
+		return nil, fmt.Errorf("partition table of %d layers: %w", len(missing), err)
+	}
+	mount := func(ctx context.Context, partition int) error {
+		img := images[missing[partition]]
+		d := disk
+		d.Mount = &uvm.DiskMount{Identity: img.identity(), Partition: uint64(partition + 1), Verity: img.layer.Verity}
+		le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, d)
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", img.path, err)
+		}
+		paths[missing[partition]] = le.GuestPath()
+		return nil
+	}
+	// The first brings the disk; the others only mount.
+	if err := mount(ctx, 0); err != nil {
+		return nil, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(partitionMounts)
+	for p := 1; p < len(missing); p++ {
+		g.Go(func() error { return mount(gctx, p) })
+	}
+	return paths, g.Wait()
+}
+
+// planPartitions writes what stands before and after the partitions into dir.
+func planPartitions(dir string, images []image, which []int) (uvm.Disk, error) {
+	disk := uvm.Disk{Path: fmt.Sprintf("partitions for %d layers", len(which)), ReadOnly: true}
+	names, sizes := make([]string, len(which)), make([]int64, len(which))
+	for i, w := range which {
+		names[i], sizes[i] = fmt.Sprintf("layer%d", i), images[w].content()
+	}
+	layout, err := gpt.Plan(names, sizes)
+	if err != nil {
+		return disk, err
+	}
+	at := int64(0)
+	add := func(path string, length int64) {
+		if length > 0 {
+			disk.Extents = append(disk.Extents, vmm.Extent{Path: path, Length: length})
+			at += length
+		}
+	}
+	blob := func(name string, b []byte) error {
+		path := filepath.Join(dir, name)
+		add(path, int64(len(b)))
+		return os.WriteFile(path, b, 0o600)
+	}
+	if err := blob("head", layout.Head); err != nil {
+		return disk, err
+	}
+	for i, p := range layout.Partitions {
+		add("", p.Offset-at)
+		add(images[which[i]].path, sizes[i])
+		add("", p.Offset+p.Size-at)
+	}
+	add("", layout.TailOffset-at)
+	return disk, blob("tail", layout.Tail)
+}
+
+// vhdFooter is what follows the content of a fixed VHD.
+const vhdFooter = 512
+
+// content is the size of the file system in the image file.
+func (img image) content() int64 {
+	if hostpath.Ext(img.path) == ".vhd" {
+		return img.size - vhdFooter
+	}
+	return img.size
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/wclayer"
 )
 
 // UnmountOperation says which kinds of resources an unmount gives up; the bits may be combined.
@@ -30,7 +31,7 @@ func (op UnmountOperation) check() error {
 }
 
 // request reads the one list of the older API.
-func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host Host, fsys FS) (Request, error) {
+func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host wclayer.Host, fsys FS) (Request, error) {
 	if len(layerFolders) == 0 {
 		return Request{}, fmt.Errorf("%w: no layer folders: give the layers top-most first, then the scratch", ErrInvalid)
 	}
@@ -52,7 +53,7 @@ func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host Ho
 // the file system that folders are looked up in. The zero value uses those of this machine. The
 // package's functions of the same names are its methods on the zero value.
 type Mounter struct {
-	Host Host
+	Host wclayer.Host
 	FS   FS
 }
 
@@ -97,7 +98,7 @@ func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []str
 		if mt.Host == nil {
 			return fmt.Errorf("unmount without a VM: this is no Windows host: %w", errors.ErrUnsupported)
 		}
-		return (&argon{host: mt.Host, scratch: layerFolders[len(layerFolders)-1]}).release(ctx, op)
+		return unmountArgon(mt.Host, layerFolders[len(layerFolders)-1]).release(ctx, op)
 	}
 	id := hostpath.Base(containerRootPath)
 	m, err := Open(vm, id)

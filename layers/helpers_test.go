@@ -9,6 +9,7 @@ import (
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
+	"github.com/stratavm/strata/wclayer"
 )
 
 // world is a machine in memory, the VM over it, and layer folders on disk.
@@ -124,7 +125,7 @@ func (w *world) checkEmpty() {
 }
 
 // ids is a Windows host that knows identities only.
-type ids struct{ Host }
+type ids struct{ wclayer.Host }
 
 func (ids) LayerID(_ context.Context, folder string) (string, error) {
 	return "id-of-" + filepath.Base(folder), nil

@@ -2,7 +2,6 @@ package layers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -16,6 +15,7 @@ const (
 	roleScratch = "scratch"
 	roleRoot    = "root"
 	roleCIM     = "cims"
+	roleCIMDisk = "cim"
 )
 
 // undoGrace is how long a failed Mount may take to take back what it did when its own ctx has ended.
@@ -143,6 +143,7 @@ func releaseOrder(leases []*uvm.Lease, op UnmountOperation) []*uvm.Lease {
 		{role: roleRoot},
 		{role: roleCIM},
 		{role: roleScratch, bit: UnmountOperationSCSI},
+		{role: roleCIMDisk},
 		{role: roleLayer, bit: UnmountOperationVSMB, kind: uvm.KindVSMB},
 		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindVPMEM},
 		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindSCSI},
@@ -200,37 +201,12 @@ func buildLCOW(_ context.Context, r *Request) (func(context.Context, *Mounted) e
 	}, nil
 }
 
-// attachLayer attaches one layer by itself and gives its guest path.
-func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (string, error) {
-	if img.layer.Partition == 0 {
-		le, err := r.VM.VPMEM().Attach(ctx, c, roleLayer, uvm.PMEM{Path: img.path, Bytes: img.size, Verity: img.layer.Verity})
-		if err == nil {
-			return le.GuestPath(), nil
-		}
-		if !vpmemFallback(err) {
-			return "", fmt.Errorf("layer %s: %w", img.path, err)
-		}
-	}
-	le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, uvm.Disk{Path: img.path, ReadOnly: true,
-		Mount: &uvm.DiskMount{Partition: img.layer.Partition, Verity: img.layer.Verity}})
-	if err != nil {
-		return "", fmt.Errorf("layer %s: %w", img.path, err)
-	}
-	return le.GuestPath(), nil
-}
-
-// vpmemFallback reports whether SCSI may serve where VPMEM does not.
-func vpmemFallback(err error) bool {
-	return errors.Is(err, uvm.ErrNoVPMEM) || errors.Is(err, uvm.ErrNoAvailableLocation) ||
-		errors.Is(err, uvm.ErrMaxVPMEMLayerSize)
-}
-
 // buildWCOW prepares a Windows container in a VM: shares, scratch disk, layer filter.
 func buildWCOW(ctx context.Context, r *Request) (func(context.Context, *Mounted) error, error) {
 	if r.Scratch == "" {
 		return nil, fmt.Errorf("%w: a Windows container needs a scratch", ErrInvalid)
 	}
-	if r.Host == nil {
+	if r.Host == nil && r.CIM == nil {
 		return nil, fmt.Errorf("%w: Request.Host is needed for the layers' identities", ErrInvalid)
 	}
 	disk, err := r.scratchDisk()
@@ -238,23 +214,23 @@ func buildWCOW(ctx context.Context, r *Request) (func(context.Context, *Mounted)
 		return nil, err
 	}
 	return func(ctx context.Context, m *Mounted) error {
-		guest := make([]vmm.GuestLayer, len(r.Layers))
-		for i, l := range r.Layers {
-			le, err := r.VM.VSMB().Share(ctx, m.claim, roleLayer, l.Folder, layerShare)
-			if err != nil {
-				return fmt.Errorf("layer %s: %w", l.Folder, err)
-			}
-			guest[i].Path = le.GuestPath()
+		attach, filter := shareLayers, ""
+		if r.CIM != nil {
+			attach, filter = attachCIM, unionFS
+		}
+		guest, err := attach(ctx, r, m.claim)
+		if err != nil {
+			return err
 		}
 		le, err := r.VM.SCSI().Attach(ctx, m.claim, roleScratch, uvm.Disk{
 			Path: disk, Access: vmm.AccessIndividual, Mount: &uvm.DiskMount{GuestPath: r.GuestRoot}})
 		if err != nil {
 			return fmt.Errorf("scratch: %w", err)
 		}
-		if err := layerIDs(ctx, r.Host, r.Layers, guest); err != nil {
+		if err := identify(ctx, r, guest); err != nil {
 			return err
 		}
-		root, err := r.VM.CombineLayersWCOW(ctx, m.claim, le.GuestPath(), guest, "")
+		root, err := r.VM.CombineLayersWCOW(ctx, m.claim, le.GuestPath(), guest, filter)
 		if err != nil {
 			return err
 		}
@@ -269,9 +245,23 @@ var layerShare = func() vmm.VSMBOptions {
 	return o
 }()
 
-func layerIDs(ctx context.Context, host Host, layers []Layer, guest []vmm.GuestLayer) error {
-	for i, l := range layers {
-		id, err := host.LayerID(ctx, l.Folder)
+// shareLayers shares the layer folders with a Windows VM.
+func shareLayers(ctx context.Context, r *Request, c *uvm.Claim) ([]vmm.GuestLayer, error) {
+	guest := make([]vmm.GuestLayer, len(r.Layers))
+	for i, l := range r.Layers {
+		le, err := r.VM.VSMB().Share(ctx, c, roleLayer, l.Folder, layerShare)
+		if err != nil {
+			return nil, fmt.Errorf("layer %s: %w", l.Folder, err)
+		}
+		guest[i].Path = le.GuestPath()
+	}
+	return guest, nil
+}
+
+// identify adds the identities of layer folders.
+func identify(ctx context.Context, r *Request, guest []vmm.GuestLayer) error {
+	for i, l := range r.Layers {
+		id, err := r.Host.LayerID(ctx, l.Folder)
 		if err != nil {
 			return fmt.Errorf("identity of layer %s: %w", l.Folder, err)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/wclayer"
 )
 
 // Sentinels that errors of this package match with errors.Is, besides those of uvm and vmm.
@@ -52,12 +53,13 @@ type Request struct {
 	GuestRoot string
 	// Host does what needs the Windows host. It is required for Windows VMs (layer identities) and
 	// without a VM.
-	Host Host
+	Host wclayer.Host
+	// CIM, instead of Layers, is the composite image of a Windows container.
+	CIM *wclayer.CIMMount
 	// FS is where layer folders are looked at; nil is the host's file system.
 	FS FS
-	// SeparateDisks attaches one disk for each layer even where the VM could take all of them on
-	// one. It is for comparing the two.
-	SeparateDisks bool
+	// Attach says how the layers travel into a Linux VM.
+	Attach Attach
 }
 
 // FS is what the package needs to know of the host's files.
@@ -118,6 +120,9 @@ func (r *Request) complete() error {
 			return fmt.Errorf("%w: %q (also given as %q)", ErrDuplicateLayer, name, first)
 		}
 		seen[id] = name
+	}
+	if r.CIM != nil && len(r.Layers) > 0 {
+		return fmt.Errorf("%w: give layers or a CIM, not both", ErrInvalid)
 	}
 	if r.Scratch != "" && !hostpath.IsAbs(r.Scratch) {
 		return fmt.Errorf("%w: scratch %q: give an absolute path", ErrInvalid, r.Scratch)

@@ -55,6 +55,7 @@ type Lease struct {
 	slot  string // address of the device below, or ""
 	path  string
 	what  string
+	lun   uint8
 	res   *resource // what is still held; nil once released
 }
 
@@ -70,6 +71,9 @@ func (le *Lease) Kind() Kind { return le.kind }
 
 // Addr is the address of the device, such as "scsi 0:3"; empty for a guest mount without a device.
 func (le *Lease) Addr() string { return le.slot }
+
+// LUN is the LUN of a SCSI disk; 0 for anything else.
+func (le *Lease) LUN() uint8 { return le.lun }
 
 func (le *Lease) String() string { return le.what }
 
@@ -234,6 +238,18 @@ func (c *Claim) Release(ctx context.Context, leases []*Lease) error {
 		errs = append(errs, c.write())
 	}
 	return errors.Join(errs...)
+}
+
+// describe notes what is to be told about a lease even after it is released.
+func (le *Lease) describe(r *resource) {
+	le.what = r.String()
+	le.kind, le.slot = kindOf(r)
+	if r.parent != nil {
+		r = r.parent
+	}
+	if d, ok := r.device.(vmm.SCSIDisk); ok {
+		le.lun = d.LUN
+	}
 }
 
 // kindOf tells the kind of a resource and the address of its device.

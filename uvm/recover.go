@@ -185,8 +185,8 @@ func (l *ledger) adopt(e leaseEntry, made map[int]*resource) {
 	if c == nil || r == nil {
 		return
 	}
-	le := &Lease{l: l, id: e.ID, claim: c, role: e.Role, path: e.Path, res: r, what: r.String()}
-	le.kind, le.slot = kindOf(r)
+	le := &Lease{l: l, id: e.ID, claim: c, role: e.Role, path: e.Path, res: r}
+	le.describe(r)
 	r.leases[le] = struct{}{}
 	c.leases = append(c.leases, le)
 	if r.state != Free {

@@ -87,13 +87,13 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 	return l.acquire(ctx, c, role, w)
 }
 
-// Mounted reports whether a mount of the given identity is there, so that a caller can see what has
-// still to travel. The answer may be out of date when it arrives; Attach sorts that out.
-func (s SCSI) Mounted(identity string) bool {
-	s.vm.l.mu.Lock()
-	defer s.vm.l.mu.Unlock()
-	r := s.vm.l.byKey[layerKey(identity)]
-	return r != nil && r.state == Attached
+// Share takes a lease on the mount of the given identity when it is there, whatever disk it is on.
+// Otherwise the error matches ErrNotAttached; no call to the machine is made for that.
+func (s SCSI) Share(ctx context.Context, c *Claim, role, identity string) (*Lease, error) {
+	return s.vm.l.acquire(ctx, c, role, want{
+		mountKey: layerKey(identity),
+		mount:    func(vmm.Device) (vmm.Guest, error) { return nil, fmt.Errorf("layer %s: %w", identity, ErrNotAttached) },
+	})
 }
 
 func layerKey(identity string) string { return "layer|" + hostpath.Identity(identity) }

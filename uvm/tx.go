@@ -132,8 +132,8 @@ func (l *ledger) forget(r *resource) {
 
 func (l *ledger) newLease(t *tx, c *Claim, role string, r *resource, w want) *Lease {
 	l.lastID++
-	le := &Lease{l: l, id: l.lastID, claim: c, role: role, res: r, what: r.String()}
-	le.kind, le.slot = kindOf(r)
+	le := &Lease{l: l, id: l.lastID, claim: c, role: role, res: r}
+	le.describe(r)
 	switch {
 	case r.guest != nil:
 		le.path = r.guest.Target()

@@ -1,0 +1,95 @@
+package layers
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/Microsoft/go-winio/pkg/guid"
+
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/wclayer"
+)
+
+// A composite image (CIM) holds all read-only layers of a Windows container in one volume. On the
+// host it is mounted by cimfs.dll; into a VM block images travel as SCSI disks and the guest mounts
+// them. Either way the union filter shows it together with the scratch.
+
+// cimNamespace and a container's id make the GUID of its CIM volume, so that a process which knows
+// nothing but the id can find it. The value is the one that Microsoft's shim uses.
+var cimNamespace = guid.GUID{Data1: 0x6827367b, Data2: 0xc388, Data3: 0x4e9b,
+	Data4: [8]byte{0x96, 0x1c, 0x6d, 0x2c, 0x93, 0x6c, 0x00, 0x00}}
+
+const (
+	unionFS = "UnionFS"
+	// cimFiles is the folder of a CIM volume that holds the container's files.
+	cimFiles = "Files"
+	// cimMountBlock is the mount flag of block images.
+	cimMountBlock = 0x10
+)
+
+func cimVolume(id string) (guid.GUID, error) {
+	v, err := guid.NewV5(cimNamespace, []byte(id))
+	if err != nil {
+		return v, fmt.Errorf("volume of container %q: %w", id, err)
+	}
+	return v, nil
+}
+
+func volumePath(v guid.GUID) string { return `\\?\Volume{` + v.String() + `}\` }
+
+// mountCIM mounts the image, activates the scratch and unites the two.
+func (a *argon) mountCIM(ctx context.Context, r *Request) (string, error) {
+	volume, err := cimVolume(r.ID)
+	if err != nil {
+		return "", err
+	}
+	mounted, err := r.Host.MountCIM(ctx, volume, *r.CIM)
+	if err != nil {
+		return "", err
+	}
+	a.did(func(ctx context.Context) error { return r.Host.DismountCIM(ctx, volume) })
+	if err := r.Host.Activate(ctx, a.scratch); err != nil {
+		return "", err
+	}
+	a.did(func(ctx context.Context) error { return r.Host.Deactivate(ctx, a.scratch) })
+	root, err := r.Host.MountPath(ctx, a.scratch)
+	if err != nil {
+		return "", err
+	}
+	layer := wclayer.OverlayLayer{ID: volume, Path: mounted + cimFiles}
+	if err := r.Host.AttachOverlay(ctx, root, []wclayer.OverlayLayer{layer}); err != nil {
+		return "", err
+	}
+	a.did(func(ctx context.Context) error { return r.Host.DetachOverlay(ctx, root) })
+	return root, nil
+}
+
+// attachCIM brings block images into a Windows VM, mounts them there and gives the one layer that
+// they make up.
+func attachCIM(ctx context.Context, r *Request, c *uvm.Claim) ([]vmm.GuestLayer, error) {
+	if r.CIM.Kind == wclayer.Forked {
+		return nil, fmt.Errorf("a CIM made of files in a VM: %w: use a block CIM", uvm.ErrNotSupported)
+	}
+	volume, err := guid.NewV4()
+	if err != nil {
+		return nil, fmt.Errorf("choose a volume GUID: %w", err)
+	}
+	kind := vmm.VirtualDisk
+	if r.CIM.Kind == wclayer.BlockDevice {
+		kind = vmm.PassThru
+	}
+	g := vmm.BlockCIMs{VolumeGUID: volume.String(), MountFlags: cimMountBlock, ContainerID: r.ID}
+	for _, image := range append([]wclayer.CIM{r.CIM.Image}, r.CIM.Sources...) {
+		le, err := r.VM.SCSI().Attach(ctx, c, roleCIMDisk, uvm.Disk{
+			Path: image.Dir, ReadOnly: true, Kind: kind, Access: vmm.AccessIndividual})
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", image.Dir, err)
+		}
+		g.CIMs = append(g.CIMs, vmm.BlockCIM{Name: image.Name, LUN: le.LUN()})
+	}
+	if _, err := r.VM.MountBlockCIMs(ctx, c, g); err != nil {
+		return nil, err
+	}
+	return []vmm.GuestLayer{{ID: g.VolumeGUID, Path: volumePath(volume) + cimFiles}}, nil
+}
