@@ -20,6 +20,9 @@ type Options struct {
 	// MaxMessage is the largest message in bytes that is sent or accepted. 0 is
 	// [DefaultMaxMessage]; it is never unbounded.
 	MaxMessage int
+	// Windows expects the agent of a Windows guest instead of one of a Linux guest. What it is asked
+	// for has to fit: Modify does, Exec does not.
+	Windows bool
 }
 
 // Client is the host's end of a bridge to one guest. All methods may be called concurrently; each
@@ -27,6 +30,7 @@ type Options struct {
 type Client struct {
 	log       *slog.Logger
 	limit     int
+	windows   bool
 	transport Transport
 	conn      net.Conn
 	caps      Capabilities
@@ -107,7 +111,7 @@ func logger(l *slog.Logger) *slog.Logger {
 // It takes bridge and t over and closes them on failure.
 func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) (*Client, error) {
 	c := &Client{
-		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), transport: t, conn: bridge,
+		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), windows: opts.Windows, transport: t, conn: bridge,
 		out: make(chan *call, 64), calls: map[uint64]*call{}, abandoned: map[uint64]func([]byte){},
 		done: make(chan struct{}),
 	}
@@ -131,11 +135,40 @@ func (c *Client) negotiate(ctx context.Context) error {
 		return fmt.Errorf("%w: it chose protocol version %d, only %d was offered",
 			ErrProtocol, resp.Version, ProtocolVersion)
 	}
-	if os := resp.Capabilities.RuntimeOsType; !strings.EqualFold(os, "linux") {
-		return fmt.Errorf("negotiate: the guest's system is %q, wanted is linux: %w", printable(os), ErrUnsupported)
+	want := "linux"
+	if c.windows {
+		want = "windows"
+	}
+	os := resp.Capabilities.RuntimeOsType
+	if os == "" {
+		os = "windows" // agents that do not say are those of Windows
+	}
+	if !strings.EqualFold(os, want) {
+		return fmt.Errorf("negotiate: the guest's system is %q, wanted is %s: %w", printable(os), want, ErrUnsupported)
 	}
 	c.caps = resp.Capabilities
+	return c.announce(ctx)
+}
+
+// announce tells a guest that wants to know that its VM is created and started. Linux guests never do.
+func (c *Client) announce(ctx context.Context) error {
+	base := RequestBase{ContainerId: NullContainer}
+	if c.caps.SendHostCreateMessage {
+		req := &hostCreateRequest{RequestBase: base, ContainerConfig: `{"SystemType":"Container"}`}
+		if err := c.call(ctx, TypeCreate, req, &EmptyResponse{}, nil); err != nil {
+			return err
+		}
+	}
+	if c.caps.SendHostStartMessage {
+		return c.call(ctx, TypeStart, &EmptyRequest{base}, &EmptyResponse{}, nil)
+	}
 	return nil
+}
+
+// hostCreateRequest is the Create that stands for the VM itself; its document is JSON in a string.
+type hostCreateRequest struct {
+	RequestBase
+	ContainerConfig string
 }
 
 // Capabilities are what the guest said of itself.
