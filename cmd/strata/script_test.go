@@ -39,8 +39,8 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"mktar": mktar,
 }
 
-// mktar writes a tar: mktar FILE NAME=CONTENT... A name that ends in / is a folder; NAME->TARGET is a
-// symbolic link.
+// mktar writes a tar: mktar FILE NAME=CONTENT... A name that ends in / is a folder, NAME->TARGET a
+// symbolic link, NAME@FILE an executable copy of a file of this host.
 func mktar(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: mktar FILE NAME=CONTENT...")
@@ -56,6 +56,9 @@ func mktar(ts *testscript.TestScript, neg bool, args []string) {
 		} else if name, c, ok := strings.Cut(arg, "="); ok {
 			content = c
 			h = &tar.Header{Name: name, Size: int64(len(c)), Typeflag: tar.TypeReg, Mode: 0o644}
+		} else if name, file, ok := strings.Cut(arg, "@"); ok {
+			content = ts.ReadFile(file)
+			h = &tar.Header{Name: name, Size: int64(len(content)), Typeflag: tar.TypeReg, Mode: 0o755}
 		}
 		ts.Check(w.WriteHeader(h))
 		_, err := w.Write([]byte(content))

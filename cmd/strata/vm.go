@@ -59,7 +59,7 @@ func startFlags() []cli.Flag {
 		&cli.IntFlag{Name: "cpus", Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
-		&cli.StringFlag{Name: "init", TakesFile: true, Usage: "a strata `BINARY` for the guest (default: this one)"},
+		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a strata `BINARY` for the guest (default: this one)"},
 	}
 }
 

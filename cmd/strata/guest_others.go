@@ -1,0 +1,6 @@
+//go:build !linux
+
+package main
+
+// guest: the agent is for Linux guests.
+func guest() (code int, handled bool) { return 0, false }

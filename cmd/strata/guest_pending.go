@@ -1,3 +1,0 @@
-package main
-
-func guest() (int, bool) { return 0, false }
