@@ -195,10 +195,16 @@ func (m *Machine) ask(ctx context.Context, g hcsschema.GuestRequest) error {
 		return err
 	}
 	if err := guest.Modify(ctx, g); err != nil {
-		return fmt.Errorf("guest: %w", err)
+		return &guestError{err}
 	}
 	return nil
 }
+
+// guestError is an error of our own connection to the guest.
+type guestError struct{ err error }
+
+func (e *guestError) Error() string { return "guest: " + e.err.Error() }
+func (e *guestError) Unwrap() error { return e.err }
 
 // run does the halves in their order.
 func (w *work) run() error {
@@ -328,6 +334,12 @@ func certainty(err error) vmm.Outcome {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), IsTimeout(err),
 		errors.Is(err, vmm.ErrGuestUnreachable), errors.Is(err, vmm.ErrGone):
+		if refused(err) {
+			return vmm.NotDone
+		}
+		return vmm.Unknown
+	}
+	if g, ok := errors.AsType[*guestError](err); ok && !refused(g.err) {
 		return vmm.Unknown
 	}
 	return vmm.NotDone

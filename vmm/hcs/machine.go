@@ -52,7 +52,8 @@ type GuestInfo struct {
 
 // Guest is our end of an external guest connection.
 type Guest interface {
-	// Modify makes the guest act. An error whose text comes from the guest is passed on.
+	// Modify makes the guest act. The effect of a request is taken to be unknown when it fails, unless
+	// the error is a *gcs.Error (the guest refused) or matches gcs.ErrNotSent.
 	Modify(ctx context.Context, r hcsschema.GuestRequest) error
 	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
 	DeleteContainerState(ctx context.Context, containerID string) error

@@ -54,7 +54,7 @@ func (s *Service) DeactivateLayer(id string) hcs.HRESULT {
 		case l.prepared:
 			return 0x80070020
 		case !l.activated:
-			return notReady
+			return noDevice
 		}
 		l.activated = false
 		return ok
@@ -84,7 +84,7 @@ func (s *Service) PrepareLayer(id string, parents []Descriptor) hcs.HRESULT {
 func (s *Service) UnprepareLayer(id string) hcs.HRESULT {
 	return s.transition("UnprepareLayer", id, nil, func(l *layer) hcs.HRESULT {
 		if !l.prepared {
-			return notReady
+			return noDevice
 		}
 		l.prepared = false
 		return ok

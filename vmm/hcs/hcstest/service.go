@@ -20,6 +20,7 @@ const (
 	alreadyThere    hcs.HRESULT = 0x800700B7
 	notFound        hcs.HRESULT = 0x80070490
 	notReady        hcs.HRESULT = 0x80070015
+	noDevice        hcs.HRESULT = 0x80070037
 	invalidState    hcs.HRESULT = 0xC0370105
 	invalidJSON     hcs.HRESULT = 0xC037010D
 	noSystem        hcs.HRESULT = 0xC037010E
