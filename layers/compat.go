@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"sync"
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/hostpath"
@@ -57,6 +59,17 @@ type Mounter struct {
 	FS   FS
 }
 
+// systemHost is this Windows host. There is one for each process because the platform wants the
+// preparations of layers in a process to follow each other.
+var systemHost = sync.OnceValue(func() wclayer.Host { return wclayer.NewNative(slog.New(slog.DiscardHandler), "") })
+
+func (mt Mounter) host() wclayer.Host {
+	if mt.Host == nil {
+		return systemHost()
+	}
+	return mt.Host
+}
+
 // MountContainerLayers mounts layerFolders (layers top-most first, the scratch last) and gives the
 // path of the root: in the guest under guestRoot, or without a VM a volume GUID path of this Windows
 // host. The container's id is the last part of guestRoot. It behaves as hcsshim's function of January
@@ -68,7 +81,7 @@ func MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot 
 
 // MountContainerLayers is the method behind the function of that name.
 func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string, vm *uvm.UtilityVM) (string, error) {
-	r, err := request(layerFolders, guestRoot, vm, mt.Host, mt.FS)
+	r, err := request(layerFolders, guestRoot, vm, mt.host(), mt.FS)
 	if err != nil {
 		return "", err
 	}
@@ -95,10 +108,7 @@ func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []str
 		return err
 	}
 	if vm == nil {
-		if mt.Host == nil {
-			return fmt.Errorf("unmount without a VM: this is no Windows host: %w", errors.ErrUnsupported)
-		}
-		return unmountArgon(mt.Host, layerFolders[len(layerFolders)-1]).release(ctx, op)
+		return unmountArgon(mt.host(), layerFolders[len(layerFolders)-1]).release(ctx, op)
 	}
 	id := hostpath.Base(containerRootPath)
 	m, err := Open(vm, id)
@@ -126,10 +136,7 @@ func (mt Mounter) GetHCSLayers(ctx context.Context, vm *uvm.UtilityVM, paths []s
 		if err != nil {
 			return nil, fmt.Errorf("HCS layers: %w", err)
 		}
-		if mt.Host == nil {
-			return nil, fmt.Errorf("HCS layers: %w: a Windows host is needed for the layers' identities", errors.ErrUnsupported)
-		}
-		id, err := mt.Host.LayerID(ctx, p)
+		id, err := mt.host().LayerID(ctx, p)
 		if err != nil {
 			return nil, fmt.Errorf("HCS layers: identity of %s: %w", p, err)
 		}
