@@ -27,7 +27,7 @@ var floors = []struct {
 	{"what a guest boots, and its protocol", []string{"bootimage", "gcs"}},
 	{"the funnel", []string{"vmm"}},
 	{"the guest's end", []string{"hostmount", "gcs/agent"}},
-	{"drivers", []string{"vmm/qemu", "vmm/hcs"}},
+	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/host"}},
 	{"a utility VM's books, layer folders, layers of a Windows host", []string{"uvm", "store", "wclayer"}},
 	{"what a user came for", []string{"layers", "image"}},
 	{"wiring", []string{""}},
