@@ -1,0 +1,214 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Removed tells what GC took away, or with a dry run would.
+type Removed struct {
+	Objects []string `json:"objects"` // relative to the store
+	Bytes   int64    `json:"bytes"`   // that the disk gets back
+	// Held are objects that no image needs, and who uses them.
+	Held map[string]string `json:"held,omitempty"`
+}
+
+// GC removes layers that no image needs, nobody holds a lease on and no virtual machine has mounted. The
+// lock of the store is held only while it looks and renames, and not while it deletes.
+func (s *Store) GC(ctx context.Context, dryRun bool) (Removed, error) {
+	r, err := s.gc(ctx, dryRun)
+	if err != nil {
+		return r, fmt.Errorf("collect garbage in %s: %w", s.dir, err)
+	}
+	return r, nil
+}
+
+func (s *Store) gc(ctx context.Context, dryRun bool) (out Removed, err error) {
+	out.Objects = []string{}
+	if err := s.sweep(ctx); err != nil {
+		return out, err
+	}
+	t, err := s.newTemp()
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, t.remove()) }()
+	err = s.with(ctx, false, func() error {
+		dead, held, err := s.dead(ctx)
+		if err != nil {
+			return err
+		}
+		out.Held = held
+		for i, obj := range dead {
+			n, err := diskUsage(s.path(string(obj)))
+			if err != nil {
+				return err
+			}
+			if !dryRun {
+				s.step("collect")
+				if err := os.Rename(s.path(string(obj)), filepath.Join(t.dir, fmt.Sprint(i))); err != nil {
+					return err
+				}
+				// The folder of the digest goes with its last format.
+				_ = os.Remove(filepath.Dir(s.path(string(obj))))
+			}
+			out.Objects = append(out.Objects, string(obj))
+			out.Bytes += n
+		}
+		if dryRun {
+			return nil
+		}
+		return s.dropLocks()
+	})
+	s.step("collected")
+	return out, err
+}
+
+// dead lists what can go. Chains come before layers: a chain must never link to nothing.
+func (s *Store) dead(ctx context.Context) (dead []object, heldBy map[string]string, err error) {
+	images, err := s.Images()
+	if err != nil {
+		return nil, nil, fmt.Errorf("an image cannot be read, so that nothing can be said to be unused: %w", err)
+	}
+	needed := map[object]bool{}
+	for _, img := range images {
+		for _, o := range img.objects() {
+			needed[o] = true
+		}
+	}
+	held, err := s.leased()
+	if err != nil {
+		return nil, nil, err
+	}
+	if s.o.InUse != nil {
+		paths, err := s.o.InUse(ctx)
+		if err != nil {
+			return nil, nil, fmt.Errorf("ask which layers virtual machines use: %w", err)
+		}
+		for _, p := range paths {
+			for _, o := range s.objectsOf(p) {
+				held[o] = "a virtual machine"
+			}
+		}
+	}
+	heldBy = map[string]string{}
+	for _, kind := range []string{chainsDir, layersDir} {
+		all, err := s.list(kind)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, o := range all {
+			switch owner, ok := held[o]; {
+			case needed[o]:
+			case ok:
+				heldBy[string(o)] = owner
+			default:
+				dead = append(dead, o)
+			}
+		}
+	}
+	return dead, heldBy, nil
+}
+
+// objectsOf gives the objects that a host path lies in: as it is spelt, and with its links resolved. A
+// chain that is in use keeps its layer; its parents are in use by themselves.
+func (s *Store) objectsOf(path string) []object {
+	var out []object
+	add := func(p string) {
+		rel, err := filepath.Rel(s.dir, p)
+		if err != nil {
+			return
+		}
+		parts := strings.Split(filepath.ToSlash(rel), "/")
+		if len(parts) >= 4 && (parts[0] == layersDir || parts[0] == chainsDir) {
+			out = append(out, object(filepath.Join(parts[:4]...)))
+		}
+	}
+	add(path)
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		add(real)
+	}
+	for _, o := range slices.Clone(out) {
+		if !strings.HasPrefix(string(o), chainsDir) {
+			continue
+		}
+		files, err := os.ReadDir(s.path(string(o)))
+		if err != nil {
+			continue
+		}
+		for _, e := range files {
+			if real, err := filepath.EvalSymlinks(s.path(string(o), e.Name())); err == nil {
+				add(real)
+			}
+		}
+	}
+	return out
+}
+
+// list gives all objects of a kind.
+func (s *Store) list(kind string) ([]object, error) {
+	var out []object
+	top := filepath.Join(kind, "sha256")
+	ids, err := os.ReadDir(s.path(top))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		formats, err := os.ReadDir(s.path(top, id.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range formats {
+			out = append(out, object(filepath.Join(top, id.Name(), f.Name())))
+		}
+	}
+	return out, nil
+}
+
+// dropLocks removes the lock files that nobody holds.
+func (s *Store) dropLocks() error {
+	list, err := os.ReadDir(s.path(locksDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		f, err := tryAcquire(s.path(locksDir, e.Name()), false, 0)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && f == nil {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := dropLock(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// diskUsage adds up the files of an object. Links count nothing.
+func diskUsage(dir string) (n int64, err error) {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range list {
+		fi, err := e.Info()
+		if err != nil {
+			return 0, err
+		}
+		if fi.Mode().IsRegular() {
+			n += allocated(fi)
+		}
+	}
+	return n, nil
+}

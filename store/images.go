@@ -1,0 +1,219 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Image is what the store knows of an image.
+type Image struct {
+	Name     string          `json:"name"`
+	Digest   string          `json:"digest"`
+	Source   string          `json:"source"`   // where it came from, to import it again
+	Platform string          `json:"platform"` // OS/ARCH[/VARIANT]
+	Created  time.Time       `json:"created,omitzero"`
+	Imported time.Time       `json:"imported"`
+	Manifest json.RawMessage `json:"manifest,omitempty"`
+	Config   json.RawMessage `json:"config,omitempty"`
+	Layers   []ImageLayer    `json:"layers"`  // base first
+	Formats  []string        `json:"formats"` // that it is kept in
+}
+
+// ImageLayer is a layer of an image.
+type ImageLayer struct {
+	DiffID    string `json:"diffID"`
+	Digest    string `json:"digest,omitempty"`
+	MediaType string `json:"mediaType,omitempty"`
+	Size      int64  `json:"size"` // of the blob; -1: not known
+}
+
+// chain gives the diffIDs, base first, as they are mounted: of a layer that comes twice the lower one is
+// left out. All that it has the upper one has too, and overlayfs refuses a directory that comes twice.
+func (i Image) chain() []string {
+	var out []string
+	for n, l := range i.Layers {
+		if !slices.ContainsFunc(i.Layers[n+1:], func(u ImageLayer) bool { return u.DiffID == l.DiffID }) {
+			out = append(out, l.DiffID)
+		}
+	}
+	return out
+}
+
+// chainIDs gives the id of each layer with those below it, base first, as the OCI image specification
+// defines it.
+func chainIDs(diffIDs []string) []string {
+	out := make([]string, len(diffIDs))
+	for i, d := range diffIDs {
+		out[i] = d
+		if i > 0 {
+			out[i] = digestPrefix + hexSum(out[i-1]+" "+d)
+		}
+	}
+	return out
+}
+
+func hexSum(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+// objects lists what the image needs of the store.
+func (i Image) objects() []object {
+	var out []object
+	diffIDs := i.chain()
+	chains := chainIDs(diffIDs)
+	for _, name := range i.Formats {
+		f, err := ParseFormat(name)
+		if err != nil {
+			continue // of a later version of this program
+		}
+		for n := range diffIDs {
+			out = append(out, layerObject(diffIDs[n], f), chainObject(chains[n], f))
+		}
+	}
+	return out
+}
+
+// Folders gives the layer folders of an image in one format, topmost first: what package layers mounts.
+func (s *Store) Folders(img Image, f Format) ([]string, error) {
+	if !slices.Contains(img.Formats, f.String()) {
+		return nil, fmt.Errorf("image %s: %w in format %s, but in %s; import it again with that format", img.Name, ErrNotFound, f, strings.Join(img.Formats, ", "))
+	}
+	ids := chainIDs(img.chain())
+	out := make([]string, 0, len(ids))
+	for _, id := range slices.Backward(ids) {
+		out = append(out, s.path(string(chainObject(id, f))))
+	}
+	return out, nil
+}
+
+func (s *Store) imagePath(name string) string { return s.path(imagesDir, hexSum(name)+".json") }
+
+// Images lists the images by name. One whose record cannot be read is left out and named in the error,
+// which does not keep the others from being listed.
+func (s *Store) Images() ([]Image, error) {
+	list, err := os.ReadDir(s.path(imagesDir))
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	var out []Image
+	var errs []error
+	for _, e := range list {
+		img, err := readImage(s.path(imagesDir, e.Name()))
+		switch {
+		case err == nil:
+			out = append(out, img)
+		case !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, err)
+		}
+	}
+	slices.SortFunc(out, func(a, b Image) int { return strings.Compare(a.Name, b.Name) })
+	return out, errors.Join(errs...)
+}
+
+const maxRecord = 64 << 20
+
+func readImage(path string) (img Image, err error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return img, err
+	}
+	if st.Size() > maxRecord {
+		return img, fmt.Errorf("image record %s: %w: it has %d bytes", path, ErrDamaged, st.Size())
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return img, err
+	}
+	if err := json.Unmarshal(b, &img); err != nil {
+		return img, fmt.Errorf("image record %s: %w: %w; remove it and import the image again", path, ErrDamaged, err)
+	}
+	for _, l := range img.Layers {
+		if err := checkDigest(l.DiffID); err != nil {
+			return img, fmt.Errorf("image record %s: %w: %w", path, ErrDamaged, err)
+		}
+	}
+	return img, nil
+}
+
+const shortestDigest = 6
+
+// Find gives the image of a name, or of a digest, which may be cut short when it fits one image only.
+func (s *Store) Find(ref string) (Image, error) {
+	img, err := readImage(s.imagePath(ref))
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return img, err
+	}
+	hexa := strings.TrimPrefix(ref, digestPrefix)
+	var found []Image
+	if len(hexa) >= shortestDigest {
+		all, err := s.Images()
+		if err != nil {
+			s.o.Logger.Warn("some images cannot be read", "error", err)
+		}
+		for _, i := range all {
+			if strings.HasPrefix(i.Digest, digestPrefix+hexa) {
+				found = append(found, i)
+			}
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return Image{}, fmt.Errorf("image %q: %w", ref, ErrNotFound)
+	case len(found) > 1 && slices.ContainsFunc(found, func(i Image) bool { return i.Digest != found[0].Digest }):
+		return Image{}, fmt.Errorf("image %q: %w; give more digits", ref, ErrAmbiguous)
+	}
+	return found[0], nil
+}
+
+// Remove takes an image out of the list. Its layers stay until GC.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	err := s.with(ctx, true, func() error {
+		if err := os.Remove(s.imagePath(name)); err != nil {
+			return err
+		}
+		return syncDir(s.path(imagesDir))
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove image %q: %w", name, ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("remove image %q: %w", name, err)
+	}
+	return nil
+}
+
+// putImage writes the record of an image in one step.
+func (s *Store) putImage(img Image) (err error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetIndent("", " ")
+	if err := enc.Encode(img); err != nil {
+		return err
+	}
+	t, err := s.newTemp()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.remove()) }()
+	path := t.dir + "/image.json"
+	if err := writeFile(path, b.Bytes()); err != nil {
+		return err
+	}
+	s.step("image")
+	if err := commit(path, s.imagePath(img.Name)); err != nil {
+		return err
+	}
+	s.step("image committed")
+	return nil
+}

@@ -1,0 +1,210 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/stratavm/strata/layerdir"
+)
+
+// Errors that errors of this package match.
+var (
+	// ErrNotFound: there is no such image or layer in the store.
+	ErrNotFound = errors.New("not in the store")
+	// ErrAmbiguous: a shortened digest fits several images.
+	ErrAmbiguous = errors.New("several images fit")
+	// ErrInvalid: what was asked for makes no sense.
+	ErrInvalid = errors.New("invalid")
+	// ErrDamaged: what is on disk is not what was put there.
+	ErrDamaged = errors.New("damaged")
+)
+
+// Converter makes the file of a layer in a folder that exists; layerdir.Convert is one.
+type Converter func(ctx context.Context, o layerdir.Options) (layerdir.Result, error)
+
+// Options are the optional parts of Open.
+type Options struct {
+	Convert Converter    // nil: layerdir.Convert
+	Logger  *slog.Logger // nil: silent
+	// InUse gives the host paths of layer folders or files that virtual machines have mounted, which may
+	// lie outside of the store. GC takes none of them, and nothing at all when InUse fails.
+	InUse func(ctx context.Context) ([]string, error)
+	// Jobs is how many layers are converted at once; 0: one for each processor.
+	Jobs int
+	// Step, when set, is called before each step of what changes the store. It is for tests that kill
+	// the process at each of them.
+	Step func(name string)
+}
+
+// Store is an open store. Its methods may be called concurrently, and other processes may have the same
+// store open.
+type Store struct {
+	dir     string
+	o       Options
+	flights flights
+}
+
+// Folders of the store.
+const (
+	layersDir    = "layers"
+	chainsDir    = "chains"
+	imagesDir    = "images"
+	leasesDir    = "leases"
+	locksDir     = "locks"
+	templatesDir = "templates"
+	tmpDir       = "tmp"
+	lockName     = "lock"
+	recordName   = "record.json"
+)
+
+// Open opens the store in dir, which is made when it does not exist, and removes what processes that
+// were killed left half done.
+func Open(ctx context.Context, dir string, o Options) (*Store, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if o.Convert == nil {
+		o.Convert = layerdir.Convert
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Jobs <= 0 {
+		o.Jobs = runtime.GOMAXPROCS(0)
+	}
+	s := &Store{dir: abs, o: o}
+	for _, d := range []string{layersDir, chainsDir, imagesDir, leasesDir, locksDir, tmpDir} {
+		if err := os.MkdirAll(s.path(d), 0o755); err != nil {
+			return nil, fmt.Errorf("open store %s: %w", abs, explain(err))
+		}
+	}
+	// Links are resolved so that paths of the store compare with those that machines report.
+	if s.dir, err = filepath.EvalSymlinks(abs); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", abs, err)
+	}
+	if err := s.sweep(ctx); err != nil {
+		return nil, fmt.Errorf("open store %s: remove what was left half done: %w", abs, err)
+	}
+	return s, nil
+}
+
+// Dir is the folder of the store.
+func (s *Store) Dir() string { return s.dir }
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+func (s *Store) step(name string) {
+	if s.o.Step != nil {
+		s.o.Step(name)
+	}
+}
+
+// Format is a form that layers are kept in.
+type Format struct {
+	File   layerdir.Format
+	Verity bool // with a dm-verity hash tree
+}
+
+const veritySuffix = "+verity"
+
+// String is the format's name, which is part of paths.
+func (f Format) String() string {
+	if f.Verity {
+		return string(f.File) + veritySuffix
+	}
+	return string(f.File)
+}
+
+// ParseFormat reads what String gives.
+func ParseFormat(s string) (Format, error) {
+	file, v := strings.CutSuffix(s, veritySuffix)
+	f := Format{File: layerdir.Format(file), Verity: v}
+	if f.File != layerdir.VHD && f.File != layerdir.EROFS {
+		return Format{}, fmt.Errorf("%w: layer format %q: use vhd, erofs, vhd%s or erofs%s", ErrInvalid, s, veritySuffix, veritySuffix)
+	}
+	return f, nil
+}
+
+const digestPrefix = "sha256:"
+
+// checkDigest makes sure that a digest may be part of a path.
+func checkDigest(d string) error {
+	h, ok := strings.CutPrefix(d, digestPrefix)
+	if !ok || len(h) != 64 || strings.Trim(h, "0123456789abcdef") != "" {
+		return fmt.Errorf("%w: digest %q: want sha256: and 64 hexadecimal digits", ErrInvalid, d)
+	}
+	return nil
+}
+
+// object is a thing that garbage collection looks at: its path relative to the store.
+type object string
+
+func layerObject(diffID string, f Format) object { return newObject(layersDir, diffID, f) }
+func chainObject(chain string, f Format) object  { return newObject(chainsDir, chain, f) }
+
+func newObject(kind, digest string, f Format) object {
+	return object(filepath.Join(kind, "sha256", strings.TrimPrefix(digest, digestPrefix), f.String()))
+}
+
+// explain adds the remedy to errors that the user can mend.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		return fmt.Errorf("%w: free some space (strata image rm, strata store gc)", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: use a state directory of your own, or run as the owner of this one", err)
+	}
+	return err
+}
+
+// writeFile writes and syncs a file.
+func writeFile(path string, b []byte) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return explain(err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(b); err != nil {
+		return explain(err)
+	}
+	return explain(f.Sync())
+}
+
+// commit gives a folder or a file its place, for good.
+func commit(from, to string) error {
+	parent := filepath.Dir(to)
+	for attempt := 0; ; attempt++ {
+		if err := os.MkdirAll(parent, 0o755); err != nil {
+			return explain(err)
+		}
+		err := os.Rename(from, to)
+		if err == nil {
+			break
+		}
+		// A garbage collection may have removed the empty parent in between.
+		if !errors.Is(err, fs.ErrNotExist) || attempt == 3 {
+			return explain(err)
+		}
+	}
+	// The folders above may be new as well: layers/sha256/<id>.
+	return errors.Join(syncDir(parent), syncDir(filepath.Dir(parent)), syncDir(filepath.Dir(filepath.Dir(parent))))
+}
+
+// Scratch makes a scratch folder, from a template that the store keeps. See layerdir.CreateScratch.
+func (s *Store) Scratch(ctx context.Context, dir string, size int64) (string, error) {
+	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{Dir: dir, Size: size, CacheDir: s.path(templatesDir)})
+}
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
