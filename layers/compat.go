@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/wclayer"
 )
 
@@ -93,8 +95,9 @@ func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []strin
 }
 
 // UnmountContainerLayers undoes MountContainerLayers, or the parts of it that op names; the combined
-// root always goes. containerRootPath is the guestRoot of the mount. It attempts everything, joins
-// the errors, and may be called again. Without a VM op must be UnmountOperationAll.
+// root always goes. containerRootPath is the guestRoot of the mount, or the path that it returned. It
+// attempts everything, joins the errors, and may be called again. Without a VM op must be
+// UnmountOperationAll.
 func UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string, vm *uvm.UtilityVM, op UnmountOperation) error {
 	return Mounter{}.UnmountContainerLayers(ctx, layerFolders, containerRootPath, vm, op)
 }
@@ -111,6 +114,9 @@ func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []str
 		return unmountArgon(mt.host(), layerFolders[len(layerFolders)-1]).release(ctx, op)
 	}
 	id := hostpath.Base(containerRootPath)
+	if guest := strings.TrimSuffix(containerRootPath, "/rootfs"); vm.OS() == vmm.Linux && guest != "" {
+		id = hostpath.Base(guest) // hcsshim's callers give the combined root
+	}
 	m, err := Open(vm, id)
 	if errors.Is(err, uvm.ErrUnknownClaim) {
 		return fmt.Errorf("unmount layers of %s: %w: %w", containerRootPath, uvm.ErrNotAttached, err)
