@@ -247,4 +247,3 @@ func TestOneDiskFallsBack(t *testing.T) {
 	}
 	w.checkEmpty()
 }
-

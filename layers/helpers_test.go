@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
@@ -128,5 +129,5 @@ func (w *world) checkEmpty() {
 type ids struct{ wclayer.Host }
 
 func (ids) LayerID(_ context.Context, folder string) (string, error) {
-	return "id-of-" + filepath.Base(folder), nil
+	return "id-of-" + hostpath.Base(folder), nil
 }

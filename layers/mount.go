@@ -170,9 +170,9 @@ func buildLCOW(_ context.Context, r *Request) (func(context.Context, *Mounted) e
 	if len(images) == 0 && r.Scratch == "" {
 		return nil, fmt.Errorf("%w: no layers and no scratch", ErrInvalid)
 	}
-	disk := ""
+	attachScratch := noScratch
 	if r.Scratch != "" {
-		if disk, err = r.scratchDisk(); err != nil {
+		if attachScratch, err = r.findScratch(); err != nil {
 			return nil, err
 		}
 	}
@@ -181,16 +181,13 @@ func buildLCOW(_ context.Context, r *Request) (func(context.Context, *Mounted) e
 		if err != nil {
 			return err
 		}
-		if disk != "" {
-			le, err := r.VM.SCSI().Attach(ctx, m.claim, roleScratch, uvm.Disk{
-				Path: disk, Access: vmm.AccessIndividual,
-				Mount: &uvm.DiskMount{GuestPath: r.GuestRoot, Filesystem: "ext4", EnsureFilesystem: true},
-			})
-			if err != nil {
-				return fmt.Errorf("scratch: %w", err)
-			}
+		scratch, err := attachScratch(ctx, m.claim)
+		if err != nil {
+			return fmt.Errorf("scratch: %w", err)
+		}
+		if scratch != "" {
 			// Containers that share a scratch each have a directory of their own on it.
-			m.ScratchPath = le.GuestPath() + "/scratch/" + r.ID
+			m.ScratchPath = scratch + "/scratch/" + r.ID
 		}
 		le, err := r.VM.CombineLayersLCOW(ctx, m.claim, r.GuestRoot+"/rootfs", guest, m.ScratchPath)
 		if err != nil {
@@ -199,6 +196,38 @@ func buildLCOW(_ context.Context, r *Request) (func(context.Context, *Mounted) e
 		m.Root = le.GuestPath()
 		return nil
 	}, nil
+}
+
+// scratchFunc attaches the scratch of a Linux container and gives the guest path of the whole of it.
+type scratchFunc func(context.Context, *uvm.Claim) (string, error)
+
+func noScratch(context.Context, *uvm.Claim) (string, error) { return "", nil }
+
+// findScratch looks at the scratch: a disk, or where the machine can write to it a folder without one.
+func (r *Request) findScratch() (scratchFunc, error) {
+	if r.VM.Limits().ScratchFolders {
+		folder, err := r.scratchFolder()
+		if err != nil || folder != "" {
+			return func(ctx context.Context, c *uvm.Claim) (string, error) {
+				le, err := r.VM.Plan9().Share(ctx, c, roleScratch, folder, r.GuestRoot, false)
+				if err != nil {
+					return "", err
+				}
+				return le.GuestPath(), nil
+			}, err
+		}
+	}
+	disk, err := r.scratchDisk()
+	return func(ctx context.Context, c *uvm.Claim) (string, error) {
+		le, err := r.VM.SCSI().Attach(ctx, c, roleScratch, uvm.Disk{
+			Path: disk, Access: vmm.AccessIndividual,
+			Mount: &uvm.DiskMount{GuestPath: r.GuestRoot, Filesystem: "ext4", EnsureFilesystem: true},
+		})
+		if err != nil {
+			return "", err
+		}
+		return le.GuestPath(), nil
+	}, err
 }
 
 // buildWCOW prepares a Windows container in a VM: shares, scratch disk, layer filter.

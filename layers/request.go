@@ -47,7 +47,8 @@ type Request struct {
 	// Layers are the read-only layers, top-most first.
 	Layers []Layer
 	// Scratch is the folder that holds sandbox.vhdx (which may be a link to that of another
-	// container), or a disk image itself. Empty makes a read-only root, in Linux VMs only.
+	// container), or a disk image itself; without a VM on Linux it may be a folder that is written to
+	// itself. Empty makes a read-only root, with Linux only.
 	Scratch string
 	// GuestRoot is the container's directory in the guest. Empty: /run/gcs/c/<ID> or C:\c\<ID>.
 	GuestRoot string
@@ -214,4 +215,19 @@ func (r *Request) scratchDisk() (string, error) {
 		return "", fmt.Errorf("scratch %s: %w", path, err)
 	}
 	return resolved, nil
+}
+
+// scratchFolder gives the scratch folder, links resolved, when it holds no disk; else "".
+func (r *Request) scratchFolder() (string, error) {
+	info, err := r.FS.Stat(r.Scratch)
+	if err != nil {
+		return "", fmt.Errorf("scratch %s: create it first: %w", r.Scratch, err)
+	}
+	if !info.IsDir() {
+		return "", nil
+	}
+	if _, err := r.FS.Stat(hostpath.Join(r.Scratch, sandboxVHDX)); !errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return r.FS.EvalSymlinks(r.Scratch)
 }

@@ -56,6 +56,9 @@ type Limits struct {
 	VPMEMDevices  uint32 // number of slots; 0: no VPMEM
 	VPMEMReserved uint32 // slots from 0 that the machine itself uses
 	VPMEMMaxBytes uint64 // largest file, footer included
+	// VPMEMAlign: the size of what a device holds (a VHD's footer is not part of it) has to be a
+	// multiple of this many bytes; 0: any size will do.
+	VPMEMAlign uint64
 	// VPMEMParked: devices can be added but not removed while the machine runs. After the guest has
 	// let go of one it stays in its slot, parked, and serves the same file again.
 	VPMEMParked bool
@@ -66,6 +69,9 @@ type Limits struct {
 	// VSMBPinned: direct-mapped shares are not removed before the machine exits.
 	VSMBPinned bool
 	Plan9      bool // folders can be shared with a Linux guest
+
+	// ScratchFolders: a folder shared over Plan9 can be the writable part of an overlay.
+	ScratchFolders bool
 
 	PhysicallyBacked bool // the machine's devices must be: no VPMEM, no direct map
 	CompositeDisks   bool // SCSIDisk.Extents is understood

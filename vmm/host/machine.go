@@ -147,7 +147,7 @@ func open(o Options) (*Machine, error) {
 		}
 	}
 	return &Machine{id: want.ID, dir: dir, mount: o.Mounter, done: make(chan struct{}), locks: locks{held: map[string]chan struct{}{}},
-		limits: vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, EROFS: o.Mounter.CanEROFS(), Observes: true}}, nil
+		limits: vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true, EROFS: o.Mounter.CanEROFS(), Observes: true}}, nil
 }
 
 // HostPath is where a path of the machine is on this system.

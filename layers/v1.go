@@ -1,0 +1,58 @@
+package layers
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/hostpath"
+)
+
+// V1Storage is what a schema 1.0 container document says of layers. For a Hyper-V isolated Windows
+// container of that schema ("Xenon v1") HCS itself mounts what the document lists when the container
+// starts, and unmounts it when the container ends. So there is nothing to call: MountV1 looks at the
+// request and gives the list.
+type V1Storage struct {
+	LayerFolderPath string              // the scratch folder
+	Layers          []hcsschema.LayerV1 // top-most first
+}
+
+// MountV1 gives the members of a schema 1.0 create document for a Hyper-V isolated container, with
+// the layers' identities. Nothing is mounted; r.VM must be nil.
+func MountV1(ctx context.Context, r Request) (V1Storage, error) {
+	fail := func(err error) (V1Storage, error) {
+		return V1Storage{}, fmt.Errorf("schema 1 layers of container %q: %w", r.ID, err)
+	}
+	if r.ID == "" {
+		r.ID = hostpath.Base(r.Scratch)
+	}
+	if err := r.complete(); err != nil {
+		return fail(err)
+	}
+	switch {
+	case r.VM != nil:
+		return fail(fmt.Errorf("%w: HCS makes the VM of a schema 1 container itself", ErrInvalid))
+	case len(r.Layers) == 0 || r.Scratch == "" || r.CIM != nil:
+		return fail(fmt.Errorf("%w: give at least one layer folder and the scratch folder", ErrInvalid))
+	case r.Host == nil:
+		return fail(fmt.Errorf("%w: Request.Host is needed for the layers' identities", ErrInvalid))
+	}
+	out := V1Storage{LayerFolderPath: r.Scratch}
+	for _, l := range r.Layers {
+		id, err := r.Host.LayerID(ctx, l.Folder)
+		if err != nil {
+			return fail(fmt.Errorf("identity of layer %s: %w", l.Folder, err))
+		}
+		out.Layers = append(out.Layers, hcsschema.LayerV1{ID: id, Path: l.Folder})
+	}
+	return out, nil
+}
+
+// UnmountV1 is the other half of MountV1: HCS has unmounted everything when the container is gone, so
+// only UnmountOperationAll makes sense, and nothing is done.
+func UnmountV1(op UnmountOperation) error {
+	if op != UnmountOperationAll {
+		return fmt.Errorf("%w: schema 1 layers are unmounted all at once (operation %#x)", ErrInvalid, uint(UnmountOperationAll))
+	}
+	return nil
+}
