@@ -118,7 +118,7 @@ func (w *windowsFiles) Stat(path string) (fs.FileInfo, error) {
 	if !ok {
 		return nil, &fs.PathError{Op: "stat", Path: path, Err: fs.ErrNotExist}
 	}
-	return fileInfo(f), nil
+	return fileInfo{f}, nil
 }
 
 func (w *windowsFiles) EvalSymlinks(path string) (string, error) {
@@ -142,16 +142,15 @@ func (w *windowsFiles) CopyFile(dst, src string) error {
 	return nil
 }
 
-type fileInfo fixture
+type fileInfo struct{ f fixture }
 
-func (f fileInfo) Name() string       { return hostpath.Base(f.Path) }
-func (f fileInfo) Size() int64        { return f.fixture().Size }
-func (f fileInfo) fixture() fixture   { return fixture(f) }
-func (f fileInfo) ModTime() time.Time { return time.Time{} }
-func (f fileInfo) IsDir() bool        { return f.Kind == "dir" }
-func (f fileInfo) Sys() any           { return nil }
-func (f fileInfo) Mode() fs.FileMode {
-	if f.IsDir() {
+func (i fileInfo) Name() string       { return hostpath.Base(i.f.Path) }
+func (i fileInfo) Size() int64        { return i.f.Size }
+func (i fileInfo) ModTime() time.Time { return time.Time{} }
+func (i fileInfo) IsDir() bool        { return i.f.Kind == "dir" }
+func (i fileInfo) Sys() any           { return nil }
+func (i fileInfo) Mode() fs.FileMode {
+	if i.IsDir() {
 		return fs.ModeDir | 0o755
 	}
 	return 0o644
