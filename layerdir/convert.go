@@ -137,8 +137,8 @@ type meter struct {
 }
 
 func (m *meter) Read(b []byte) (int, error) {
-	if err := m.ctx.Err(); err != nil {
-		return 0, err
+	if m.ctx.Err() != nil {
+		return 0, context.Cause(m.ctx)
 	}
 	n, err := m.r.Read(b)
 	m.n += int64(n)

@@ -207,6 +207,9 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 			return fmt.Errorf("the unpacked layer exceeds %d bytes: %w (raise the limit if the layer is to be trusted)", rd.o.MaxBytes, ErrTooLarge)
 		}
 		if n.Runs, err = rd.out.add(body, h.Size); err != nil {
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				err = fmt.Errorf("the stream is truncated: %w", err)
+			}
 			return fmt.Errorf("content of %d bytes: %w", h.Size, err)
 		}
 		n.Size = h.Size
