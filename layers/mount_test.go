@@ -180,15 +180,15 @@ func TestPartialUnmount(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, c.os, c.lim, 2)
-			m := w.mustMount(w.request("a", w.layers))
+			w.mustMount(w.request("a", w.layers))
 			for i, op := range c.ops {
 				// A partial unmount outlives the process that did it.
 				if err := w.vm.Close(); err != nil {
 					t.Fatal(err)
 				}
 				w.open()
-				var err error
-				if m, err = Open(w.vm, "a"); err != nil {
+				m, err := Open(w.vm, "a")
+				if err != nil {
 					t.Fatal(err)
 				}
 				if err := m.Release(t.Context(), op); err != nil {
