@@ -13,6 +13,7 @@ import (
 
 // books are what this process applied to a machine, and which addresses a change is under way at.
 type books struct {
+	os vmm.OS
 	mu      sync.Mutex
 	devices map[string]vmm.Device
 	refused map[string]bool // the guest refused what was to come on top of this device
@@ -20,9 +21,19 @@ type books struct {
 	busy    map[string]chan struct{}
 }
 
-func (b *books) init() {
+func (b *books) init(os vmm.OS) {
+	b.os = os
 	b.devices, b.mounts = map[string]vmm.Device{}, map[string]vmm.Guest{}
 	b.refused, b.busy = map[string]bool{}, map[string]chan struct{}{}
+}
+
+// place is what a guest action occupies. The root of a Windows container is the very folder that its
+// scratch is mounted at, and does not get in its way.
+func (b *books) place(g vmm.Guest) string {
+	if _, combined := g.(vmm.CombinedLayers); combined && b.os == vmm.Windows {
+		return "filter on " + g.Target()
+	}
+	return g.Target()
 }
 
 // addresses are those that a change occupies: its device, the device its mount rests on, its target.
@@ -105,7 +116,7 @@ func (b *books) conflict(c vmm.Change) (host, guest bool, err error) {
 		}
 	}
 	if c.Guest != nil && c.Guest.Target() != "" {
-		if old, ok := b.mounts[c.Guest.Target()]; ok {
+		if old, ok := b.mounts[b.place(c.Guest)]; ok {
 			if !reflect.DeepEqual(old, c.Guest) {
 				return host, false, fmt.Errorf("%s: %w by %s", c.Guest.Target(), vmm.ErrOccupied, old)
 			}
@@ -132,9 +143,9 @@ func (b *books) note(c vmm.Change, host, guest vmm.Outcome) {
 	}
 	if c.Guest != nil && c.Guest.Target() != "" && guest == vmm.Done {
 		if c.Op == vmm.Remove {
-			delete(b.mounts, c.Guest.Target())
+			delete(b.mounts, b.place(c.Guest))
 		} else {
-			b.mounts[c.Guest.Target()] = c.Guest
+			b.mounts[b.place(c.Guest)] = c.Guest
 		}
 	}
 }

@@ -112,7 +112,7 @@ func (m *Machine) Err() error { return m.sys.err() }
 func newMachine(host Host, o *Options, os vmm.OS, limits vmm.Limits) *Machine {
 	m := &Machine{host: host, limits: limits, persistent: o.Persistent,
 		internal: !o.ExternalGuestConnection, connected: true, enc: encoder{os: os}}
-	m.books.init()
+	m.books.init(os)
 	m.life, m.end = context.WithCancel(context.Background())
 	return m
 }
