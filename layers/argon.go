@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/stratavm/strata/wclayer"
 )
+
+// undoGrace is how long a failed mount on the host may take to take back what it did.
+const undoGrace = 30 * time.Second
 
 // argon is a root on the Windows host itself. What takes it away again is a list of steps, last done
 // first; a step that failed stays on the list.

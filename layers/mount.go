@@ -3,7 +3,6 @@ package layers
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -17,9 +16,6 @@ const (
 	roleCIM     = "cims"
 	roleCIMDisk = "cim"
 )
-
-// undoGrace is how long a failed Mount may take to take back what it did when its own ctx has ended.
-const undoGrace = 30 * time.Second
 
 // Meta is what is kept with a container in the VM's journal.
 type Meta struct {
@@ -85,7 +81,7 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 		err = claim.Commit(meta)
 	}
 	if err != nil {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoGrace)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.VM.Grace())
 		defer cancel()
 		if uerr := m.Release(grace, UnmountOperationAll); uerr != nil {
 			return nil, fmt.Errorf("%w; and taking back what was done failed: %w", err, uerr)
