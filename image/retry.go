@@ -181,9 +181,9 @@ func (b *resumer) Read(p []byte) (int, error) {
 				return n, nil // an error comes again with the next call
 			case err == nil:
 				continue
-			case errors.Is(err, io.EOF) && b.off >= b.d.Size:
+			case err == io.EOF && b.off >= b.d.Size:
 				return 0, io.EOF
-			case errors.Is(err, io.EOF):
+			case err == io.EOF:
 				err = io.ErrUnexpectedEOF
 			}
 			err = b.watch.cause(err)

@@ -85,7 +85,7 @@ func (c *checked) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	c.err = err
-	if errors.Is(err, io.EOF) {
+	if err == io.EOF { // and not an error that wraps it: a connection that broke
 		c.err = c.verdict()
 	}
 	return n, c.err
@@ -200,7 +200,7 @@ func unpack(blob *checked, what string, out *ahead) error {
 		if len(buf) > 0 && !out.emit(buf) {
 			return context.Canceled
 		}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			break
 		}
 		if err != nil {
@@ -213,7 +213,7 @@ func unpack(blob *checked, what string, out *ahead) error {
 			return err
 		}
 	}
-	if !errors.Is(blob.err, io.EOF) {
+	if blob.err != io.EOF {
 		return blob.err
 	}
 	return io.EOF
@@ -221,7 +221,7 @@ func unpack(blob *checked, what string, out *ahead) error {
 
 // blame prefers what is wrong with the blob to what the decompressor makes of it.
 func blame(blob *checked, what string, err error) error {
-	if blob.err != nil && !errors.Is(blob.err, io.EOF) {
+	if blob.err != nil && blob.err != io.EOF {
 		return blob.err
 	}
 	if errors.Is(err, ErrCorrupt) {
