@@ -1,0 +1,279 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/stratavm/strata/gcs"
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/vmm"
+)
+
+func scsiID(controller, lun uint8) string { return fmt.Sprintf("scsi%d-%d", controller, lun) }
+func pmemID(slot uint32) string           { return fmt.Sprintf("vpmem%d", slot) }
+
+func (m *Machine) attachedDir() string { return filepath.Join(m.dir, attachedDir) }
+
+// record notes what a device is, before it is attached: QEMU cannot tell all of it.
+func (m *Machine) record(id string, d vmm.Device) (name string, err error) {
+	b, err := json.Marshal(vmm.Change{Op: vmm.Add, Device: d})
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(m.attachedDir(), 0o700); err != nil {
+		return "", err
+	}
+	return nodeName(id, b), writeFile(filepath.Join(m.attachedDir(), id+".json"), b)
+}
+
+// recorded reads the record of the device called id, if it is that of the node called name.
+func (m *Machine) recorded(id, name string) vmm.Device {
+	b, err := os.ReadFile(filepath.Join(m.attachedDir(), id+".json"))
+	if err != nil || nodeName(id, b) != name {
+		return nil
+	}
+	var c vmm.Change
+	if json.Unmarshal(b, &c) != nil {
+		return nil
+	}
+	return c.Device
+}
+
+// forget removes the record and the descriptor of a device.
+func (m *Machine) forget(id string) error {
+	err := os.Remove(filepath.Join(m.attachedDir(), id+".json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	// Names of nodes begin with the id and a dash, and "scsi0-1" has no LUN behind it.
+	entries, readErr := filepath.Glob(filepath.Join(globQuote(m.attachedDir()), id+"-????????????????.*"))
+	errs := []error{err, readErr}
+	for _, e := range entries {
+		errs = append(errs, os.Remove(e))
+	}
+	return errors.Join(errs...)
+}
+
+// globQuote takes the special meaning from a path in a pattern.
+func globQuote(path string) string {
+	var out []rune
+	for _, r := range path {
+		switch r {
+		case '*', '?', '[', '\\':
+			out = append(out, '\\')
+		}
+		out = append(out, r)
+	}
+	return string(out)
+}
+
+// undone gives the outcome of a half that failed and was taken back by undo.
+func undone(err error, undo ...error) (vmm.Outcome, error) {
+	if undoErr := errors.Join(undo...); undoErr != nil {
+		return vmm.Unknown, errors.Join(err, fmt.Errorf("and it could not be taken back: %w", undoErr))
+	}
+	return vmm.NotDone, err
+}
+
+// known reports whether a command that failed certainly had no effect.
+func known(err error) bool {
+	_, refused := errors.AsType[*QMPError](err)
+	return refused || errors.Is(err, errNotSent)
+}
+
+func (m *Machine) attachSCSI(ctx context.Context, d vmm.SCSIDisk) (vmm.Outcome, error) {
+	id := scsiID(d.Controller, d.LUN)
+	name, err := m.record(id, d)
+	if err != nil {
+		return undone(err, m.forget(id))
+	}
+	node, err := diskNode(d, name, m.attachedDir())
+	if err != nil {
+		return undone(err, m.forget(id))
+	}
+	if err := m.qmp.do(ctx, "blockdev-add", node, nil); err != nil {
+		if !known(err) {
+			return vmm.Unknown, err
+		}
+		return undone(fmt.Errorf("open %s: %w", d.Path, err), m.forget(id))
+	}
+	err = m.qmp.do(ctx, "device_add", map[string]any{
+		"driver": "scsi-hd", "id": id, "bus": fmt.Sprintf("scsi%d.0", d.Controller),
+		"channel": 0, "scsi-id": 0, "lun": d.LUN, "drive": name, "serial": name,
+		"share-rw": d.ReadOnly, "rotation_rate": 1,
+	}, nil)
+	if err == nil {
+		return vmm.Done, nil
+	}
+	if !known(err) {
+		return vmm.Unknown, err
+	}
+	return undone(err, m.deleteNode(ctx, name), m.forget(id))
+}
+
+// deleteNode closes the file of a disk. The device may hold it for a moment after it is gone.
+func (m *Machine) deleteNode(ctx context.Context, name string) error {
+	for {
+		err := m.qmp.do(ctx, "blockdev-del", map[string]any{"node-name": name}, nil)
+		if errors.Is(err, errNoDevice) {
+			return nil
+		}
+		if err == nil || !errors.Is(err, vmm.ErrBusy) {
+			return err
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		}
+	}
+}
+
+// ejectTime bounds how long a guest may take to let go of a disk that nothing in it uses. When it does
+// not answer the disk is pulled all the same.
+const ejectTime = 10 * time.Second
+
+func (m *Machine) detachSCSI(ctx context.Context, controller, lun uint8) (vmm.Outcome, error) {
+	addr := vmm.SCSIAddr(controller, lun)
+	m.mu.Lock()
+	_, there := m.attached[addr]
+	m.mu.Unlock()
+	if !there {
+		return vmm.Done, nil
+	}
+	if err := m.eject(ctx, controller, lun); err != nil {
+		return vmm.NotDone, err
+	}
+	id := scsiID(controller, lun)
+	if err := m.unplug(ctx, id); err != nil {
+		if known(err) {
+			return vmm.NotDone, err
+		}
+		return vmm.Unknown, err
+	}
+	nodes, err := m.nodes(ctx, id+"-")
+	for _, n := range nodes {
+		err = errors.Join(err, m.deleteNode(ctx, n))
+	}
+	if err == nil {
+		err = m.forget(id)
+	}
+	if err != nil {
+		return vmm.Unknown, fmt.Errorf("the disk is unplugged, but its file is still open: %w", err)
+	}
+	m.vacate(addr)
+	return vmm.Done, nil
+}
+
+// eject makes the guest let go of a disk. Only a guest that says that the disk is in use stops us: one
+// that knows no such request, or does not answer, must not keep the host from its disk.
+func (m *Machine) eject(ctx context.Context, controller, lun uint8) error {
+	limited, cancel := context.WithTimeout(ctx, ejectTime)
+	defer cancel()
+	g, err := m.port.get(limited)
+	if err == nil {
+		err = g.Modify(limited, hcsschema.GuestRequest{
+			RequestType: hcsschema.RequestRemove, ResourceType: hcsschema.ResourceSCSIDevice,
+			Settings: hcsschema.SCSIDevice{Controller: controller, Lun: lun},
+		})
+	}
+	switch {
+	case err == nil, errors.Is(err, gcs.ErrNotFound):
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, gcs.ErrBusy):
+		return fmt.Errorf("eject %s: %w: %w", vmm.SCSIAddr(controller, lun), vmm.ErrBusy, err)
+	}
+	m.log.Warn("the guest was not told that a disk goes", "disk", vmm.SCSIAddr(controller, lun), "error", err)
+	return nil
+}
+
+// unplug takes a device away and waits until QEMU says that it is gone.
+func (m *Machine) unplug(ctx context.Context, id string) error {
+	gone := make(chan struct{})
+	m.mu.Lock()
+	m.unplugged[id] = gone
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.unplugged, id)
+		m.mu.Unlock()
+	}()
+	err := m.qmp.do(ctx, "device_del", map[string]any{"id": id}, nil)
+	if errors.Is(err, errNoDevice) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("unplug %s: no answer: %w", id, context.Cause(ctx))
+	case <-m.qmp.done:
+		return fmt.Errorf("unplug %s: %w", id, m.qmp.closedErr())
+	}
+}
+
+func (m *Machine) attachPMEM(ctx context.Context, d vmm.VPMEMDevice) (vmm.Outcome, error) {
+	format := formatOf(d.Path, d.Format)
+	if format == vmm.FormatVHDX {
+		return vmm.NotDone, fmt.Errorf("%s: a VHDX file is no persistent memory: %w", d.Path, ErrNotPluggable)
+	}
+	isDevice, size, err := inspect(d.Path, format)
+	switch {
+	case err != nil:
+		return vmm.NotDone, err
+	case isDevice:
+		return vmm.NotDone, fmt.Errorf("%s: a block device is no persistent memory: %w; attach it as a SCSI disk", d.Path, ErrNotPluggable)
+	case size%pmemAlign != 0:
+		return vmm.NotDone, fmt.Errorf("%s: its %d bytes are no multiple of %d, as persistent memory must be: %w; attach it as a SCSI disk",
+			d.Path, size, int64(pmemAlign), ErrNotPluggable)
+	case uint64(size) > m.Limits().VPMEMMaxBytes:
+		return vmm.NotDone, fmt.Errorf("%s: %d bytes are more than the %d that a device of this machine may have: %w; attach it as a SCSI disk",
+			d.Path, size, m.Limits().VPMEMMaxBytes, ErrNotPluggable)
+	}
+	id := pmemID(d.Slot)
+	name, err := m.record(id, d)
+	if err != nil {
+		return undone(err, m.forget(id))
+	}
+	err = m.qmp.do(ctx, "object-add", map[string]any{
+		"qom-type": "memory-backend-file", "id": name, "mem-path": d.Path, "size": size,
+		"align": pmemAlign, "share": true, "readonly": true,
+	}, nil)
+	if err != nil {
+		if !known(err) {
+			return vmm.Unknown, err
+		}
+		return undone(fmt.Errorf("map %s: %w", d.Path, err), m.forget(id))
+	}
+	err = m.qmp.do(ctx, "device_add", map[string]any{
+		"driver": "virtio-pmem-pci", "id": id, "memdev": name,
+		"bus": "pci.0", "addr": fmt.Sprintf("%x.0", pmemFirst+d.Slot), "disable-legacy": "on",
+	}, nil)
+	if err == nil {
+		return vmm.Done, nil
+	}
+	if !known(err) {
+		return vmm.Unknown, err
+	}
+	return undone(err, m.qmp.do(ctx, "object-del", map[string]any{"id": name}, nil), m.forget(id))
+}
+
+func (m *Machine) detachPMEM(d vmm.VPMEMDevice) (vmm.Outcome, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, there := m.attached[d.Addr()]; !there {
+		return vmm.Done, nil
+	}
+	return vmm.NotDone, fmt.Errorf("QEMU cannot unplug persistent memory, the device stays in its slot until the machine ends: %w", errors.ErrUnsupported)
+}

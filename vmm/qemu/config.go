@@ -1,0 +1,213 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// Accelerators.
+const (
+	AccelAuto = "auto" // KVM where a VM truly runs with it, else TCG
+	AccelKVM  = "kvm"
+	AccelTCG  = "tcg" // software emulation
+)
+
+// Config says what machine to start.
+type Config struct {
+	// Dir is the state directory, absolute. It is made with mode 0700 and must not hold a running
+	// machine. It may be as long as the file system allows.
+	Dir string
+	// ID names the machine: letters, digits, ".", "_" and "-", at most 64. Empty: the last part of Dir
+	// where that is a valid name, else "strata".
+	ID string
+
+	Kernel  string   // an ELF with a PVH entry boots fastest; a bzImage does too
+	Initrd  string   // may be empty
+	Cmdline []string // words for the kernel
+
+	MemoryMiB int    // 0: 256
+	CPUs      int    // 0: 1
+	Accel     string // AccelAuto (or empty), AccelKVM, AccelTCG
+	// CacheDir is where AccelAuto remembers that KVM does not work here, until the next boot of the
+	// host. Empty: nothing is remembered.
+	CacheDir string
+	// KVMTrial is how long a guest may take to get ready under AccelAuto before KVM is given up; 0: 20 s.
+	KVMTrial time.Duration
+	// ExecPorts is how many processes at a time may work with the machine by OpenExec; 0: 8.
+	ExecPorts int
+	// Program is the QEMU to run; empty: the one for this processor in PATH.
+	Program string
+	// Logger is nil for silence.
+	Logger *slog.Logger
+
+	// connect replaces the guest protocol in tests.
+	connect connectFunc
+	// extra are further arguments of QEMU, for tests.
+	extra []string
+}
+
+// What a machine can hold.
+const (
+	controllers = 4
+	lunsPerBus  = 64
+	// pmemFirst is the PCI device number of VPMEM slot 0; the slots go up to number 31.
+	pmemFirst   = 16
+	pmemDevices = 16
+	// pmemAlign is the granularity of the memory map of a Linux guest: a sub-section of a memory section.
+	pmemAlign = 2 << 20
+	maxPorts  = 31 // of one virtio-serial bus
+)
+
+var (
+	// ErrRunning says that the state directory holds a machine that runs.
+	ErrRunning = errors.New("the machine runs already")
+	// ErrNoMachine says that a directory holds no machine.
+	ErrNoMachine = errors.New("there is no machine in this directory")
+	// ErrPortsTaken says that as many processes work with the machine as can.
+	ErrPortsTaken = errors.New("all ports for running programs in the machine are in use")
+	// ErrNotPluggable says that QEMU cannot take a device of this size or kind; another kind may do.
+	ErrNotPluggable = errors.New("cannot be attached this way")
+)
+
+var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+func (c Config) withDefaults() (Config, error) {
+	if c.MemoryMiB == 0 {
+		c.MemoryMiB = 256
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 1
+	}
+	if c.Accel == "" {
+		c.Accel = AccelAuto
+	}
+	if c.KVMTrial == 0 {
+		c.KVMTrial = 20 * time.Second
+	}
+	if c.ExecPorts == 0 {
+		c.ExecPorts = 8
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.connect == nil {
+		c.connect = connectGCS
+	}
+	if c.ID == "" {
+		if c.ID = filepath.Base(c.Dir); !validID.MatchString(c.ID) {
+			c.ID = "strata"
+		}
+	}
+	bad := func(format string, args ...any) (Config, error) {
+		return c, fmt.Errorf("qemu: "+format, args...)
+	}
+	switch {
+	case !filepath.IsAbs(c.Dir):
+		return bad("state directory %q: give an absolute path", c.Dir)
+	case !validID.MatchString(c.ID):
+		return bad("machine id %q: use letters, digits, '.', '_' and '-', at most 64", c.ID)
+	case c.MemoryMiB < 32 || c.MemoryMiB > 1<<20:
+		return bad("%d MiB of memory: give 32 or more", c.MemoryMiB)
+	case c.CPUs < 1 || c.CPUs > 255:
+		return bad("%d CPUs: give 1 to 255", c.CPUs)
+	case c.Accel != AccelAuto && c.Accel != AccelKVM && c.Accel != AccelTCG:
+		return bad("accelerator %q: use auto, kvm or tcg", c.Accel)
+	case c.ExecPorts < 0 || c.ExecPorts > maxPorts-1:
+		return bad("%d ports for programs: give at most %d", c.ExecPorts, maxPorts-1)
+	case strings.ContainsAny(strings.Join(c.Cmdline, ""), "\n\x00"):
+		return bad("a word of the kernel command line holds a newline")
+	}
+	return c, nil
+}
+
+// description is machine.json: what Open has to know.
+type description struct {
+	ID        string    `json:"id"`
+	Program   string    `json:"program"`
+	Kernel    string    `json:"kernel,omitempty"`
+	MemoryMiB int       `json:"memoryMiB"`
+	CPUs      int       `json:"cpus"`
+	Accel     string    `json:"accel"`
+	ExecPorts int       `json:"execPorts"`
+	Started   time.Time `json:"started"`
+}
+
+// limits of a machine. A page of persistent memory costs the guest 64 bytes of memory for its map, so
+// that all slots full of devices as large as the memory take a quarter of it.
+func (d description) limits() vmm.Limits {
+	return vmm.Limits{
+		SCSIControllers: controllers, SCSILUNs: lunsPerBus,
+		VPMEMDevices: pmemDevices, VPMEMMaxBytes: uint64(d.MemoryMiB)<<20 + vhdFooter,
+		VPMEMAlign: pmemAlign, VPMEMParked: true,
+		CompositeDisks: true, EROFS: true, Verity: true, Observes: true,
+	}
+}
+
+// Descriptors that QEMU gets: listening sockets, so that nobody has to wait for them to appear and so
+// that the length of their paths does not matter.
+const firstFD = 3
+
+// arguments of QEMU. The sockets are inherited: QMP first, then the guest's ports.
+func (c Config) arguments(accel string) []string {
+	mem := c.MemoryMiB
+	args := []string{
+		"-name", "guest=" + c.ID + ",process=strata-" + c.ID[:min(len(c.ID), 8)],
+		"-machine", machineOptions(accel), "-cpu", "max", "-accel", accelOptions(accel),
+		"-smp", fmt.Sprint(c.CPUs),
+		// The address range above the memory is what devices of persistent memory are put in.
+		"-m", fmt.Sprintf("%dM,slots=%d,maxmem=%dM", mem, pmemDevices, mem+pmemDevices*(mem+2)),
+		"-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-pidfile", "qemu.pid",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", firstFD),
+		"-mon", "chardev=qmp,mode=control",
+		// What the guest's kernel says stays in a ring: a hostile guest cannot fill the disk with it.
+		"-chardev", "ringbuf,id=console,size=65536", "-device", "isa-serial,chardev=console",
+		"-device", fmt.Sprintf("virtio-serial-pci,id=gcs,addr=2,max_ports=%d,disable-legacy=on", maxPorts),
+	}
+	for i := range c.ExecPorts + 1 {
+		args = append(args,
+			"-chardev", fmt.Sprintf("socket,id=gcs%d,fd=%d,server=on,wait=off", i, firstFD+1+i),
+			"-device", fmt.Sprintf("virtserialport,bus=gcs.0,nr=%d,name=org.stratavm.gcs.%d,chardev=gcs%d", i+1, i, i))
+	}
+	for i := range controllers {
+		// Functions of one PCI device: the guest probes one device number instead of four.
+		args = append(args, "-device", fmt.Sprintf(
+			"virtio-scsi-pci,id=scsi%d,addr=3.%d,multifunction=on,num_queues=1,disable-legacy=on", i, i))
+	}
+	if c.Kernel == "" {
+		return append(append(args, "-S"), c.extra...)
+	}
+	words := append([]string{"console=ttyS0", fmt.Sprintf("strata.pmem=pci:0000:00:%02x.0", pmemFirst)}, c.Cmdline...)
+	args = append(args, "-kernel", c.Kernel, "-append", strings.Join(words, " "))
+	if c.Initrd != "" {
+		args = append(args, "-initrd", c.Initrd)
+	}
+	return append(args, c.extra...)
+}
+
+func machineOptions(string) string {
+	return "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,mem-merge=off,dump-guest-core=off"
+}
+
+func accelOptions(accel string) string {
+	if accel == AccelTCG {
+		return "tcg,tb-size=128"
+	}
+	return accel
+}
+
+// Limits are those of a machine with so much memory, whether it runs or not; 0: 256 MiB.
+func Limits(memoryMiB int) vmm.Limits {
+	if memoryMiB == 0 {
+		memoryMiB = 256
+	}
+	return description{MemoryMiB: memoryMiB}.limits()
+}

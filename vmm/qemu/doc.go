@@ -1,0 +1,30 @@
+// Package qemu drives QEMU on Linux hosts: it implements vmm.Machine over QMP, QEMU's control
+// protocol, and over the guest compute protocol of package gcs.
+//
+// A machine is a QEMU process that runs on its own, with a private state directory:
+//
+//	machine.json   how it was started
+//	pid            process id and start time, so that a reused id is never taken for the machine
+//	qmp.sock       QEMU's control socket
+//	gcs.N.sock     the guest's virtio-serial ports: 0 for control, the others for [OpenExec]
+//	port.N.lock    whoever works with a port holds a flock on it
+//	attached/      what is attached where, and the descriptors of composite disks
+//	qemu.log       what QEMU has to say
+//
+// [Start] makes one, [Open] takes one up that another process started, [Inspect] and [Kill] need no
+// cooperation of the machine. One process at a time controls a machine; others may run programs in
+// it with [OpenExec].
+//
+// # What is trusted
+//
+// QEMU runs without network and default devices and inside its own seccomp sandbox. Paths reach it
+// as JSON strings or links in the state directory, never as comma-separated options. What QEMU sends
+// is bounded; what the guest sends is package gcs's business.
+//
+// # Devices
+//
+// Disks sit on virtio-scsi, at channel 0, target 0 and the LUN asked for. Persistent memory sits in
+// fixed PCI slots, so that the guest finds slot n at device number 16+n of bus 0. QEMU cannot unplug
+// it: a device stays until the machine ends. Its content must be a multiple of 2 MiB, which is what
+// the guest's memory map wants; see vmm.Limits.VPMEMAlign.
+package qemu

@@ -1,0 +1,198 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/stratavm/strata/gcs"
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/vmm"
+)
+
+// guest is the agent at the other end of a port.
+type guest interface {
+	Modify(ctx context.Context, req hcsschema.GuestRequest) error
+	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
+	DeleteContainerState(ctx context.Context, id string) error
+	Stacks(ctx context.Context) (string, error)
+	Mounts(ctx context.Context) ([]vmm.Guest, error)
+	Shutdown(ctx context.Context) error
+	Done() <-chan struct{}
+	Close() error
+}
+
+// connectFunc connects to the agent over conn, which belongs to the guest afterwards, also on failure.
+type connectFunc func(ctx context.Context, conn net.Conn, log *slog.Logger) (guest, error)
+
+type gcsGuest struct{ *gcs.Client }
+
+func connectGCS(ctx context.Context, conn net.Conn, log *slog.Logger) (guest, error) {
+	c, err := gcs.Connect(ctx, conn, gcs.Options{Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	return gcsGuest{c}, nil
+}
+
+func (g gcsGuest) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
+	p, err := g.Client.Exec(ctx, gcs.ProcessSpec(spec))
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Mounts gives what is mounted, as far as the guest can tell: where, and from which device.
+func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Guest, error) {
+	mounts, err := g.Observe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []vmm.Guest
+	for _, m := range mounts {
+		switch m.Kind {
+		case "scsi":
+			out = append(out, vmm.MappedDisk{MountPath: m.Path, Controller: m.Controller, LUN: m.Lun,
+				Partition: m.Partition, ReadOnly: m.ReadOnly, BlockDev: m.BlockDev})
+		case "pmem":
+			out = append(out, vmm.MappedPMEM{MountPath: m.Path, Slot: m.Slot, Offset: m.Offset, Size: m.Size})
+		case "directory":
+			out = append(out, vmm.MappedDirectory{MountPath: m.Path, Share: m.Share, ReadOnly: m.ReadOnly})
+		case "overlay":
+			out = append(out, vmm.CombinedLayers{RootPath: m.Path, ContainerID: m.ContainerID, ScratchPath: m.ScratchPath})
+		}
+	}
+	return out, nil
+}
+
+// guestError maps the guest's errors to those of package vmm.
+type guestError struct {
+	err  error
+	kind error // a sentinel of package vmm, or nil
+}
+
+func (e *guestError) Error() string { return e.err.Error() }
+
+func (e *guestError) Unwrap() []error {
+	if e.kind == nil {
+		return []error{e.err}
+	}
+	return []error{e.err, e.kind}
+}
+
+// guestOutcome tells what became of a request, and gives its error the sentinels of package vmm.
+func guestOutcome(err error) (vmm.Outcome, error) {
+	if err == nil {
+		return vmm.Done, nil
+	}
+	e := &guestError{err: err}
+	for from, to := range map[error]error{
+		gcs.ErrBusy: vmm.ErrBusy, gcs.ErrExists: vmm.ErrOccupied, gcs.ErrClosed: vmm.ErrGuestUnreachable,
+		gcs.ErrProtocol: vmm.ErrGuestUnreachable, gcs.ErrUnsupported: errors.ErrUnsupported,
+	} {
+		if errors.Is(err, from) {
+			e.kind = to
+		}
+	}
+	_, refused := errors.AsType[*gcs.Error](err)
+	if refused || errors.Is(err, gcs.ErrNotSent) || errors.Is(err, errNoGuest) {
+		return vmm.NotDone, e
+	}
+	return vmm.Unknown, e
+}
+
+// errNoGuest is matched when there was no agent to ask: the request had no effect.
+var errNoGuest = fmt.Errorf("%w", vmm.ErrGuestUnreachable)
+
+// guestPort keeps the connection to the agent on one port, and makes a new one after the agent was
+// restarted.
+type guestPort struct {
+	dir     string
+	port    int
+	connect connectFunc
+	log     *slog.Logger
+
+	mu      sync.Mutex
+	dialing chan struct{} // closed when the dial under way has ended
+	live    guest
+	closed  bool
+}
+
+// get gives the agent, connecting if need be for as long as ctx allows. Its errors match errNoGuest.
+func (p *guestPort) get(ctx context.Context) (guest, error) {
+	for {
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return nil, fmt.Errorf("%w: the machine was closed", errNoGuest)
+		}
+		if p.live != nil {
+			select {
+			case <-p.live.Done():
+				dead := p.live
+				p.live = nil
+				p.mu.Unlock()
+				p.log.Warn("the connection to the guest agent was lost")
+				_ = dead.Close() // it is lost already
+				continue
+			default:
+				g := p.live
+				p.mu.Unlock()
+				return g, nil
+			}
+		}
+		if wait := p.dialing; wait != nil {
+			p.mu.Unlock()
+			select {
+			case <-wait:
+				continue
+			case <-ctx.Done():
+				return nil, fmt.Errorf("%w: %w", errNoGuest, context.Cause(ctx))
+			}
+		}
+		done := make(chan struct{})
+		p.dialing = done
+		p.mu.Unlock()
+
+		g, err := p.dial(ctx)
+		p.mu.Lock()
+		p.dialing = nil
+		close(done)
+		if err == nil && p.closed {
+			err = errors.Join(errors.New("the machine was closed"), g.Close())
+		}
+		if err == nil {
+			p.live = g
+		}
+		p.mu.Unlock()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errNoGuest, err)
+		}
+		return g, nil
+	}
+}
+
+func (p *guestPort) dial(ctx context.Context) (guest, error) {
+	conn, err := dialSocket(ctx, p.dir, portSocket(p.port))
+	if err != nil {
+		return nil, err
+	}
+	return p.connect(ctx, conn, p.log)
+}
+
+// close ends the connection and all that is under way on it.
+func (p *guestPort) close() error {
+	p.mu.Lock()
+	p.closed = true
+	g := p.live
+	p.live = nil
+	p.mu.Unlock()
+	if g == nil {
+		return nil
+	}
+	return g.Close()
+}

@@ -1,0 +1,205 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// inDir calls do with a short path for the directory: that of a socket may have 107 bytes only.
+func inDir(dir string, do func(short string) error) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return do(fmt.Sprintf("/proc/self/fd/%d", d.Fd()))
+}
+
+// listenSocket makes a listening socket and returns its descriptor as a file.
+func listenSocket(dir, name string) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	err = inDir(dir, func(short string) error {
+		return unix.Bind(fd, &unix.SockaddrUnix{Name: short + "/" + name})
+	})
+	if err == nil {
+		err = unix.Listen(fd, 1)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("socket %s in %s: %w", name, dir, err)
+	}
+	return f, nil
+}
+
+func dialSocket(ctx context.Context, dir, name string) (conn net.Conn, err error) {
+	err = inDir(dir, func(short string) error {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, "unix", short+"/"+name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("socket %s in %s: %w", name, dir, err)
+	}
+	return conn, nil
+}
+
+// launch starts QEMU, detached from us, and returns the process. The state directory holds nothing of
+// an earlier one.
+func launch(c Config, accel string) (_ *process, err error) {
+	program := c.Program
+	if program == "" {
+		name := map[string]string{"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}[runtime.GOARCH]
+		if runtime.GOARCH != "amd64" {
+			return nil, fmt.Errorf("qemu: a %s host: %w", runtime.GOARCH, errors.ErrUnsupported)
+		}
+		if program, err = exec.LookPath(name); err != nil {
+			return nil, fmt.Errorf("qemu: %w; install it with: apt-get install qemu-system-x86", err)
+		}
+	}
+	names := []string{qmpSocket}
+	for i := range c.ExecPorts + 1 {
+		names = append(names, portSocket(i))
+	}
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for _, name := range names {
+		f, err := listenSocket(c.Dir, name)
+		if err != nil {
+			return nil, fmt.Errorf("qemu: %w", err)
+		}
+		files = append(files, f)
+	}
+	log, err := os.OpenFile(filepath.Join(c.Dir, logFile), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	defer log.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	defer null.Close()
+	child, err := os.StartProcess(program, append([]string{program}, c.arguments(accel)...), &os.ProcAttr{
+		Dir: c.Dir, Files: append([]*os.File{null, log, log}, files...),
+		// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
+		// detach is not possible inside its sandbox.)
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("qemu: start %s: %w", program, err)
+	}
+	pid := child.Pid
+	if err := child.Release(); err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	// Nobody else waits for it, so that the number is still ours even if it has ended already.
+	start, _, err := processStart(pid)
+	if err == nil {
+		err = writeFile(filepath.Join(c.Dir, "pid"), fmt.Appendf(nil, "%d %d\n", pid, start))
+	}
+	p, openErr := openProcess(pid, start, "")
+	if openErr != nil {
+		return nil, fmt.Errorf("qemu: start %s: %w%s", program, errors.Join(err, openErr), logTail(c.Dir))
+	}
+	if err != nil {
+		err = errors.Join(err, p.kill())
+		p.close()
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	return p, nil
+}
+
+// portLock is the right to use a port of the guest. It ends with the process that holds it.
+type portLock struct{ f *os.File }
+
+func (l *portLock) unlock() { l.f.Close() }
+
+// tryLockPort takes a port, or fails with ErrPortsTaken.
+func tryLockPort(dir string, port int) (*portLock, error) {
+	f, err := os.OpenFile(filepath.Join(dir, portLockName(port)), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return &portLock{f}, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = ErrPortsTaken
+	}
+	return nil, fmt.Errorf("port %d: %w", port, err)
+}
+
+// lockPort waits for a port. flock has no deadline, so it is asked now and then.
+func lockPort(ctx context.Context, dir string, port int) (*portLock, error) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		l, err := tryLockPort(dir, port)
+		if err == nil || !errors.Is(err, ErrPortsTaken) {
+			return l, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("another process controls the machine: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// kvmUsable tells why KVM cannot run a machine here, as far as can be seen from outside.
+func kvmUsable() error {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("KVM: %w", err)
+	}
+	f.Close()
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return fmt.Errorf("KVM: %w", err)
+	}
+	return kvmFlags(string(info))
+}
+
+// kvmFlags looks for hardware virtualisation in /proc/cpuinfo: /dev/kvm may be there without.
+func kvmFlags(cpuinfo string) error {
+	for line := range strings.Lines(cpuinfo) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "flags" {
+			for _, flag := range strings.Fields(value) {
+				if flag == "vmx" || flag == "svm" {
+					return nil
+				}
+			}
+		}
+	}
+	return errors.New("KVM: this processor shows no vmx or svm; /dev/kvm would be emulated")
+}
+
+// bootID changes each time the host boots.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

@@ -1,0 +1,348 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// Machine is a QEMU process that this process controls. It implements vmm.Machine.
+type Machine struct {
+	dir  string
+	desc description
+	log  *slog.Logger
+	proc *process
+	qmp  *qmpClient
+	port *guestPort
+	lock *portLock
+
+	// base ends when the machine is gone or closed; work that nobody waits for any more ends with it.
+	base   context.Context
+	cancel context.CancelCauseFunc
+	work   sync.WaitGroup
+	lanes  lanes
+	done   chan struct{}
+
+	mu        sync.Mutex
+	err       error                    // why it is gone
+	shutdown  string                   // the reason that QEMU gave before it ended
+	panicked  bool                     // the guest's kernel said so
+	killed    bool                     // by us
+	closing   bool                     // Close was called: no new work
+	attached  map[string]vmm.Device    // by address
+	unplugged map[string]chan struct{} // by QEMU's id of the device that is going
+}
+
+var _ vmm.Machine = (*Machine)(nil)
+
+// connect takes control of a running QEMU. proc and lock belong to the machine, also on failure.
+func connect(ctx context.Context, dir string, desc description, proc *process, lock *portLock, c Config) (*Machine, error) {
+	m := &Machine{dir: dir, desc: desc, log: c.Logger.With("vm", desc.ID), proc: proc, lock: lock, done: make(chan struct{}),
+		attached: map[string]vmm.Device{}, unplugged: map[string]chan struct{}{}}
+	m.port = &guestPort{dir: dir, port: controlPort, connect: c.connect, log: m.log}
+	m.base, m.cancel = context.WithCancelCause(context.Background())
+	conn, err := dialSocket(ctx, dir, qmpSocket)
+	if err == nil {
+		m.qmp, err = newQMPClient(ctx, conn, m.event)
+	}
+	if err != nil {
+		proc.close()
+		lock.unlock()
+		return nil, fmt.Errorf("qemu: %w%s", err, logTail(dir))
+	}
+	m.work.Go(m.watch)
+	devices, err := m.inventory(ctx)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("qemu: find out what is attached: %w", err), m.Close())
+	}
+	for _, d := range devices {
+		m.attached[d.Addr()] = d
+	}
+	return m, nil
+}
+
+// event notes what QEMU tells. It is called from the goroutine that reads.
+func (m *Machine) event(name string, data json.RawMessage) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch name {
+	case "DEVICE_DELETED":
+		var d struct {
+			Device string `json:"device"`
+		}
+		if json.Unmarshal(data, &d) != nil {
+			return
+		}
+		if ch := m.unplugged[d.Device]; ch != nil {
+			delete(m.unplugged, d.Device)
+			close(ch)
+		}
+	case "SHUTDOWN":
+		var d struct {
+			Reason string `json:"reason"`
+		}
+		if json.Unmarshal(data, &d) == nil {
+			m.shutdown = d.Reason
+		}
+	case "GUEST_PANICKED":
+		m.panicked = true
+	}
+}
+
+// endGrace is how long QEMU may live on after it has closed its control socket.
+const endGrace = 10 * time.Second
+
+// watch notices the end of QEMU: by its process, or by its control connection, whichever is first.
+func (m *Machine) watch() {
+	select {
+	case <-m.proc.exited:
+		// What it said last is still in the socket.
+		select {
+		case <-m.qmp.done:
+		case <-time.After(endGrace):
+		}
+	case <-m.qmp.done:
+		select {
+		case <-m.proc.exited:
+		case <-m.base.Done():
+			return // closed by us
+		case <-time.After(endGrace):
+			m.log.Error("QEMU runs on but its control connection broke", "error", m.qmp.closedErr())
+			m.end(fmt.Errorf("machine %s: QEMU (process %d) runs on but its control connection broke; open the machine again: %w",
+				m.desc.ID, m.proc.pid, m.qmp.closedErr()))
+			return
+		}
+	case <-m.base.Done():
+		return
+	}
+	m.mu.Lock()
+	err := fmt.Errorf("machine %s: %w: %s", m.desc.ID, vmm.ErrGone, m.reason())
+	m.mu.Unlock()
+	m.end(err)
+}
+
+// reason says why QEMU ended. m.mu is held.
+func (m *Machine) reason() string {
+	switch {
+	case m.killed:
+		return "it was terminated"
+	case m.panicked:
+		return "the guest's kernel panicked"
+	}
+	switch m.shutdown {
+	case "guest-shutdown":
+		return "the guest powered off"
+	case "guest-reset":
+		return "the guest reset itself, which is how a kernel panic or the death of the agent ends"
+	case "guest-panic":
+		return "the guest's kernel panicked"
+	case "host-qmp-quit":
+		return "QEMU was told to quit over its control socket"
+	case "host-signal":
+		return "QEMU was told to end by a signal" + logTail(m.dir)
+	case "":
+		return fmt.Sprintf("QEMU (process %d) was killed or crashed%s; dmesg tells whether the host ran out of memory", m.proc.pid, m.proc.ending) + logTail(m.dir)
+	}
+	return "QEMU ended: " + m.shutdown + logTail(m.dir)
+}
+
+// end marks the machine as gone. Work under way sees it.
+func (m *Machine) end(err error) {
+	m.mu.Lock()
+	if m.err == nil {
+		m.err = err
+		m.log.Info("the machine is gone", "reason", err)
+	}
+	m.mu.Unlock()
+	m.cancel(err)
+	close(m.done)
+	_ = m.port.close() // the other end is gone
+}
+
+// ID implements vmm.Machine.
+func (m *Machine) ID() string { return m.desc.ID }
+
+// OS implements vmm.Machine.
+func (m *Machine) OS() vmm.OS { return vmm.Linux }
+
+// Limits implements vmm.Machine.
+func (m *Machine) Limits() vmm.Limits { return m.desc.limits() }
+
+// Done implements vmm.Machine.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Err implements vmm.Machine.
+func (m *Machine) Err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// errClosed is the error of calls after Close.
+var errClosed = errors.New("the machine was closed in this process")
+
+// begin starts work that Close waits for.
+func (m *Machine) begin() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.err != nil:
+		return m.err
+	case m.closing:
+		return fmt.Errorf("machine %s: %w", m.desc.ID, errClosed)
+	}
+	m.work.Add(1)
+	return nil
+}
+
+// withGuest asks the agent, for as long as ctx and the machine last.
+func (m *Machine) withGuest(ctx context.Context, ask func(context.Context, guest) error) error {
+	if err := m.begin(); err != nil {
+		return err
+	}
+	defer m.work.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(m.base, func() { cancel(context.Cause(m.base)) })
+	defer stop()
+	g, err := m.port.get(ctx)
+	if err == nil {
+		err = ask(ctx, g)
+	}
+	return m.explain(err)
+}
+
+// explain gives an error the reason that lies behind it: the end of the machine.
+func (m *Machine) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	_, err = guestOutcome(err)
+	if gone := m.goneSoon(err); gone != nil && !errors.Is(err, gone) {
+		return fmt.Errorf("%w (%w)", gone, err)
+	}
+	return err
+}
+
+// settleTime is how long a broken connection may be ahead of the news that the machine is gone.
+const settleTime = 500 * time.Millisecond
+
+// goneSoon gives the machine's error. A connection that broke is often the first sign of the end.
+func (m *Machine) goneSoon(err error) error {
+	if errors.Is(err, vmm.ErrGuestUnreachable) || errors.Is(err, errQMPClosed) || errors.Is(err, io.EOF) {
+		select {
+		case <-m.done:
+		case <-m.base.Done():
+		case <-time.After(settleTime):
+		}
+	}
+	return m.Err()
+}
+
+// Exec implements vmm.Machine. The process lives on the control connection: it cannot be waited for
+// after Close. See OpenExec for programs of other processes than the controlling one.
+func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (p vmm.Process, err error) {
+	err = m.withGuest(ctx, func(ctx context.Context, g guest) error {
+		p, err = g.Exec(ctx, spec)
+		return err
+	})
+	return p, err
+}
+
+// DeleteContainerState implements vmm.Machine.
+func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
+	return m.withGuest(ctx, func(ctx context.Context, g guest) error { return g.DeleteContainerState(ctx, id) })
+}
+
+// Stacks implements vmm.Machine.
+func (m *Machine) Stacks(ctx context.Context) (stacks string, err error) {
+	err = m.withGuest(ctx, func(ctx context.Context, g guest) error {
+		stacks, err = g.Stacks(ctx)
+		return err
+	})
+	return stacks, err
+}
+
+// Ready waits until the guest's agent answers.
+func (m *Machine) Ready(ctx context.Context) error {
+	return m.withGuest(ctx, func(context.Context, guest) error { return nil })
+}
+
+// Console gives the last 64 KiB of what the guest's kernel said since it was last asked for.
+func (m *Machine) Console(ctx context.Context) (string, error) {
+	var text string
+	err := m.qmp.do(ctx, "ringbuf-read", map[string]any{"device": "console", "size": 65536, "format": "utf8"}, &text)
+	return text, err
+}
+
+// terminateTime bounds what Shutdown takes after its context has ended: a process that is killed ends
+// at once unless it is inside the kernel.
+const terminateTime = 10 * time.Second
+
+// Shutdown implements vmm.Machine. The files of the machine are removed when it is gone.
+func (m *Machine) Shutdown(ctx context.Context) error {
+	err := m.withGuest(ctx, func(ctx context.Context, g guest) error { return g.Shutdown(ctx) })
+	if err == nil || m.Err() != nil {
+		select {
+		case <-m.done:
+			return m.tidy()
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	m.log.Warn("the guest does not shut down, the machine is terminated", "error", err)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), terminateTime)
+	defer cancel()
+	return m.Terminate(limited)
+}
+
+// Terminate implements vmm.Machine. The files of the machine are removed when it is gone.
+func (m *Machine) Terminate(ctx context.Context) error {
+	m.mu.Lock()
+	m.killed = m.err == nil
+	m.mu.Unlock()
+	if err := m.proc.kill(); err != nil && m.Err() == nil {
+		return fmt.Errorf("terminate machine %s: %w", m.desc.ID, err)
+	}
+	select {
+	case <-m.done:
+		return m.tidy()
+	case <-ctx.Done():
+		return fmt.Errorf("terminate machine %s: process %d does not end: %w", m.desc.ID, m.proc.pid, context.Cause(ctx))
+	}
+}
+
+func (m *Machine) tidy() error {
+	if err := removeState(m.dir); err != nil {
+		return fmt.Errorf("machine %s has ended, but its files are left: %w", m.desc.ID, err)
+	}
+	return nil
+}
+
+// Close implements vmm.Machine: the machine runs on. What is under way in QEMU or in the guest comes
+// to rest there; Observe of whoever opens the machine next tells the result.
+func (m *Machine) Close() error {
+	m.mu.Lock()
+	first := !m.closing
+	m.closing = true
+	m.mu.Unlock()
+	if !first {
+		m.work.Wait()
+		return nil
+	}
+	m.cancel(errClosed)
+	err := m.port.close()
+	m.qmp.close()
+	<-m.qmp.done
+	m.work.Wait()
+	m.proc.close()
+	m.lock.unlock()
+	return ignoreClosed(err)
+}

@@ -1,0 +1,160 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// Observe implements vmm.Machine: the devices are those that QEMU names, the mounts those that the
+// guest names.
+func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
+	var obs vmm.Observation
+	err := m.withGuest(ctx, func(ctx context.Context, g guest) (err error) {
+		obs.Mounts, err = g.Mounts(ctx)
+		if err == nil {
+			obs.Devices, err = m.devices(ctx)
+		}
+		return err
+	})
+	if err != nil {
+		return vmm.Observation{}, fmt.Errorf("observe machine %s: %w", m.desc.ID, err)
+	}
+	return obs, nil
+}
+
+// devices gives what QEMU has plugged.
+func (m *Machine) devices(ctx context.Context) ([]vmm.Device, error) {
+	disks, err := m.disks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pmem, err := m.pmem(ctx)
+	return append(disks, pmem...), err
+}
+
+func (m *Machine) disks(ctx context.Context) ([]vmm.Device, error) {
+	var blocks []struct {
+		QDev     string `json:"qdev"`
+		Inserted *struct {
+			Name     string `json:"node-name"`
+			ReadOnly bool   `json:"ro"`
+			File     string `json:"file"`
+		} `json:"inserted"`
+	}
+	if err := m.qmp.do(ctx, "query-block", nil, &blocks); err != nil {
+		return nil, err
+	}
+	var out []vmm.Device
+	for _, b := range blocks {
+		var d vmm.SCSIDisk
+		if n, _ := fmt.Sscanf(b.QDev, "scsi%d-%d", &d.Controller, &d.LUN); n != 2 {
+			continue
+		}
+		if b.Inserted != nil {
+			if rec := m.recorded(b.QDev, b.Inserted.Name); rec != nil {
+				out = append(out, rec)
+				continue
+			}
+			d.Path, d.ReadOnly = b.Inserted.File, b.Inserted.ReadOnly
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+func (m *Machine) pmem(ctx context.Context) ([]vmm.Device, error) {
+	var mems []struct {
+		Data struct {
+			ID     string `json:"id"`
+			MemDev string `json:"memdev"`
+		} `json:"data"`
+	}
+	if err := m.qmp.do(ctx, "query-memory-devices", nil, &mems); err != nil {
+		return nil, err
+	}
+	var out []vmm.Device
+	for _, mem := range mems {
+		var d vmm.VPMEMDevice
+		if n, _ := fmt.Sscanf(mem.Data.ID, "vpmem%d", &d.Slot); n != 1 {
+			continue
+		}
+		if rec := m.recorded(mem.Data.ID, strings.TrimPrefix(mem.Data.MemDev, "/objects/")); rec != nil {
+			out = append(out, rec)
+			continue
+		}
+		if err := m.qmp.do(ctx, "qom-get", map[string]any{"path": mem.Data.MemDev, "property": "mem-path"}, &d.Path); err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// nodes lists the block nodes whose names begin with prefix.
+func (m *Machine) nodes(ctx context.Context, prefix string) ([]string, error) {
+	var all []struct {
+		Name string `json:"node-name"`
+	}
+	if err := m.qmp.do(ctx, "query-named-block-nodes", map[string]any{"flat": true}, &all); err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, n := range all {
+		// The file below a node goes with it.
+		if strings.HasPrefix(n.Name, prefix) {
+			out = append(out, n.Name)
+		}
+	}
+	return out, nil
+}
+
+// inventory gives what is attached, after it has removed what a process that died in the middle of a
+// change left open in QEMU without a device.
+func (m *Machine) inventory(ctx context.Context) ([]vmm.Device, error) {
+	devices, err := m.devices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	plugged := map[string]bool{}
+	for _, d := range devices {
+		switch d := d.(type) {
+		case vmm.SCSIDisk:
+			plugged[scsiID(d.Controller, d.LUN)] = true
+		case vmm.VPMEMDevice:
+			plugged[pmemID(d.Slot)] = true
+		}
+	}
+	stale := func(name string) (id string, ok bool) {
+		i := strings.LastIndexByte(name, '-')
+		if i < 0 || !strings.HasPrefix(name, "scsi") && !strings.HasPrefix(name, "vpmem") || plugged[name[:i]] {
+			return "", false
+		}
+		return name[:i], true
+	}
+	nodes, err := m.nodes(ctx, "scsi")
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, n := range nodes {
+		if id, ok := stale(n); ok {
+			errs = append(errs, m.deleteNode(ctx, n), m.forget(id))
+		}
+	}
+	var objects []struct {
+		Name string `json:"name"`
+	}
+	if err := m.qmp.do(ctx, "qom-list", map[string]any{"path": "/objects"}, &objects); err != nil {
+		return nil, err
+	}
+	for _, o := range objects {
+		if id, ok := stale(o.Name); ok {
+			errs = append(errs, m.qmp.do(ctx, "object-del", map[string]any{"id": o.Name}, nil), m.forget(id))
+		}
+	}
+	return devices, errors.Join(errs...)
+}

@@ -1,0 +1,201 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a QEMU that runs, held by a descriptor: what happens through it never hits another
+// process that got the same number.
+type process struct {
+	pid    int
+	pidfd  *os.File
+	exited chan struct{} // closed when the process has exited
+	ending string        // set before exited is closed: how it ended, where we are its parent
+	ended  chan struct{} // closed when watch has ended
+	once   sync.Once
+}
+
+// errNoProcess says that the process is not there any more.
+var errNoProcess = errors.New("the QEMU process does not run any more")
+
+// openProcess takes hold of the process pid if it began at start, in the kernel's clock ticks; with
+// start 0 if it is a QEMU with the pid file given.
+func openProcess(pid int, start uint64, pidfile string) (*process, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, errNoProcess
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	now, dead, err := processStart(pid)
+	if err == nil && start == 0 && !holdsPidfile(pid, pidfile) {
+		err = errNoProcess
+	}
+	if dead {
+		reap(fd)
+	}
+	if err != nil || dead || start != 0 && now != start {
+		f.Close()
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			err = errNoProcess
+		}
+		return nil, err
+	}
+	p := &process{pid: pid, pidfd: f, exited: make(chan struct{}), ended: make(chan struct{})}
+	go p.watch()
+	return p, nil
+}
+
+// watch waits for the end of the process, or for close.
+func (p *process) watch() {
+	defer close(p.ended)
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return // closed
+	}
+	dead := false
+	// A closed descriptor ends Read with an error.
+	_ = raw.Read(func(fd uintptr) bool {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, 0)
+		if dead = err == nil && n == 1; dead {
+			p.ending = reap(int(fd))
+		}
+		return dead
+	})
+	if dead {
+		close(p.exited)
+	}
+}
+
+// reap collects the status of a process that has exited, if it is a child of ours.
+func reap(pidfd int) string {
+	var info unix.Siginfo
+	if unix.Waitid(unix.P_PIDFD, pidfd, &info, unix.WEXITED|unix.WNOHANG, nil) != nil {
+		return "" // another process's child
+	}
+	// The status follows number, errno, code, pid and uid.
+	status := *(*int32)(unsafe.Add(unsafe.Pointer(&info), statusOffset))
+	switch info.Code {
+	case cldExited:
+		return fmt.Sprintf(" (exit code %d)", status)
+	case cldKilled, cldDumped:
+		return fmt.Sprintf(" (%s)", unix.SignalName(syscall.Signal(status)))
+	}
+	return ""
+}
+
+// What siginfo says of a child; see sigaction(2).
+const (
+	cldExited, cldKilled, cldDumped = 1, 2, 3
+
+	statusOffset = 24
+)
+
+// kill ends the process at once, even when it is stopped.
+func (p *process) kill() error {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var killErr error
+	if err := raw.Control(func(fd uintptr) {
+		killErr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0)
+	}); err != nil {
+		return err
+	}
+	if errors.Is(killErr, unix.ESRCH) {
+		return nil
+	}
+	return killErr
+}
+
+// close lets go of the process.
+func (p *process) close() {
+	p.once.Do(func() { p.pidfd.Close() })
+	<-p.ended
+}
+
+// waitExit waits until the process has exited.
+func (p *process) waitExit(ctx context.Context) error {
+	select {
+	case <-p.exited:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// processStart reads when a process began, in clock ticks since the host booted.
+func processStart(pid int) (start uint64, dead bool, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false, err
+	}
+	// The second field is the name, in parentheses, and may hold anything.
+	i := strings.LastIndexByte(string(b), ')')
+	f := strings.Fields(string(b[i+1:]))
+	if i < 0 || len(f) < 20 {
+		return 0, false, fmt.Errorf("/proc/%d/stat is not understood", pid)
+	}
+	start, err = strconv.ParseUint(f[19], 10, 64)
+	return start, f[0] == "Z" || f[0] == "X", err
+}
+
+// holdsPidfile reports whether a process has locked the file, as QEMU does with its pid file.
+func holdsPidfile(pid int, pidfile string) bool {
+	want, err := os.Stat(pidfile)
+	if err != nil {
+		return false
+	}
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		return false
+	}
+	for _, fd := range fds {
+		if fi, err := os.Stat(fd); err == nil && os.SameFile(fi, want) {
+			return true
+		}
+	}
+	return false
+}
+
+// findProcess takes hold of the machine in a state directory. errNoProcess means that none runs.
+func findProcess(dir string) (*process, error) {
+	if b, err := os.ReadFile(filepath.Join(dir, "pid")); err == nil {
+		var pid int
+		var start uint64
+		if n, _ := fmt.Sscan(string(b), &pid, &start); n == 2 && pid > 0 && start > 0 {
+			return openProcess(pid, start, "")
+		}
+	}
+	// The starter was interrupted before it noted the time: QEMU's own pid file tells, and is only
+	// believed when that process has it open.
+	pidfile := filepath.Join(dir, "qemu.pid")
+	b, err := os.ReadFile(pidfile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNoProcess
+	}
+	if err != nil {
+		return nil, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid <= 0 {
+		return nil, errNoProcess // torn: QEMU locks the file before it writes it, and nothing ran yet
+	}
+	return openProcess(pid, 0, pidfile)
+}

@@ -1,0 +1,43 @@
+//go:build !linux
+
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+)
+
+var errNoProcess = errors.New("the QEMU process does not run any more")
+
+var errHost = fmt.Errorf("the QEMU driver on a %s host: %w", runtime.GOOS, errors.ErrUnsupported)
+
+type process struct {
+	pid    int
+	exited chan struct{}
+	ending string
+}
+
+func (p *process) kill() error                    { return errHost }
+func (p *process) close()                         {}
+func (p *process) waitExit(context.Context) error { return errHost }
+
+func findProcess(string) (*process, error) { return nil, errHost }
+
+type portLock struct{}
+
+func (*portLock) unlock() {}
+
+func lockPort(context.Context, string, int) (*portLock, error) { return nil, errHost }
+
+func tryLockPort(string, int) (*portLock, error) { return nil, errHost }
+
+func dialSocket(context.Context, string, string) (net.Conn, error) { return nil, errHost }
+
+func launch(Config, string) (*process, error) { return nil, errHost }
+
+func kvmUsable() error { return errHost }
+
+func bootID() string { return "" }

@@ -1,0 +1,233 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// Start starts a machine and returns when its guest answers, or with an error and nothing left
+// behind. It takes as long as ctx allows. The machine outlives this process.
+func Start(ctx context.Context, c Config) (*Machine, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if c.Accel != AccelAuto {
+		return start(ctx, c, c.Accel)
+	}
+	if err := kvmWorth(c); err != nil {
+		c.Logger.Info("the machine is emulated in software", "reason", err)
+		return start(ctx, c, AccelTCG)
+	}
+	trial, cancel := context.WithTimeoutCause(ctx, c.KVMTrial,
+		fmt.Errorf("the guest was not ready within %s: %w", c.KVMTrial, context.DeadlineExceeded))
+	defer cancel()
+	m, err := start(trial, c, AccelKVM)
+	if err == nil || ctx.Err() != nil {
+		return m, err
+	}
+	c.Logger.Warn("KVM does not work here, the machine is emulated in software", "error", err)
+	kvmErr := err
+	if m, err = start(ctx, c, AccelTCG); err != nil {
+		return nil, errors.Join(err, fmt.Errorf("before that, with KVM: %w", kvmErr))
+	}
+	// Only now it is certain that KVM was to blame.
+	kvmRemember(c, kvmErr)
+	return m, nil
+}
+
+func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) {
+	desc := description{ID: c.ID, Program: c.Program, Kernel: c.Kernel, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
+		Accel: accel, ExecPorts: c.ExecPorts, Started: time.Now().UTC()}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("qemu: state directory: %w", err)
+	}
+	if err := os.Chmod(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("qemu: state directory: %w", err)
+	}
+	lock, err := tryLockPort(c.Dir, controlPort)
+	if errors.Is(err, ErrPortsTaken) {
+		return nil, fmt.Errorf("qemu: %s: %w", c.Dir, ErrRunning)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	locked := lock
+	defer func() {
+		if locked != nil {
+			locked.unlock()
+		}
+	}()
+	if old, err := findProcess(c.Dir); err == nil {
+		old.close()
+		return nil, fmt.Errorf("qemu: %s: %w", c.Dir, ErrRunning)
+	} else if !errors.Is(err, errNoProcess) {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	if _, err := removeFiles(c.Dir, portLockName(controlPort)); err != nil {
+		return nil, fmt.Errorf("qemu: what an earlier machine left: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, discard(ctx, c.Dir))
+		}
+	}()
+	if err := desc.write(c.Dir); err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	proc, err := launch(c, accel)
+	if err != nil {
+		return nil, err
+	}
+	locked = nil // it belongs to the machine
+	m, err := connect(ctx, c.Dir, desc, proc, lock, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Ready(ctx); err != nil {
+		err = fmt.Errorf("machine %s: the guest did not get ready: %w%s", c.ID, err, m.lastWords(ctx))
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// lastWordsTime bounds the question for what the guest's kernel said.
+const lastWordsTime = time.Second
+
+func (m *Machine) lastWords(ctx context.Context) string {
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWordsTime)
+	defer cancel()
+	text, err := m.Console(limited)
+	if err != nil {
+		return ""
+	}
+	return quoteTail("the guest's console says", text)
+}
+
+// discard ends what was started in vain and removes its files.
+func discard(ctx context.Context, dir string) error {
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), terminateTime)
+	defer cancel()
+	return Kill(limited, dir)
+}
+
+// Open takes control of a machine that another process, or this one before, started. It waits for
+// another process that controls it. It does not wait for the guest's agent: calls do. An error
+// matches ErrNoMachine when there never was a machine in dir, and vmm.ErrGone when it has ended.
+func Open(ctx context.Context, dir string, log *slog.Logger) (*Machine, error) {
+	return open(ctx, dir, Config{Logger: log, connect: connectGCS})
+}
+
+func open(ctx context.Context, dir string, c Config) (*Machine, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	desc, err := readDescription(dir)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := lockPort(ctx, dir, controlPort)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: open %s: %w", dir, err)
+	}
+	proc, err := findProcess(dir)
+	if err != nil {
+		lock.unlock()
+		if errors.Is(err, errNoProcess) {
+			err = fmt.Errorf("%w: %w%s", vmm.ErrGone, err, logTail(dir))
+		}
+		return nil, fmt.Errorf("qemu: open %s: %w", dir, err)
+	}
+	return connect(ctx, dir, desc, proc, lock, c)
+}
+
+// Info is what is known of a machine without its cooperation.
+type Info struct {
+	ID        string
+	Running   bool
+	PID       int
+	Accel     string
+	MemoryMiB int
+	CPUs      int
+	Kernel    string
+	Started   time.Time
+}
+
+// Inspect tells about the machine in a state directory. An error matches ErrNoMachine when there is
+// none; a machine that has ended without being tidied away is there and not running.
+func Inspect(dir string) (Info, error) {
+	desc, err := readDescription(dir)
+	if err != nil {
+		return Info{}, err
+	}
+	info := Info{ID: desc.ID, Accel: desc.Accel, MemoryMiB: desc.MemoryMiB, CPUs: desc.CPUs,
+		Kernel: desc.Kernel, Started: desc.Started}
+	proc, err := findProcess(dir)
+	if errors.Is(err, errNoProcess) {
+		return info, nil
+	}
+	if err != nil {
+		return info, fmt.Errorf("qemu: %w", err)
+	}
+	defer proc.close()
+	info.Running, info.PID = true, proc.pid
+	return info, nil
+}
+
+// Kill ends the machine in a state directory at once, whoever controls it and whatever it does, and
+// removes its files. It succeeds when nothing runs there.
+func Kill(ctx context.Context, dir string) error {
+	proc, err := findProcess(dir)
+	if err == nil {
+		defer proc.close()
+		if err := proc.kill(); err != nil {
+			return fmt.Errorf("qemu: end process %d: %w", proc.pid, err)
+		}
+		if err := proc.waitExit(ctx); err != nil {
+			return fmt.Errorf("qemu: process %d does not end: %w", proc.pid, err)
+		}
+	} else if !errors.Is(err, errNoProcess) {
+		return fmt.Errorf("qemu: %w", err)
+	}
+	if err := removeState(dir); err != nil {
+		return fmt.Errorf("qemu: %w", err)
+	}
+	return nil
+}
+
+// kvmFile is where it is remembered that KVM does not work.
+func kvmFile(c Config) string { return filepath.Join(c.CacheDir, "kvm-does-not-work") }
+
+// kvmWorth tells why KVM need not be tried.
+func kvmWorth(c Config) error {
+	if err := kvmUsable(); err != nil {
+		return err
+	}
+	if c.CacheDir == "" {
+		return nil
+	}
+	if b, err := os.ReadFile(kvmFile(c)); err == nil && len(b) > 0 && string(b) == bootID() {
+		return fmt.Errorf("KVM did not work here before; to try it again remove %s", kvmFile(c))
+	}
+	return nil
+}
+
+func kvmRemember(c Config, reason error) {
+	if c.CacheDir == "" || bootID() == "" {
+		return
+	}
+	err := os.MkdirAll(c.CacheDir, 0o755)
+	if err == nil {
+		err = writeFile(kvmFile(c), []byte(bootID()))
+	}
+	if err != nil { // it is tried again next time
+		c.Logger.Warn("it cannot be remembered that KVM does not work", "reason", reason, "error", err)
+	}
+}
