@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/vmm"
 )
 
 // VMOptions says what VM to start.
@@ -33,6 +34,10 @@ type VMOptions struct {
 	// Boot says what the VM boots; Image, when its Kernel is set, is taken instead of building one.
 	Boot  bootimage.Options
 	Image bootimage.Image
+	// Guest is the system inside; empty: Linux. The next three fields are for Windows hosts only.
+	Guest     vmm.OS
+	BootFiles string   // folder with kernel and initrd.img of a Linux guest; empty: where they are installed
+	UVMLayers []string // layer folders of the image that a Windows guest boots, top-most first
 	// Undo is the time that taking back a failed or cancelled call may take; 0: 30 s.
 	Undo time.Duration
 	// Logger is nil for silence.
@@ -51,6 +56,7 @@ type VMInfo struct {
 	Running bool      `json:"running"`
 	PID     int       `json:"pid,omitempty"` // of the VMM
 	Driver  string    `json:"driver"`        // "qemu" or "hcs"
+	OS      vmm.OS    `json:"os"`            // of the guest
 	Accel   string    `json:"accel,omitempty"`
 	Memory  int       `json:"memoryMiB,omitempty"`
 	CPUs    int       `json:"cpus,omitempty"`

@@ -16,6 +16,7 @@ import (
 // dryMachine prints the Changes it is told to make, and makes none. It has in it what the books say.
 type dryMachine struct {
 	id     string
+	os     vmm.OS
 	limits vmm.Limits
 	obs    vmm.Observation
 	w      io.Writer
@@ -26,7 +27,7 @@ type dryMachine struct {
 var errDry = errors.New("this is a dry run")
 
 func (d *dryMachine) ID() string         { return d.id }
-func (d *dryMachine) OS() vmm.OS         { return strata.GuestOS() }
+func (d *dryMachine) OS() vmm.OS         { return d.os }
 func (d *dryMachine) Limits() vmm.Limits { return d.limits }
 
 func (d *dryMachine) Apply(_ context.Context, c vmm.Change) error {
@@ -57,7 +58,11 @@ func (e *env) openDry(ctx context.Context, cmd *cli.Command, name, dir string) (
 	if err != nil {
 		return nil, err
 	}
-	d := &dryMachine{id: name, obs: status.Observation(), limits: strata.DefaultLimits(), w: e.stdout, done: make(chan struct{})}
+	os, limits, err := strata.Plan(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &dryMachine{id: name, os: os, obs: status.Observation(), limits: limits, w: e.stdout, done: make(chan struct{})}
 	if cmd.Bool("json") {
 		d.json = func(c vmm.Change) error { return e.print(cmd, c, nil) }
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +14,7 @@ import (
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
 
+	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -65,27 +68,71 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	vm, err := e.open(ctx, cmd, cmd.String("vm"))
-	if err != nil {
+	if err := e.execIn(ctx, cmd, id, spec); err != nil {
+		if _, ok := errors.AsType[*exitError](err); ok {
+			return err
+		}
 		return &exitError{exitNotRun, err}
 	}
-	defer e.close(vm)
-	return e.runIn(ctx, cmd, vm, id, spec)
+	return nil
 }
 
-// runIn runs a program in the container id, or with an empty id in the VM itself.
-func (e *env) runIn(ctx context.Context, cmd *cli.Command, vm *uvm.UtilityVM, id string, spec vmm.ProcessSpec) error {
-	if id != "" {
-		m, err := layers.Open(vm, id)
-		if err == nil && m.Root == "" {
-			err = fmt.Errorf("container %q has no root: it was unmounted in part", id)
-		}
-		if err != nil {
-			return &exitError{exitNotRun, e.advise(err, cmd.String("vm"), id)}
-		}
-		spec.ContainerID, spec.Root = m.ID, m.Root
+// execIn runs a program beside whatever else works with the VM: it reads the books and takes no lock.
+func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.ProcessSpec) error {
+	name := cmd.String("vm")
+	dir, err := e.vmDir(cmd, name)
+	if err != nil {
+		return err
 	}
-	code, err := e.process(ctx, vm.Machine(), spec)
+	if _, status, err := e.view(ctx, cmd, name); err != nil {
+		return err
+	} else if id != "" {
+		if spec.ContainerID, spec.Root, err = containerRoot(status, id); err != nil {
+			return e.advise(err, name, id)
+		}
+	}
+	if cmd.Bool("dry-run") {
+		_, err := fmt.Fprintf(e.stdout, "run %q in %s\n", spec.Args, cmp.Or(spec.Root, "the VM"))
+		return err
+	}
+	r, err := strata.OpenRunner(ctx, dir, strata.OpenOptions{Logger: e.logger(cmd)})
+	if err != nil {
+		return e.explain(name, err)
+	}
+	defer func() {
+		if err := r.Close(); err != nil {
+			e.say("strata: closing the connection to the VM: %v", err)
+		}
+	}()
+	return e.runProgram(ctx, r, spec)
+}
+
+// containerRoot finds a container's root in the books.
+func containerRoot(status uvm.Status, id string) (container, root string, err error) {
+	for _, c := range status.Claims {
+		if c.ID != id {
+			continue
+		}
+		var meta layers.Meta
+		if err := json.Unmarshal(c.Meta, &meta); err != nil {
+			return "", "", fmt.Errorf("container %q: %w", id, err)
+		}
+		if c.Phase != uvm.Mounted || meta.Root == "" {
+			return "", "", fmt.Errorf("container %q has no root: it is %s", id, c.Phase)
+		}
+		return c.ID, meta.Root, nil
+	}
+	return "", "", fmt.Errorf("container %q: %w", id, uvm.ErrUnknownClaim)
+}
+
+// executor is what programs are run with: a machine, or a connection for nothing else.
+type executor interface {
+	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
+}
+
+// runProgram runs a program and turns its exit code into ours.
+func (e *env) runProgram(ctx context.Context, m executor, spec vmm.ProcessSpec) error {
+	code, err := e.process(ctx, m, spec)
 	if err != nil {
 		return &exitError{exitNotRun, fmt.Errorf("run %s: %w", printable(spec.Args[0]), err)}
 	}
@@ -130,7 +177,7 @@ func terminalSize(fd int) (width, height uint16) {
 
 // process runs one program to its end. When ctx ends the program is told to end, and killed if it
 // takes longer than the grace.
-func (e *env) process(ctx context.Context, m vmm.Machine, spec vmm.ProcessSpec) (code int, err error) {
+func (e *env) process(ctx context.Context, m executor, spec vmm.ProcessSpec) (code int, err error) {
 	if spec.Terminal {
 		fd, _ := terminal(e.stdin)
 		old, err := term.MakeRaw(fd)

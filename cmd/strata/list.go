@@ -45,7 +45,7 @@ type container struct {
 	Held    int       `json:"held"` // resources
 }
 
-func (e *env) list(_ context.Context, cmd *cli.Command) error {
+func (e *env) list(ctx context.Context, cmd *cli.Command) error {
 	names := []string{cmd.String("vm")}
 	if names[0] == "" {
 		var err error
@@ -56,7 +56,7 @@ func (e *env) list(_ context.Context, cmd *cli.Command) error {
 	all := []container{}
 	var errs []error
 	for _, name := range names {
-		_, status, err := e.view(cmd, name)
+		_, status, err := e.view(ctx, cmd, name)
 		if err != nil {
 			if !errors.Is(err, strata.ErrNoVM) || cmd.String("vm") != "" {
 				errs = append(errs, err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -80,5 +79,5 @@ func (e *env) stop(ctx context.Context, vm *uvm.UtilityVM, dir string, timeout t
 	if err := vm.Shutdown(limited); err != nil {
 		return err
 	}
-	return os.RemoveAll(dir)
+	return strata.RemoveVM(ctx, dir)
 }

@@ -88,7 +88,7 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 			}
 		}
 	}()
-	vm, err := e.prepare(ctx, cmd, s, id)
+	m, vm, err := e.prepare(ctx, cmd, s, id)
 	if err != nil {
 		if _, ok := errors.AsType[*exitError](err); ok {
 			return err
@@ -98,46 +98,47 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	if cmd.Bool("dry-run") {
 		return nil
 	}
-	return e.runIn(ctx, cmd, vm, id, spec)
+	spec.ContainerID, spec.Root = m.ID, m.Root
+	return e.runProgram(ctx, vm.Machine(), spec)
 }
 
 // prepare makes everything that the program needs and mounts it.
-func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id string) (*uvm.UtilityVM, error) {
+func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id string) (*layers.Mounted, *uvm.UtilityVM, error) {
 	if _, err := e.vmOptions(cmd, ""); err != nil {
-		return nil, err // before anything is made
+		return nil, nil, err // before anything is made
 	}
 	work, err := e.workDir(cmd, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	folders, err := e.layerFolders(ctx, cmd, s, work)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	r, err := request(cmd, id, folders)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if r.Scratch == "" && !cmd.Bool("read-only") {
 		r.Scratch = filepath.Join(work, "scratch")
 		if !cmd.Bool("dry-run") {
 			s.later(func(context.Context) error { return os.RemoveAll(work) })
 			if _, err := e.makeScratch(ctx, cmd, r.Scratch, layerdir.DefaultScratchSize); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
 	if r.VM, err = e.runVM(ctx, cmd, s, id); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m, err := layers.Mount(ctx, r)
 	if err != nil {
-		return nil, e.advise(err, cmd.String("vm"), id)
+		return nil, nil, e.advise(err, cmd.String("vm"), id)
 	}
 	if !cmd.Bool("dry-run") {
 		s.later(func(ctx context.Context) error { return m.Release(ctx, layers.UnmountOperationAll) })
 	}
-	return r.VM, nil
+	return m, r.VM, nil
 }
 
 // layerFolders imports the tars among the layers.

@@ -128,7 +128,7 @@ func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
 	if err := vm.Close(); err != nil {
 		return fmt.Errorf("start VM %q: %w", name, err)
 	}
-	info, err := strata.InspectVM(dir)
+	info, err := strata.InspectVM(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func (e *env) vmNames(cmd *cli.Command) ([]string, error) {
 	return names, err
 }
 
-func (e *env) vmList(_ context.Context, cmd *cli.Command) error {
+func (e *env) vmList(ctx context.Context, cmd *cli.Command) error {
 	names, err := e.vmNames(cmd)
 	if err != nil {
 		return err
@@ -164,7 +164,7 @@ func (e *env) vmList(_ context.Context, cmd *cli.Command) error {
 	views := []vmView{}
 	var errs []error
 	for _, name := range names {
-		v, _, err := e.view(cmd, name)
+		v, _, err := e.view(ctx, cmd, name)
 		if errors.Is(err, strata.ErrNoVM) {
 			continue // it ended while we looked
 		}
@@ -190,12 +190,12 @@ func running(yes bool) string {
 	return "stopped"
 }
 
-func (e *env) view(cmd *cli.Command, name string) (vmView, uvm.Status, error) {
+func (e *env) view(ctx context.Context, cmd *cli.Command, name string) (vmView, uvm.Status, error) {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
 		return vmView{}, uvm.Status{}, err
 	}
-	info, err := strata.InspectVM(dir)
+	info, err := strata.InspectVM(ctx, dir)
 	if err != nil {
 		return vmView{}, uvm.Status{}, e.explain(name, err)
 	}
@@ -208,12 +208,12 @@ func (e *env) view(cmd *cli.Command, name string) (vmView, uvm.Status, error) {
 	return vmView{Name: name, VMInfo: info, Containers: len(status.Claims)}, status, nil
 }
 
-func (e *env) vmInspect(_ context.Context, cmd *cli.Command) error {
+func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 	name, _, err := e.vmArg(cmd)
 	if err != nil {
 		return err
 	}
-	v, status, err := e.view(cmd, name)
+	v, status, err := e.view(ctx, cmd, name)
 	if err != nil {
 		return err
 	}

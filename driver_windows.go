@@ -1,0 +1,207 @@
+package strata
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/vmm/hcs"
+	"github.com/stratavm/strata/wclayer"
+)
+
+// The VMs of a Windows host are persistent compute systems whose guest connection belongs to the
+// Host Compute Service, so that they outlive the process that made them. The options they were made
+// with are kept in the state directory: opening needs them.
+const (
+	hcsFile = "hcs.json"
+	owner   = "strata"
+	// bootFiles is where the Linux boot files are kept by those who ship them.
+	bootFiles = `C:\Program Files\Linux Containers`
+)
+
+// runsBootImage: the boot files of Windows hosts come from elsewhere.
+const runsBootImage = false
+
+// hcsVM is what hcsFile holds.
+type hcsVM struct {
+	LCOW    *hcs.OptionsLCOW `json:"lcow,omitempty"`
+	WCOW    *hcs.OptionsWCOW `json:"wcow,omitempty"`
+	Started time.Time        `json:"started"`
+}
+
+func hcsHost(log *slog.Logger) (hcs.Host, error) {
+	api, err := hcs.Native()
+	if err != nil {
+		return hcs.Host{}, err
+	}
+	layers := wclayer.NewNative(log, "") // nothing is destroyed here
+	return hcs.Host{
+		API: api, Grant: layers.GrantVMAccess, GrantGroup: layers.GrantVMGroupAccess,
+		Build: hcs.Build(), Listen: hcs.Listen, Logger: log,
+	}, nil
+}
+
+func newHCS(o VMOptions, build uint32) hcsVM {
+	id := o.Name
+	if id == "" {
+		id = filepath.Base(o.Dir)
+	}
+	common := func(c *hcs.Options) {
+		c.Persistent, c.ExternalGuestConnection = true, false
+		if o.MemoryMiB > 0 {
+			c.MemorySizeInMB = uint64(o.MemoryMiB)
+		}
+		if o.CPUs > 0 {
+			c.ProcessorCount = int32(min(o.CPUs, runtime.NumCPU()))
+		}
+	}
+	if o.Guest == vmm.Windows {
+		w := hcs.DefaultWCOW(id, owner, append(append([]string(nil), o.UVMLayers...), filepath.Join(o.Dir, "scratch")))
+		common(&w.Options)
+		return hcsVM{WCOW: &w, Started: time.Now()}
+	}
+	boot := o.BootFiles
+	if boot == "" {
+		boot = bootFiles
+	}
+	l := hcs.DefaultLCOW(id, owner, boot, build)
+	common(&l.Options)
+	return hcsVM{LCOW: &l, Started: time.Now()}
+}
+
+func (v hcsVM) create(ctx context.Context, h hcs.Host) (*hcs.Machine, error) {
+	if v.WCOW != nil {
+		return hcs.CreateWCOW(ctx, h, *v.WCOW)
+	}
+	return hcs.CreateLCOW(ctx, h, *v.LCOW)
+}
+
+func (v hcsVM) open(ctx context.Context, h hcs.Host) (*hcs.Machine, error) {
+	if v.WCOW != nil {
+		return hcs.OpenWCOW(ctx, h, *v.WCOW)
+	}
+	return hcs.OpenLCOW(ctx, h, *v.LCOW)
+}
+
+func readHCS(dir string) (v hcsVM, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, hcsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, fmt.Errorf("%w in %s", ErrNoVM, dir)
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &v)
+	}
+	if err == nil && (v.LCOW == nil) == (v.WCOW == nil) {
+		err = errors.New("it names no VM")
+	}
+	if err != nil {
+		return v, fmt.Errorf("%s: %w", filepath.Join(dir, hcsFile), err)
+	}
+	return v, nil
+}
+
+func startMachine(ctx context.Context, o VMOptions) (vmm.Machine, error) {
+	h, err := hcsHost(o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	v := newHCS(o, h.Build)
+	b, err := json.MarshalIndent(v, "", "\t")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(o.Dir, hcsFile), b, 0o600); err != nil {
+		return nil, err
+	}
+	m, err := v.create(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Start(ctx); err != nil {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		return nil, errors.Join(err, m.Terminate(grace), m.Close())
+	}
+	return m, nil
+}
+
+func openMachine(ctx context.Context, dir string, o OpenOptions) (vmm.Machine, error) {
+	v, err := readHCS(dir)
+	if err != nil {
+		return nil, err
+	}
+	h, err := hcsHost(o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	m, err := v.open(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// openExec: the service takes any number of processes that work with one system.
+func openExec(ctx context.Context, dir string, o OpenOptions) (Runner, error) {
+	return openMachine(ctx, dir, o)
+}
+
+func inspectMachine(ctx context.Context, dir string) (VMInfo, error) {
+	v, err := readHCS(dir)
+	if err != nil {
+		return VMInfo{}, err
+	}
+	info := VMInfo{Dir: dir, Driver: "hcs", Accel: "hyper-v", Started: v.Started}
+	if info.OS = vmm.Linux; v.WCOW != nil {
+		info.OS = vmm.Windows
+	}
+	options := v.options()
+	info.Memory, info.CPUs = int(options.MemorySizeInMB), int(options.ProcessorCount)
+	m, err := openMachine(ctx, dir, OpenOptions{Logger: discard(nil)})
+	if errors.Is(err, vmm.ErrGone) || errors.Is(err, hcs.ErrDoesNotExist) {
+		return info, nil
+	}
+	if err != nil {
+		return info, err
+	}
+	info.Running = true
+	return info, m.Close()
+}
+
+func (v hcsVM) options() hcs.Options {
+	if v.WCOW != nil {
+		return v.WCOW.Options
+	}
+	return v.LCOW.Options
+}
+
+// limits are those of the options that VMs are made with here.
+func limits(i VMInfo) vmm.Limits {
+	l := vmm.Limits{SCSIControllers: 1, SCSILUNs: 64}
+	if i.OS == vmm.Windows {
+		l.VSMB = true
+		return l
+	}
+	o := hcs.DefaultLCOW("plan", owner, "", hcs.Build())
+	l.VPMEMDevices, l.VPMEMMaxBytes, l.Plan9 = o.VPMemDeviceCount, o.VPMemSizeBytes, true
+	return l
+}
+
+func killMachine(ctx context.Context, dir string) error {
+	m, err := openMachine(ctx, dir, OpenOptions{Logger: discard(nil)})
+	if errors.Is(err, vmm.ErrGone) || errors.Is(err, hcs.ErrDoesNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.Terminate(ctx), m.Close())
+}

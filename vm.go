@@ -1,0 +1,150 @@
+package strata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+// StartVM starts a VM and gives it when its guest is ready. It runs until it is shut down or killed,
+// whatever becomes of this process. When StartVM fails or ctx ends, nothing of the VM is left. A VM
+// that runs in the directory already is an error matching ErrRunning.
+func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
+	o.Logger = discard(o.Logger)
+	if err := checkDir(o.Dir); err != nil {
+		return nil, err
+	}
+	_, err := os.Stat(o.Dir)
+	fresh := errors.Is(err, os.ErrNotExist)
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	vm, err := startVM(ctx, o)
+	if err != nil && fresh && !errors.Is(err, ErrRunning) {
+		err = errors.Join(err, RemoveVM(context.WithoutCancel(ctx), o.Dir))
+	}
+	return vm, err
+}
+
+func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
+	// What an earlier VM of this directory left is forgotten, unless it runs.
+	_, err := uvm.Open(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
+		return nil, notRunning(ctx, o.Dir, vmm.ErrGone)
+	}, uvm.Options{})
+	if !errors.Is(err, vmm.ErrGone) {
+		return nil, err
+	}
+	if runsBootImage && o.Image.Kernel == "" {
+		if o.Image, err = bootimage.Build(ctx, o.Boot); err != nil {
+			return nil, err
+		}
+	}
+	return uvm.Open(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
+		if err := notRunning(ctx, o.Dir, nil); err != nil { // somebody may have been faster
+			return nil, err
+		}
+		return startMachine(ctx, o)
+	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+}
+
+// notRunning gives otherwise when no VM of the directory runs, else an error matching ErrRunning.
+func notRunning(ctx context.Context, dir string, otherwise error) error {
+	info, err := InspectVM(ctx, dir)
+	switch {
+	case errors.Is(err, ErrNoVM):
+		return otherwise
+	case err != nil:
+		return err
+	case info.Running:
+		return fmt.Errorf("%w in %s", ErrRunning, dir)
+	}
+	return otherwise
+}
+
+// OpenVM takes up a VM that runs, whoever started it, and mends what was left half done in it. It waits for
+// another process that has it open, until ctx ends. A directory without a VM is an error matching
+// ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone.
+func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
+	o.Logger = discard(o.Logger)
+	if err := checkDir(dir); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w in %s", ErrNoVM, dir)
+	}
+	vm, err := uvm.Open(ctx, dir, func(ctx context.Context) (vmm.Machine, error) {
+		return openMachine(ctx, dir, o)
+	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+	if err != nil {
+		return nil, err
+	}
+	return vm, nil
+}
+
+// Runner runs programs in a VM.
+type Runner interface {
+	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
+	Close() error
+}
+
+// OpenRunner connects to a VM that runs, to run programs in it. It takes no lock: any number of
+// processes (of a QEMU VM: eight at a time) may run programs while another one mounts.
+func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) {
+	o.Logger = discard(o.Logger)
+	if err := checkDir(dir); err != nil {
+		return nil, err
+	}
+	return openExec(ctx, dir, o)
+}
+
+// InspectVM tells what VM a directory holds and whether it runs, without taking it up. A directory
+// without a VM, or none, is an error matching ErrNoVM.
+func InspectVM(ctx context.Context, dir string) (VMInfo, error) { return inspectMachine(ctx, dir) }
+
+// Plan tells what system and which limits the VM of a directory has, or would have if it were started
+// with the default options: for trying out what would be done.
+func Plan(ctx context.Context, dir string) (vmm.OS, vmm.Limits, error) {
+	info, err := InspectVM(ctx, dir)
+	if errors.Is(err, ErrNoVM) {
+		info, err = VMInfo{OS: vmm.Linux}, nil
+	}
+	return info.OS, limits(info), err
+}
+
+// KillVM ends a VM at once, without asking its guest and without waiting for whoever has it open, and
+// removes its state. What containers wrote last may be lost. A directory without a VM is an error
+// matching ErrNoVM.
+func KillVM(ctx context.Context, dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w in %s", ErrNoVM, dir)
+	}
+	if err := killMachine(ctx, dir); err != nil && !errors.Is(err, ErrNoVM) {
+		return err
+	}
+	return RemoveVM(ctx, dir)
+}
+
+// RemoveVM removes the state of a VM that does not run any more. A directory that does not exist is no
+// error.
+func RemoveVM(ctx context.Context, dir string) error {
+	return uvm.Remove(ctx, dir, func() (bool, error) {
+		info, err := InspectVM(ctx, dir)
+		if errors.Is(err, ErrNoVM) {
+			return false, nil
+		}
+		return info.Running, err
+	})
+}
+
+func checkDir(dir string) error {
+	if !filepath.IsAbs(dir) {
+		return fmt.Errorf("state directory %q: give an absolute path", dir)
+	}
+	return nil
+}

@@ -1,0 +1,351 @@
+package strata_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/layerdir"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+// need finds a program, or says how to get it.
+func need(t testing.TB, program, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("%v: apt-get install %s", err, pkg)
+	}
+	return path
+}
+
+// startVM starts a VM of the test's own, which ends with the test.
+func startVM(t testing.TB) (vm *uvm.UtilityVM, dir string) {
+	t.Helper()
+	need(t, "qemu-system-x86_64", "qemu-system-x86")
+	dir = filepath.Join(t.TempDir(), "vm")
+	o := strata.VMOptions{Dir: dir, Image: bootimagetest.Image(t)}
+	t.Cleanup(func() {
+		if err := strata.KillVM(context.Background(), dir); err != nil && !errors.Is(err, strata.ErrNoVM) {
+			t.Errorf("ending the VM: %v", err)
+		}
+	})
+	vm, err := strata.StartVM(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := vm.Close(); err != nil {
+			t.Errorf("closing the VM: %v", err)
+		}
+	})
+	return vm, dir
+}
+
+// makeLayer writes a layer folder. Content "" of a name that ends in "/" is a folder.
+func makeLayer(t testing.TB, dir string, files map[string]string) string {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		h := &tar.Header{Name: name, Mode: 0o755, Size: int64(len(files[name])), Typeflag: tar.TypeReg}
+		if strings.HasSuffix(name, "/") {
+			h.Typeflag = tar.TypeDir
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(files[name])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := layerdir.Convert(t.Context(), layerdir.Options{Tar: &buf, Dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// stack makes n layers, top first, and tells what /data holds when they are merged. Each layer adds a
+// file, changes one, and every third deletes what an earlier one added.
+func stack(t testing.TB, n int) (top []layers.Layer, data map[string]string) {
+	t.Helper()
+	busybox, err := os.ReadFile(need(t, "busybox", "busybox-static"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	data = map[string]string{}
+	for i := range n {
+		files := map[string]string{"data/": "", fmt.Sprintf("data/f%d", i): fmt.Sprint(i), "data/last": fmt.Sprint(i)}
+		data[fmt.Sprintf("f%d", i)], data["last"] = fmt.Sprint(i), fmt.Sprint(i)
+		if i%3 == 2 {
+			files[fmt.Sprintf("data/.wh.f%d", i-1)] = ""
+			delete(data, fmt.Sprintf("f%d", i-1))
+		}
+		if i == 0 {
+			for _, d := range []string{"bin/", "proc/", "dev/", "sys/", "tmp/", "etc/"} {
+				files[d] = ""
+			}
+			files["bin/busybox"] = string(busybox)
+		}
+		l := layers.Layer{Folder: makeLayer(t, filepath.Join(dir, fmt.Sprint(i)), files)}
+		top = append([]layers.Layer{l}, top...)
+	}
+	return top, data
+}
+
+func scratch(t testing.TB) string {
+	t.Helper()
+	need(t, "qemu-img", "qemu-utils")
+	dir := filepath.Join(t.TempDir(), "scratch")
+	if _, err := layerdir.CreateScratch(t.Context(), layerdir.ScratchOptions{Dir: dir, Size: 64 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func mount(t testing.TB, r layers.Request) *layers.Mounted {
+	t.Helper()
+	m, err := layers.Mount(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func release(t testing.TB, m *layers.Mounted) {
+	t.Helper()
+	if err := m.Release(t.Context(), layers.UnmountOperationAll); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sh runs a shell script in a container and returns what it prints. It must succeed.
+func sh(t testing.TB, vm *uvm.UtilityVM, m *layers.Mounted, script string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{
+		ContainerID: m.ID, Root: m.Root, Args: []string{"/bin/busybox", "sh", "-c", script},
+		Env: []string{"PATH=/bin"}, Stdout: &out, Stderr: &errs,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	code, err := p.Wait(t.Context())
+	if err != nil || code != 0 {
+		t.Fatalf("%s: exit code %d, %v: %s", script, code, err, errs.String())
+	}
+	return out.String()
+}
+
+const listData = `cd /data && for f in *; do echo "$f=$(/bin/busybox cat $f)"; done`
+
+func parseData(text string) map[string]string {
+	out := map[string]string{}
+	for line := range strings.Lines(text) {
+		name, content, _ := strings.Cut(strings.TrimSpace(line), "=")
+		out[name] = content
+	}
+	return out
+}
+
+// empty checks that nothing but parked devices is left, in the books and in the machine.
+func empty(t testing.TB, vm *uvm.UtilityVM) {
+	t.Helper()
+	if s := vm.Status(); !s.Empty() {
+		t.Errorf("the books are not empty: %+v", s)
+	}
+	obs, err := vm.Machine().Observe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(obs.Mounts) > 0 {
+		t.Errorf("the guest has mounted %v", obs.Mounts)
+	}
+	for _, d := range obs.Devices {
+		if _, pmem := d.(vmm.VPMEMDevice); !pmem || !vm.Limits().VPMEMParked {
+			t.Errorf("%s is attached", d)
+		}
+	}
+}
+
+// TestRealLayers mounts stacks of layers with whiteouts in a real VM and looks at the result from inside.
+func TestRealLayers(t *testing.T) {
+	leaktest.Check(t)
+	vm, _ := startVM(t)
+	disk := scratch(t)
+	for _, n := range []int{1, 3, 40} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			top, want := stack(t, n)
+			m := mount(t, layers.Request{VM: vm, ID: fmt.Sprint("stack", n), Layers: top, Scratch: disk})
+			if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+				t.Error(d)
+			}
+			sh(t, vm, m, "echo new > /data/new && rm /data/last")
+			delete(want, "last")
+			want["new"] = "new"
+			if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+				t.Error(d)
+			}
+			release(t, m)
+			empty(t, vm)
+		})
+	}
+}
+
+// TestRealSharing: two containers share layers, a third shares the scratch of the first; none sees
+// what another writes.
+func TestRealSharing(t *testing.T) {
+	leaktest.Check(t)
+	vm, _ := startVM(t)
+	top, want := stack(t, 3)
+	one := scratch(t)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Mkdir(link, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(one, layerdir.ScratchName), filepath.Join(link, layerdir.ScratchName)); err != nil {
+		t.Fatal(err)
+	}
+	var all []*layers.Mounted
+	for i, s := range []string{one, scratch(t), link} {
+		all = append(all, mount(t, layers.Request{VM: vm, ID: fmt.Sprint("c", i), Layers: top, Scratch: s}))
+	}
+	for i, m := range all {
+		sh(t, vm, m, fmt.Sprintf("echo %d > /data/mine", i))
+	}
+	for i, m := range all {
+		want["mine"] = fmt.Sprint(i)
+		if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+			t.Errorf("container %d: %s", i, d)
+		}
+	}
+	disks := 0
+	obs, err := vm.Machine().Observe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range obs.Devices {
+		if disk, ok := d.(vmm.SCSIDisk); ok && !disk.ReadOnly {
+			disks++
+		}
+	}
+	if disks != 2 {
+		t.Errorf("%d scratch disks for two scratches", disks)
+	}
+	release(t, all[0])
+	if got := sh(t, vm, all[2], "cat /data/mine"); got != "2\n" {
+		t.Errorf("after the other user of the scratch went, the file holds %q", got)
+	}
+	release(t, all[1])
+	release(t, all[2])
+	empty(t, vm)
+}
+
+// TestRealBusy: a scratch with an open file is not unplugged; the error names who holds it, and when
+// that is gone the same Release succeeds.
+func TestRealBusy(t *testing.T) {
+	leaktest.Check(t)
+	vm, _ := startVM(t)
+	top, _ := stack(t, 1)
+	m := mount(t, layers.Request{VM: vm, ID: "busy", Layers: top, Scratch: scratch(t)})
+	// In the VM, not in the container, whose processes go with it.
+	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{
+		Args: []string{m.Root + "/bin/busybox", "sleep", "1000"}, Dir: m.Root + "/data",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	err = m.Release(t.Context(), layers.UnmountOperationAll)
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprint(p.Pid())) {
+		t.Fatalf("releasing a root that process %d holds: %v", p.Pid(), err)
+	}
+	if err := p.Signal(t.Context(), 9); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	release(t, m)
+	empty(t, vm)
+}
+
+// TestRealReopen: another handle finds what the first one mounted, and takes it away.
+func TestRealReopen(t *testing.T) {
+	leaktest.Check(t)
+	vm, dir := startVM(t)
+	top, want := stack(t, 2)
+	mount(t, layers.Request{VM: vm, ID: "stays", Layers: top, Scratch: scratch(t)})
+	if err := vm.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := strata.OpenVM(t.Context(), dir, strata.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	m, err := layers.Open(again, "stays")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, parseData(sh(t, again, m, listData))); d != "" {
+		t.Error(d)
+	}
+	release(t, m)
+	empty(t, again)
+}
+
+// TestRealAgentDies: without its agent the guest panics and the VM is gone; everyone is told at once,
+// and what was mounted counts as released.
+func TestRealAgentDies(t *testing.T) {
+	leaktest.Check(t)
+	vm, dir := startVM(t)
+	top, _ := stack(t, 1)
+	m := mount(t, layers.Request{VM: vm, ID: "doomed", Layers: top})
+	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{
+		Args: []string{m.Root + "/bin/busybox", "sh", "-c", "echo c > /proc/sysrq-trigger"},
+	})
+	if err == nil {
+		defer p.Close()
+	}
+	select {
+	case <-vm.Machine().Done():
+	case <-time.After(time.Minute):
+		t.Fatal("nobody noticed that the VM is gone")
+	}
+	if err := vm.Machine().Err(); !errors.Is(err, vmm.ErrGone) {
+		t.Errorf("the machine says %v, want %v", err, vmm.ErrGone)
+	}
+	release(t, m)
+	if err := vm.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := strata.OpenVM(t.Context(), dir, strata.OpenOptions{}); !errors.Is(err, vmm.ErrGone) {
+		t.Errorf("opening a VM that is gone: %v", err)
+	}
+}
