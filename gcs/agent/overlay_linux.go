@@ -1,0 +1,112 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLayers is what the overlay file system stacks at most.
+const maxLayers = 500
+
+// overlay mounts layers, top-most first, at target. With a scratch directory upper and work are made in
+// it; without, the root is read-only. What a failed call has made is gone afterwards.
+//
+// The options of a mount have to fit in one page, and the kernels before 6.8 take the layers in one
+// option only. Therefore all directories are opened first, without following links, and named in the
+// options by the numbers of their descriptors, relative to /proc/self/fd: 500 layers fit.
+func overlay(target string, layers []string, scratch, empty string) (err error) {
+	if len(layers) == 0 {
+		return fmt.Errorf("no layers to combine: %w", errInvalid)
+	}
+	if len(layers) > maxLayers {
+		return fmt.Errorf("%d layers, the most that can be combined are %d: %w", len(layers), maxLayers, errInvalid)
+	}
+	var open []*os.File
+	defer func() {
+		for _, f := range open {
+			f.Close()
+		}
+	}()
+	if scratch == "" && len(layers) == 1 {
+		layers = append(layers, empty) // without an upper directory at least two are wanted
+	}
+	var lower []string
+	for _, l := range layers {
+		f, err := openPath(l)
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", l, err)
+		}
+		open = append(open, f)
+		lower = append(lower, strconv.Itoa(int(f.Fd())))
+	}
+	options := "lowerdir=" + strings.Join(lower, ":")
+	flags := uintptr(unix.MS_RDONLY)
+	if scratch != "" {
+		flags = 0
+		var made [2]*madePath
+		for i, name := range []string{"upper", "work"} {
+			m, err := makePath(filepath.Join(scratch, name), 0o755)
+			if err != nil {
+				if i == 1 {
+					made[0].undo()
+				}
+				return fmt.Errorf("scratch: %w", err)
+			}
+			made[i] = m
+			options += fmt.Sprintf(",%sdir=%d", name, m.dir.Fd())
+		}
+		defer func() {
+			if err == nil {
+				made[0].close()
+				made[1].close()
+				return
+			}
+			if len(made[1].made) > 0 { // the kernel may have begun to use it
+				_ = unix.Rmdir(filepath.Join(scratch, "work", "work"))
+				_ = unix.Rmdir(filepath.Join(scratch, "work", "index"))
+			}
+			made[1].undo()
+			made[0].undo()
+		}()
+	}
+	at, err := makePath(target, 0o755)
+	if err != nil {
+		return err
+	}
+	if err := mountFromFDs(int(at.dir.Fd()), flags, options); err != nil {
+		at.undo()
+		if errors.Is(err, unix.ENOSPC) {
+			return fmt.Errorf("combine %d layers at %s: the scratch is full: %w", len(layers), target, err)
+		}
+		return fmt.Errorf("combine %d layers at %s: %w", len(layers), target, err)
+	}
+	at.close()
+	return nil
+}
+
+// mountFromFDs mounts an overlay with all names relative to /proc/self/fd.
+func mountFromFDs(target int, flags uintptr, options string) error {
+	result := make(chan error, 1)
+	go func() {
+		// The working directory belongs to the process; this thread gets one of its own and is
+		// thrown away with it, because it is never unlocked.
+		runtime.LockOSThread()
+		result <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := unix.Chdir("/proc/self/fd"); err != nil {
+				return err
+			}
+			return unix.Mount("overlay", strconv.Itoa(target), "overlay", flags, options)
+		}()
+	}()
+	return <-result
+}
