@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/Microsoft/go-winio/pkg/guid"
-
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
@@ -23,6 +21,7 @@ import (
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 	"github.com/stratavm/strata/wclayer"
+	"github.com/stratavm/strata/wclayer/wclayertest"
 )
 
 // scenario is one folder of the conformance data; see testdata/hcs/README.md.
@@ -156,50 +155,6 @@ func (i fileInfo) Mode() fs.FileMode {
 	return 0o644
 }
 
-// platform gives the layer functions of the service in memory to wclayer.
-type platform struct {
-	wclayer.API // what scenarios do not use
-	s           *hcstest.Service
-}
-
-func (p platform) ActivateLayer(id string) wclayer.HRESULT {
-	return wclayer.HRESULT(p.s.ActivateLayer(id))
-}
-
-func (p platform) DeactivateLayer(id string) wclayer.HRESULT {
-	return wclayer.HRESULT(p.s.DeactivateLayer(id))
-}
-
-func (p platform) UnprepareLayer(id string) wclayer.HRESULT {
-	return wclayer.HRESULT(p.s.UnprepareLayer(id))
-}
-
-func (p platform) PrepareLayer(id string, parents []wclayer.Descriptor) wclayer.HRESULT {
-	list := make([]hcstest.Descriptor, len(parents))
-	for i, d := range parents {
-		list[i] = hcstest.Descriptor{LayerID: d.ID.String(), Flags: d.Flags, Path: d.Path}
-	}
-	return wclayer.HRESULT(p.s.PrepareLayer(id, list))
-}
-
-func (p platform) GetLayerMountPath(id string, buffer []uint16) (uint64, wclayer.HRESULT) {
-	n, path, hr := p.s.GetLayerMountPath(id, uint64(len(buffer)), buffer != nil)
-	for i, c := range path { // volume paths are ASCII
-		buffer[i] = uint16(c)
-	}
-	return n, wclayer.HRESULT(hr)
-}
-
-func (p platform) NameToGuid(name string) (guid.GUID, wclayer.HRESULT) {
-	text, hr := p.s.NameToGuid(name)
-	g, _ := guid.FromString(text)
-	return g, wclayer.HRESULT(hr)
-}
-
-func (p platform) GrantVmAccess(vmID, file string) wclayer.HRESULT {
-	return wclayer.HRESULT(p.s.GrantVmAccess(vmID, file))
-}
-
 // replay does the steps of a scenario against the service in memory.
 type replay struct {
 	t       *testing.T
@@ -214,14 +169,19 @@ type replay struct {
 func newReplay(t *testing.T, s *scenario) *replay {
 	sockets := hcstest.NewSockets()
 	service := hcstest.New(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS,
-		OldGuest: !s.head, Sockets: sockets})
+		OldGuest: !s.head, Lenient: true, Sockets: sockets})
 	files := newWindowsFiles(s.Files)
-	host := wclayer.New(wclayer.Options{API: platform{s: service},
+	host := wclayer.New(wclayer.Options{API: wclayertest.New(service),
 		Sleep: func(context.Context, time.Duration) error { return nil }})
 	return &replay{t: t, s: s, service: service, files: files, vms: map[string]*uvm.UtilityVM{},
 		mounter: layers.Mounter{Host: host, FS: files},
 		host: hcs.Host{API: service, Grant: host.GrantVMAccess, FS: files, Build: s.OSBuild,
-			Listen: sockets.Listen, Connect: hcs.ConnectGCS},
+			Listen: sockets.Listen, Connect: hcs.ConnectGCS, FileID: func(string) error {
+				if s.Name == "wcow-xenon-fileid-fails" {
+					return errors.New("the file system has no file identities")
+				}
+				return nil
+			}},
 	}
 }
 
@@ -334,6 +294,7 @@ func brief(c hcstest.Call) string {
 		add(part(a, "configuration", "Settings", "Name"))
 		add(part(a, "configuration", "GuestRequest", "RequestType"))
 		add(part(a, "configuration", "GuestRequest", "ResourceType"))
+		add(part(a, "configuration", "GuestRequest", "Settings", "ContainerRootPath"))
 	case "(guest) ModifySettings":
 		add(part(a, "Request", "RequestType"))
 		add(part(a, "Request", "ResourceType"))

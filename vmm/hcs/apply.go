@@ -83,7 +83,7 @@ func (w *work) prepare() error {
 		return err
 	}
 	if c.Device != nil {
-		r, err := m.encoder().host(c.Op, c.Device, w.repeats())
+		r, err := m.encoder().host(c.Op, m.mappable(c), w.repeats())
 		if err != nil {
 			return err
 		}
@@ -131,6 +131,20 @@ func (m *Machine) reserved(c vmm.Change) error {
 		}
 	}
 	return nil
+}
+
+// mappable is the device of a change, not to be mapped directly where that does not work: builds of
+// two years fail on file systems that give files no identity, such as those of some network shares.
+func (m *Machine) mappable(c vmm.Change) vmm.Device {
+	share, ok := c.Device.(vmm.VSMBShare)
+	if !ok || c.Op == vmm.Remove || m.host.FileID == nil || m.host.Build < buildFileIDFirst || m.host.Build > buildFileIDLast {
+		return c.Device
+	}
+	if err := m.host.FileID(share.Path); err != nil {
+		m.host.Logger.Info("the share is not mapped directly", "vm", m.ID(), "path", share.Path, "reason", err)
+		share.Options.NoDirectmap = true
+	}
+	return share
 }
 
 // repeats reports whether a removal takes back an addition whose mount a guest refused; hcsshim of
@@ -242,7 +256,7 @@ func (w *work) split(host bool) error {
 		}
 		w.guest.steps = []func(context.Context) error{func(ctx context.Context) error { return m.ask(ctx, g) }}
 	} else {
-		r, err := m.encoder().host(c.Op, c.Device, false)
+		r, err := m.encoder().host(c.Op, m.mappable(c), false)
 		if err != nil {
 			return err
 		}

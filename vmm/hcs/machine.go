@@ -23,6 +23,9 @@ type Host struct {
 	GrantGroup func(ctx context.Context, path string) error
 	// FS is where boot files and templates are; nil is the host's own.
 	FS FS
+	// FileID asks for the identity of a folder; shares of file systems that have none cannot be mapped
+	// directly on some builds. Nil: all have.
+	FileID func(path string) error
 	// Build is the Windows build number.
 	Build uint32
 	// Listen listens on a Hyper-V socket service of the host for connections from the VM with the

@@ -20,3 +20,8 @@ func Listen(_, serviceID string) (net.Listener, error) {
 
 // Build is the build number of this Windows; 0 elsewhere.
 func Build() uint32 { return 0 }
+
+// FileID asks for the identity of a file or folder.
+func FileID(path string) error {
+	return fmt.Errorf("identity of %s: %w on this system", path, errors.ErrUnsupported)
+}

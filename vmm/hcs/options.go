@@ -14,6 +14,10 @@ import (
 const (
 	buildRS5          = 17763 // the first with schema 2.1
 	buildKernelDirect = 18286 // the first that boots a Linux kernel without firmware
+	// From and to these builds, shares of file systems without file identities fail when they are
+	// mapped directly.
+	buildFileIDFirst = 18362
+	buildFileIDLast  = 19042
 )
 
 // ErrOptions is matched by errors about options that cannot be used.
@@ -118,6 +122,9 @@ type OptionsWCOW struct {
 	// LayerFolders are those of the image, top-most first, and last the folder of the VM's own
 	// scratch. The first that holds a UtilityVM folder provides the VM's operating system.
 	LayerFolders []string
+	// KeepDirectMappedShares leaves direct-mapped shares in the VM until it exits: the guest has files
+	// of theirs mapped, which their removal would invalidate. hcsshim of 2021 removed them.
+	KeepDirectMappedShares bool `json:",omitempty"`
 }
 
 const (
@@ -152,7 +159,7 @@ func DefaultLCOW(id, owner, boot string, build uint32) OptionsLCOW {
 
 // DefaultWCOW are the defaults for a VM for Windows containers.
 func DefaultWCOW(id, owner string, layerFolders []string) OptionsWCOW {
-	return OptionsWCOW{Options: defaults(id, owner), LayerFolders: layerFolders}
+	return OptionsWCOW{Options: defaults(id, owner), LayerFolders: layerFolders, KeepDirectMappedShares: true}
 }
 
 func bad(format string, args ...any) error {
@@ -237,6 +244,7 @@ func (o *OptionsLCOW) limits() vmm.Limits {
 }
 
 func (o *OptionsWCOW) limits() vmm.Limits {
-	return vmm.Limits{SCSIControllers: 1, SCSILUNs: scsiLUNs, VSMB: true, PhysicallyBacked: o.FullyPhysicallyBacked,
+	return vmm.Limits{SCSIControllers: 1, SCSILUNs: scsiLUNs, VSMB: true,
+		VSMBPinned: o.KeepDirectMappedShares, PhysicallyBacked: o.FullyPhysicallyBacked,
 		ReservedSCSI: []vmm.SCSISlot{{Controller: 0, LUN: 0}}}
 }

@@ -66,6 +66,9 @@ type Options struct {
 	Synchronous bool   // create and start complete at once instead of with a notification
 	// OldGuest makes Linux guests those of 2021: they unplug on unmount and know no SCSIDevice.
 	OldGuest bool
+	// Lenient answers success where only the service's rules, and no one who told it to fail, stand
+	// against it, as the stand-ins did that the conformance traces were taken with.
+	Lenient bool
 	// Sockets are the Hyper-V sockets that guests with an external connection dial over.
 	Sockets *Sockets
 	// Exec plays the processes of guests; nil: they end at once with code 0.
@@ -177,6 +180,9 @@ func (s *Service) call(fn string, about *system, args map[string]any, do effect)
 	failing := v.HR != ok
 	if !failing || v.AfterEffect {
 		c.Out, result, hr = do()
+		if s.opts.Lenient && hr != hcs.Pending {
+			hr, result = ok, ""
+		}
 	}
 	if failing {
 		c.Injected, c.Out, result, hr = true, nil, v.Result, v.HR
