@@ -152,7 +152,8 @@ func compositeNode(d vmm.SCSIDisk, name, dir string) (_ blockNode, err error) {
 		}
 	}()
 	var text strings.Builder
-	text.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\n")
+	// No empty line: QEMU reads past one into the next line, and takes the extent there twice.
+	text.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n")
 	links := map[string]string{}
 	var zeroes int64
 	for i, e := range d.Extents {

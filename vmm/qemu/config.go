@@ -139,12 +139,15 @@ type description struct {
 	Started   time.Time `json:"started"`
 }
 
-// limits of a machine. A page of persistent memory costs the guest 64 bytes of memory for its map, so
-// that all slots full of devices as large as the memory take a quarter of it.
-func (d description) limits() vmm.Limits {
+// Limits are those of a machine with so much memory, 0 meaning 256 MiB. A page of persistent memory costs the guest 64
+// bytes for its map: with all slots full of devices as large as the memory, a quarter of it.
+func Limits(memoryMiB int) vmm.Limits {
+	if memoryMiB == 0 {
+		memoryMiB = 256
+	}
 	return vmm.Limits{
 		SCSIControllers: controllers, SCSILUNs: lunsPerBus,
-		VPMEMDevices: pmemDevices, VPMEMMaxBytes: uint64(d.MemoryMiB)<<20 + vhdFooter,
+		VPMEMDevices: pmemDevices, VPMEMMaxBytes: uint64(memoryMiB)<<20 + vhdFooter,
 		VPMEMAlign: pmemAlign, VPMEMParked: true,
 		CompositeDisks: true, EROFS: true, Verity: true, Observes: true,
 	}
@@ -202,12 +205,4 @@ func accelOptions(accel string) string {
 		return "tcg,tb-size=128"
 	}
 	return accel
-}
-
-// Limits are those of a machine with so much memory, whether it runs or not; 0: 256 MiB.
-func Limits(memoryMiB int) vmm.Limits {
-	if memoryMiB == 0 {
-		memoryMiB = 256
-	}
-	return description{MemoryMiB: memoryMiB}.limits()
 }

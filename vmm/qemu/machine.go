@@ -173,7 +173,7 @@ func (m *Machine) ID() string { return m.desc.ID }
 func (m *Machine) OS() vmm.OS { return vmm.Linux }
 
 // Limits implements vmm.Machine.
-func (m *Machine) Limits() vmm.Limits { return m.desc.limits() }
+func (m *Machine) Limits() vmm.Limits { return Limits(m.desc.MemoryMiB) }
 
 // Done implements vmm.Machine.
 func (m *Machine) Done() <-chan struct{} { return m.done }
