@@ -94,6 +94,10 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 	return res, nil
 }
 
+// vhdAlign is what the content of a layer.vhd is filled up to, with a hole: guests map persistent
+// memory in units of 2 MiB, and a layer of another size could only be a disk.
+const vhdAlign = 2 << 20
+
 // write writes the layer to f.
 func write(ctx context.Context, f *os.File, in io.Reader, o Options) (tree *verity.Info, err error) {
 	limits := layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated}
@@ -120,6 +124,7 @@ func write(ctx context.Context, f *os.File, in io.Reader, o Options) (tree *veri
 		tree, size = &info, size+info.TreeBytes
 	}
 	if o.Format == VHD {
+		size = (size + vhdAlign - 1) / vhdAlign * vhdAlign
 		if _, err := f.Seek(size, io.SeekStart); err != nil {
 			return nil, err
 		}
