@@ -208,6 +208,9 @@ func (r *replay) do(ctx context.Context, st step) (any, error) {
 		return nil, r.mounter.NewImageLayers(vm, st.Inputs.GuestRoot, st.Inputs.LayerFolders).Release(ctx, st.Inputs.All)
 	case "GetHCSLayers":
 		list, err := r.mounter.GetHCSLayers(ctx, vm, st.Inputs.Paths)
+		if len(list) == 0 {
+			return nil, err
+		}
 		return list, err
 	case "(delete file)":
 		gone := hostpath.Identity(st.Inputs.Path)
@@ -267,6 +270,9 @@ func (r *replay) create(ctx context.Context, st step) (any, error) {
 
 // sentinels are the errors that hcsshim's error values of these names correspond to.
 var sentinels = map[string]error{"ErrNotAttached": uvm.ErrNotAttached, "ErrNoSCSIControllers": uvm.ErrNoSCSIControllers}
+
+// fromBrief makes a call of which only the brief form is known.
+func fromBrief(text string) hcstest.Call { return hcstest.Call{Fn: text, HR: "0x00000000"} }
 
 // brief is a call in one line, as the table of deviations spells calls.
 func brief(c hcstest.Call) string {
