@@ -85,7 +85,7 @@ func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (stri
 // vpmemFallback reports whether SCSI may serve where VPMEM does not.
 func vpmemFallback(err error) bool {
 	return errors.Is(err, uvm.ErrNoVPMEM) || errors.Is(err, uvm.ErrNoAvailableLocation) ||
-		errors.Is(err, uvm.ErrMaxVPMEMLayerSize)
+		errors.Is(err, uvm.ErrMaxVPMEMLayerSize) || errors.Is(err, uvm.ErrVPMEMAlign)
 }
 
 // identity says which layer this is, whatever disk it travels on.

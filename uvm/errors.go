@@ -19,6 +19,8 @@ var (
 	ErrNoVPMEM = errors.New("no VPMEM devices configured for this utility VM")
 	// ErrMaxVPMEMLayerSize: the file is larger than a persistent-memory device may be.
 	ErrMaxVPMEMLayerSize = errors.New("layer is too large for a VPMEM device")
+	// ErrVPMEMAlign: the size of the file does not suit the persistent-memory devices of this VM.
+	ErrVPMEMAlign = errors.New("size does not suit a VPMEM device")
 	// ErrNotSupported: this VM or its guest cannot do that.
 	ErrNotSupported = fmt.Errorf("not supported by this utility VM: %w", errors.ErrUnsupported)
 	// ErrClaimed: the container id is in use in this VM.

@@ -16,6 +16,16 @@ type PMEM struct {
 	Verity *vmm.Verity
 }
 
+// content is how much of the file a device shows: a VHD's footer is no part of it.
+func (p PMEM) content() uint64 {
+	const footer = 512
+	vhd := p.Format == vmm.FormatVHD || p.Format == vmm.FormatByName && hostpath.Ext(p.Path) == ".vhd"
+	if vhd && p.Bytes > footer {
+		return uint64(p.Bytes) - footer
+	}
+	return uint64(p.Bytes)
+}
+
 // VPMEM is the persistent-memory side of a VM.
 type VPMEM struct{ vm *UtilityVM }
 
@@ -23,8 +33,8 @@ type VPMEM struct{ vm *UtilityVM }
 func (vm *UtilityVM) VPMEM() VPMEM { return VPMEM{vm} }
 
 // Attach attaches a file to the lowest free slot n and mounts it at /run/layers/p<n>, or shares it.
-// Errors match ErrNoVPMEM, ErrMaxVPMEMLayerSize and ErrNoAvailableLocation; each of them means that
-// SCSI may still serve.
+// Errors match ErrNoVPMEM, ErrMaxVPMEMLayerSize, ErrVPMEMAlign and ErrNoAvailableLocation; each of them
+// means that SCSI may still serve.
 func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Lease, error) {
 	l, lim := v.vm.l, v.vm.Limits()
 	switch {
@@ -33,6 +43,9 @@ func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Leas
 	case uint64(p.Bytes) > lim.VPMEMMaxBytes:
 		return nil, fmt.Errorf("attach %s (%d bytes): %w of %d bytes", p.Path, p.Bytes,
 			ErrMaxVPMEMLayerSize, lim.VPMEMMaxBytes)
+	case lim.VPMEMAlign != 0 && p.content()%lim.VPMEMAlign != 0:
+		return nil, fmt.Errorf("attach %s: its %d bytes are no multiple of %d: %w", p.Path, p.content(),
+			lim.VPMEMAlign, ErrVPMEMAlign)
 	}
 	key := "vpmem|" + hostpath.Identity(p.Path)
 	return l.acquire(ctx, c, role, want{
