@@ -13,5 +13,23 @@
 // github.com/erofs/go-erofs is not used: its writer knows no hard links, spools all contents into a
 // temporary file before it writes them again, and has no way to place contents at given blocks.
 //
+// # One device for many layers
+//
+// There are two ways to put all layers of an image behind one device: partitions (package gpt), each
+// mounted by itself and stacked by overlayfs, or an index, mounted once. The index is the better one
+// wherever all layers are EROFS, because its cost is paid once and not at every lookup: walking and
+// reading 10,000 files takes as long in 100 layers as in 1, while below an overlay of 100 it takes 6
+// times as long. With 10,000 files in 1, 10, 30 and 100 layers, on 2 cores (BenchmarkMount and
+// BenchmarkRead in package hostmount; the partitions stand on loop devices there):
+//
+//	                 mount, ms                  walk and read all, ms
+//	one per layer    0.3    2.9    8.0   24      169   315   390  1044
+//	partitions       4.6    8.4   20     56      755   775   891  2325
+//	index           18     25     29     58      175   143   138   228
+//
+// The time of the index is that of making it, on the host: the guest makes one mount, whereas it makes
+// one for each layer otherwise. Partitions remain for ext4 layers, for images of others that are
+// compressed, and where layers are to be shared one by one with containers of another image.
+//
 // The same tar always gives the same bytes: the UUID is a digest of the metadata.
 package erofs

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/stratavm/strata/layertree"
 )
@@ -37,12 +40,13 @@ func Index(w io.WriteSeeker, layers []IndexLayer) ([]Piece, error) {
 	pieces := []Piece{{Layer: -1, Length: blockSize}}
 	next := int64(1)
 	var merged *layertree.Tree
+	trees, err := openAll(layers)
+	if err != nil {
+		return nil, err
+	}
 	// From the base up: an upper layer changes what is below it.
 	for i := len(layers) - 1; i >= 0; i-- {
-		tree, err := Open(layers[i].Image, layers[i].Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
+		tree := trees[i]
 		length := int64(tree.NextBlock)
 		if next+length > math.MaxUint32 {
 			return nil, fmt.Errorf("erofs: layer %d: together the layers exceed 16 TiB: %w", i, ErrTooLarge)
@@ -75,4 +79,20 @@ func Index(w io.WriteSeeker, layers []IndexLayer) ([]Piece, error) {
 		return nil, fmt.Errorf("erofs: %w", err)
 	}
 	return append(pieces, Piece{Layer: -1, Offset: blockSize, Length: info.Bytes - next*blockSize}), nil
+}
+
+// openAll reads the metadata of all layers, on all cores.
+func openAll(layers []IndexLayer) ([]*layertree.Tree, error) {
+	trees := make([]*layertree.Tree, len(layers))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, l := range layers {
+		g.Go(func() (err error) {
+			if trees[i], err = Open(l.Image, l.Bytes); err != nil {
+				return fmt.Errorf("layer %d: %w", i, err)
+			}
+			return nil
+		})
+	}
+	return trees, g.Wait()
 }

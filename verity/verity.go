@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -99,6 +100,7 @@ func hashLevel(ctx context.Context, rw interface {
 	io.ReaderAt
 	io.WriterAt
 }, from, n, to int64) error {
+	buffers := sync.Pool{New: func() any { b := make([]byte, chunk*BlockSize); return &b }}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for first := int64(0); first < n; first += chunk {
@@ -107,7 +109,9 @@ func hashLevel(ctx context.Context, rw interface {
 				return context.Cause(ctx)
 			}
 			count := min(n-first, chunk)
-			data := make([]byte, count*BlockSize)
+			buffer := buffers.Get().(*[]byte)
+			defer buffers.Put(buffer)
+			data := (*buffer)[:count*BlockSize]
 			if k, err := rw.ReadAt(data, from+first*BlockSize); k < len(data) {
 				return fmt.Errorf("read %d bytes at %d: %w", len(data), from+first*BlockSize, err)
 			}
