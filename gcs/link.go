@@ -18,9 +18,12 @@ import (
 //
 //	host  -> guest: HELLO nonce, again and again
 //	guest -> host:  READY nonce, for each nonce that is new
-//	host  -> guest: START nonce, then the bytes of the session
+//	host  -> guest: START nonce, again and again
+//	guest -> host:  BEGUN nonce, then the bytes of the session
 //
-// The host throws away what comes before READY with its own nonce, which nobody could know before.
+// The host throws away what comes before READY and BEGUN with its own nonce, which nobody could know
+// before. It repeats itself because the guest may notice the end of the previous host late, after it
+// has heard of this one, and then forgets what was begun.
 // In the other direction the byte 0xff is never sent alone within a session: it is doubled to "0xff
 // 0x00", and "0xff 0x01" begins a frame. The guest therefore recognises a HELLO wherever the
 // previous session was cut off, and content can never be mistaken for one.
@@ -34,12 +37,13 @@ const (
 	markHello  = 'H'
 	markStart  = 'S'
 	markReady  = 'R'
+	markBegun  = 'B'
 )
 
-// maxStale is how much a host throws away while it waits for READY, in bytes.
+// maxStale is how much a host throws away while it waits for the guest, in bytes.
 const maxStale = 8 << 20
 
-// helloInterval is how often a host repeats HELLO.
+// helloInterval is how often a host repeats itself.
 const helloInterval = 50 * time.Millisecond
 
 func markFrame(kind byte, nonce string) []byte {
@@ -71,18 +75,20 @@ func hostHandshake(ctx context.Context, conn net.Conn) (io.Reader, error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 
-	helloCtx, ready := context.WithCancel(ctx)
-	defer ready()
-	wrote := make(chan error, 1)
-	go func() { wrote <- repeatHello(helloCtx, conn, nonce) }()
-
-	rest, err := awaitReady(conn, nonce)
-	ready()
-	if err == nil {
-		err = <-wrote
-	}
-	if err == nil {
-		_, err = conn.Write(markFrame(markStart, nonce))
+	var rest []byte
+	var err error
+	for _, step := range []struct{ say, want byte }{{markHello, markReady}, {markStart, markBegun}} {
+		sayCtx, heard := context.WithCancel(ctx)
+		said := make(chan error, 1)
+		go func() { said <- repeat(sayCtx, conn, markFrame(step.say, nonce)) }()
+		rest, err = awaitMark(io.MultiReader(bytes.NewReader(rest), conn), markFrame(step.want, nonce))
+		heard()
+		if err != nil {
+			break
+		}
+		if err = <-said; err != nil {
+			break
+		}
 	}
 	if err != nil {
 		if ctx.Err() != nil {
@@ -96,12 +102,11 @@ func hostHandshake(ctx context.Context, conn net.Conn) (io.Reader, error) {
 	return io.MultiReader(bytes.NewReader(rest), conn), nil
 }
 
-func repeatHello(ctx context.Context, conn net.Conn, nonce string) error {
+func repeat(ctx context.Context, conn net.Conn, frame []byte) error {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
-	hello := markFrame(markHello, nonce)
 	for {
-		if _, err := conn.Write(hello); err != nil {
+		if _, err := conn.Write(frame); err != nil {
 			return err
 		}
 		select {
@@ -112,9 +117,8 @@ func repeatHello(ctx context.Context, conn net.Conn, nonce string) error {
 	}
 }
 
-// awaitReady discards what comes before READY and returns what was read after it.
-func awaitReady(r io.Reader, nonce string) ([]byte, error) {
-	want := markFrame(markReady, nonce)
+// awaitMark discards what comes before a frame and returns what was read after it.
+func awaitMark(r io.Reader, want []byte) ([]byte, error) {
 	buf := make([]byte, 0, 8192)
 	for stale := 0; ; {
 		n, err := r.Read(buf[len(buf):cap(buf)])
@@ -133,7 +137,7 @@ func awaitReady(r io.Reader, nonce string) ([]byte, error) {
 			buf = append(buf[:0], buf[len(buf)-keep:]...)
 		}
 		if stale > maxStale {
-			return nil, fmt.Errorf("%w: %d bytes came and none said that the agent is ready", ErrProtocol, stale)
+			return nil, fmt.Errorf("%w: %d bytes came and none of them is the agent's answer", ErrProtocol, stale)
 		}
 	}
 }

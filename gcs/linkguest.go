@@ -114,12 +114,11 @@ func (g *guestLink) marked() error {
 	case kind == markHello && nonce != g.nonce:
 		g.endSession()
 		g.nonce = nonce
-		g.writing.Lock()
-		defer g.writing.Unlock()
-		if _, err := g.port.Write(markFrame(markReady, nonce)); err != nil {
-			return fmt.Errorf("answer the host: %w", err)
-		}
+		return g.answer(markReady)
 	case kind == markStart && nonce == g.nonce && g.session == nil:
+		if err := g.answer(markBegun); err != nil {
+			return err
+		}
 		r, w := io.Pipe()
 		s := &guestStream{link: g, PipeReader: r, feed: w}
 		g.session = s
@@ -128,9 +127,19 @@ func (g *guestLink) marked() error {
 	return nil
 }
 
+func (g *guestLink) answer(kind byte) error {
+	g.writing.Lock()
+	defer g.writing.Unlock()
+	if _, err := g.port.Write(markFrame(kind, g.nonce)); err != nil {
+		return fmt.Errorf("answer the host: %w", err)
+	}
+	return nil
+}
+
+// hangUp ends the session. The nonce stays: the host that is gone may be the one before.
 func (g *guestLink) hangUp() {
 	g.endSession()
-	g.nonce, g.escaped, g.marking = "", false, false
+	g.escaped, g.marking = false, false
 }
 
 func (g *guestLink) endSession() {

@@ -273,7 +273,9 @@ type port struct {
 	hung bool
 }
 
-type syscallConn interface{ Read(func(uintptr) bool) error }
+type syscallConn interface {
+	Read(func(uintptr) bool) error
+}
 
 func newPort(f *os.File) (*port, error) {
 	raw, err := f.SyscallConn()
@@ -320,4 +322,3 @@ func loopbackUp(log *slog.Logger) {
 		log.Debug("loopback", "err", err)
 	}
 }
-

@@ -20,15 +20,15 @@ import (
 
 // linuxRuntime is the Runtime of a Linux guest.
 type linuxRuntime struct {
-	log     *slog.Logger
-	base    string // where hosts may mount: /run
-	self    string // this program, to be started again
-	devices *devices
-	spawn   *spawner
-	load    func(feature string) // loads a kernel module if there is one
+	log      *slog.Logger
+	base     string // where hosts may mount: /run
+	self     string // this program, to be started again
+	devices  *devices
+	spawn    *spawner
+	load     func(feature string) // loads a kernel module if there is one
 	powerOff func() error
-	procs   processes
-	targets keyedLocks
+	procs    processes
+	targets  keyedLocks
 
 	// copying is read-held while a new namespace has a copy of all mounts, and write-held while
 	// something is unmounted.
