@@ -9,6 +9,7 @@ import (
 // groups is how the image is divided.
 type groups struct {
 	count          uint32
+	blocksPerGroup uint32 // fewer than possible when there are many small files
 	inodesPerGroup uint32
 	tables         uint32 // first block of the inode tables, which follow one another
 	bitmaps        uint32 // first of the bitmaps: block and inode bitmap of each group in turn
@@ -28,17 +29,24 @@ func (im *image) plan() (groups, error) {
 		perGroup = (perGroup + inodesPerBlock - 1) / inodesPerBlock * inodesPerBlock
 		tables := uint64(im.next)
 		bitmaps := tables + count*perGroup/inodesPerBlock
-		end := max(bitmaps+2*count, (count-1)*blocksPerGroup+1)
+		end := bitmaps + 2*count
 		if end > count*blocksPerGroup {
 			// One more group adds little: jump to what the size asks for.
 			count = max(count, end/blocksPerGroup)
 			continue
 		}
+		// A group has room for so many inodes and no more: groups that are needed for inodes alone are
+		// made as small as the blocks there are, or the image would grow by what nobody uses.
+		perGroupBlocks := uint64(blocksPerGroup)
+		if count > 1 {
+			perGroupBlocks = min(((end+count-1)/count+7)/8*8, blocksPerGroup)
+		}
+		end = max(end, (count-1)*perGroupBlocks+1)
 		used := (count + descsPerBlock - 1) / descsPerBlock
 		if used > uint64(im.descBlocks) {
 			return groups{}, fmt.Errorf("%d blocks of 4 KiB: %w", end, ErrTooLarge)
 		}
-		return groups{count: uint32(count), inodesPerGroup: uint32(perGroup), tables: uint32(tables),
+		return groups{count: uint32(count), blocksPerGroup: uint32(perGroupBlocks), inodesPerGroup: uint32(perGroup), tables: uint32(tables),
 			bitmaps: uint32(bitmaps), end: uint32(end), descBlocks: uint32(used)}, nil
 	}
 }
@@ -107,9 +115,10 @@ func (im *image) writeBitmaps(g groups) (descs []byte, free uint32, err error) {
 	used := im.usedBlocks(g)
 	descs = make([]byte, g.descBlocks*blockSize)
 	for i := range g.count {
-		first := i * blocksPerGroup
-		inGroup := min(g.end-first, blocksPerGroup)
-		blocks := used[i*blockSize:][:blockSize]
+		first := i * g.blocksPerGroup
+		inGroup := min(g.end-first, g.blocksPerGroup)
+		blocks := make(bitmap, blockSize)
+		copy(blocks, used[first/8:][:g.blocksPerGroup/8])
 		freeBlocks := uint32(0)
 		for b := range inGroup {
 			if !blocks.has(b) {
@@ -178,7 +187,7 @@ func superBlock(g groups, freeBlocks uint32, files int, uuid [16]byte) []byte {
 	for at, v := range map[int]uint32{
 		0: inodes, 4: g.end, 12: freeBlocks, 16: inodes - usedInodes,
 		24: 2, 28: 2, // block and cluster size: 1024 << 2
-		32: blocksPerGroup, 36: blocksPerGroup, 40: g.inodesPerGroup,
+		32: g.blocksPerGroup, 36: g.blocksPerGroup, 40: g.inodesPerGroup,
 		76:  1, // revision with dynamic inode sizes
 		84:  firstFreeInode,
 		92:  compatExtAttr | compatSparseSuper2,

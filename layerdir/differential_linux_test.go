@@ -2,6 +2,7 @@ package layerdir_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -136,5 +137,33 @@ func TestSameBytes(t *testing.T) {
 		if !bytes.Equal(read(tar), read(tar)) {
 			t.Errorf("%s: two conversions of the same tar differ", f.format)
 		}
+	}
+}
+
+// TestManyFiles: more inodes than a block group of ext4 has room for, in little space.
+func TestManyFiles(t *testing.T) {
+	needRoot(t)
+	const n = 70_000
+	entries := make([]treetest.Entry, n)
+	for i := range entries {
+		entries[i].Name = fmt.Sprintf("d%d/f%d", i%70, i)
+	}
+	tar := treetest.Tar(t, entries...)
+	for i, f := range formats {
+		t.Run(string(f.format), func(t *testing.T) {
+			path := convert(t, i, tar)
+			st, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st.Size() > n*512 {
+				t.Errorf("%d empty files made a layer of %d bytes", n, st.Size())
+			}
+			dir := treetest.Mount(t, path, f.fstype)
+			files, err := os.ReadDir(filepath.Join(dir, "d69"))
+			if err != nil || len(files) != n/70 {
+				t.Errorf("%d files, %v", len(files), err)
+			}
+		})
 	}
 }
