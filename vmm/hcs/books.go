@@ -13,7 +13,7 @@ import (
 
 // books are what this process applied to a machine, and which addresses a change is under way at.
 type books struct {
-	os vmm.OS
+	os      vmm.OS
 	mu      sync.Mutex
 	devices map[string]vmm.Device
 	refused map[string]bool // the guest refused what was to come on top of this device

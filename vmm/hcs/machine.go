@@ -347,6 +347,7 @@ func (m *Machine) Close() error {
 		}
 	}
 	m.end()
+	m.services.close()
 	errs = append(errs, m.sys.close())
 	return errors.Join(errs...)
 }
