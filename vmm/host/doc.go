@@ -17,6 +17,8 @@
 // After a reboot nothing is mounted any more: [Open] then starts with an empty machine.
 //
 // What a machine of this kind does not have: VHDX disks (the scratch is a folder, through a Plan9
-// share, or a raw file with ext4), dm-verity, encryption, persistent memory, composite disks. Exec
-// answers errors.ErrUnsupported.
+// share, or a raw file with ext4), dm-verity, encryption, persistent memory, composite disks.
+//
+// Processes run in namespaces like those of a container in a VM, by the code of the same agent; they
+// see the network and the kernel of this system, and end with the program that started them.
 package host

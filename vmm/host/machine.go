@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
 
+	"github.com/stratavm/strata/gcs/agent"
 	"github.com/stratavm/strata/hostmount"
 	"github.com/stratavm/strata/vmm"
 )
@@ -27,6 +29,10 @@ type Options struct {
 	ID  string // of a new machine; empty: the name of Dir
 	// BootID tells this boot of the system from others. Empty: asked of the kernel.
 	BootID string
+	// Self is a program whose main calls agent.Stage first thing, usually this one: it is started as
+	// the first process of each container. Empty: Exec answers errors.ErrUnsupported.
+	Self   string
+	Logger *slog.Logger // of what containers do; nil: none
 	// Mounter mounts. Nil: the functions of package hostmount.
 	Mounter Mounter
 }
@@ -66,10 +72,12 @@ type Machine struct {
 	mount  Mounter
 	limits vmm.Limits
 	locks  locks
+	run    agent.Runtime // nil: no processes
 
-	mu   sync.Mutex
-	done chan struct{}
-	err  error
+	mu    sync.Mutex
+	done  chan struct{}
+	err   error
+	roots map[string]string // of containers that this process has made
 }
 
 var _ vmm.Machine = (*Machine)(nil)
@@ -146,8 +154,19 @@ func open(o Options) (*Machine, error) {
 			return nil, err
 		}
 	}
-	return &Machine{id: want.ID, dir: dir, mount: o.Mounter, done: make(chan struct{}), locks: locks{held: map[string]chan struct{}{}},
-		limits: vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true, EROFS: o.Mounter.CanEROFS(), Observes: true}}, nil
+	m := &Machine{id: want.ID, dir: dir, mount: o.Mounter, done: make(chan struct{}), roots: map[string]string{},
+		locks:  locks{held: map[string]chan struct{}{}},
+		limits: vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true, EROFS: o.Mounter.CanEROFS(), Observes: true}}
+	if o.Self != "" {
+		log := o.Logger
+		if log == nil {
+			log = slog.New(slog.DiscardHandler)
+		}
+		if m.run, err = agent.NewContainers(log, filepath.Join(dir, fsDir), o.Self); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }
 
 // HostPath is where a path of the machine is on this system.
@@ -180,14 +199,6 @@ func (m *Machine) Close() error { return nil }
 // Stacks implements vmm.Machine. There is no agent: it is empty.
 func (m *Machine) Stacks(context.Context) (string, error) { return "", m.Err() }
 
-// DeleteContainerState implements vmm.Machine. Containers have no state here beyond their mounts.
-func (m *Machine) DeleteContainerState(context.Context, string) error { return m.Err() }
-
-// Exec implements vmm.Machine: it answers errors.ErrUnsupported.
-func (m *Machine) Exec(context.Context, vmm.ProcessSpec) (vmm.Process, error) {
-	return nil, fmt.Errorf("start a process on this system: %w: use a virtual machine, or a container runtime on the mounted root", errors.ErrUnsupported)
-}
-
 // Shutdown implements vmm.Machine: it unmounts everything. What is in use stays mounted and is named
 // in the error; the machine then goes on.
 func (m *Machine) Shutdown(ctx context.Context) error {
@@ -195,6 +206,9 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
+	for id := range m.containers() {
+		errs = append(errs, m.DeleteContainerState(ctx, id))
+	}
 	records, err := m.mountRecords()
 	if err != nil {
 		return fmt.Errorf("shut down host machine %s: %w", m.id, err)
