@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // deviceTime bounds the wait for a device that the host says it has attached.
@@ -98,11 +100,21 @@ func (d *devices) lookDisk(controller, lun uint8, partition uint64) (string, err
 			return "", err
 		}
 	}
+	return d.usable(name)
+}
+
+// usable gives the node of a block device once it can be opened: it appears in sysfs before that, and
+// the event comes after it.
+func (d *devices) usable(name string) (string, error) {
 	node := filepath.Join(d.dev, name)
-	if _, err := os.Stat(node); err != nil {
+	f, err := os.Open(node)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) {
 		return "", errAbsent
 	}
-	return node, nil
+	if err != nil {
+		return "", err
+	}
+	return node, f.Close()
 }
 
 func (d *devices) lookPartition(disk string, partition uint64) (string, error) {
@@ -229,11 +241,7 @@ func (d *devices) lookPMEM(slot uint32) (string, error) {
 		if !d.pmem.matches(slot, i, dev.path) {
 			continue
 		}
-		node := filepath.Join(d.dev, dev.name)
-		if _, err := os.Stat(node); err != nil {
-			return "", errAbsent
-		}
-		return node, nil
+		return d.usable(dev.name)
 	}
 	return "", errAbsent
 }

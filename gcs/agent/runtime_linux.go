@@ -209,12 +209,11 @@ func (r *linuxRuntime) unmountUnknown(path string) error {
 func (r *linuxRuntime) free(path string, m mounted) error {
 	for _, c := range r.containersAt(path) {
 		if c.settle() {
-			var names []string
-			for _, p := range r.procs.running(c.id, false) {
-				names = append(names, fmt.Sprintf("process %d (%s)", p.id, printableName(p.name)))
-			}
-			if m.dev != 0 {
-				names = append(names, users(m.dev, os.Getpid())...)
+			names := users(m.dev, os.Getpid())
+			if len(names) == 0 { // not found by its root: named as the host knows it
+				for _, p := range r.procs.running(c.id, false) {
+					names = append(names, fmt.Sprintf("program %d (%s)", p.id, printableName(p.name)))
+				}
 			}
 			return fmt.Errorf("%s is %w by container %s: %s", path, errBusy, c.id, strings.Join(names, ", "))
 		}

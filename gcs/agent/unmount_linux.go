@@ -88,6 +88,9 @@ func users(dev uint64, except int) []string {
 		if filepath.Base(proc) == strconv.Itoa(except) {
 			continue
 		}
+		if line, _ := os.ReadFile(proc + "/cmdline"); strings.HasPrefix(string(line), stageName+"\x00") {
+			continue // goes by itself when the others have gone
+		}
 		if how := usedBy(proc, dev); how != "" {
 			comm, _ := os.ReadFile(proc + "/comm")
 			who = append(who, fmt.Sprintf("process %s (%s) by %s", filepath.Base(proc),
