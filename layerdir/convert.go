@@ -98,10 +98,6 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 // memory in units of 2 MiB, and a layer of another size could only be a disk.
 const vhdAlign = 2 << 20
 
-// deviceAlign is what the content of a layer file is a multiple of, in bytes: the granularity in which
-// Linux guests map persistent memory.
-const deviceAlign = 2 << 20
-
 // write writes the layer to f.
 func write(ctx context.Context, f *os.File, in io.Reader, o Options) (tree *verity.Info, err error) {
 	limits := layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated}
