@@ -14,6 +14,7 @@ import (
 
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
 )
 
 // unmountOps are the names of what --only takes.
@@ -27,15 +28,16 @@ var unmountOps = map[string]layers.UnmountOperation{
 func mountCommands(e *env) []*cli.Command {
 	return []*cli.Command{
 		{
-			Name: "mount", Usage: "make a container's root in a VM", ArgsUsage: "ID LAYER...",
-			Description: "LAYERs are folders, the top-most first, the base last. Without --scratch the root is read-only.\n" +
+			Name: "mount", Usage: "make a container's root in a VM", ArgsUsage: "ID IMAGE|LAYER...",
+			Description: sources + "It is imported into the store when it is not there.\nLAYERs are folders, the top-most first, the base last. Without --scratch the root is read-only.\n" +
 				"Layers that are in the VM already are shared.\n\n" +
 				examples("strata mount --scratch /scratch/web web /layers/app /layers/debian",
+					"strata mount --scratch /scratch/db db debian:12",
 					"strata --dry-run mount --scratch /scratch/web web /layers/app /layers/debian"),
-			Flags: []cli.Flag{
+			Flags: append([]cli.Flag{
 				vmFlag(),
 				&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (strata scratch create)"},
-			},
+			}, imageFlags()...),
 			Action: e.mount,
 		},
 		{
@@ -47,6 +49,7 @@ func mountCommands(e *env) []*cli.Command {
 				vmFlag(),
 				&cli.StringSliceFlag{Name: "only", Usage: "give up only these: scsi (scratch), vpmem (Linux layers), vsmb (Windows layers), all"},
 				&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "all containers of the VM"},
+				&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "end the programs that still run in the container first"},
 			},
 			Action: e.unmount,
 		},
@@ -83,11 +86,20 @@ func request(cmd *cli.Command, id string, folders []string) (layers.Request, err
 	return r, nil
 }
 
-func (e *env) mount(ctx context.Context, cmd *cli.Command) error {
+func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 	if cmd.Args().Len() < 2 {
-		return usage(cmd, "give an id and at least one layer")
+		return usage(cmd, "give an id and an image, or at least one layer")
 	}
 	args := cmd.Args().Slice()
+	s := &session{}
+	defer func() { err = errors.Join(err, s.end(ctx)) }()
+	if isImage(args[1:]) && args[1] != "" {
+		folders, _, err := e.useImage(ctx, cmd, s, args[1], "mount of "+args[0])
+		if err != nil {
+			return err
+		}
+		args = append(args[:1], folders...)
+	}
 	r, err := request(cmd, args[0], args[1:])
 	if err != nil {
 		return err
@@ -172,6 +184,9 @@ func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {
 	var errs []error
 	for _, id := range ids {
 		m, err := layers.Open(vm, id)
+		if err == nil && cmd.Bool("force") && !cmd.Bool("dry-run") {
+			err = endPrograms(ctx, vm, id)
+		}
 		if err == nil {
 			err = m.Release(ctx, op)
 		}
@@ -199,6 +214,15 @@ func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {
 		}))
 	}
 	return errors.Join(errs...)
+}
+
+// endPrograms ends what runs in a container. A VM that is gone has nothing running.
+func endPrograms(ctx context.Context, vm *uvm.UtilityVM, id string) error {
+	err := vm.Machine().DeleteContainerState(ctx, id)
+	if errors.Is(err, vmm.ErrGone) {
+		return nil
+	}
+	return err
 }
 
 // workDir is where run keeps the scratch and the imported layers of a container.

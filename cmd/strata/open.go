@@ -65,6 +65,9 @@ func (e *env) stop(ctx context.Context, vm *uvm.UtilityVM, dir string, timeout t
 	for _, c := range vm.Claims() {
 		m, err := layers.Open(vm, c.ID())
 		if err == nil {
+			err = endPrograms(limited, vm, c.ID())
+		}
+		if err == nil {
 			err = m.Release(limited, layers.UnmountOperationAll)
 		}
 		errs = append(errs, err)
