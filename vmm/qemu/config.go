@@ -49,8 +49,8 @@ type Config struct {
 
 	// connect replaces the guest protocol in tests.
 	connect connectFunc
-	// extra are further arguments of QEMU, for tests.
-	extra []string
+	// rewrite changes the arguments of QEMU in tests.
+	rewrite func([]string) []string
 }
 
 // What a machine can hold.
@@ -186,14 +186,14 @@ func (c Config) arguments(accel string) []string {
 			"virtio-scsi-pci,id=scsi%d,addr=3.%d,multifunction=on,num_queues=1,disable-legacy=on", i, i))
 	}
 	if c.Kernel == "" {
-		return append(append(args, "-S"), c.extra...)
+		return append(args, "-S")
 	}
 	words := append([]string{"console=ttyS0", fmt.Sprintf("strata.pmem=pci:0000:00:%02x.0", pmemFirst)}, c.Cmdline...)
 	args = append(args, "-kernel", c.Kernel, "-append", strings.Join(words, " "))
 	if c.Initrd != "" {
 		args = append(args, "-initrd", c.Initrd)
 	}
-	return append(args, c.extra...)
+	return args
 }
 
 func machineOptions(string) string {

@@ -28,11 +28,12 @@ func needQEMU(t testing.TB) {
 	}
 }
 
-// fakeGuest is an agent that believes everything. It stands in for the guest of a QEMU that has no
+// fakeGuest is an agent that believes everything and keeps a list of mounts. It stands in for the guest of a QEMU that has no
 // kernel, so that the host's half is tried out on the real QEMU without booting.
 type fakeGuest struct {
 	mu     sync.Mutex
 	log    []hcsschema.GuestRequest
+	mounts map[string]vmm.MappedDisk
 	answer func(hcsschema.GuestRequest) error
 	conn   net.Conn
 	done   chan struct{}
@@ -45,7 +46,7 @@ func (g *fakeGuest) Modify(ctx context.Context, r hcsschema.GuestRequest) error 
 	answer := g.answer
 	g.mu.Unlock()
 	if answer == nil {
-		return nil
+		return g.mount(r)
 	}
 	result := make(chan error, 1)
 	go func() { result <- answer(r) }()
@@ -57,6 +58,28 @@ func (g *fakeGuest) Modify(ctx context.Context, r hcsschema.GuestRequest) error 
 	case <-g.done:
 		return gcs.ErrClosed
 	}
+}
+
+func (g *fakeGuest) mount(r hcsschema.GuestRequest) error {
+	s, ok := r.Settings.(hcsschema.LCOWMappedVirtualDisk)
+	if !ok || s.MountPath == "" {
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r.RequestType == hcsschema.RequestRemove {
+		delete(g.mounts, s.MountPath)
+		return nil
+	}
+	d := vmm.MappedDisk{MountPath: s.MountPath, Controller: s.Controller, LUN: s.Lun, ReadOnly: s.ReadOnly}
+	if old, taken := g.mounts[s.MountPath]; taken && (old.Controller != d.Controller || old.LUN != d.LUN) {
+		return &gcs.Error{Op: "mount", Result: gcs.ResultExists, Message: s.MountPath}
+	}
+	if g.mounts == nil {
+		g.mounts = map[string]vmm.MappedDisk{}
+	}
+	g.mounts[s.MountPath] = d
+	return nil
 }
 
 func (g *fakeGuest) setAnswer(f func(hcsschema.GuestRequest) error) {
@@ -79,9 +102,16 @@ func (g *fakeGuest) Exec(context.Context, vmm.ProcessSpec) (vmm.Process, error) 
 }
 func (g *fakeGuest) DeleteContainerState(context.Context, string) error { return nil }
 func (g *fakeGuest) Stacks(context.Context) (string, error)             { return "fake", nil }
-func (g *fakeGuest) Mounts(context.Context) ([]vmm.Guest, error)        { return nil, nil }
-func (g *fakeGuest) Shutdown(context.Context) error                     { return errors.New("it has no power switch") }
-func (g *fakeGuest) Done() <-chan struct{}                              { return g.done }
+func (g *fakeGuest) Mounts(context.Context) (out []vmm.Guest, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, d := range g.mounts {
+		out = append(out, d)
+	}
+	return out, nil
+}
+func (g *fakeGuest) Shutdown(context.Context) error { return errors.New("it has no power switch") }
+func (g *fakeGuest) Done() <-chan struct{}          { return g.done }
 func (g *fakeGuest) Close() error {
 	g.once.Do(func() { close(g.done) })
 	return g.conn.Close()

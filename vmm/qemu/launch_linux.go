@@ -98,7 +98,11 @@ func launch(c Config, accel string) (_ *process, err error) {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	defer null.Close()
-	child, err := os.StartProcess(program, append([]string{program}, c.arguments(accel)...), &os.ProcAttr{
+	args := c.arguments(accel)
+	if c.rewrite != nil {
+		args = c.rewrite(args)
+	}
+	child, err := os.StartProcess(program, append([]string{program}, args...), &os.ProcAttr{
 		Dir: c.Dir, Files: append([]*os.File{null, log, log}, files...),
 		// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
 		// detach is not possible inside its sandbox.)

@@ -439,12 +439,12 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	leaktest.Check(t, dir)
 	g := &fakeGuest{}
-	c := Config{Dir: filepath.Join(dir, "vm"), Accel: AccelTCG, connect: g.connect, extra: []string{"-device", "no-such-device"}}
+	c := Config{Dir: filepath.Join(dir, "vm"), Accel: AccelTCG, connect: g.connect, rewrite: func(args []string) []string { return append(args, "-device", "no-such-device") }}
 	if _, err := Start(t.Context(), c); err == nil || !strings.Contains(err.Error(), "no-such-device") {
 		t.Errorf("QEMU's reason is missing: %v", err)
 	}
 	// A guest that never answers.
-	c.extra, c.connect = nil, connectGCS
+	c.rewrite, c.connect = nil, connectGCS
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := Start(ctx, c); !errors.Is(err, vmm.ErrGuestUnreachable) {

@@ -3,22 +3,24 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/stratavm/strata/bootimage"
 	"github.com/stratavm/strata/bootimage/bootimagetest"
 	"github.com/stratavm/strata/vmm"
 )
 
 // realVM boots a machine with our agent.
-func realVM(t testing.TB, change func(*Config)) *Machine {
+func realVM(t testing.TB, img bootimage.Image) *Machine {
 	t.Helper()
-	needQEMU(t)
-	img := bootimagetest.Image(t)
 	c := Config{Dir: t.TempDir(), ID: "test", Kernel: img.Kernel, Initrd: img.Initrd, Cmdline: img.Cmdline, ExecPorts: 2}
-	if change != nil {
-		change(&c)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	begin := time.Now()
@@ -52,11 +54,119 @@ func run(t testing.TB, r interface {
 	return out.String(), code
 }
 
-func TestVMBoots(t *testing.T) {
-	m := realVM(t, nil)
-	text, err := m.Console(t.Context())
+// image builds what real VMs boot.
+func image(t testing.TB) bootimage.Image {
+	t.Helper()
+	needQEMU(t)
+	return bootimagetest.Image(t)
+}
+
+// resident is the memory of this process in bytes.
+func resident(t testing.TB) int {
+	t.Helper()
+	debug.FreeOSMemory()
+	b, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(text)
+	pages, err := strconv.Atoi(strings.Fields(string(b))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pages * os.Getpagesize()
+}
+
+func TestVM(t *testing.T) {
+	m := realVM(t, image(t))
+	dir := t.TempDir()
+
+	t.Run("composite disk", func(t *testing.T) {
+		layer := ext4File(t, dir, 7, 1<<20)
+		// A file system in the middle of zeroes, as a partition is; here the guest only reads bytes.
+		d := vmm.SCSIDisk{Controller: 2, LUN: 40, Path: "composite", ReadOnly: true,
+			Extents: []vmm.Extent{{Path: layer, Length: 1 << 19}, {Path: layer, Offset: 1 << 19, Length: 1 << 19}, {Length: 1 << 20}}}
+		both := vmm.Change{Op: vmm.Add, Device: d, Guest: vmm.MappedDisk{Controller: 2, LUN: 40, MountPath: "/run/c", ReadOnly: true}}
+		apply(t, m, both)
+		checkName(t, m, "/run/c", 7)
+		apply(t, m, both.Inverse())
+	})
+	t.Run("persistent memory", func(t *testing.T) {
+		both := vmm.Change{Op: vmm.Add, Guest: vmm.MappedPMEM{Slot: 5, MountPath: "/run/p"},
+			Device: vmm.VPMEMDevice{Slot: 5, Path: ext4File(t, dir, 5, 2<<20)}}
+		for range 2 { // parked in between
+			apply(t, m, both)
+			checkName(t, m, "/run/p", 5)
+			apply(t, m, both.GuestOnly().Inverse())
+		}
+		obs, err := m.Observe(t.Context())
+		if err != nil || len(obs.Mounts) != 0 || obs.Device("vpmem 5") == nil {
+			t.Errorf("the machine has %v %v", obs, err)
+		}
+	})
+	t.Run("programs of another process", func(t *testing.T) {
+		s, err := OpenExec(t.Context(), m.dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, code := run(t, s, "/init", "no-such-command"); code == 0 {
+			t.Errorf("a program that fails says %q, exit code 0", out)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("opened again", func(t *testing.T) {
+		d := vmm.SCSIDisk{LUN: 3, Path: ext4File(t, dir, 3, 1<<20), ReadOnly: true}
+		both := vmm.Change{Op: vmm.Add, Device: d, Guest: vmm.MappedDisk{LUN: 3, MountPath: "/run/o", ReadOnly: true}}
+		apply(t, m, both)
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if m, err = Open(t.Context(), m.dir, nil); err != nil {
+			t.Fatal(err)
+		}
+		obs, err := m.Observe(t.Context())
+		if err != nil || obs.Device("scsi 0:3") != vmm.Device(nil) && obs.Device("scsi 0:3").String() != d.String() || obs.Mount(both.Guest) == nil {
+			t.Errorf("the machine has %v %v", obs, err)
+		}
+		apply(t, m, both.Inverse())
+	})
+	// The figure of the whole test process, which is more than that of a VM's owner.
+	if r := resident(t); r > 60<<20 {
+		t.Errorf("this process takes %d MiB", r>>20)
+	} else {
+		t.Logf("this process takes %d MiB", r>>20)
+	}
+	dead := m.dir
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := m.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Err(); !errors.Is(err, vmm.ErrGone) || !strings.Contains(err.Error(), "powered off") {
+		t.Errorf("reason: %v", err)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Inspect(dead); !errors.Is(err, ErrNoMachine) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+// checkName looks for what ext4File wrote.
+func checkName(t testing.TB, m *Machine, mount string, n int) {
+	t.Helper()
+	var out bytes.Buffer
+	p, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"/init", "cat", mount + "/name"}, Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("layer %d\n", n); out.String() != want {
+		t.Errorf("%s/name holds %q, want %q", mount, &out, want)
+	}
 }
