@@ -19,6 +19,14 @@ import (
 // Build is the build of Windows that Wine reports: Windows 10 version 2004.
 const Build = "19041"
 
+// registry is what a prefix is told about the Windows it is. Wine reads the version as a number.
+const registry = "Windows Registry Editor Version 5.00\r\n\r\n" +
+	`[HKEY_LOCAL_MACHINE\Software\Microsoft\Windows NT\CurrentVersion]` + "\r\n" +
+	`"CurrentVersion"="10.0"` + "\r\n" +
+	`"CSDVersion"=""` + "\r\n" +
+	`"CurrentBuild"="` + Build + `"` + "\r\n" +
+	`"CurrentBuildNumber"="` + Build + `"` + "\r\n"
+
 // ErrMissing: Wine or the compiler is not installed.
 var ErrMissing = errors.New("install wine and gcc-mingw-w64-x86-64")
 
@@ -68,7 +76,7 @@ func Open(ctx context.Context, cache string) (*Prefix, error) {
 	if err := os.MkdirAll(cache, 0o700); err != nil {
 		return nil, err
 	}
-	name := fmt.Sprintf("wine-%x", sha256.Sum256(append(version, Build...)))[:16]
+	name := fmt.Sprintf("wine-%x", sha256.Sum256(append(version, registry...)))[:16]
 	unlock, err := lockedfile.MutexAt(filepath.Join(cache, name+".lock")).Lock()
 	if err != nil {
 		return nil, fmt.Errorf("lock the Wine prefix: %w", err)
@@ -96,13 +104,8 @@ func (p *Prefix) create(ctx context.Context) error {
 	if out, err := p.Command(ctx, "wineboot", "--init").CombinedOutput(); err != nil {
 		return p.fail("make a Wine prefix", err, out)
 	}
-	const version = `HKLM\Software\Microsoft\Windows NT\CurrentVersion`
 	settings := filepath.Join(p.dir, "settings.reg")
-	text := "Windows Registry Editor Version 5.00\r\n\r\n[" + strings.Replace(version, "HKLM", "HKEY_LOCAL_MACHINE", 1) + "]\r\n" +
-		"\"CurrentMajorVersionNumber\"=dword:0000000a\r\n\"CurrentMinorVersionNumber\"=dword:00000000\r\n" +
-		"\"CurrentVersion\"=\"6.3\"\r\n\"CSDVersion\"=\"\"\r\n" +
-		"\"CurrentBuild\"=\"" + Build + "\"\r\n\"CurrentBuildNumber\"=\"" + Build + "\"\r\n"
-	if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(settings, []byte(registry), 0o600); err != nil {
 		return errors.Join(err, p.Close())
 	}
 	if out, err := p.Command(ctx, "regedit", "/S", Path(settings)).CombinedOutput(); err != nil {

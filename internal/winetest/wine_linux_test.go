@@ -11,13 +11,14 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/winetest/standin"
+	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
 // module is the path that packages are named with.
 const module = "github.com/stratavm/strata"
 
 // packages are those whose tests run as Windows programs.
-var packages = []string{"/internal/hostpath", "/hcsschema", "/wclayer"}
+var packages = []string{"/internal/hostpath", "/hcsschema", "/vmm/hcs", "/wclayer", "/internal/winetest"}
 
 // limit bounds one test binary. Wine is slow to start, and its first start slower still.
 const limit = 5 * time.Minute
@@ -62,7 +63,7 @@ func TestWine(t *testing.T) {
 	p := start(t)
 	for _, pkg := range packages {
 		t.Run(strings.TrimPrefix(pkg, "/"), func(t *testing.T) {
-			server, err := standin.Listen(standin.ServerOptions{})
+			server, err := standin.Listen(standin.ServerOptions{Service: hcstest.Options{Exec: copyProcess}})
 			if err != nil {
 				t.Fatal(err)
 			}
