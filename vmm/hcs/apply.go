@@ -157,10 +157,10 @@ func (w *work) repeats() bool {
 // ejects reports whether a Linux guest is asked to let go of a disk by a request of its own.
 func (w *work) ejects() bool {
 	_, disk := w.c.Device.(vmm.SCSIDisk)
-	return disk && w.c.Op == vmm.Remove && w.m.enc.os == vmm.Linux && w.m.connected && w.m.encoder().generation != Guest2021
+	return disk && w.c.Op == vmm.Remove && w.m.enc.os == vmm.Linux && w.m.connected && w.m.encoder().ejects()
 }
 
-// encoder gives a copy: what generation the guest is of may be found out while the machine runs.
+// encoder gives a copy: what the guest knows may be found out while the machine runs.
 func (m *Machine) encoder() encoder {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -178,7 +178,7 @@ func (w *work) eject(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.enc.generation == GuestProbe && unknownResource(err) {
-		m.enc.generation = Guest2021
+		m.enc.noEject = true
 		m.host.Logger.Info("the guest unplugs disks on unmount", "vm", m.sys.id, "answer", err)
 		return nil
 	}

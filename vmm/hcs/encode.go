@@ -12,7 +12,11 @@ type encoder struct {
 	os         vmm.OS
 	byGUID     bool // SCSI controllers are named by GUID
 	generation GuestGeneration
+	noEject    bool // it was found out that the guest knows no SCSIDevice
 }
+
+// ejects reports whether the guest unplugs a disk by a request of its own.
+func (e encoder) ejects() bool { return e.generation != Guest2021 && !e.noEject }
 
 var requestTypes = map[vmm.Op]hcsschema.RequestType{
 	vmm.Add: hcsschema.RequestAdd, vmm.Remove: hcsschema.RequestRemove, vmm.Update: hcsschema.RequestUpdate,
@@ -119,21 +123,28 @@ func (e encoder) guest(op vmm.Op, g vmm.Guest) (hcsschema.GuestRequest, error) {
 // error: the guest would mount something else than was asked for.
 func for2021(op vmm.Op, g vmm.Guest) (vmm.Guest, error) {
 	refuse := func(what string) error {
+		if op == vmm.Remove {
+			return nil
+		}
 		return fmt.Errorf("%s: %s: %w (a guest of 2021)", g, what, ErrNotSupported)
 	}
 	switch v := g.(type) {
 	case vmm.MappedDisk:
+		var err error
 		switch {
 		case v.Partition != 0:
-			return nil, refuse("partitions")
+			err = refuse("partitions")
 		case v.BlockDev:
-			return nil, refuse("block devices")
+			err = refuse("block devices")
 		case v.Encrypted:
-			return nil, refuse("encryption")
+			err = refuse("encryption")
 		case v.Verity != nil:
-			return nil, refuse("dm-verity")
+			err = refuse("dm-verity")
 		case v.Controller != 0:
-			return nil, refuse("more than one SCSI controller")
+			err = refuse("more than one SCSI controller")
+		}
+		if err != nil {
+			return nil, err
 		}
 		v.EnsureFilesystem, v.Filesystem, v.Options = false, "", nil
 		if op == vmm.Remove {
@@ -142,10 +153,10 @@ func for2021(op vmm.Op, g vmm.Guest) (vmm.Guest, error) {
 		return v, nil
 	case vmm.MappedPMEM:
 		if v.Verity != nil {
-			return nil, refuse("dm-verity")
+			return v, refuse("dm-verity")
 		}
 		if v.Size != 0 {
-			return nil, refuse("packed devices")
+			return v, refuse("packed devices")
 		}
 		return v, nil
 	case vmm.CombinedLayers:

@@ -244,14 +244,19 @@ func (m *Machine) external() (Guest, error) {
 	return m.guest, nil
 }
 
-// Observe implements vmm.Machine. The service does not tell what is in a VM, so the answer is what
-// this process applied.
+// Observe implements vmm.Machine. The service tells whether the VM is there but not what is in it, so
+// the answer is what this process applied.
 func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	if err := m.Err(); err != nil {
 		return vmm.Observation{}, err
 	}
-	if err := context.Cause(ctx); err != nil {
-		return vmm.Observation{}, err
+	p, err := m.sys.properties(ctx)
+	switch {
+	case err != nil && (IsNotExist(err) || IsAlreadyStopped(err)), err == nil && p.Stopped:
+		m.sys.exit(fmt.Errorf("%w: it has stopped", vmm.ErrGone))
+		return vmm.Observation{}, m.Err()
+	case err != nil:
+		return vmm.Observation{}, fmt.Errorf("observe: %w", err)
 	}
 	return m.books.observation(), nil
 }
