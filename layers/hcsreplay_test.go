@@ -166,10 +166,15 @@ type replay struct {
 	vms     map[string]*uvm.UtilityVM
 }
 
-func newReplay(t *testing.T, s *scenario) *replay {
+// newReplay makes a world that is as lenient as the one that the scenarios were recorded in;
+// newStrictReplay one with the service's rules in force.
+func newReplay(t *testing.T, s *scenario) *replay       { return newWorldFor(t, s, true) }
+func newStrictReplay(t *testing.T, s *scenario) *replay { return newWorldFor(t, s, false) }
+
+func newWorldFor(t *testing.T, s *scenario, lenient bool) *replay {
 	sockets := hcstest.NewSockets()
 	service := hcstest.New(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS,
-		OldGuest: !s.head, Lenient: true, Sockets: sockets})
+		OldGuest: !s.head, Lenient: lenient, Sockets: sockets})
 	files := newWindowsFiles(s.Files)
 	host := wclayer.New(wclayer.Options{API: wclayertest.New(service),
 		Sleep: func(context.Context, time.Duration) error { return nil }})
@@ -250,6 +255,9 @@ func (r *replay) create(ctx context.Context, st step) (any, error) {
 		m, err = hcs.CreateWCOW(ctx, r.host, o)
 	} else {
 		o := hcs.OptionsLCOW{GuestGeneration: hcs.Guest2021}
+		if r.s.head {
+			o.GuestGeneration = hcs.GuestCurrent
+		}
 		decode(&o)
 		m, err = hcs.CreateLCOW(ctx, r.host, o)
 	}
