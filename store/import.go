@@ -200,11 +200,11 @@ func (s *Store) putLayer(ctx context.Context, obj object, l Layer, f Format, lim
 			return err
 		}
 		if ok, err := s.has(obj); ok || err != nil {
-			return errors.Join(err, lock.Close())
+			return errors.Join(err, dropLock(lock))
 		}
 		err = s.makeLayer(ctx, obj, l, f, limit, func(n int64) { tell(Reading, n) })
 		made.Store(err == nil)
-		return errors.Join(err, lock.Close())
+		return errors.Join(err, dropLock(lock))
 	})
 	return made.Load(), err
 }

@@ -29,7 +29,9 @@ type env struct {
 var groups = []func(*env) []*cli.Command{
 	runCommands,
 	vmCommands,
+	imageCommands,
 	importCommands,
+	storeCommands,
 	scratchCommands,
 	mountCommands,
 	execCommands,

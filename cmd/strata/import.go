@@ -18,17 +18,20 @@ import (
 
 func importCommands(e *env) []*cli.Command {
 	return []*cli.Command{{
-		Name: "import", Usage: "make a layer folder of a tar", ArgsUsage: "TAR DIR",
-		Description: "TAR is a layer tar with OCI whiteouts (.wh.NAME), plain, gzip or zstd; - is standard input.\n" +
+		Name: "import", Usage: "bring an image into the store, or make a layer folder of a tar", ArgsUsage: "IMAGE | TAR DIR",
+		Description: "With one argument it is as strata pull: a file or folder with an image, or the tar of a root.\n\n" +
+			"With two, TAR is a layer tar with OCI whiteouts (.wh.NAME), plain, gzip or zstd; - is standard input.\n" +
 			"DIR is made; the layer file in it appears when it is complete, or not at all.\n\n" +
-			examples("strata import rootfs.tar /layers/base",
+			examples("strata import --name debian debian.tar",
+				"strata import rootfs.tar /layers/base",
 				"mmdebstrap --variant=minbase bookworm - | strata import - /layers/debian",
 				"strata import --format erofs --parent /layers/base change.tar.gz /layers/change"),
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "name", Usage: "what the image is called in the store (default: its own name, or that of the file)"},
 			&cli.StringFlag{Name: "format", Value: string(layerdir.VHD), Usage: "vhd (ext4) or erofs"},
 			&cli.StringSliceFlag{Name: "parent", TakesFile: true,
 				Usage: "the layer `DIR` below this one, then the next (repeat); written to layerchain.json"},
-		},
+		}, imageFlags()...),
 		Action: e.importTar,
 	}}
 }
@@ -42,8 +45,11 @@ type imported struct {
 }
 
 func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
+	if cmd.Args().Len() == 1 {
+		return e.importToStore(ctx, cmd)
+	}
 	if cmd.Args().Len() != 2 {
-		return usage(cmd, "give a tar and a folder")
+		return usage(cmd, "give an image, or a tar and a folder")
 	}
 	dirs, err := absolute(cmd, "layer folder", cmd.Args().Get(1))
 	if err != nil {

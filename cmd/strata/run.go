@@ -13,9 +13,11 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
 )
 
 // cleanup is the time that run's own tidying may take after it was interrupted.
@@ -27,13 +29,16 @@ func runCommands(e *env) []*cli.Command {
 		&cli.StringFlag{Name: "id", Usage: "of the container (default: made up)"},
 		&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
 		&cli.BoolFlag{Name: "read-only", Usage: "no scratch: the root cannot be written"},
+		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
 	}
-	flags = append(flags, startFlags()...)
+	flags = append(append(flags, startFlags()...), imageFlags()...)
 	return []*cli.Command{{
-		Name: "run", Usage: "start a VM, mount layers, run a program, and take all away again", ArgsUsage: "LAYER... -- PROGRAM [ARG...]",
-		Description: "LAYERs are folders or tars, the top-most first. What run makes for itself it removes.\n" +
+		Name: "run", Usage: "start a VM, mount an image or layers, run a program, and take all away again", ArgsUsage: "IMAGE|LAYER... [-- PROGRAM [ARG...]]",
+		Description: sources + "It is imported into the store when it is not there; entrypoint, program, environment, folder and\n" +
+			"user are those of the image where the command line does not say otherwise.\n" +
+			"LAYERs are folders or tars, the top-most first. What run makes for itself it removes.\n" +
 			"The exit code is that of the program; 125 when it could not be started.\n\n" +
-			examples("strata run rootfs.tar -- cat /etc/os-release", "strata run -it /layers/app /layers/debian -- bash",
+			examples("strata run rootfs.tar -- cat /etc/os-release", "strata run debian:12 -- cat /etc/os-release", "strata run -it /layers/app /layers/debian -- bash",
 				"strata run --vm default /layers/debian -- ls -l /"),
 		Flags:  append(flags, processFlags()...),
 		Action: e.runAll,
@@ -60,9 +65,9 @@ func (s *session) end(ctx context.Context) error {
 
 func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	if !cmd.Args().Present() {
-		return usage(cmd, "give at least one layer")
+		return usage(cmd, "give an image or at least one layer")
 	}
-	if len(e.command) == 0 {
+	if len(e.command) == 0 && !isImage(cmd.Args().Slice()) {
 		return usage(cmd, "give a program after --, such as: strata run %s -- /bin/sh", strings.Join(cmd.Args().Slice(), " "))
 	}
 	if cmd.Bool("read-only") && cmd.IsSet("scratch") {
@@ -88,7 +93,7 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 			}
 		}
 	}()
-	m, vm, err := e.prepare(ctx, cmd, s, id)
+	m, vm, err := e.prepare(ctx, cmd, s, id, &spec)
 	if err != nil {
 		if _, ok := errors.AsType[*exitError](err); ok {
 			return err
@@ -103,7 +108,7 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 }
 
 // prepare makes everything that the program needs and mounts it.
-func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id string) (*layers.Mounted, *uvm.UtilityVM, error) {
+func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id string, spec *vmm.ProcessSpec) (*layers.Mounted, *uvm.UtilityVM, error) {
 	if _, err := e.vmOptions(cmd, ""); err != nil {
 		return nil, nil, err // before anything is made
 	}
@@ -111,7 +116,15 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id stri
 	if err != nil {
 		return nil, nil, err
 	}
-	folders, err := e.layerFolders(ctx, cmd, s, work)
+	var folders []string
+	if args := cmd.Args().Slice(); isImage(args) {
+		var cfg image.Config
+		if folders, cfg, err = e.useImage(ctx, cmd, s, args[0], "run of "+id); err == nil {
+			err = applyConfig(cmd, spec, cfg, e.command)
+		}
+	} else {
+		folders, err = e.layerFolders(ctx, cmd, s, work)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -136,7 +149,11 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id stri
 		return nil, nil, e.advise(err, cmd.String("vm"), id)
 	}
 	if !cmd.Bool("dry-run") {
-		s.later(func(ctx context.Context) error { return m.Release(ctx, layers.UnmountOperationAll) })
+		s.later(func(ctx context.Context) error {
+			// What the program left running in the background ends with it.
+			err := endPrograms(ctx, r.VM, id)
+			return errors.Join(err, m.Release(ctx, layers.UnmountOperationAll))
+		})
 	}
 	return m, r.VM, nil
 }

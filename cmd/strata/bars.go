@@ -1,0 +1,124 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/stratavm/strata/store"
+)
+
+// bars shows the layers of an import that are under way at once: a bar for each on a terminal, elsewhere
+// a line when one is done and now and then in between. Its methods may be called concurrently.
+type bars struct {
+	w        io.Writer
+	terminal bool
+	now      func() time.Time
+
+	mu     sync.Mutex
+	active []store.Event // in the order in which they began
+	last   time.Time
+	drawn  int // lines on the terminal
+	made   int
+}
+
+func newBars(w io.Writer, quiet bool) *bars {
+	if quiet {
+		w = io.Discard
+	}
+	_, tty := terminal(w)
+	return &bars{w: w, terminal: tty, now: time.Now, last: time.Now()}
+}
+
+// tell takes an event of the store.
+func (b *bars) tell(ev store.Event) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.IndexFunc(b.active, func(a store.Event) bool { return a.Layer == ev.Layer })
+	if ev.State == store.Reading {
+		if i < 0 {
+			b.active = append(b.active, ev)
+		} else {
+			b.active[i] = ev
+		}
+		every := lineEvery
+		if b.terminal {
+			every = redrawEvery
+		}
+		if now := b.now(); now.Sub(b.last) >= every {
+			b.last = now
+			b.draw()
+		}
+		return
+	}
+	if i >= 0 {
+		b.active = slices.Delete(b.active, i, i+1)
+	}
+	b.erase()
+	if ev.State == store.Done { // what was there already is not worth a line
+		b.made++
+		fmt.Fprintf(b.w, "%s done%s\n", label(ev), of(ev))
+	}
+	if b.terminal {
+		b.draw()
+	}
+}
+
+func label(ev store.Event) string {
+	id := ev.Digest
+	if id == "" {
+		id = ev.DiffID
+	}
+	return fmt.Sprintf("layer %d/%d %.12s", ev.Layer+1, ev.Count, strings.TrimPrefix(id, "sha256:"))
+}
+
+func of(ev store.Event) string {
+	if ev.Size < 0 {
+		return ""
+	}
+	return " " + size(ev.Size)
+}
+
+func (b *bars) draw() {
+	b.erase()
+	for _, ev := range b.active {
+		text := fmt.Sprintf("%s %s", label(ev), size(ev.Done))
+		if ev.Size > 0 {
+			text = fmt.Sprintf("%s %3d%% of %s", label(ev), min(100, ev.Done*100/ev.Size), size(ev.Size))
+		}
+		if b.terminal && ev.Size > 0 {
+			const width = 24
+			n := int(min(ev.Done, ev.Size) * width / ev.Size)
+			text = fmt.Sprintf("[%s%s] %s", strings.Repeat("#", n), strings.Repeat(".", width-n), text)
+		}
+		fmt.Fprintln(b.w, text)
+	}
+	if b.terminal {
+		b.drawn = len(b.active)
+	}
+}
+
+// erase removes the bars from the terminal.
+func (b *bars) erase() {
+	for ; b.drawn > 0; b.drawn-- {
+		fmt.Fprint(b.w, "\x1b[A\r\x1b[K")
+	}
+}
+
+// finish removes what is drawn.
+func (b *bars) finish() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.erase()
+	b.active = nil
+}
+
+// converted is the number of layers that were made.
+func (b *bars) converted() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.made
+}

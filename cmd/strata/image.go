@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/layerdir"
+	"github.com/stratavm/strata/store"
+)
+
+// sources is the part of the help that says what an image may be.
+const sources = "IMAGE is a reference of a registry (debian:12, localhost:5000/app@sha256:...), a file or folder that\n" +
+	"docker save, podman, skopeo, buildah or umoci wrote, or the tar of a root file system. To say which:\n" +
+	"docker://REF, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], tar:FILE.\n"
+
+// imageFlags are the flags of what reads images.
+func imageFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of the image (default: linux on this machine's architecture)"},
+		&cli.StringSliceFlag{Name: "image-format", Usage: "keep the image's layers as erofs or vhd, each also with +verity (repeat; default: erofs, for Windows vhd)"},
+		&cli.StringFlag{Name: "max-layer-size", Value: "128G", Usage: "refuse layers that unpack to more than this `SIZE`"},
+		&cli.BoolFlag{Name: "plain-http", Usage: "allow plain HTTP for any registry (it is allowed on this machine anyhow)"},
+	}
+}
+
+func imageCommands(e *env) []*cli.Command {
+	return []*cli.Command{
+		{
+			Name: "pull", Usage: "bring an image into the store", ArgsUsage: "IMAGE...",
+			Description: sources + "\nLayers that are in the store already are neither fetched nor converted again.\n\n" +
+				examples("strata pull debian:12", "strata pull --platform linux/arm64 alpine", "strata pull oci:./build:latest"),
+			Flags: imageFlags(), Action: e.pull,
+		},
+		{
+			Name: "image", Aliases: []string{"images"}, Usage: "images in the store",
+			Commands: []*cli.Command{
+				{Name: "ls", Aliases: []string{"list"}, Usage: "list the images", Action: e.imageList,
+					Description: examples("strata image ls", "strata --json image ls")},
+				{Name: "inspect", Usage: "show all that is known of images", ArgsUsage: "IMAGE...", Action: e.imageInspect,
+					Description: "IMAGE is a name in the store, or the first digits of a digest.\n\n" + examples("strata image inspect debian:12")},
+				{Name: "rm", Aliases: []string{"remove"}, Usage: "remove images, and the layers that nothing else needs", ArgsUsage: "IMAGE...", Action: e.imageRemove,
+					Description: "What a virtual machine has mounted stays until a later strata store gc.\n\n" +
+						examples("strata image rm debian:12", "strata image rm --keep-layers debian:12"),
+					Flags: []cli.Flag{&cli.BoolFlag{Name: "keep-layers", Usage: "leave the layers, for images that come later"}}},
+			},
+		},
+	}
+}
+
+// pulled is what pull and import print of an image.
+type pulled struct {
+	Name      string   `json:"name"`
+	Digest    string   `json:"digest"`
+	Platform  string   `json:"platform"`
+	Layers    int      `json:"layers"`
+	Converted int      `json:"converted"` // layers that were not in the store
+	Formats   []string `json:"formats"`
+	Millis    int64    `json:"milliseconds"`
+}
+
+func (e *env) pull(ctx context.Context, cmd *cli.Command) error {
+	if !cmd.Args().Present() {
+		return usage(cmd, "give at least one image")
+	}
+	out := []pulled{}
+	for _, arg := range cmd.Args().Slice() {
+		_, p, err := e.importImage(ctx, cmd, arg, "")
+		if err != nil {
+			return err
+		}
+		out = append(out, p)
+	}
+	return e.printPulled(cmd, out)
+}
+
+func (e *env) printPulled(cmd *cli.Command, list []pulled) error {
+	return e.print(cmd, list, func(w io.Writer) {
+		for _, p := range list {
+			fmt.Fprintf(w, "%s: %d layers, %d converted, in %s\n", printable(p.Name), p.Layers, p.Converted, time.Duration(p.Millis)*time.Millisecond)
+		}
+	})
+}
+
+// formats reads --image-format.
+func formats(cmd *cli.Command) ([]store.Format, error) {
+	var out []store.Format
+	for _, s := range cmd.StringSlice("image-format") {
+		f, err := store.ParseFormat(s)
+		if err != nil {
+			return nil, usage(cmd, "--image-format: %w", err)
+		}
+		out = append(out, f)
+	}
+	if len(out) == 0 {
+		f := store.Format{File: layerdir.EROFS}
+		if runtime.GOOS == "windows" {
+			f.File = layerdir.VHD // what Microsoft's guest kernel can mount
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+// importImage brings an image from wherever it is into the store.
+func (e *env) importImage(ctx context.Context, cmd *cli.Command, text, name string) (store.Image, pulled, error) {
+	var none store.Image
+	if cmd.Bool("dry-run") {
+		return none, pulled{}, fmt.Errorf("image %s: a dry run imports nothing; import it first: strata pull %s", printable(text), printable(text))
+	}
+	src, err := image.ParseSource(text)
+	if err != nil {
+		return none, pulled{}, err
+	}
+	st, err := e.openStore(ctx, cmd)
+	if err != nil {
+		return none, pulled{}, err
+	}
+	return e.importSource(ctx, cmd, st, src, name)
+}
+
+func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Store, src image.Source, name string) (rec store.Image, p pulled, err error) {
+	start := time.Now()
+	fs, err := formats(cmd)
+	if err != nil {
+		return rec, p, err
+	}
+	limit, err := parseSize(cmd.String("max-layer-size"))
+	if err != nil {
+		return rec, p, usage(cmd, "--max-layer-size: %w", err)
+	}
+	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
+	if s := cmd.String("platform"); s != "" {
+		if o.Platform, err = image.ParsePlatform(s); err != nil {
+			return rec, p, usage(cmd, "--platform: %w", err)
+		}
+	}
+	img, err := image.Open(ctx, src, o)
+	if err != nil {
+		return rec, p, err
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	if a := img.Platform.Architecture; o.Platform.Architecture == "" && a != "" && a != runtime.GOARCH {
+		e.say("strata: image %s is for %s; its programs will not run on this machine", printable(img.Name), img.Platform)
+	}
+	bars := newBars(e.stderr, cmd.Bool("json"))
+	rec, err = img.Import(ctx, st, image.ImportOptions{Name: name, Formats: fs, MaxLayerBytes: limit, Progress: bars.tell})
+	bars.finish()
+	if err != nil {
+		return rec, p, err
+	}
+	return rec, pulled{Name: rec.Name, Digest: rec.Digest, Platform: rec.Platform, Layers: len(rec.Layers), Converted: bars.converted(),
+		Formats: rec.Formats, Millis: time.Since(start).Milliseconds()}, nil
+}
+
+// findImage finds an image in the store by the name that a user types.
+func findImage(st *store.Store, ref string) (store.Image, error) {
+	img, err := st.Find(ref)
+	if !errors.Is(err, store.ErrNotFound) {
+		return img, err
+	}
+	if !strings.ContainsAny(ref, ":@/") {
+		if img, err := st.Find(ref + ":latest"); err == nil {
+			return img, nil
+		}
+	}
+	if src, serr := image.ParseSource("docker://" + strings.TrimPrefix(ref, "docker://")); serr == nil {
+		if img, err := st.Find(src.Name); err == nil {
+			return img, nil
+		}
+	}
+	return img, fmt.Errorf("%w; strata image ls shows those there are", err)
+}
+
+// listed is a line of image ls.
+type listed struct {
+	Name     string    `json:"name"`
+	Digest   string    `json:"digest"`
+	Platform string    `json:"platform"`
+	Layers   int       `json:"layers"`
+	Formats  []string  `json:"formats"`
+	Imported time.Time `json:"imported"`
+}
+
+func (e *env) imageList(ctx context.Context, cmd *cli.Command) error {
+	st, err := e.openStore(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	images, err := st.Images()
+	list := []listed{}
+	for _, i := range images {
+		list = append(list, listed{i.Name, i.Digest, i.Platform, len(i.Layers), i.Formats, i.Imported})
+	}
+	perr := e.print(cmd, list, func(w io.Writer) {
+		fmt.Fprintln(w, "NAME\tDIGEST\tPLATFORM\tLAYERS\tFORMATS\tIMPORTED")
+		for _, i := range list {
+			fmt.Fprintf(w, "%s\t%.19s\t%s\t%d\t%s\t%s\n", printable(i.Name), i.Digest, i.Platform, i.Layers, strings.Join(i.Formats, ","), i.Imported.Format(time.DateTime))
+		}
+	})
+	return errors.Join(err, perr)
+}
+
+// inspected is what image inspect prints.
+type inspected struct {
+	store.Image
+	Run     image.Config        `json:"run"`     // how its program is run
+	Folders map[string][]string `json:"folders"` // layer folders by format, topmost first
+}
+
+func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
+	if !cmd.Args().Present() {
+		return usage(cmd, "give at least one image")
+	}
+	st, err := e.openStore(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	out := []inspected{}
+	for _, ref := range cmd.Args().Slice() {
+		img, err := findImage(st, ref)
+		if err != nil {
+			return err
+		}
+		i := inspected{Image: img, Folders: map[string][]string{}}
+		if i.Run, err = image.ParseConfig(img.Config); err != nil {
+			return fmt.Errorf("image %s: %w", printable(img.Name), err)
+		}
+		for _, name := range img.Formats {
+			f, err := store.ParseFormat(name)
+			if err != nil {
+				return err
+			}
+			if i.Folders[name], err = st.Folders(img, f); err != nil {
+				return err
+			}
+		}
+		out = append(out, i)
+	}
+	return e.print(cmd, out, func(w io.Writer) {
+		for _, i := range out {
+			fmt.Fprintf(w, "Name:\t%s\nDigest:\t%s\nSource:\t%s\nPlatform:\t%s\nImported:\t%s\n", printable(i.Name), i.Digest, printable(i.Source), i.Platform, i.Imported.Format(time.DateTime))
+			fmt.Fprintf(w, "Entrypoint:\t%q\nCmd:\t%q\nEnv:\t%q\nWorkdir:\t%s\nUser:\t%s\n", i.Run.Entrypoint, i.Run.Cmd, i.Run.Env, printable(i.Run.WorkingDir), printable(i.Run.User))
+			for n, l := range i.Layers {
+				fmt.Fprintf(w, "Layer %d:\t%s\n", n+1, l.DiffID)
+			}
+			for _, f := range i.Formats {
+				for n, dir := range slices.Backward(i.Folders[f]) {
+					fmt.Fprintf(w, "Folder %d (%s):\t%s\n", len(i.Folders[f])-n, f, printable(dir))
+				}
+			}
+		}
+	})
+}
+
+func (e *env) imageRemove(ctx context.Context, cmd *cli.Command) error {
+	if !cmd.Args().Present() {
+		return usage(cmd, "give at least one image")
+	}
+	st, err := e.openStore(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	removed := []string{}
+	var errs []error
+	for _, ref := range cmd.Args().Slice() {
+		img, err := findImage(st, ref)
+		if err == nil && !cmd.Bool("dry-run") {
+			err = st.Remove(ctx, img.Name)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, img.Name)
+	}
+	var freed store.Removed
+	if !cmd.Bool("keep-layers") && !cmd.Bool("dry-run") && len(removed) > 0 {
+		if freed, err = st.GC(ctx, false); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, e.print(cmd, struct {
+		Removed []string `json:"removed"`
+		Bytes   int64    `json:"bytes"`
+	}{removed, freed.Bytes}, func(w io.Writer) {
+		for _, name := range removed {
+			fmt.Fprintf(w, "%s: removed\n", printable(name))
+		}
+		if freed.Bytes > 0 {
+			fmt.Fprintf(w, "%s freed\n", size(freed.Bytes))
+		}
+	}))
+	return errors.Join(errs...)
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/vmm"
+)
+
+// TestImageScripts runs the scripts that need images: app.tar and windows.tar are in their folder, and a
+// registry is at $REGISTRY.
+func TestImageScripts(t *testing.T) {
+	blobs := imagetest.Blobs{}
+	d := blobs.Image(t, nil,
+		imagetest.Layer{Tar: treetest.Tar(t, treetest.Entry{Name: "one", Body: strings.Repeat("1", 100_000)}), Compression: "gzip"},
+		imagetest.Layer{Tar: treetest.Tar(t, treetest.Entry{Name: "two", Body: "2"}), Compression: "zstd"},
+		imagetest.Layer{Tar: treetest.Tar(t, treetest.Entry{Name: ".wh.one"})})
+	app := blobs.LayoutTar(t, imagetest.Tagged(d, "v1"))
+	win := imagetest.Blobs{}
+	windows := win.LayoutTar(t, win.Image(t, &imagetest.Platform{OS: "windows", Architecture: "amd64"}, imagetest.Layer{Tar: []byte("x")}))
+	reg := imagetest.NewRegistry(t, blobs)
+	reg.Tags["v1"] = d
+	testscript.Run(t, testscript.Params{Dir: "testdata/image", Cmds: commands, RequireExplicitExec: true, RequireUniqueNames: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("REGISTRY", reg.Host())
+			env.Setenv("DIGEST", d.Digest)
+			for name, b := range map[string][]byte{"app.tar": app, "windows.tar": windows} {
+				if err := os.WriteFile(filepath.Join(env.WorkDir, name), b, 0o644); err != nil {
+					return err
+				}
+			}
+			return setup(env)
+		}})
+}
+
+// TestApplyConfig: what the image says, and what the command line says instead.
+func TestApplyConfig(t *testing.T) {
+	full := image.Config{Entrypoint: []string{"/entry", "-x"}, Cmd: []string{"serve"}, Env: []string{"PATH=/opt/bin", "A=image"}, WorkingDir: "/srv", User: "app:staff"}
+	for _, tt := range []struct {
+		name string
+		cfg  image.Config
+		args []string
+		cmd  []string
+		want vmm.ProcessSpec
+		fail bool
+	}{
+		{name: "all from the image", cfg: full,
+			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "serve"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
+		{name: "a program of one's own", cfg: full, cmd: []string{"ls"},
+			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "ls"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
+		{name: "another entrypoint drops the image's arguments", cfg: full, args: []string{"--entrypoint", "/bin/sh"},
+			want: vmm.ProcessSpec{Args: []string{"/bin/sh"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
+		{name: "no entrypoint", cfg: full, args: []string{"--entrypoint", ""}, cmd: []string{"id"},
+			want: vmm.ProcessSpec{Args: []string{"id"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
+		{name: "flags win", cfg: full, args: []string{"--user", "0", "--workdir", "/", "--env", "A=flag", "--env", "B=1"},
+			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "serve"}, Dir: "/", User: "0", Env: []string{"PATH=/opt/bin", "A=flag", "B=1"}}},
+		{name: "an image that says nothing", cmd: []string{"true"}, want: vmm.ProcessSpec{Args: []string{"true"}, Env: []string{defaultPath}}},
+		{name: "nothing to run", fail: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := &env{stdin: strings.NewReader(""), getenv: func(string) string { return "" }}
+			app := &cli.Command{Name: "strata", Commands: runCommands(e), DisableSliceFlagSeparator: true}
+			i := slices.IndexFunc(app.Commands, func(c *cli.Command) bool { return c.Name == "run" })
+			var got vmm.ProcessSpec
+			app.Commands[i].Action = func(_ context.Context, cmd *cli.Command) error {
+				spec, err := e.spec(cmd, tt.cmd)
+				if err == nil {
+					err = applyConfig(cmd, &spec, tt.cfg, tt.cmd)
+				}
+				got = vmm.ProcessSpec{Args: spec.Args, Env: spec.Env, Dir: spec.Dir, User: spec.User}
+				return err
+			}
+			err := app.Run(t.Context(), append([]string{"strata", "run"}, tt.args...))
+			if (err != nil) != tt.fail {
+				t.Fatalf("error %v", err)
+			}
+			if d := cmp.Diff(tt.want, got); d != "" && !tt.fail {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+// TestBars: a bar for each layer on a terminal, plain lines elsewhere.
+func TestBars(t *testing.T) {
+	ev := func(layer int, s store.State, done int64) store.Event {
+		return store.Event{Layer: layer, Count: 2, DiffID: "sha256:0123456789abcdef", State: s, Done: done, Size: 1 << 20}
+	}
+	for _, terminal := range []bool{true, false} {
+		var out strings.Builder
+		b := newBars(&out, false)
+		b.terminal = terminal
+		now := b.last
+		b.now = func() time.Time { now = now.Add(lineEvery); return now }
+		b.tell(ev(0, store.Reading, 1<<19))
+		b.tell(ev(1, store.Reading, 1<<18))
+		b.tell(ev(0, store.Done, 1<<20))
+		b.tell(ev(1, store.Present, 1<<20))
+		b.finish()
+		text := out.String()
+		for _, want := range []string{"layer 1/2 0123456789ab  50% of 1.0 MiB", "layer 2/2 0123456789ab  25% of 1.0 MiB", "layer 1/2 0123456789ab done 1.0 MiB\n"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("terminal %v: %q lacks %q", terminal, text, want)
+			}
+		}
+		if strings.Contains(text, "\x1b") != terminal || strings.Contains(text, "[####") != terminal {
+			t.Errorf("terminal %v: %q", terminal, text)
+		}
+		if b.converted() != 1 {
+			t.Errorf("%d converted, want 1", b.converted())
+		}
+	}
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/vmm"
+)
+
+// isImage reports whether the layers on a command line are one image: not a layer folder.
+func isImage(args []string) bool {
+	if len(args) != 1 {
+		return false
+	}
+	fi, err := os.Stat(args[0])
+	if err != nil {
+		return !filepath.IsAbs(args[0]) || strings.HasPrefix(args[0], "/") && strings.Contains(args[0], ":")
+	}
+	if !fi.IsDir() {
+		return true
+	}
+	_, err = os.Stat(filepath.Join(args[0], "index.json"))
+	return err == nil
+}
+
+// useImage finds an image in the store, or imports it, and keeps it from garbage collection until the
+// session ends. From when it is mounted on, the books of the VM keep it as well.
+func (e *env) useImage(ctx context.Context, cmd *cli.Command, s *session, ref, owner string) ([]string, image.Config, error) {
+	var none image.Config
+	st, err := e.openStore(ctx, cmd)
+	if err != nil {
+		return nil, none, err
+	}
+	fs, err := formats(cmd)
+	if err != nil {
+		return nil, none, err
+	}
+	img, err := findImage(st, ref)
+	wanted := cmd.String("platform")
+	if _, serr := os.Stat(ref); serr == nil || err != nil || wanted != "" && wanted != img.Platform || !slices.Contains(img.Formats, fs[0].String()) {
+		// A file may have changed since, and what it holds that is in the store is not converted again.
+		if img, _, err = e.importImage(ctx, cmd, ref, ""); err != nil {
+			return nil, none, err
+		}
+	}
+	lease, err := st.Lease(ctx, img, owner, "")
+	if err != nil {
+		return nil, none, err
+	}
+	s.later(func(context.Context) error { return lease.Release() })
+	folders, err := st.Folders(img, fs[0])
+	if err != nil {
+		return nil, none, err
+	}
+	cfg, err := image.ParseConfig(img.Config)
+	if err != nil {
+		return nil, none, fmt.Errorf("image %s: %w", printable(img.Name), err)
+	}
+	return folders, cfg, nil
+}
+
+// applyConfig fills in what the image says and the command line does not.
+func applyConfig(cmd *cli.Command, spec *vmm.ProcessSpec, cfg image.Config, command []string) error {
+	entry := cfg.Entrypoint
+	if cmd.IsSet("entrypoint") {
+		entry = nil
+		if p := cmd.String("entrypoint"); p != "" {
+			entry = []string{p}
+		}
+	}
+	if len(command) == 0 && !cmd.IsSet("entrypoint") {
+		command = cfg.Cmd
+	}
+	spec.Args = append(slices.Clone(entry), command...)
+	if len(spec.Args) == 0 {
+		return usage(cmd, "the image does not say what to run; give a program after --, such as: -- /bin/sh")
+	}
+	if spec.Dir == "" {
+		spec.Dir = cfg.WorkingDir
+	}
+	if spec.User == "" {
+		spec.User = cfg.User
+	}
+	// The order is: what is usual, what the image says, what the command line says.
+	spec.Env = mergeEnv(spec.Env[:1], cfg.Env, spec.Env[1:])
+	return nil
+}
+
+// mergeEnv joins lists of KEY=VALUE; later ones win and keep the place of the first.
+func mergeEnv(lists ...[]string) []string {
+	var out []string
+	at := map[string]int{}
+	for _, list := range lists {
+		for _, kv := range list {
+			key, _, _ := strings.Cut(kv, "=")
+			if i, seen := at[key]; seen {
+				out[i] = kv
+				continue
+			}
+			at[key] = len(out)
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// importToStore is import with one argument.
+func (e *env) importToStore(ctx context.Context, cmd *cli.Command) error {
+	_, p, err := e.importImage(ctx, cmd, cmd.Args().First(), cmd.String("name"))
+	if err != nil {
+		return err
+	}
+	return e.printPulled(cmd, []pulled{p})
+}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/uvm"
+)
+
+func storeCommands(e *env) []*cli.Command {
+	return []*cli.Command{{
+		Name: "store", Usage: "the layers of images on disk",
+		Commands: []*cli.Command{
+			{Name: "gc", Usage: "remove layers that no image needs and no VM has mounted", Action: e.storeGC,
+				Description: examples("strata store gc", "strata --dry-run store gc   # only say what would go")},
+			{Name: "check", Usage: "read every layer and compare it with what was written", Action: e.storeCheck,
+				Description: "With --repair damaged layers are thrown away, and the images that need them imported again\n" +
+					"from where they came. The exit code is 1 when something is left damaged.\n\n" +
+					examples("strata store check", "strata store check --repair"),
+				Flags: append([]cli.Flag{&cli.BoolFlag{Name: "repair", Usage: "import damaged layers again"}}, imageFlags()...)},
+		},
+	}}
+}
+
+// openStore opens the store in the state directory.
+func (e *env) openStore(ctx context.Context, cmd *cli.Command) (*store.Store, error) {
+	state, err := e.stateDir(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return store.Open(ctx, filepath.Join(state, "store"), store.Options{
+		Logger: e.logger(cmd),
+		InUse:  func(context.Context) ([]string, error) { return e.layersInUse(cmd) },
+	})
+}
+
+// layersInUse gives the layers that the books of all VMs name, whether they run or not.
+func (e *env) layersInUse(cmd *cli.Command) ([]string, error) {
+	names, err := e.vmNames(cmd)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, name := range names {
+		dir, err := e.vmDir(cmd, name)
+		if err != nil {
+			return nil, err
+		}
+		status, err := uvm.ReadStatus(dir)
+		if err != nil {
+			return nil, fmt.Errorf("VM %q: %w; strata recover mends or removes it", name, err)
+		}
+		for _, c := range status.Claims {
+			var meta layers.Meta
+			if len(c.Meta) == 0 {
+				continue
+			}
+			if err := json.Unmarshal(c.Meta, &meta); err != nil {
+				return nil, fmt.Errorf("VM %q, container %q: %w", name, c.ID, err)
+			}
+			out = append(out, meta.Layers...)
+		}
+	}
+	return out, nil
+}
+
+func (e *env) storeGC(ctx context.Context, cmd *cli.Command) error {
+	st, err := e.openStore(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	r, err := st.GC(ctx, cmd.Bool("dry-run"))
+	if err != nil {
+		return err
+	}
+	return e.print(cmd, r, func(w io.Writer) {
+		verb := "removed"
+		if cmd.Bool("dry-run") {
+			verb = "would be removed"
+		}
+		for _, o := range r.Objects {
+			fmt.Fprintf(w, "%s\t%s\n", verb, o)
+		}
+		for o, owner := range r.Held {
+			fmt.Fprintf(w, "kept for %s\t%s\n", printable(owner), o)
+		}
+		fmt.Fprintf(w, "%s %s\n", size(r.Bytes), map[bool]string{false: "freed", true: "would be freed"}[cmd.Bool("dry-run")])
+	})
+}
+
+func (e *env) storeCheck(ctx context.Context, cmd *cli.Command) error {
+	st, err := e.openStore(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	r, err := st.Check(ctx)
+	if err != nil {
+		return err
+	}
+	var rerr error
+	if cmd.Bool("repair") && len(r.Problems) > 0 && !cmd.Bool("dry-run") {
+		for _, p := range r.Problems {
+			e.say("strata: %s: %s", p.Object, printable(p.Reason))
+		}
+		rerr = st.Repair(ctx, r, func(ctx context.Context, i store.Image) error { return e.reimport(ctx, cmd, st, i) })
+		if r, err = st.Check(ctx); err != nil {
+			return errors.Join(rerr, err)
+		}
+	}
+	err = e.print(cmd, r, func(w io.Writer) {
+		for _, p := range r.Problems {
+			fmt.Fprintf(w, "%s: %s", p.Object, printable(p.Reason))
+			for _, name := range p.Images {
+				fmt.Fprintf(w, "; needed by %s", printable(name))
+			}
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintf(w, "%d images, %d layers, %s: %d problems\n", r.Images, r.Layers, size(r.Bytes), len(r.Problems))
+	})
+	if err := errors.Join(rerr, err); err != nil {
+		return err
+	}
+	if len(r.Problems) > 0 {
+		return fmt.Errorf("the store is damaged; to import the images concerned again: strata store check --repair")
+	}
+	return nil
+}
+
+// reimport imports an image again from where it came, in the formats and for the platform that it had.
+func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, old store.Image) (err error) {
+	src, err := image.ParseSource(old.Source)
+	if err != nil {
+		return err
+	}
+	o := image.Options{PlainHTTP: cmd.Bool("plain-http")}
+	if p, err := image.ParsePlatform(old.Platform); err == nil {
+		o.Platform = p
+	}
+	img, err := image.Open(ctx, src, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	if img.Digest != old.Digest {
+		e.say("strata: %s has changed: it was %s and is %s", printable(old.Source), old.Digest, img.Digest)
+	}
+	var fs []store.Format
+	for _, name := range old.Formats {
+		f, err := store.ParseFormat(name)
+		if err != nil {
+			return err
+		}
+		fs = append(fs, f)
+	}
+	bars := newBars(e.stderr, cmd.Bool("json"))
+	defer bars.finish()
+	_, err = img.Import(ctx, st, image.ImportOptions{Name: old.Name, Formats: fs, Progress: bars.tell})
+	return err
+}
