@@ -1,0 +1,235 @@
+package gcs
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stratavm/strata/hcsschema"
+)
+
+// noPorts is a transport on which nobody dials.
+type noPorts struct{}
+
+func (noPorts) Listen(uint32) (net.Listener, error) { return nil, ErrPortTaken }
+func (noPorts) Close() error                        { return nil }
+
+// guestFunc plays a guest: it gets each request and gives the bytes to send back.
+type guestFunc func(h Header, payload []byte) []byte
+
+func answer(t testing.TB, h Header, payload any) []byte {
+	t.Helper()
+	b, err := EncodeMessage(Header{h.Type.Response(), h.ID}, payload, LargestMaxMessage)
+	if err != nil {
+		t.Error(err)
+	}
+	return b
+}
+
+// against makes a Client of a guest that negotiates as it should and then does as f says.
+func against(t testing.TB, f guestFunc) (*Client, net.Conn) {
+	t.Helper()
+	host, guest := net.Pipe()
+	go func() {
+		defer guest.Close()
+		for {
+			h, payload, err := ReadMessage(guest, 0)
+			if err != nil {
+				return
+			}
+			var b []byte
+			if h.Type == TypeNegotiateProtocol {
+				r := &NegotiateResponse{Version: ProtocolVersion}
+				r.Capabilities.RuntimeOsType = "Linux"
+				r.Capabilities.GuestDefinedCapabilities = GuestDefinedCapabilities{DumpStacksSupported: true, StrataAgent: 1}
+				b = answer(t, h, r)
+			} else {
+				b = f(h, payload)
+			}
+			if _, err := guest.Write(b); err != nil {
+				return
+			}
+		}
+	}()
+	c, err := NewClient(context.Background(), host, noPorts{}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); guest.Close() })
+	return c, guest
+}
+
+var anyRequest = hcsschema.GuestRequest{RequestType: "Add", ResourceType: "MappedVirtualDisk",
+	Settings: hcsschema.LCOWMappedVirtualDisk{MountPath: "/run/x"}}
+
+// TestGarbageGuests: whatever a guest sends, the bridge ends with a clear error and the callers are
+// released.
+func TestGarbageGuests(t *testing.T) {
+	raw := func(typ MessageType, size uint32, id uint64, rest string) []byte {
+		b := make([]byte, HeaderSize)
+		binary.LittleEndian.PutUint32(b, uint32(typ))
+		binary.LittleEndian.PutUint32(b[4:], size)
+		binary.LittleEndian.PutUint64(b[8:], id)
+		return append(b, rest...)
+	}
+	ok := &EmptyResponse{}
+	for name, tc := range map[string]struct {
+		guest guestFunc
+		want  error
+		text  string
+	}{
+		"gigabyte length":     {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 1<<30, h.ID, "") }, ErrFraming, "1073741824"},
+		"length below header": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 15, h.ID, "") }, ErrFraming, "size 15"},
+		"length zero":         {func(Header, []byte) []byte { return make([]byte, 16) }, ErrFraming, "size 0"},
+		"unknown id":          {func(h Header, _ []byte) []byte { return answer(t, Header{h.Type, h.ID + 7}, ok) }, ErrProtocol, "not outstanding"},
+		"answered twice": {func(h Header, _ []byte) []byte {
+			return append(answer(t, Header{TypeNegotiateProtocol, 0}, ok), answer(t, h, ok)...)
+		}, ErrProtocol, "not outstanding"},
+		"wrong type": {func(h Header, _ []byte) []byte {
+			b := answer(t, h, ok)
+			binary.LittleEndian.PutUint32(b, uint32(TypeDumpStacks.Response()))
+			return b
+		}, ErrProtocol, "DumpStacks"},
+		"request to the host":  {func(h Header, _ []byte) []byte { return raw(TypeCreate, 16, h.ID, "") }, ErrProtocol, "Create"},
+		"unknown kind":         {func(h Header, _ []byte) []byte { return raw(0xf0000001, 16, h.ID, "") }, ErrProtocol, "0xf0000001"},
+		"broken JSON":          {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 18, h.ID, "{x") }, ErrProtocol, "invalid character"},
+		"JSON of another kind": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 18, h.ID, "[]") }, ErrProtocol, "array"},
+		"result too wide":      {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 37, h.ID, `{"Result":9999999999}`) }, ErrProtocol, "32 bits"},
+		"broken notification":  {func(Header, []byte) []byte { return raw(TypeNotification, 17, 0, "!") }, ErrProtocol, "notification"},
+		"cut off":              {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 100, h.ID, "{") }, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, guest := against(t, tc.guest)
+			go func() {
+				if name == "cut off" {
+					time.Sleep(10 * time.Millisecond)
+					guest.Close()
+				}
+			}()
+			err := c.Modify(t.Context(), anyRequest)
+			if err == nil || (tc.want != nil && !errors.Is(err, tc.want)) || !strings.Contains(err.Error(), tc.text) {
+				t.Fatalf("got %v, want %v with %q", err, tc.want, tc.text)
+			}
+			<-c.Done()
+			if !errors.Is(c.Err(), ErrClosed) {
+				t.Errorf("the bridge's error: %v", c.Err())
+			}
+			if err := c.Modify(t.Context(), anyRequest); !errors.Is(err, ErrNotSent) || !errors.Is(err, ErrClosed) {
+				t.Errorf("a call after the end: %v", err)
+			}
+		})
+	}
+}
+
+// TestSilentGuest: with a guest that answers nothing each call ends with its own context, and the
+// bridge lives on.
+func TestSilentGuest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var late []Header
+		speak := false
+		c, _ := against(t, func(h Header, _ []byte) []byte {
+			if !speak {
+				late = append(late, h)
+				return nil
+			}
+			var b []byte
+			for _, l := range late {
+				b = append(b, answer(t, l, &EmptyResponse{})...)
+			}
+			late = nil
+			return append(b, answer(t, h, &EmptyResponse{})...)
+		})
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+			err := c.Modify(ctx, anyRequest)
+			cancel()
+			if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrNotSent) || errors.Is(err, ErrClosed) {
+				t.Fatalf("a call without an answer: %v", err)
+			}
+		}
+		synctest.Wait()
+		speak = true
+		if err := c.Modify(t.Context(), anyRequest); err != nil {
+			t.Fatalf("after three late answers: %v", err)
+		}
+		c.Close()
+		synctest.Wait()
+	})
+}
+
+func TestNegotiationRefused(t *testing.T) {
+	for name, resp := range map[string]*NegotiateResponse{
+		"version": {Version: 3, Capabilities: Capabilities{RuntimeOsType: "Linux"}},
+		"system":  {Version: 4},
+		"refusal": {ResponseBase: ResponseBase{Result: ResultProtocolVersion, ErrorMessage: "no"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host, guest := net.Pipe()
+			go func() {
+				h, _, err := ReadMessage(guest, 0)
+				if err == nil {
+					_, _ = guest.Write(answer(t, h, resp))
+				}
+				_, _ = io.Copy(io.Discard, guest)
+			}()
+			if _, err := NewClient(t.Context(), host, noPorts{}, Options{}); err == nil {
+				t.Fatal("no error")
+			}
+		})
+	}
+}
+
+// TestNobodyThere: without an agent, Connect ends with its context, whatever the stream holds.
+func TestNobodyThere(t *testing.T) {
+	for name, guest := range map[string]func(net.Conn){
+		"silent":  func(c net.Conn) { _, _ = io.Copy(io.Discard, c) },
+		"unread":  func(net.Conn) {},
+		"stale":   func(c net.Conn) { _, _ = c.Write(markFrame(markReady, strings.Repeat("0", nonceSize))) },
+		"flood":   func(c net.Conn) { go io.Copy(io.Discard, c); _, _ = io.Copy(c, zeros{}) },
+		"hung up": func(c net.Conn) { c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			host, other := net.Pipe()
+			defer other.Close()
+			go guest(other)
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			c, err := Connect(ctx, host, Options{})
+			if err == nil {
+				c.Close()
+				t.Fatal("connected to nobody")
+			}
+			if _, err := host.Write([]byte{1}); err == nil {
+				t.Error("the connection is left open")
+			}
+		})
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func TestErrorText(t *testing.T) {
+	var resp EmptyResponse
+	if err := json.Unmarshal([]byte(`{"Result":-2147467259,"ErrorMessage":"a\u001b[31mb","ErrorRecords":[{"Message":"umount /run/x: device or resource busy","Line":4294967295}]}`), &resp); err != nil {
+		t.Fatal(err)
+	}
+	err := errorFrom("ModifySettings", resp.Base())
+	if !errors.Is(err, ErrBusy) || errors.Is(err, ErrNotFound) {
+		t.Errorf("kind of %v", err)
+	}
+	if want := "guest refused ModifySettings: a?[31mb; umount /run/x: device or resource busy (0x80004005)"; err.Error() != want {
+		t.Errorf("got  %s\nwant %s", err, want)
+	}
+	if b, err := json.Marshal(ResultFail); err != nil || string(b) != "-2147467259" {
+		t.Errorf("on the wire: %s, %v", b, err)
+	}
+}
