@@ -113,7 +113,11 @@ func mergeEnv(lists ...[]string) []string {
 
 // importToStore is import with one argument.
 func (e *env) importToStore(ctx context.Context, cmd *cli.Command) error {
-	_, p, err := e.importImage(ctx, cmd, cmd.Args().First(), cmd.String("name"))
+	arg := cmd.Args().First()
+	if src, err := image.ParseSource(arg); err == nil && src.Kind == image.Registry {
+		return usage(cmd, "give a tar and a folder, or a file with an image; for an image of a registry: strata pull %s", printable(arg))
+	}
+	_, p, err := e.importImage(ctx, cmd, arg, cmd.String("name"))
 	if err != nil {
 		return err
 	}
