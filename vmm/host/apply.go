@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -184,7 +185,7 @@ func (m *Machine) addMount(ctx context.Context, g vmm.Guest, path string) error 
 	if err := m.writeRecord(mountsDir, g.Target(), vmm.Change{Guest: g}); err != nil {
 		return err
 	}
-	err := os.MkdirAll(path, 0o755)
+	err := m.makeDir(path)
 	if err == nil {
 		err = m.doMount(ctx, g, path)
 	}
@@ -201,11 +202,30 @@ func (m *Machine) removeMount(ctx context.Context, target, path string) error {
 		}
 		return err
 	}
-	// The directories that were made for it, as far as they are empty.
+	m.removeDirs(path)
+	return m.removeRecord(mountsDir, target)
+}
+
+// makeDir makes the directory of a mount. Meanwhile nobody takes away its parents for being empty;
+// another process that does is outdone.
+func (m *Machine) makeDir(path string) (err error) {
+	m.dirs.Lock()
+	defer m.dirs.Unlock()
+	for range 10 {
+		if err = os.MkdirAll(path, 0o755); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
+// removeDirs removes the directories that were made for a mount, as far as they are empty.
+func (m *Machine) removeDirs(path string) {
+	m.dirs.Lock()
+	defer m.dirs.Unlock()
 	for top := filepath.Join(m.dir, fsDir); path != top && os.Remove(path) == nil; {
 		path = filepath.Dir(path)
 	}
-	return m.removeRecord(mountsDir, target)
 }
 
 // checkUnused refuses to take a mount away from under a combined root: the kernel would let us, and

@@ -72,6 +72,7 @@ type Machine struct {
 	mount  Mounter
 	limits vmm.Limits
 	locks  locks
+	dirs   sync.Mutex    // held while directories of mounts are made or removed
 	run    agent.Runtime // nil: no processes
 
 	mu    sync.Mutex
