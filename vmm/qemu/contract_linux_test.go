@@ -38,8 +38,8 @@ func TestContractWithoutGuest(t *testing.T) {
 	})
 }
 
-// ext4File makes a small file system that says n in the file "name".
-func ext4File(t testing.TB, dir string, n int, size int64) string {
+// ext4File makes a small file system with n in the file "name" and the given programs.
+func ext4File(t testing.TB, dir string, n int, size int64, programs ...string) string {
 	t.Helper()
 	path := filepath.Join(dir, fmt.Sprintf("%d.raw", n))
 	if _, err := os.Stat(path); err == nil {
@@ -48,6 +48,15 @@ func ext4File(t testing.TB, dir string, n int, size int64) string {
 	root := t.TempDir()
 	if err := os.WriteFile(filepath.Join(root, "name"), fmt.Appendf(nil, "layer %d\n", n), 0o644); err != nil {
 		t.Fatal(err)
+	}
+	for _, p := range programs {
+		b, err := os.ReadFile(p)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(root, filepath.Base(p)), b, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-d", root, path, fmt.Sprint(size/1024, "k")).CombinedOutput()
 	if err != nil {

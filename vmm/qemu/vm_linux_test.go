@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -33,9 +35,11 @@ func realVM(t testing.TB, img bootimage.Image) *Machine {
 	return m
 }
 
-func run(t testing.TB, r interface {
+type runner interface {
 	Exec(context.Context, vmm.ProcessSpec) (vmm.Process, error)
-}, args ...string) (string, int) {
+}
+
+func run(t testing.TB, r runner, args ...string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -79,12 +83,18 @@ func resident(t testing.TB) int {
 func TestVM(t *testing.T) {
 	m := realVM(t, image(t))
 	dir := t.TempDir()
+	say := filepath.Join(dir, "say")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", say, "./testdata/say")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 
 	t.Run("composite disk", func(t *testing.T) {
-		layer := ext4File(t, dir, 7, 1<<20)
+		layer := ext4File(t, dir, 7, 4<<20, say)
 		// A file system in the middle of zeroes, as a partition is; here the guest only reads bytes.
 		d := vmm.SCSIDisk{Controller: 2, LUN: 40, Path: "composite", ReadOnly: true,
-			Extents: []vmm.Extent{{Path: layer, Length: 1 << 19}, {Path: layer, Offset: 1 << 19, Length: 1 << 19}, {Length: 1 << 20}}}
+			Extents: []vmm.Extent{{Path: layer, Length: 1 << 19}, {Path: layer, Offset: 1 << 19, Length: 7 << 19}, {Length: 1 << 20}}}
 		both := vmm.Change{Op: vmm.Add, Device: d, Guest: vmm.MappedDisk{Controller: 2, LUN: 40, MountPath: "/run/c", ReadOnly: true}}
 		apply(t, m, both)
 		checkName(t, m, "/run/c", 7)
@@ -92,7 +102,7 @@ func TestVM(t *testing.T) {
 	})
 	t.Run("persistent memory", func(t *testing.T) {
 		both := vmm.Change{Op: vmm.Add, Guest: vmm.MappedPMEM{Slot: 5, MountPath: "/run/p"},
-			Device: vmm.VPMEMDevice{Slot: 5, Path: ext4File(t, dir, 5, 2<<20)}}
+			Device: vmm.VPMEMDevice{Slot: 5, Path: ext4File(t, dir, 5, 4<<20, say)}}
 		for range 2 { // parked in between
 			apply(t, m, both)
 			checkName(t, m, "/run/p", 5)
@@ -104,13 +114,16 @@ func TestVM(t *testing.T) {
 		}
 	})
 	t.Run("programs of another process", func(t *testing.T) {
+		both := vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: 1, Path: ext4File(t, dir, 1, 4<<20, say), ReadOnly: true},
+			Guest: vmm.MappedDisk{LUN: 1, MountPath: "/run/e", ReadOnly: true}}
+		apply(t, m, both)
 		s, err := OpenExec(t.Context(), m.dir, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out, code := run(t, s, "/init", "no-such-command"); code == 0 {
-			t.Errorf("a program that fails says %q, exit code 0", out)
-		}
+		checkName(t, s, "/run/e", 1)
+		checkName(t, m, "/run/e", 1) // and the controlling process at the same time
+		apply(t, m, both.Inverse())
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
@@ -155,18 +168,11 @@ func TestVM(t *testing.T) {
 	}
 }
 
-// checkName looks for what ext4File wrote.
-func checkName(t testing.TB, m *Machine, mount string, n int) {
+// checkName runs the program say of a file system that ext4File made.
+func checkName(t testing.TB, r runner, mount string, n int) {
 	t.Helper()
-	var out bytes.Buffer
-	p, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"/init", "cat", mount + "/name"}, Stdout: &out})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.Wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if want := fmt.Sprintf("layer %d\n", n); out.String() != want {
-		t.Errorf("%s/name holds %q, want %q", mount, &out, want)
+	out, code := run(t, r, mount+"/say")
+	if want := fmt.Sprintf("layer %d\n", n); out != want || code != 0 {
+		t.Errorf("%s/say says %q, exit code %d; want %q", mount, out, code, want)
 	}
 }
