@@ -18,6 +18,15 @@ import (
 // directories are left out: they depend on the file system.
 func Describe(t testing.TB, dir string) map[string]string {
 	t.Helper()
+	out, err := List(dir)
+	if err != nil {
+		t.Fatalf("describe %s: %v", dir, err)
+	}
+	return out
+}
+
+// List is Describe for programs.
+func List(dir string) (map[string]string, error) {
 	out := make(map[string]string)
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -30,10 +39,7 @@ func Describe(t testing.TB, dir string) map[string]string {
 		out[rel], err = describe(path)
 		return err
 	})
-	if err != nil {
-		t.Fatalf("describe %s: %v", dir, err)
-	}
-	return out
+	return out, err
 }
 
 func describe(path string) (string, error) {

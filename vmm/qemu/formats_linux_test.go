@@ -1,0 +1,196 @@
+package qemu
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stratavm/strata/erofs"
+	"github.com/stratavm/strata/gpt"
+	"github.com/stratavm/strata/layerdir"
+	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/vmm"
+)
+
+// TestFormats: the guest's kernel, which may be older than the host's, shows the same tree of a layer
+// in both formats, by itself, as a partition, and below an index.
+func TestFormats(t *testing.T) {
+	m := realVM(t, image(t))
+	dir := t.TempDir()
+	prog := filepath.Join(dir, "tree")
+	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", prog, "./testdata/tree")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	body, err := os.ReadFile(prog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := treetest.Everything(t)
+	upper := treetest.Tar(t, treetest.Entry{Name: "./"}, treetest.Entry{Name: "tree", Mode: 0o755, Body: string(body)}, treetest.Entry{Name: "etc/"},
+		treetest.Entry{Name: "etc/.wh.passwd"}, treetest.Entry{Name: "etc/new", Body: "n"}, treetest.Entry{Name: "many/"}, treetest.Entry{Name: "many/.wh..wh..opq"},
+		treetest.Entry{Name: "hard3", Type: tar.TypeLink, Link: "etc/new"})
+	convert := func(b []byte, format layerdir.Format, name string) (string, int64) {
+		res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Tar: bytes.NewReader(b), Dir: filepath.Join(dir, name)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Path, res.Bytes
+	}
+	var files []layerFile
+	for _, l := range []struct {
+		b      []byte
+		format layerdir.Format
+		name   string
+	}{{upper, layerdir.EROFS, "upper"}, {base, layerdir.EROFS, "base"}, {base, layerdir.VHD, "base"}} {
+		path, size := convert(l.b, l.format, l.name)
+		if l.format == layerdir.VHD {
+			size -= 512 // the footer is no part of a partition
+		}
+		files = append(files, layerFile{path, size})
+	}
+
+	lun := uint8(0)
+	disk := func(d vmm.SCSIDisk, partitions ...uint64) []vmm.Change {
+		lun++
+		d.LUN, d.ReadOnly = lun, true
+		if len(partitions) == 0 {
+			return []vmm.Change{{Op: vmm.Add, Device: d, Guest: vmm.MappedDisk{LUN: lun, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%d", lun)}}}
+		}
+		out := []vmm.Change{{Op: vmm.Add, Device: d}}
+		for _, p := range partitions {
+			out = append(out, vmm.Change{Op: vmm.Add, Guest: vmm.MappedDisk{LUN: lun, Partition: p, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%dp%d", lun, p)}})
+		}
+		return out
+	}
+	changes := disk(vmm.SCSIDisk{Path: files[0].path})                                                                     // 1: the program and the upper layer
+	changes = append(changes, disk(vmm.SCSIDisk{Path: files[1].path})...)                                                  // 2
+	changes = append(changes, disk(vmm.SCSIDisk{Path: files[2].path})...)                                                  // 3
+	changes = append(changes, disk(partitions(t, dir, files[1:]), 1, 2)...)                                                // 4
+	changes = append(changes, disk(indexDisk(t, dir, files[:2]))...)                                                       // 5
+	changes = append(changes, vmm.Change{Op: vmm.Add, Guest: vmm.CombinedLayers{ContainerID: "c", RootPath: "/run/f/root", // the same, as an overlay
+		Layers: []vmm.GuestLayer{{Path: "/run/f/1"}, {Path: "/run/f/3"}}}})
+	for _, c := range changes {
+		if err := m.Apply(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := func(path string) map[string]string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var out, stderr bytes.Buffer
+		p, err := m.Exec(ctx, vmm.ProcessSpec{Args: []string{"/run/f/1/tree", path}, Stdout: &out, Stderr: &stderr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, err := p.Wait(ctx); err != nil || code != 0 {
+			t.Fatalf("%s: code %d, %v: %s", path, code, err, stderr.String())
+		}
+		got := make(map[string]string)
+		if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		delete(got, "lost+found")
+		return got
+	}
+	want := list("/run/f/2")
+	if len(want) < 700 || !strings.Contains(want["xattrs"], "security.capability") {
+		t.Fatalf("%d names: %s", len(want), want["xattrs"])
+	}
+	for _, path := range []string{"/run/f/3", "/run/f/4p1", "/run/f/4p2"} {
+		if d := treetest.Diff(want, list(path)); d != "" {
+			t.Errorf("%s differs from the layer in EROFS:\n%s", path, d)
+		}
+	}
+	merged, overlay := list("/run/f/5"), list("/run/f/root")
+	if _, ok := merged["etc/passwd"]; ok || merged["tree"] == "" || merged["etc/new"] == "" {
+		t.Errorf("the index shows %v", merged["etc/passwd"])
+	}
+	// Overlayfs counts hidden names of a file too.
+	for _, d := range []map[string]string{merged, overlay} {
+		d["deep/a/b/c/hard"] = strings.NewReplacer(" links=1", "", " links=2", "").Replace(d["deep/a/b/c/hard"])
+	}
+	if d := treetest.Diff(overlay, merged); d != "" {
+		t.Errorf("the index differs from the overlay:\n%s", d)
+	}
+	for i := len(changes) - 1; i >= 0; i-- {
+		if err := m.Apply(t.Context(), changes[i].Inverse()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+type layerFile struct {
+	path string
+	size int64 // without a VHD footer
+}
+
+// partitions is a disk with a partition for each file.
+func partitions(t *testing.T, dir string, layers []layerFile) vmm.SCSIDisk {
+	t.Helper()
+	var names []string
+	var sizes []int64
+	for _, l := range layers {
+		names, sizes = append(names, filepath.Base(l.path)), append(sizes, l.size)
+	}
+	plan, err := gpt.Plan(names, sizes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, tail := filepath.Join(dir, "head"), filepath.Join(dir, "tail")
+	for path, b := range map[string][]byte{head: plan.Head, tail: plan.Tail} {
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	extents := []vmm.Extent{{Path: head, Length: int64(len(plan.Head))}}
+	for i, p := range plan.Partitions {
+		extents = append(extents, vmm.Extent{Path: layers[i].path, Length: sizes[i]})
+		if rest := p.Size - sizes[i]; rest > 0 {
+			extents = append(extents, vmm.Extent{Length: rest})
+		}
+	}
+	return vmm.SCSIDisk{Path: "partitions", Extents: append(extents, vmm.Extent{Path: tail, Length: int64(len(plan.Tail))})}
+}
+
+// indexDisk is a disk with an index over layers, top first, and these behind it.
+func indexDisk(t *testing.T, dir string, layers []layerFile) vmm.SCSIDisk {
+	t.Helper()
+	index, err := os.Create(filepath.Join(dir, "index"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer index.Close()
+	var in []erofs.IndexLayer
+	for _, l := range layers {
+		f, err := os.Open(l.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		in = append(in, erofs.IndexLayer{Image: f, Bytes: l.size})
+	}
+	pieces, err := erofs.Index(index, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := vmm.SCSIDisk{Path: "index"}
+	for _, p := range pieces {
+		path := index.Name()
+		if p.Layer >= 0 {
+			path = layers[p.Layer].path
+		}
+		d.Extents = append(d.Extents, vmm.Extent{Path: path, Offset: p.Offset, Length: p.Length})
+	}
+	return d
+}
