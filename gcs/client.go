@@ -41,6 +41,7 @@ type Client struct {
 	nextID    uint64
 	calls     map[uint64]*call
 	abandoned map[uint64]func(payload []byte) // what to do when the late answer comes; may be nil
+	created   map[string]string               // root by container this Client has made known
 	err       error
 	done      chan struct{}
 }
@@ -113,7 +114,7 @@ func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) 
 	c := &Client{
 		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), windows: opts.Windows, transport: t, conn: bridge,
 		out: make(chan *call, 64), calls: map[uint64]*call{}, abandoned: map[uint64]func([]byte){},
-		done: make(chan struct{}),
+		created: map[string]string{}, done: make(chan struct{}),
 	}
 	c.nextPort.Store(PortStdio)
 	go c.write()

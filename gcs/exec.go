@@ -53,15 +53,31 @@ func (c *Client) Exec(ctx context.Context, spec ProcessSpec) (*Process, error) {
 	if spec.Terminal {
 		spec.Stderr = nil
 	}
-	params, container, err := c.prepare(ctx, &spec)
-	if err != nil {
-		return nil, fmt.Errorf("exec %s: %w", spec.Args[0], err)
+	p, err := c.exec(ctx, &spec)
+	if refusal, ok := errors.AsType[*Error](err); ok && refusal.Result == ResultContainerNotFound && c.forget(spec.ContainerID) {
+		p, err = c.exec(ctx, &spec) // somebody else has deleted it in the meantime
 	}
-	p, err := c.start(ctx, spec, container, params)
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", spec.Args[0], err)
 	}
 	return p, nil
+}
+
+func (c *Client) exec(ctx context.Context, spec *ProcessSpec) (*Process, error) {
+	params, container, err := c.prepare(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	return c.start(ctx, *spec, container, params)
+}
+
+// forget notes that the guest does not know a container; false when that was no news.
+func (c *Client) forget(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.created[id]
+	delete(c.created, id)
+	return ok
 }
 
 // prepare makes the container known and the parameters of the process.
@@ -104,6 +120,12 @@ func (c *Client) prepare(ctx context.Context, spec *ProcessSpec) (*ProcessParame
 
 // create makes the container known to the guest; false when it was known.
 func (c *Client) create(ctx context.Context, spec *ProcessSpec, process *specs.Process) (bool, error) {
+	c.mu.Lock()
+	root, ok := c.created[spec.ContainerID]
+	c.mu.Unlock()
+	if ok && root == spec.Root {
+		return false, nil
+	}
 	hostname := spec.Hostname
 	if hostname == "" {
 		hostname = spec.ContainerID
@@ -119,10 +141,14 @@ func (c *Client) create(ctx context.Context, spec *ProcessSpec, process *specs.P
 		SupportedVersions: &SupportedVersions{MinimumVersion: "V3", MaximumVersion: "V3",
 			MinimumProtocolVersion: ProtocolVersion, MaximumProtocolVersion: ProtocolVersion}}
 	err = c.call(ctx, TypeCreate, req, &EmptyResponse{}, nil)
-	if errors.Is(err, ErrExists) {
-		return false, nil
+	exists := errors.Is(err, ErrExists)
+	if err != nil && !exists {
+		return false, err
 	}
-	return err == nil, err
+	c.mu.Lock()
+	c.created[spec.ContainerID] = spec.Root
+	c.mu.Unlock()
+	return !exists, nil
 }
 
 // stdio holds the listeners and connections of a process's streams.

@@ -25,6 +25,9 @@ func (c *Client) DeleteContainerState(ctx context.Context, id string) error {
 	if !c.caps.GuestDefinedCapabilities.DeleteContainerStateSupported {
 		return nil
 	}
+	c.mu.Lock()
+	delete(c.created, id)
+	c.mu.Unlock()
 	err := c.call(ctx, TypeDeleteContainerState, &EmptyRequest{RequestBase{ContainerId: id}}, &EmptyResponse{}, nil)
 	if errors.Is(err, ErrNotFound) {
 		return nil

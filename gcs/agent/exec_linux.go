@@ -40,12 +40,12 @@ func (r *linuxRuntime) Create(_ context.Context, id string, config gcs.Container
 	if len(hostname) > 64 {
 		hostname = hostname[:64]
 	}
+	if c, err := r.container(id); err == nil && c.root != root && c.settle() {
+		return fmt.Errorf("container %s runs in the root %s: %w", id, c.root, errBusy)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c := r.containers[id]; c != nil {
-		if c.root != root {
-			return fmt.Errorf("container %s has the root %s: %w", id, c.root, errInvalid)
-		}
+	if c := r.containers[id]; c != nil && c.root == root {
 		return fmt.Errorf("container %s: %w", id, errContainer)
 	}
 	r.containers[id] = &container{id: id, root: root, hostname: hostname}

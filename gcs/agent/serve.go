@@ -45,6 +45,7 @@ type session struct {
 // for processes ends with the session.
 func Serve(ctx context.Context, conn net.Conn, dial Dialer, rt Runtime, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
+	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	s := &session{rt: rt, dial: dial, log: log, conn: conn}
