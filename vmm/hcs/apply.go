@@ -46,6 +46,9 @@ func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	}()
 	select {
 	case err := <-done:
+		if gone := m.Err(); err != nil && gone != nil && !errors.Is(err, vmm.ErrGone) {
+			err = fmt.Errorf("%w: %w", gone, err) // the machine's end is what broke the call
+		}
 		return w.result(err)
 	case <-ctx.Done():
 		w.abandon()
