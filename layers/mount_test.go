@@ -324,3 +324,40 @@ func TestReferenceAPI(t *testing.T) {
 	}
 	win.checkEmpty()
 }
+
+// A root that is in use is not unmounted, nor is anything below it touched: the container is as it
+// was, also for the next process, and the error names the holder once.
+func TestBusyRootStaysMounted(t *testing.T) {
+	w := newWorld(t, vmm.Linux, vmmtest.LinuxLimits(), 2)
+	w.mustMount(w.request("a", w.layers))
+	m, err := Open(w.vm, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.f.Leftovers()
+	w.f.Hold("/run/gcs/c/a/rootfs", "process 7 (sleep)")
+	for range 2 {
+		err := m.Release(t.Context(), UnmountOperationAll)
+		if !errors.Is(err, vmm.ErrBusy) || strings.Count(err.Error(), "process 7 (sleep)") != 1 {
+			t.Fatalf("Release: %v", err)
+		}
+	}
+	if diff := cmp.Diff(before, w.f.Leftovers()); diff != "" {
+		t.Error(diff)
+	}
+	if err := w.vm.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	if diff := cmp.Diff(before, w.f.Leftovers()); diff != "" {
+		t.Errorf("opening the VM touched a container that is mounted:\n%s", diff)
+	}
+	w.f.Hold("/run/gcs/c/a/rootfs", "")
+	if m, err = Open(w.vm, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+		t.Fatal(err)
+	}
+	w.checkEmpty()
+}

@@ -81,7 +81,7 @@ func (le *Lease) String() string { return le.what }
 // continues where it stopped. When the VM is gone it succeeds.
 func (le *Lease) Release(ctx context.Context) error {
 	if err := le.l.drop(ctx, le); err != nil {
-		return fmt.Errorf("release %s %s: %w", le.role, le.what, err)
+		return fmt.Errorf("release %s: %w", le.role, err)
 	}
 	return nil
 }
@@ -204,8 +204,10 @@ func (c *Claim) write() error {
 }
 
 // Release gives up the leases in the order given, or with nil all of them, last taken first. It
-// attempts every one and joins the errors. When nothing is held any more the claim ends. Releasing a
-// part leaves the rest held until a later Release.
+// attempts every one and joins the errors, but for a combined root that is in use: what it rests on
+// is in use too, and is not touched. When nothing is held any more the claim ends. Releasing a part
+// leaves the rest held until a later Release; when nothing could be released at all the container is
+// mounted as before.
 func (c *Claim) Release(ctx context.Context, leases []*Lease) error {
 	l := c.l
 	l.mu.Lock()
@@ -213,6 +215,7 @@ func (c *Claim) Release(ctx context.Context, leases []*Lease) error {
 		leases = slices.Clone(c.leases)
 		slices.Reverse(leases)
 	}
+	before, held := c.phase, len(c.leases)
 	if c.phase != ended && !l.gone {
 		phase := Partial
 		if len(leases) == len(c.leases) {
@@ -227,17 +230,32 @@ func (c *Claim) Release(ctx context.Context, leases []*Lease) error {
 
 	var errs []error
 	for _, le := range leases {
-		errs = append(errs, le.Release(ctx))
+		err := le.Release(ctx)
+		errs = append(errs, err)
+		if le.kind == KindCombined && errors.Is(err, vmm.ErrBusy) {
+			break
+		}
 	}
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if before == Mounted && len(c.leases) == held && held > 0 && c.intact() {
+		c.phase = Mounted
+		l.logFailure(c.write())
+	}
 	if len(c.leases) == 0 && l.claims[c.id] == c {
 		c.phase = ended
 		delete(l.claims, c.id)
 		errs = append(errs, c.write())
 	}
 	return errors.Join(errs...)
+}
+
+// intact reports whether everything the claim holds is attached; the ledger is locked.
+func (c *Claim) intact() bool {
+	return !slices.ContainsFunc(c.leases, func(le *Lease) bool {
+		return le.res == nil || le.res.state != Attached
+	})
 }
 
 // describe notes what is to be told about a lease even after it is released.

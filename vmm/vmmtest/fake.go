@@ -61,6 +61,7 @@ type Fake struct {
 	log        []vmm.Change
 	violations []string
 	script     func(n int, c vmm.Change) Fault // n counts from 1
+	holders    map[string]string               // by mount: who keeps it in use
 	done       chan struct{}
 	execs      []vmm.ProcessSpec
 	forgotten  []string
@@ -100,6 +101,16 @@ func (f *Fake) FailNth(n int, fault Fault) {
 		}
 		return NoFault
 	})
+}
+
+// Hold makes a guest mount be in use by a holder of the given name, until the name is empty.
+func (f *Fake) Hold(target, holder string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.holders == nil {
+		f.holders = map[string]string{}
+	}
+	f.holders[target] = holder
 }
 
 // Log gives the Changes asked for since the last Script, whatever became of them.
@@ -301,8 +312,11 @@ func (f *Fake) below(path string) string {
 	return ""
 }
 
-// userOf names the combined root that needs a mount.
+// userOf names what keeps a mount in use: a holder, or the combined root that needs it.
 func (f *Fake) userOf(target string) string {
+	if h := f.holders[target]; h != "" {
+		return h
+	}
 	for _, g := range f.mounts {
 		c, ok := g.(vmm.CombinedLayers)
 		if !ok || f.place(g) == target {
