@@ -282,8 +282,8 @@ func TestRealBusy(t *testing.T) {
 	}
 	defer p.Close()
 	err = m.Release(t.Context(), layers.UnmountOperationAll)
-	if err == nil || !strings.Contains(err.Error(), fmt.Sprint(p.Pid())) {
-		t.Fatalf("releasing a root that process %d holds: %v", p.Pid(), err)
+	if err == nil || !strings.Contains(err.Error(), "(busybox) by working directory") {
+		t.Fatalf("releasing a root in which a program works: %v", err)
 	}
 	if err := p.Signal(t.Context(), 9); err != nil {
 		t.Fatal(err)

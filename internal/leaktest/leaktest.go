@@ -1,7 +1,8 @@
 // Package leaktest is the ledger of a test: it notes what the process and the host hold when the test
 // begins, and fails the test, naming each thing, when more is there after everything else was cleaned
-// up. It looks at goroutines and folders everywhere, and on Linux at mounts, loop devices, open files,
-// child processes and programs that work with the given folders (such as a detached QEMU).
+// up. It looks at goroutines everywhere, and on Linux at open files and child processes, and below the
+// test's temporary folders at mounts, loop devices, and whatever program works there (such as a
+// detached QEMU). Other tests may run on the same host at the same time.
 package leaktest
 
 import (
@@ -27,14 +28,15 @@ type probe struct {
 }
 
 // Check notes what is there now and compares when the test's later cleanups have run: call it first.
-// Files below dirs, and programs whose command line names one of them, must be gone too. It cannot be
-// used in tests that run in parallel with others, since they share all of this.
+// The test's own folders (t.TempDir) are looked at in any case; files below dirs must be gone too. It
+// cannot be used in tests that run in parallel with others of their process, which share its
+// goroutines and files.
 func Check(t testing.TB, dirs ...string) {
 	t.Helper()
 	check(t, settle, append([]probe{
 		{"goroutine", goroutines},
 		{"file", func() (map[string]int, error) { return files(dirs) }},
-	}, hostProbes(dirs)...))
+	}, hostProbes(append([]string{filepath.Dir(t.TempDir())}, dirs...))...))
 }
 
 func check(t testing.TB, settle time.Duration, probes []probe) {

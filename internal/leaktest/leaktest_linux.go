@@ -7,20 +7,28 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 func hostProbes(dirs []string) []probe {
 	return []probe{
-		{"mount", mounts},
-		{"loop device", loops},
+		{"mount", func() (map[string]int, error) { return mounts(dirs) }},
+		{"loop device", func() (map[string]int, error) { return loops(dirs) }},
 		{"open file", openFiles},
 		{"process", func() (map[string]int, error) { return processes(dirs) }},
 	}
 }
 
-func mounts() (map[string]int, error) {
+// unescape undoes what the kernel does to names in mountinfo.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+func below(path string, dirs []string) bool {
+	return slices.ContainsFunc(dirs, func(d string) bool { return path == d || strings.HasPrefix(path, d+"/") })
+}
+
+func mounts(dirs []string) (map[string]int, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
@@ -33,12 +41,14 @@ func mounts() (map[string]int, error) {
 		if len(f) < 6 || !ok {
 			return nil, fmt.Errorf("mountinfo line %q", line)
 		}
-		out[f[4]+" ("+strings.Join(strings.Fields(rest)[:1], "")+")"]++
+		if point := unescape.Replace(f[4]); below(point, dirs) {
+			out[point+" ("+strings.Join(strings.Fields(rest)[:1], "")+")"]++
+		}
 	}
 	return out, nil
 }
 
-func loops() (map[string]int, error) {
+func loops(dirs []string) (map[string]int, error) {
 	paths, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		return nil, err
@@ -49,7 +59,9 @@ func loops() (map[string]int, error) {
 		if err != nil {
 			continue // let go of just now
 		}
-		out["/dev/"+strings.Split(p, "/")[3]+" "+strings.TrimSpace(string(b))]++
+		if file := strings.TrimSpace(string(b)); below(file, dirs) {
+			out["/dev/"+strings.Split(p, "/")[3]+" "+file]++
+		}
 	}
 	return out, nil
 }
@@ -72,7 +84,8 @@ func openFiles() (map[string]int, error) {
 	return out, nil
 }
 
-// processes lists our children, and what runs anywhere with one of dirs in its command line.
+// processes lists our children, and what runs anywhere with one of dirs in its command line or with a
+// file below one of them open.
 func processes(dirs []string) (map[string]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -116,6 +129,7 @@ func process(pid int, dirs []string) (string, error) {
 	for _, d := range dirs {
 		ours = ours || strings.Contains(args, d)
 	}
+	ours = ours || holds(pid, dirs)
 	if !ours {
 		return "", nil
 	}
@@ -130,4 +144,17 @@ func process(pid int, dirs []string) (string, error) {
 		name += " (nobody waited for it)"
 	}
 	return fmt.Sprintf("%d %s", pid, name), nil
+}
+
+// holds reports whether a process has something below dirs open. Those of other users do not tell.
+func holds(pid int, dirs []string) bool {
+	fds := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(fds)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		target, err := os.Readlink(filepath.Join(fds, e.Name()))
+		return err == nil && below(strings.TrimSuffix(target, " (deleted)"), dirs)
+	})
 }

@@ -55,7 +55,7 @@ func TestProcessIsNamed(t *testing.T) {
 func TestMountIsNamed(t *testing.T) {
 	dir := t.TempDir()
 	var mountErr error
-	got := leaks(t, nil, func() { mountErr = unix.Mount("ledger", dir, "tmpfs", 0, "size=4k") })
+	got := leaks(t, []string{filepath.Dir(dir)}, func() { mountErr = unix.Mount("ledger", dir, "tmpfs", 0, "size=4k") })
 	if mountErr != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal(mountErr)
@@ -66,4 +66,24 @@ func TestMountIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, got, "mount "+dir+" (tmpfs)")
+}
+
+// TestHolderIsNamed: a program that belongs to nobody and names no folder, but has a file there open.
+func TestHolderIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := leaks(t, []string{dir}, func() {
+		cmd := exec.Command("sh", "-c", "sh -c 'read line' <> fifo &")
+		cmd.Dir = dir
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	want(t, got, "sh -c read line")
+	if err := os.WriteFile(fifo, []byte("end\n"), 0o600); err != nil {
+		t.Error(err)
+	}
 }
