@@ -150,11 +150,11 @@ func (m *Machine) mappable(c vmm.Change) vmm.Device {
 	return share
 }
 
-// repeats reports whether a removal takes back an addition whose mount a guest refused; hcsshim of
-// 2021 then sends the settings again.
+// repeats reports whether a removal takes back an addition whose mount a guest refused; hcsshim then
+// sends the settings again, but for disks that the guest ejects.
 func (w *work) repeats() bool {
 	return w.c.Op == vmm.Remove && w.c.Device != nil && w.c.Guest == nil &&
-		w.m.encoder().generation != GuestCurrent && w.m.books.wasRefused(w.c.Device.Addr())
+		!w.ejects() && w.m.books.wasRefused(w.c.Device.Addr())
 }
 
 // ejects reports whether a Linux guest is asked to let go of a disk by a request of its own.

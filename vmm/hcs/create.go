@@ -56,7 +56,7 @@ func newLCOW(host *Host, o *OptionsLCOW) (*Machine, error) {
 	m := newMachine(*host, &o.Options, vmm.Linux, o.limits())
 	m.connected = o.UseGuestConnection
 	m.forward = o.ForwardStdout || o.ForwardStderr
-	m.enc.byGUID, m.enc.generation = o.SCSIControllerGUIDs, o.GuestGeneration
+	m.enc.generation = o.GuestGeneration
 	return m, nil
 }
 

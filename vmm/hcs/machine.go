@@ -114,7 +114,7 @@ func (m *Machine) Err() error { return m.sys.err() }
 // newMachine is what creating and opening have in common.
 func newMachine(host Host, o *Options, os vmm.OS, limits vmm.Limits) *Machine {
 	m := &Machine{host: host, limits: limits, persistent: o.Persistent,
-		internal: !o.ExternalGuestConnection, connected: true, enc: encoder{os: os}}
+		internal: !o.ExternalGuestConnection, connected: true, enc: encoder{os: os, byGUID: o.SCSIControllerGUIDs}}
 	m.books.init(os)
 	m.life, m.end = context.WithCancel(context.Background())
 	return m

@@ -56,6 +56,10 @@ type Options struct {
 	// DisableCompartmentNamespace leaves a registry value out that Windows guests read.
 	DisableCompartmentNamespace bool `json:",omitempty"`
 
+	// SCSIControllerGUIDs names controllers by GUID, as Linux guests since 2022 need it to tell
+	// several controllers apart.
+	SCSIControllerGUIDs bool `json:",omitempty"`
+
 	// Persistent lets the VM live on when the process that made it ends; [OpenLCOW] and [OpenWCOW]
 	// take it up again. hcsshim has no such thing: its VMs end with their process.
 	Persistent bool `json:",omitempty"`
@@ -106,9 +110,6 @@ type OptionsLCOW struct {
 	ForwardStderr      bool   `json:",omitempty"`
 
 	SCSIControllerCount uint32 // 0 or 1; up to 4 with SCSIControllerGUIDs
-	// SCSIControllerGUIDs names controllers by GUID, as guests since 2022 need it to tell several
-	// controllers apart.
-	SCSIControllerGUIDs bool `json:",omitempty"`
 	VPMemDeviceCount    uint32
 	VPMemSizeBytes      uint64
 
