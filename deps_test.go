@@ -15,8 +15,8 @@ import (
 const module = "github.com/stratavm/strata"
 
 // floors is the house of ARCHITECTURE.md, from the ground up. A package imports packages of lower
-// floors only, or those of its own floor that stand before it in the list. Folders below a package
-// that end in "test" are its test helpers: they may import it and are imported by tests only.
+// floors only, or those of its own floor that stand before it in the list. Folders whose
+// name ends in "test", and what is in them, are test helpers: imported by tests only.
 var floors = []struct {
 	name     string
 	packages []string
@@ -96,8 +96,8 @@ func place(rel string) (n int, helper, known bool) {
 			}
 		}
 	}
-	base := rel[strings.LastIndex(rel, "/")+1:]
-	return 0, strings.HasSuffix(base, "test"), strings.HasSuffix(base, "test")
+	helper = slices.ContainsFunc(strings.Split(rel, "/"), func(part string) bool { return strings.HasSuffix(part, "test") })
+	return 0, helper, helper
 }
 
 func relative(path string) (string, bool) {
