@@ -188,7 +188,7 @@ func (c Config) arguments(accel string) []string {
 	if c.Kernel == "" {
 		return append(args, "-S")
 	}
-	words := append([]string{"console=ttyS0", fmt.Sprintf("strata.pmem=pci:0000:00:%02x.0", pmemFirst)}, c.Cmdline...)
+	words := append([]string{"console=ttyS0", "swiotlb=noforce", fmt.Sprintf("strata.pmem=pci:0000:00:%02x.0", pmemFirst)}, c.Cmdline...)
 	args = append(args, "-kernel", c.Kernel, "-append", strings.Join(words, " "))
 	if c.Initrd != "" {
 		args = append(args, "-initrd", c.Initrd)

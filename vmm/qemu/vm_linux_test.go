@@ -43,8 +43,8 @@ func run(t testing.TB, r runner, args ...string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	var out bytes.Buffer
-	p, err := r.Exec(ctx, vmm.ProcessSpec{Args: args, Stdout: &out, Stderr: &out})
+	var out, errs bytes.Buffer
+	p, err := r.Exec(ctx, vmm.ProcessSpec{Args: args, Stdout: &out, Stderr: &errs})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func run(t testing.TB, r runner, args ...string) (string, int) {
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	return out.String(), code
+	return out.String() + errs.String(), code
 }
 
 // image builds what real VMs boot.
