@@ -1,0 +1,147 @@
+package layertree
+
+import (
+	"fmt"
+	"path"
+	"strings"
+	"time"
+)
+
+// dir finds a directory, follows symbolic links of the layer inside the root, and makes what is
+// missing with the time t.
+func (rd *reader) dir(name string, t time.Time) (*Node, error) {
+	at := []*Node{rd.tree.Root} // the way from the root
+	rest := strings.Split(strings.Trim(name, "/"), "/")
+	for followed := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..": // of a symbolic link; above the root is the root
+			at = at[:max(len(at)-1, 1)]
+			continue
+		}
+		if len(part) > maxName {
+			return nil, fmt.Errorf("a name of %d bytes behind a symbolic link: %w", len(part), ErrInvalid)
+		}
+		here := at[len(at)-1]
+		next := here.Child(part)
+		switch {
+		case next == nil:
+			if err := rd.account(1, len(part)); err != nil {
+				return nil, err
+			}
+			next = NewDir(0o755)
+			next.Sec, next.Nsec = seconds(t)
+			here.SetChild(part, next)
+		case next.Type() == TypeSymlink:
+			if followed++; followed > maxSymlinks {
+				return nil, fmt.Errorf("more than %d symbolic links on the way: %w", maxSymlinks, ErrInvalid)
+			}
+			if strings.HasPrefix(next.Target, "/") {
+				at = at[:1]
+			}
+			rest = append(strings.Split(next.Target, "/"), rest...)
+			continue
+		case !next.IsDir():
+			// The last entry wins: what was a file is a directory now.
+			next = NewDir(0o755)
+			next.Sec, next.Nsec = seconds(t)
+			here.SetChild(part, next)
+		}
+		if at = append(at, next); len(at) > maxDepth {
+			return nil, fmt.Errorf("more than %d directories deep: %w", maxDepth, ErrInvalid)
+		}
+	}
+	return at[len(at)-1], nil
+}
+
+// link makes a hard link, or remembers it when the target has not come yet.
+func (rd *reader) link(dir *Node, base string, l pendingLink) error {
+	target, err := rd.find(l.target)
+	if err != nil {
+		return err
+	}
+	if target == nil {
+		rd.pending = append(rd.pending, l)
+		return nil
+	}
+	return setLink(dir, base, target, l)
+}
+
+func setLink(dir *Node, base string, target *Node, l pendingLink) error {
+	if target.IsDir() {
+		return fmt.Errorf("a hard link to the directory %s: %w", quote(l.target), ErrInvalid)
+	}
+	if dir.Child(base) != target { // else the link is there already
+		dir.SetChild(base, target)
+	}
+	return nil
+}
+
+// find looks an entry up by its name, without making anything. Symbolic links on the way, not at the
+// end, are followed.
+func (rd *reader) find(name string) (*Node, error) {
+	at := []*Node{rd.tree.Root}
+	rest := strings.Split(name, "/")
+	for followed := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			at = at[:max(len(at)-1, 1)]
+			continue
+		}
+		next := at[len(at)-1].Child(part)
+		switch {
+		case next == nil, len(rest) > 0 && !next.IsDir() && next.Type() != TypeSymlink:
+			return nil, nil
+		case len(rest) > 0 && next.Type() == TypeSymlink:
+			if followed++; followed > maxSymlinks {
+				return nil, fmt.Errorf("hard link to %s: more than %d symbolic links on the way: %w", quote(name), maxSymlinks, ErrInvalid)
+			}
+			if strings.HasPrefix(next.Target, "/") {
+				at = at[:1]
+			}
+			rest = append(strings.Split(next.Target, "/"), rest...)
+			continue
+		}
+		at = append(at, next)
+	}
+	return at[len(at)-1], nil
+}
+
+// links makes the hard links whose targets came after them.
+func (rd *reader) links() error {
+	for len(rd.pending) > 0 {
+		var left []pendingLink
+		for _, l := range rd.pending {
+			target, err := rd.find(l.target)
+			if err != nil {
+				return fmt.Errorf("layer tar: entry %s: %w", quote(l.name), err)
+			}
+			if target == nil {
+				left = append(left, l)
+				continue
+			}
+			dirName, base := path.Split(l.name)
+			dir, err := rd.dir(dirName, time.Time{})
+			if err == nil && dir.Child(base) == nil { // an entry that came later has won
+				err = setLink(dir, base, target, l)
+			}
+			if err != nil {
+				return fmt.Errorf("layer tar: entry %s: %w", quote(l.name), err)
+			}
+		}
+		if len(left) == len(rd.pending) {
+			l := left[0]
+			return fmt.Errorf("layer tar: entry %s: hard link to %s, which is not in the layer or leads back to itself (%d such links): %w",
+				quote(l.name), quote(l.target), len(left), ErrLink)
+		}
+		rd.pending = left
+	}
+	return nil
+}
