@@ -37,6 +37,16 @@ type Host struct {
 	Logger  *slog.Logger // nil: silent
 }
 
+// NativeHost is this Windows host, without the right to grant access, which package wclayer has: set
+// Grant and GrantGroup. It fails elsewhere, and where the service is not installed.
+func NativeHost() (Host, error) {
+	api, err := Native()
+	if err != nil {
+		return Host{}, err
+	}
+	return Host{API: api, FileID: FileID, Build: Build(), Listen: Listen, Connect: ConnectGCS}, nil
+}
+
 // FS is the part of a file system that creating a VM needs. Paths are Windows paths.
 type FS interface {
 	Stat(path string) (fs.FileInfo, error)
