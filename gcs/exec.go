@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -30,9 +31,30 @@ type ProcessSpec struct {
 
 	Terminal      bool
 	Width, Height uint16 // of the terminal
-	// A nil reader or writer means that the stream is not connected.
+	// A nil reader or writer means that the stream is not connected. The writers may be the same;
+	// then they are not written to at the same time.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+}
+
+// oneAtATime makes two writers that are one wait for each other.
+func (s *ProcessSpec) oneAtATime() {
+	if s.Stdout == nil || s.Stderr == nil || !reflect.TypeOf(s.Stdout).Comparable() || s.Stdout != s.Stderr {
+		return
+	}
+	w := &lockedWriter{w: s.Stdout}
+	s.Stdout, s.Stderr = w, w
+}
+
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // tidyTime bounds what is done about a process whose starter has gone away.
@@ -53,6 +75,7 @@ func (c *Client) Exec(ctx context.Context, spec ProcessSpec) (*Process, error) {
 	if spec.Terminal {
 		spec.Stderr = nil
 	}
+	spec.oneAtATime()
 	p, err := c.exec(ctx, &spec)
 	if refusal, ok := errors.AsType[*Error](err); ok && refusal.Result == ResultContainerNotFound && c.forget(spec.ContainerID) {
 		p, err = c.exec(ctx, &spec) // somebody else has deleted it in the meantime

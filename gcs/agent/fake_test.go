@@ -88,6 +88,19 @@ func (m *memory) Exec(_ context.Context, p Process) (uint32, error) {
 			_, _ = io.Copy(p.Streams[1], p.Streams[0])
 			return 0
 		}
+	case "both": // the same number of bytes on both outputs
+		run = func() int {
+			var wg sync.WaitGroup
+			for i := 1; i < 3; i++ {
+				wg.Go(func() {
+					for range 1000 {
+						_, _ = p.Streams[i].Write([]byte("0123456789"))
+					}
+				})
+			}
+			wg.Wait()
+			return 0
+		}
 	case "fail":
 		run = func() int { return 3 }
 	case "sleep":

@@ -291,6 +291,14 @@ func TestExec(t *testing.T) {
 	if !bytes.Equal(out.Bytes(), content) {
 		t.Fatalf("cat gave %d bytes of %d, or others", out.Len(), len(content))
 	}
+	out.Reset()
+	p, err = c.Exec(t.Context(), gcs.ProcessSpec{Args: []string{"both"}, Stdout: &out, Stderr: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, err := p.Wait(t.Context()); code != 0 || err != nil || out.Len() != 20_000 {
+		t.Fatalf("both: %d, %v, %d bytes in one writer for both outputs", code, err, out.Len())
+	}
 	p, err = c.Exec(t.Context(), gcs.ProcessSpec{ContainerID: "c", Root: "/run/c", Args: []string{"fail"}})
 	if err != nil {
 		t.Fatal(err)
