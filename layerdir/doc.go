@@ -5,5 +5,6 @@
 //
 //   - [Convert] turns a layer tar stream into a layer folder.
 //   - [CreateScratch] makes a scratch folder with an empty ext4 file system in it.
+//   - [IndexDisk] and [PartitionDisk] put many layers behind one device.
 //   - [ReadChain], [WriteChain] and [CheckChain] keep layerchain.json.
 package layerdir

@@ -1,0 +1,142 @@
+package layerdir
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/stratavm/strata/erofs"
+	"github.com/stratavm/strata/gpt"
+	"github.com/stratavm/strata/vhd"
+)
+
+// Extent is a run of bytes of a disk that is put together of files. It converts to vmm.Extent.
+type Extent struct {
+	Path   string // empty: zeroes
+	Offset int64  // in the file
+	Length int64
+}
+
+// layerFile is an open layer file and the size of the disk in it.
+type layerFile struct {
+	*os.File
+	size int64
+}
+
+func openLayers(paths []string) (files []layerFile, closeAll func(), err error) {
+	closeAll = func() {
+		for _, f := range files {
+			f.Close() // they were only read
+		}
+	}
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+		files = append(files, layerFile{File: f})
+		st, err := f.Stat()
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+		size := st.Size()
+		if filepath.Ext(path) == ".vhd" {
+			footer, err := vhd.Validate(f, size)
+			if err != nil {
+				closeAll()
+				return nil, nil, fmt.Errorf("%s: %w", path, err)
+			}
+			size = footer.Size
+		}
+		files[len(files)-1].size = size
+	}
+	return files, closeAll, nil
+}
+
+// IndexDisk makes an index over EROFS layer files, top first, in the new file index, and gives the
+// extents of the read-only disk that shows all of them as one EROFS file system. The disk belongs to
+// one mount: remove the file with it. Layers that an index cannot serve (ext4, compressed images) give
+// an error that matches erofs.ErrNotEROFS or erofs.ErrUnsupported: use PartitionDisk, or a disk each.
+func IndexDisk(index string, layers []string) (disk []Extent, err error) {
+	wrap := func(err error) error {
+		return fmt.Errorf("index %d layers in %s: %w", len(layers), index, explain(err))
+	}
+	files, closeAll, err := openLayers(layers)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer closeAll()
+	in := make([]erofs.IndexLayer, len(files))
+	for i, f := range files {
+		in[i] = erofs.IndexLayer{Image: f, Bytes: f.size}
+	}
+	var pieces []erofs.Piece
+	err = writeNew(index, func(w *os.File) (err error) {
+		pieces, err = erofs.Index(w, in)
+		return err
+	})
+	if err != nil {
+		return nil, wrap(err)
+	}
+	for _, p := range pieces {
+		path := index
+		if p.Layer >= 0 {
+			path = layers[p.Layer]
+		}
+		disk = append(disk, Extent{Path: path, Offset: p.Offset, Length: p.Length})
+	}
+	return disk, nil
+}
+
+// PartitionDisk writes a partition table over layer files of any format to the new file table, and
+// gives the extents of the read-only disk whose partition i+1 is layer i.
+func PartitionDisk(table string, layers []string) (disk []Extent, err error) {
+	wrap := func(err error) error {
+		return fmt.Errorf("partition table for %d layers in %s: %w", len(layers), table, explain(err))
+	}
+	files, closeAll, err := openLayers(layers)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer closeAll()
+	names, sizes := make([]string, len(files)), make([]int64, len(files))
+	for i, f := range files {
+		names[i], sizes[i] = fmt.Sprintf("layer %d", i), f.size
+	}
+	plan, err := gpt.Plan(names, sizes)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	err = writeNew(table, func(w *os.File) error {
+		_, err := w.Write(append(plan.Head, plan.Tail...))
+		return err
+	})
+	if err != nil {
+		return nil, wrap(err)
+	}
+	head, tail := int64(len(plan.Head)), int64(len(plan.Tail))
+	disk = append(disk, Extent{Path: table, Length: head})
+	for i, p := range plan.Partitions {
+		disk = append(disk, Extent{Path: layers[i], Length: sizes[i]})
+		if rest := p.Size - sizes[i]; rest > 0 {
+			disk = append(disk, Extent{Length: rest})
+		}
+	}
+	return append(disk, Extent{Path: table, Offset: head, Length: tail}), nil
+}
+
+// writeNew writes a file that must not exist, and removes it when that fails. It is not synced: it
+// lives no longer than a mount.
+func writeNew(path string, write func(*os.File) error) (err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(write(f), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
