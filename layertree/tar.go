@@ -183,6 +183,11 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 	if base == "" {
 		return rd.root(h)
 	}
+	if strings.HasPrefix(base, ".wh.") && rd.belowFile(dirName) {
+		// umoci writes a whiteout for all that was in a directory, also where the layer itself has put a
+		// file in its place, which hides all of that already.
+		return nil
+	}
 	dir, err := rd.dir(dirName, h.ModTime)
 	if err != nil {
 		return err
@@ -219,6 +224,20 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 	}
 	dir.SetChild(base, n)
 	return nil
+}
+
+// belowFile reports whether the layer has something other than a directory or a link on the way to dir.
+func (rd *reader) belowFile(dir string) bool {
+	n := rd.tree.Root
+	for part := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
+		if n = n.Child(part); n == nil || n.Type() == TypeSymlink {
+			return false
+		}
+		if !n.IsDir() {
+			return true
+		}
+	}
+	return false
 }
 
 // root takes the attributes of the root directory from its entry.

@@ -58,6 +58,8 @@ func TestMeaning(t *testing.T) {
 		{"opaque before its directory", []entry{{Name: "d/.wh..wh..opq"}, {Name: "d/"}}, "/ dir 3\n/d opaque 2\n"},
 		{"opaque root", []entry{{Name: ".wh..wh..opq"}}, "/ opaque 2\n"},
 		{"whiteout beside a file", []entry{{Name: ".wh.f"}, {Name: "f"}}, "/ dir 2\n/f file 1\n"},
+		{"whiteout below a file of this layer", []entry{{Name: "d"}, {Name: "d/.wh.x"}, {Name: "d/e/.wh..wh..opq"}}, "/ dir 2\n/d file 1\n"},
+		{"whiteout below what becomes a file", []entry{{Name: "d/.wh.x"}, {Name: "d"}}, "/ dir 2\n/d file 1\n"},
 		{"whiteout after its directory", []entry{{Name: "d/f"}, {Name: ".wh.d"}}, "/ dir 3\n/d opaque 2\n/d/f file 1\n"},
 		{"aufs bookkeeping", []entry{{Name: ".wh..wh.plnk"}, {Name: ".wh..wh.aufs"}}, "/ dir 2\n"},
 		{"last file wins", []entry{{Name: "f", Body: "1"}, {Name: "f", Body: "22"}}, "/ dir 2\n/f file 1\n"},
