@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/urfave/cli/v3"
 
@@ -121,6 +122,11 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(append(errs, err)...)
 }
 
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 func (e *env) recoverVM(ctx context.Context, cmd *cli.Command, name string) (recovered, error) {
 	r := recovered{VM: name}
 	dir, err := e.vmDir(cmd, name)
@@ -128,7 +134,8 @@ func (e *env) recoverVM(ctx context.Context, cmd *cli.Command, name string) (rec
 		return r, err
 	}
 	vm, err := e.open(ctx, cmd, name)
-	if errors.Is(err, vmm.ErrGone) {
+	if errors.Is(err, vmm.ErrGone) || errors.Is(err, strata.ErrNoVM) && exists(dir) {
+		// It ended, or its start was cut off before there was a machine.
 		return r, strata.RemoveVM(ctx, dir)
 	}
 	if err != nil {

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stratavm/strata/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/leaktest"
+)
+
+// cliBox runs the real binary on a state directory of its own.
+type cliBox struct {
+	t      *testing.T
+	strata string
+	state  string
+}
+
+func (c cliBox) cmd(args ...string) *exec.Cmd {
+	cmd := exec.Command(c.strata, args...)
+	cmd.Env = append(os.Environ(), "STRATA_STATE_DIR="+c.state, "STRATA_INIT="+c.strata)
+	return cmd
+}
+
+func (c cliBox) run(args ...string) string {
+	c.t.Helper()
+	out, err := c.cmd(args...).CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("strata %q: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// interrupt starts a command and sends it a signal after a while. The command may have ended before.
+func (c cliBox) interrupt(after time.Duration, sig syscall.Signal, args ...string) {
+	c.t.Helper()
+	cmd := c.cmd(args...)
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	time.Sleep(after) // where it hits does not matter, what comes after must hold anywhere
+	_ = cmd.Process.Signal(sig)
+	_ = cmd.Wait() // whatever became of it
+}
+
+// TestInterrupted kills and interrupts commands at many moments. The next command mends what they
+// left: a container is there whole or not at all, and in the end nothing is.
+func TestInterrupted(t *testing.T) {
+	need(t, "qemu-system-x86_64", "qemu-system-x86")
+	need(t, "qemu-img", "qemu-utils")
+	c := cliBox{t: t, strata: bootimagetest.Strata(t), state: filepath.Join(t.TempDir(), "state")}
+	bootimagetest.ImageOf(t, c.strata)
+	leaktest.Check(t)
+	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
+	work := t.TempDir()
+	var folders []string
+	for _, name := range []string{"a", "b", "c"} {
+		tarball, dir := filepath.Join(work, name+".tar"), filepath.Join(work, name)
+		writeBigTar(t, tarball, 64<<10)
+		c.run("import", tarball, dir)
+		folders = append(folders, dir)
+	}
+	scratch := filepath.Join(work, "scratch")
+	c.run("scratch", "create", "--size", "64M", scratch)
+
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
+		for _, after := range []time.Duration{0, 30 * time.Millisecond, 300 * time.Millisecond} {
+			c.interrupt(after, sig, "vm", "start")
+			c.run("recover")
+			if out := c.run("vm", "ls"); sig == syscall.SIGINT && strings.Contains(out, "stopped") {
+				t.Errorf("vm start interrupted by %v after %v left %s", sig, after, out)
+			}
+			if strings.Contains(c.run("vm", "ls"), "running") {
+				c.run("vm", "stop", "--force")
+			}
+		}
+	}
+	c.run("vm", "start")
+	mount := append([]string{"mount", "--scratch", scratch, "web"}, folders...)
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT} {
+		for _, after := range []time.Duration{0, 5, 15, 40, 80, 150, 300, 600} {
+			after *= time.Millisecond
+			c.interrupt(after, sig, mount...)
+			c.run("recover")
+			var list []container
+			if err := json.Unmarshal([]byte(c.run("--json", "ls")), &list); err != nil {
+				t.Fatal(err)
+			}
+			if len(list) > 0 && (list[0].Phase != "mounted" || list[0].Held != len(folders)+2) {
+				t.Errorf("mount interrupted by %v after %v left %+v", sig, after, list)
+			}
+			if len(list) == 0 {
+				c.run(mount...)
+			}
+			c.interrupt(after, sig, "unmount", "web")
+			c.run("recover")
+			if strings.Contains(c.run("ls"), "web") {
+				c.run("unmount", "web")
+			}
+			for line := range strings.Lines(c.run("vm", "inspect")) {
+				if strings.HasPrefix(line, "container") || strings.HasPrefix(line, "attached") && !strings.Contains(line, "parked") {
+					t.Errorf("after %v at %v this is left: %s", sig, after, line)
+				}
+			}
+		}
+	}
+	c.run("vm", "stop")
+	if entries, err := os.ReadDir(filepath.Join(c.state, "vms")); err != nil || len(entries) > 0 {
+		t.Errorf("left in the state directory: %v %v", entries, err)
+	}
+}
