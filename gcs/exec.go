@@ -39,7 +39,7 @@ type ProcessSpec struct {
 
 // oneAtATime makes two writers that are one wait for each other.
 func (s *ProcessSpec) oneAtATime() {
-	if s.Stdout == nil || s.Stderr == nil || !reflect.TypeOf(s.Stdout).Comparable() || s.Stdout != s.Stderr {
+	if s.Stdout == nil || s.Stderr == nil || !reflect.ValueOf(s.Stdout).Comparable() || s.Stdout != s.Stderr {
 		return
 	}
 	w := &lockedWriter{w: s.Stdout}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -140,6 +141,7 @@ func startContainer(r *linuxRuntime, c *container) (*containerProcess, error) {
 		conn.Close()
 		return nil, fmt.Errorf("make the container's namespaces: %w", err)
 	}
+	_ = conn.SetDeadline(time.Now().Add(deviceTime)) // nothing can be unmounted meanwhile
 	err = conn.send(stageMessage{Kind: "setup", Setup: &stageSetup{Root: c.root, Hostname: c.hostname}})
 	var m stageMessage
 	if err == nil {
@@ -147,6 +149,9 @@ func startContainer(r *linuxRuntime, c *container) (*containerProcess, error) {
 	}
 	if err == nil && m.Error != "" {
 		err = remoteError(m)
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
 	}
 	if err != nil {
 		conn.Close()

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -285,6 +286,8 @@ func (r *linuxRuntime) PowerOff(ctx context.Context) error {
 		overlays[p] = m.what.Kind == "overlay"
 	}
 	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	for _, c := range containers {
 		_ = c.stop(ctx)
 	}

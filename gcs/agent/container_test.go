@@ -1,0 +1,278 @@
+//go:build linux
+
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/gcs"
+	"github.com/stratavm/strata/hcsschema"
+)
+
+// testContainer makes a root of busybox and registers a container for it.
+func (r *linuxRuntime) testContainer(t *testing.T, id string) string {
+	t.Helper()
+	box, err := exec.LookPath("busybox")
+	if err != nil {
+		lacking(t, "busybox is needed: apt-get install busybox-static")
+	}
+	b, err := os.ReadFile(box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := r.base + "/layers/" + id
+	write(t, layer+"/bin/busybox", string(b), 0o755)
+	for _, name := range []string{"sh", "cat", "id", "sleep", "hostname", "stty", "ls", "true", "ps", "kill", "test", "mknod"} {
+		if err := os.Symlink("busybox", layer+"/bin/"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, layer+"/etc/passwd", "root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/srv:/bin/sh\n", 0o644)
+	write(t, layer+"/etc/group", "root:x:0:\nstaff:x:50:\nlogs:x:77:web,root\n", 0o644)
+	root := r.base + "/gcs/c/" + id + "/rootfs"
+	r.must(t, "Add", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerID: id, ContainerRootPath: root,
+		Layers: []hcsschema.Layer{{Path: layer}}, ScratchPath: r.base + "/scratch/" + id})
+	config := gcs.ContainerConfig{OciSpecification: &specs.Spec{Hostname: "host-of-" + id, Root: &specs.Root{Path: root}}}
+	if err := r.Create(t.Context(), id, config); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Create(t.Context(), id, config); !errors.Is(err, errContainer) {
+		t.Fatalf("created twice: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := r.Delete(context.Background(), id); err != nil {
+			t.Error(err)
+		}
+	})
+	return root
+}
+
+// output runs a program to its end.
+func (r *linuxRuntime) output(t *testing.T, p Process, stdin string) (string, int) {
+	t.Helper()
+	host := make([]net.Conn, 3)
+	for i := range p.Streams {
+		host[i], p.Streams[i] = net.Pipe()
+	}
+	id, err := r.Exec(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, _ = io.WriteString(host[0], stdin)
+		host[0].Close()
+	}()
+	var errors bytes.Buffer
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(&errors, host[2])
+	}()
+	out, _ := io.ReadAll(host[1])
+	<-done
+	code, err := r.Wait(t.Context(), p.Container, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out) + errors.String(), code
+}
+
+func TestContainer(t *testing.T) {
+	r := testRuntime(t)
+	root := r.testContainer(t, "c1")
+	sh := func(script string) []string { return []string{"sh", "-c", script} }
+	for _, tc := range []struct {
+		name string
+		p    Process
+		in   string
+		want string
+		code int
+	}{
+		{"echo", Process{Args: sh("cat; exit 3")}, "hello", "hello", 3},
+		{"stderr", Process{Args: sh("echo wrong >&2")}, "", "wrong\n", 0},
+		{"own hostname", Process{Args: []string{"hostname"}}, "", "host-of-c1\n", 0},
+		{"own pids", Process{Args: sh("test -d /proc/1 && ls /proc/1/ns >/dev/null && echo yes; ls -d /proc/[0-9]* | wc -l >/dev/null")}, "", "yes\n", 0},
+		{"user by name", Process{Args: sh("id -u; id -g; id -G; echo $HOME"), User: "web"}, "", "1000\n1001\n1001 77\n/srv\n", 0},
+		{"user and group", Process{Args: sh("id -u; id -g"), User: "web:staff"}, "", "1000\n50\n", 0},
+		{"user by number", Process{Args: sh("id -u; id -g"), User: "7:8"}, "", "7\n8\n", 0},
+		{"directory", Process{Args: sh("pwd"), Dir: "/etc"}, "", "/etc\n", 0},
+		{"environment", Process{Args: sh("echo $A"), Env: []string{"A=b c"}}, "", "b c\n", 0},
+		{"killed", Process{Args: sh("kill -9 $$")}, "", "", 137},
+		{"devices", Process{Args: sh("echo x >/dev/null && test -c /dev/zero && test -d /dev/pts && echo ok")}, "", "ok\n", 0},
+		{"no new devices", Process{Args: sh("mknod /tmp-sda b 8 0 2>/dev/null || echo refused")}, "", "refused\n", 0},
+		{"sysfs read-only", Process{Args: sh("echo 1 2>/dev/null >/sys/kernel/mm/ksm/run || echo refused")}, "", "refused\n", 0},
+		{"background", Process{Args: sh("sleep 0.05 & echo started")}, "", "started\n", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.p.Container = "c1"
+			out, code := r.output(t, tc.p, tc.in)
+			if tc.name == "sysfs read-only" || tc.name == "background" {
+				out = out[strings.LastIndex(strings.TrimRight(out, "\n"), "\n")+1:]
+			}
+			if out != tc.want || code != tc.code {
+				t.Errorf("got %q, code %d; want %q, code %d", out, code, tc.want, tc.code)
+			}
+		})
+	}
+	for _, p := range []Process{{Args: []string{"no-such-program"}}, {Args: []string{"/bin"}}, {Args: []string{"id"}, User: "nobody"},
+		{Args: []string{"id"}, User: "web:nogroup"}, {Args: []string{"id"}, Dir: "/no/such"}} {
+		p.Container = "c1"
+		if _, err := r.Exec(t.Context(), p); err == nil {
+			t.Errorf("%+v: no error", p)
+		}
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // the background one ends by itself
+		err := r.try(t, "Remove", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errBusy) || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errNotFound) {
+		t.Errorf("a process in a root that is gone: %v", err)
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	r := testRuntime(t)
+	r.testContainer(t, "c1")
+	host := make([]net.Conn, 2)
+	p := Process{Container: "c1", Args: []string{"sh", "-c", "stty size; read x; stty size; exit 5"}, Terminal: true, Width: 90, Height: 30}
+	for i := range host {
+		host[i], p.Streams[i] = net.Pipe()
+	}
+	id, err := r.Exec(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	n, _ := io.ReadAtLeast(host[1], buf, len("30 90\r\n"))
+	if got := string(buf[:n]); got != "30 90\r\n" {
+		t.Errorf("size %q", got)
+	}
+	if err := r.Resize(t.Context(), "c1", id, 100, 40); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(host[0], "\n"); err != nil {
+		t.Fatal(err)
+	}
+	out, _ := io.ReadAll(host[1])
+	if !strings.Contains(string(out), "40 100\r\n") {
+		t.Errorf("size after resizing: %q", out)
+	}
+	if code, err := r.Wait(t.Context(), "c1", id); code != 5 || err != nil {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+	host[0].Close()
+}
+
+// TestBusyNamesTheHolder: a process in the container, and one outside with a file open, are named; once
+// they have gone the unmount succeeds.
+func TestBusyNamesTheHolder(t *testing.T) {
+	r := testRuntime(t)
+	root := r.testContainer(t, "c1")
+	id, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"sleep", "1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove := func() error {
+		return r.try(t, "Remove", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root})
+	}
+	if err := remove(); !errors.Is(err, errBusy) || !strings.Contains(err.Error(), "sleep") || !strings.Contains(err.Error(), "c1") {
+		t.Fatalf("while a process runs: %v", err)
+	}
+	if err := r.Signal(t.Context(), "c1", id, 9); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := r.Wait(t.Context(), "c1", id); code != 137 || err != nil {
+		t.Fatalf("code %d, %v", code, err)
+	}
+	holder := exec.Command("sleep", "1000")
+	f, err := os.Open(root + "/etc/passwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder.ExtraFiles = []*os.File{f}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	err = remove()
+	if !errors.Is(err, errBusy) || !strings.Contains(err.Error(), fmt.Sprintf("process %d (sleep) by open file", holder.Process.Pid)) {
+		t.Errorf("while a file is open: %v", err)
+	}
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = holder.Wait()
+	if err := unix.Mount("tmpfs", root+"/etc", "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := remove(); !errors.Is(err, errBusy) || !strings.Contains(err.Error(), root+"/etc") {
+		t.Errorf("with a mount below: %v", err)
+	}
+	if err := unix.Unmount(root+"/etc", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, ""); err != nil { // stacked on top
+		t.Fatal(err)
+	}
+	if err := remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(root); !os.IsNotExist(err) {
+		t.Errorf("the root is left: %v", err)
+	}
+	if _, err := os.Stat(r.base + "/scratch/c1/upper"); err != nil {
+		t.Errorf("the scratch is not: %v", err)
+	}
+}
+
+func TestDeleteKills(t *testing.T) {
+	r := testRuntime(t)
+	root := r.testContainer(t, "c1")
+	id, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"sh", "-c", "sleep 1000 & sleep 1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := r.Delete(t.Context(), "c1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, err := r.Wait(t.Context(), "c1", id); code != 137 || err != nil {
+		t.Fatalf("code %d, %v", code, err)
+	}
+	r.must(t, "Remove", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root})
+}
+
+// TestNamespacesShared: processes of one container see each other, and none of another.
+func TestNamespacesShared(t *testing.T) {
+	r := testRuntime(t)
+	r.testContainer(t, "c1")
+	r.testContainer(t, "c2")
+	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"sleep", "4711"}}); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]bool{"c1": true, "c2": false} {
+		out, _ := r.output(t, Process{Container: id, Args: []string{"ps"}}, "")
+		if strings.Contains(out, "sleep 4711") != want {
+			t.Errorf("container %s sees:\n%s", id, out)
+		}
+	}
+}
