@@ -49,7 +49,7 @@ func (t *telemetry) apply(ctx context.Context, m vmm.Machine, c vmm.Change) erro
 		slog.String("vm", m.ID()), slog.String("change", c.String()), slog.Duration("took", took)}
 	if err != nil {
 		span.SetStatus(codes.Error, err.Error())
-		level, attrs = slog.LevelWarn, append(attrs, slog.Any("error", err))
+		level, attrs = slog.LevelInfo, append(attrs, slog.Any("error", err))
 	}
 	t.log.LogAttrs(ctx, level, "change", attrs...)
 	t.duration.Record(ctx, took.Seconds(), metric.WithAttributes(
