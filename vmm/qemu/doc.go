@@ -27,4 +27,12 @@
 // fixed PCI slots, so that the guest finds slot n at device number 16+n of bus 0. QEMU cannot unplug
 // it: a device stays until the machine ends. Its content must be a multiple of 2 MiB, which is what
 // the guest's memory map wants; see vmm.Limits.VPMEMAlign.
+//
+// # What a machine is made of, and why
+//
+// The machine is a "pc": of QEMU's machines for x86 it is the smallest one that has persistent memory
+// plugged into it while it runs (the microvm has none). Unused parts are left out. The kernel is
+// entered by PVH where it is an ELF file. The four disk controllers are functions of one PCI device.
+// What the kernel says goes to a ring in QEMU's memory, from where [Machine.Console] reads it. The
+// firmware qboot was tried in place of SeaBIOS and made no difference.
 package qemu

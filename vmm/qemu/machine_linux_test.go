@@ -489,7 +489,7 @@ func TestReusedProcessIDIsNotKilled(t *testing.T) {
 	if err := desc.write(dir); err != nil {
 		t.Fatal(err)
 	}
-	start, _, err := processStart(os.Getpid())
+	start, err := processStart(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,10 +41,12 @@ func openProcess(pid int, start uint64, pidfile string) (*process, error) {
 		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
-	now, dead, err := processStart(pid)
+	now, err := processStart(pid)
 	if err == nil && start == 0 && !holdsPidfile(pid, pidfile) {
 		err = errNoProcess
 	}
+	// A main thread that has ended says nothing: the others may still be on their way out.
+	dead := exited(fd)
 	if dead {
 		reap(fd)
 	}
@@ -70,15 +72,24 @@ func (p *process) watch() {
 	dead := false
 	// A closed descriptor ends Read with an error.
 	_ = raw.Read(func(fd uintptr) bool {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(poll, 0)
-		if dead = err == nil && n == 1; dead {
+		if dead = exited(int(fd)); dead {
 			p.ending = reap(int(fd))
 		}
 		return dead
 	})
 	if dead {
 		close(p.exited)
+	}
+}
+
+// exited reports whether a process has exited with all its threads.
+func exited(pidfd int) bool {
+	poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(poll, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return err == nil && n == 1
+		}
 	}
 }
 
@@ -141,19 +152,18 @@ func (p *process) waitExit(ctx context.Context) error {
 }
 
 // processStart reads when a process began, in clock ticks since the host booted.
-func processStart(pid int) (start uint64, dead bool, err error) {
+func processStart(pid int) (start uint64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, false, err
+		return 0, err
 	}
 	// The second field is the name, in parentheses, and may hold anything.
 	i := strings.LastIndexByte(string(b), ')')
 	f := strings.Fields(string(b[i+1:]))
 	if i < 0 || len(f) < 20 {
-		return 0, false, fmt.Errorf("/proc/%d/stat is not understood", pid)
+		return 0, fmt.Errorf("/proc/%d/stat is not understood", pid)
 	}
-	start, err = strconv.ParseUint(f[19], 10, 64)
-	return start, f[0] == "Z" || f[0] == "X", err
+	return strconv.ParseUint(f[19], 10, 64)
 }
 
 // holdsPidfile reports whether a process has locked the file, as QEMU does with its pid file.

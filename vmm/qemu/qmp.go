@@ -271,6 +271,9 @@ func (q *qmpClient) send(ctx context.Context, line []byte) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", errNotSent, context.Cause(ctx))
 	}
+	if err := q.closedErr(); err != nil {
+		return fmt.Errorf("%w: %w", errNotSent, err)
+	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		// The connection may be closed already; then the write fails by itself.
