@@ -60,6 +60,7 @@ func Run(ctx context.Context, config Config) error {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
+	mounted := time.Since(started)
 	words := commandLine()
 	log := config.Logger
 	if log == nil {
@@ -67,6 +68,7 @@ func Run(ctx context.Context, config Config) error {
 	}
 	modules := newModules("/lib/modules", log)
 	modules.early("/lib/modules.strata")
+	loaded := time.Since(started) - mounted
 	events, err := listenUevents()
 	if err != nil {
 		return err
@@ -86,7 +88,7 @@ func Run(ctx context.Context, config Config) error {
 	go modules.readLazy("/lib/modules.strata.lazy")
 	go loopbackUp(log)
 	g := &guest{rt: rt, log: log, modules: modules, serving: map[string]bool{}}
-	log.Info("agent is up", "after", time.Since(started))
+	log.Info("agent is up", "after", time.Since(started), "mounts", mounted, "modules", loaded)
 	go g.serveVsock(ctx, words)
 	return g.servePorts(ctx, events)
 }
