@@ -27,7 +27,7 @@ func TestHCSConformance(t *testing.T) {
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()
 			checkTable(t, s)
-			runScenario(t, s)
+			runScenario(t, newReplay(t, s))
 		})
 	}
 }
@@ -52,17 +52,16 @@ func checkTable(t *testing.T, s *scenario) {
 	}
 }
 
-func runScenario(t *testing.T, s *scenario) {
-	r := newReplay(t, s)
-	for _, st := range s.Steps {
+func runScenario(t *testing.T, r *replay) {
+	for _, st := range r.s.Steps {
 		// Far more than any step needs: it only keeps a hang from eating the whole test run.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		r.service.Step(st.Step, st.Inject...)
+		r.calls.Step(st.Step, st.Inject...)
 		result, err := r.do(ctx, st)
 		cancel()
 		r.check(st, result, err)
 	}
-	r.service.Wait()
+	r.calls.Wait()
 }
 
 // check compares what a step did and returned with what hcsshim did, or with the deviation.
@@ -77,7 +76,7 @@ func (r *replay) check(st step, result any, err error) {
 		ownScratchFolder(c)
 	}
 	want := r.instead(d, theirs)
-	got := compared(r.service.Trace(), st.Step)
+	got := compared(r.calls.Trace(), st.Step)
 	if diff := cmp.Diff(briefs(want), briefs(got)); diff != "" {
 		r.t.Errorf("step %q: calls differ (-wanted +ours):\n%s", st.Step, diff)
 	} else {

@@ -160,10 +160,18 @@ type replay struct {
 	t       *testing.T
 	s       *scenario
 	service *hcstest.Service
+	calls   recorder
 	files   *windowsFiles
 	mounter layers.Mounter
 	host    hcs.Host
 	vms     map[string]*uvm.UtilityVM
+}
+
+// recorder is what a replay needs of the service: in this process, or behind the libraries of Windows.
+type recorder interface {
+	Step(name string, injections ...hcstest.Injection)
+	Trace() []hcstest.Call
+	Wait()
 }
 
 // newReplay makes a world that is as lenient as the one that the scenarios were recorded in;
@@ -178,7 +186,7 @@ func newWorldFor(t *testing.T, s *scenario, lenient bool) *replay {
 	files := newWindowsFiles(s.Files)
 	host := wclayer.New(wclayer.Options{API: wclayertest.New(service),
 		Sleep: func(context.Context, time.Duration) error { return nil }})
-	return &replay{t: t, s: s, service: service, files: files, vms: map[string]*uvm.UtilityVM{},
+	return &replay{t: t, s: s, service: service, calls: service, files: files, vms: map[string]*uvm.UtilityVM{},
 		mounter: layers.Mounter{Host: host, FS: files},
 		host: hcs.Host{API: service, Grant: host.GrantVMAccess, FS: files, Build: s.OSBuild,
 			Listen: sockets.Listen, Connect: hcs.ConnectGCS, FileID: func(string) error {

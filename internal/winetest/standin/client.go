@@ -22,10 +22,10 @@ func Find() *Client {
 	return &Client{addr: net.JoinHostPort("127.0.0.1", port)}
 }
 
-// Reset forgets all that was and begins with an empty service. Of o the fields Processors, Synchronous
-// and OldGuest count.
+// Reset forgets all that was and begins with an empty service. Of o the fields Processors, Synchronous,
+// OldGuest and Lenient count.
 func (c *Client) Reset(o hcstest.Options) error {
-	_, err := c.do(order{Op: "reset", Processor: o.Processors, Sync: o.Synchronous, OldGuest: o.OldGuest})
+	_, err := c.do(order{Op: "reset", Processors: o.Processors, Sync: o.Synchronous, OldGuest: o.OldGuest, Lenient: o.Lenient})
 	return err
 }
 
@@ -47,6 +47,12 @@ func (c *Client) Disconnect() error {
 	return err
 }
 
+// Wait waits until nothing of the service runs in the background: notifications and guests.
+func (c *Client) Wait() error {
+	_, err := c.do(order{Op: "wait"})
+	return err
+}
+
 // Trace is all calls so far.
 func (c *Client) Trace() ([]hcstest.Call, error) {
 	r, err := c.do(order{Op: "report"})
@@ -65,16 +71,20 @@ func (c *Client) Races() (int, error) {
 	return r.Races, err
 }
 
-func (c *Client) do(o order) (r report, err error) {
+func (c *Client) do(o order) (report, error) {
+	conn, err := net.Dial("tcp4", c.addr)
+	if err != nil {
+		return report{}, err
+	}
+	defer conn.Close()
+	return ask(conn, o)
+}
+
+func ask(conn net.Conn, o order) (r report, err error) {
 	text, err := json.Marshal(o)
 	if err != nil {
 		return r, err
 	}
-	conn, err := net.Dial("tcp4", c.addr)
-	if err != nil {
-		return r, err
-	}
-	defer conn.Close()
 	if err := writeMessage(conn, appendValue(appendValue(nil, []byte(control)), string(text))); err != nil {
 		return r, err
 	}

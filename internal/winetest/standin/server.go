@@ -35,6 +35,7 @@ type Server struct {
 // world is what calls act on; a test that begins anew gets a new one.
 type world struct {
 	svc      *hcstest.Service
+	sockets  *hcstest.Sockets
 	platform *wclayertest.Platform
 	systems  hcs.API
 
@@ -73,8 +74,9 @@ func (s *Server) Env() string {
 }
 
 func (s *Server) reset(o hcstest.Options) {
+	o.Sockets = hcstest.NewSockets()
 	svc := hcstest.New(o)
-	w := &world{svc: svc, platform: wclayertest.New(svc), systems: svc, watches: map[hcs.Handle]net.Conn{},
+	w := &world{svc: svc, sockets: o.Sockets, platform: wclayertest.New(svc), systems: svc, watches: map[hcs.Handle]net.Conn{},
 		streams: map[streamKey]io.Closer{}, disks: map[uint64]diskRef{}}
 	if s.wrap != nil {
 		w.systems = s.wrap(svc)
@@ -180,12 +182,15 @@ const control = "(control)"
 
 // order is what a test asks of the server.
 type order struct {
-	Op        string
-	Name      string
-	Inject    []hcstest.Injection
-	Processor uint32
-	Sync      bool
-	OldGuest  bool
+	Op         string
+	Name       string // of a step or system; the runtime identity of a VM that is listened for
+	Service    string // the Hyper-V socket service that is listened on
+	Port       int    // where connections to it go
+	Inject     []hcstest.Injection
+	Processors uint32
+	Sync       bool
+	OldGuest   bool
+	Lenient    bool
 }
 
 // report is what it gets.
@@ -207,7 +212,7 @@ func (s *Server) control(c net.Conn, text string) error {
 	switch o.Op {
 	case "reset":
 		opts := s.opts
-		opts.Processors, opts.Synchronous, opts.OldGuest = o.Processor, o.Sync, o.OldGuest
+		opts.Processors, opts.Synchronous, opts.OldGuest, opts.Lenient = o.Processors, o.Sync, o.OldGuest, o.Lenient
 		s.reset(opts)
 	case "step":
 		w.svc.Step(o.Name, o.Inject...)
@@ -215,11 +220,20 @@ func (s *Server) control(c net.Conn, text string) error {
 		w.svc.Kill(o.Name)
 	case "disconnect":
 		w.svc.Disconnect()
+	case "wait":
+		w.svc.Wait()
+	case "listen":
+		// The connection lasts as long as the listener of the program.
+		return w.listen(c, o)
 	case "report":
 		rep = report{Trace: w.svc.Trace(), Leftovers: s.Leftovers(), Races: w.platform.Races(), Damage: w.platform.Damage()}
 	default:
 		rep.Error = fmt.Sprintf("order %q is unknown", o.Op)
 	}
+	return reply(c, rep)
+}
+
+func reply(c net.Conn, rep report) error {
 	b, err := json.Marshal(rep)
 	if err != nil {
 		return err

@@ -1,0 +1,75 @@
+package layers_test
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stratavm/strata/internal/winetest/standin"
+	"github.com/stratavm/strata/vmm/hcs"
+	"github.com/stratavm/strata/vmm/hcs/hcstest"
+	"github.com/stratavm/strata/wclayer"
+)
+
+// TestHCSConformanceNative is TestHCSConformance by way of the libraries of Windows, behind which is
+// the stand-in: everything that is compared went through them.
+func TestHCSConformanceNative(t *testing.T) {
+	c := standin.Find()
+	if c == nil {
+		t.Skip("the libraries of this Windows are the real ones: run TestWine of internal/winetest on Linux")
+	}
+	files, err := filepath.Glob("testdata/hcs/*/scenario.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios in testdata/hcs: %v", err)
+	}
+	for _, f := range files {
+		s := loadScenario(t, filepath.Dir(f))
+		t.Run(s.Name, func(t *testing.T) {
+			r := newReplay(t, s)
+			err := c.Reset(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS, OldGuest: !s.head, Lenient: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			api, err := hcs.Native()
+			if err != nil {
+				t.Fatal(err)
+			}
+			host := wclayer.New(wclayer.Options{API: wclayer.Native(),
+				Sleep: func(context.Context, time.Duration) error { return nil }})
+			r.service, r.calls = nil, remote{t, c}
+			r.mounter.Host = host
+			r.host.API, r.host.Grant, r.host.Listen = api, host.GrantVMAccess, c.Listen
+			runScenario(t, r)
+		})
+	}
+	// The scenarios leave their systems running.
+	if err := c.Reset(hcstest.Options{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// remote is the service behind the libraries.
+type remote struct {
+	t *testing.T
+	c *standin.Client
+}
+
+func (r remote) ok(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r remote) Step(name string, injections ...hcstest.Injection) {
+	r.ok(r.c.Step(name, injections...))
+}
+
+func (r remote) Wait() { r.ok(r.c.Wait()) }
+
+func (r remote) Trace() []hcstest.Call {
+	trace, err := r.c.Trace()
+	r.ok(err)
+	return trace
+}
