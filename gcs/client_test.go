@@ -233,3 +233,35 @@ func TestErrorText(t *testing.T) {
 		t.Errorf("on the wire: %s, %v", b, err)
 	}
 }
+
+// TestLateStart: a process that starts after its starter has gone away is killed.
+func TestLateStart(t *testing.T) {
+	killed := make(chan SignalRequest, 1)
+	started := make(chan Header, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	c, _ := against(t, func(h Header, payload []byte) []byte {
+		switch h.Type {
+		case TypeExecuteProcess:
+			started <- h
+			cancel()
+			return nil
+		case TypeSignalProcess:
+			var r SignalRequest
+			if err := json.Unmarshal(payload, &r); err != nil {
+				t.Error(err)
+			}
+			killed <- r
+			return answer(t, h, &EmptyResponse{})
+		}
+		return append(answer(t, <-started, &ExecuteResponse{ProcessId: 77}), answer(t, h, &StacksResponse{})...)
+	})
+	if _, err := c.Exec(ctx, ProcessSpec{Args: []string{"sleep"}}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("exec: %v", err)
+	}
+	if _, err := c.Stacks(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-killed; r.ProcessId != 77 || r.Options != nil {
+		t.Fatalf("sent %+v, wanted SIGKILL to process 77", r)
+	}
+}
