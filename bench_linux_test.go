@@ -35,7 +35,8 @@ func BenchmarkBoot(b *testing.B) {
 
 // BenchmarkMount measures mounting and unmounting in a real VM:
 //
-//   - cold: nothing of the layers is in the VM;
+//   - cold: nothing of the layers is in the VM (with -benchtime 1x: persistent memory that was attached
+//     once stays, so that a second round is warmer);
 //   - warm: another container holds the layers;
 //   - one-by-one: cold too, but in the reference's order of work: one layer after the other, each
 //     step waited for, the host's half and the guest's half one by one, a device for each layer.
@@ -45,6 +46,9 @@ func BenchmarkMount(b *testing.B) {
 		disk := scratch(b)
 		b.Run(fmt.Sprintf("layers=%d", n), func(b *testing.B) {
 			vm, _ := startVM(b)
+			// The guest loads its drivers at first use; that is no part of what is compared.
+			first, _ := stack(b, 1)
+			release(b, mount(b, layers.Request{VM: vm, ID: "first", Layers: first, Scratch: disk}))
 			b.Run("one-by-one", func(b *testing.B) { oneByOne(b, vm, top, disk) })
 			b.Run("cold", func(b *testing.B) { mountAndRelease(b, vm, top, disk) })
 			b.Run("warm", func(b *testing.B) {
