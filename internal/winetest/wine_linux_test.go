@@ -107,7 +107,7 @@ func report(t *testing.T, out string) {
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	for i, line := range lines {
-		if failed > 0 || strings.Contains(line, "--- SKIP") || strings.HasPrefix(line, "panic") || strings.HasPrefix(line, "fatal") {
+		if failed > 0 || strings.HasPrefix(line, "--- PASS: TestHCSConformanceNative") || strings.Contains(line, "--- SKIP") || strings.HasPrefix(line, "panic") || strings.HasPrefix(line, "fatal") {
 			t.Log(strings.TrimRight(line, "\r"))
 			if failed == 0 && i+1 < len(lines) {
 				t.Log(lines[i+1])
