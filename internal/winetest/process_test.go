@@ -1,23 +1,4 @@
 package winetest
 
-import (
-	"io"
-	"strings"
-
-	"github.com/stratavm/strata/hcsschema"
-)
-
-// copyCode is how copyProcess ends.
+// copyCode is how the process of guests in these tests ends.
 const copyCode = 7
-
-// copyProcess is the process of guests in these tests: it writes its input to its output and its
-// arguments to its errors.
-func copyProcess(p hcsschema.ProcessParameters, stdin io.Reader, stdout, stderr io.Writer) uint32 {
-	if _, err := io.Copy(stdout, stdin); err != nil {
-		return 1
-	}
-	if _, err := io.WriteString(stderr, strings.Join(p.CommandArgs, " ")); err != nil {
-		return 1
-	}
-	return copyCode
-}
