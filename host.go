@@ -2,28 +2,27 @@ package strata
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/host"
 )
 
-// HostOptions are the optional parts of OpenHost.
-type HostOptions struct {
-	OpenOptions
-	// Self is a program whose main calls agent.Stage of package gcs/agent first thing, usually the
-	// running one; it becomes the first process of each container. Empty: programs cannot be run.
-	Self string
-}
+// hostDir is where the state directory of this system itself keeps the machine.
+const hostDir = "host"
 
 // OpenHost takes up this Linux system itself as if it were a VM: layers are mounted on it, with the
-// same books, journal and recovery. dir is the state directory, made when it does not exist; the
-// guest path p of a container is dir/fs/p on the host (see HostPath). It needs root. A scratch is a
-// folder that is written to, or a raw file with ext4. After a reboot nothing is mounted any more, and
-// the books are empty. On other systems the error matches errors.ErrUnsupported.
-func OpenHost(ctx context.Context, dir string, o HostOptions) (*uvm.UtilityVM, error) {
+// same books, journal and recovery. dir is the state directory, made when it does not exist; see
+// HostPath for where a root is. It needs root. A scratch is a folder that is written to, or a raw file
+// with ext4. After a reboot nothing is mounted any more, and the books are empty. From then on dir is
+// one for OpenVM, OpenRunner, InspectVM and KillVM too. On other systems the error matches
+// errors.ErrUnsupported.
+func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
 	o.Logger = discard(o.Logger)
 	if err := checkDir(dir); err != nil {
 		return nil, err
@@ -32,14 +31,54 @@ func OpenHost(ctx context.Context, dir string, o HostOptions) (*uvm.UtilityVM, e
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	return uvm.Open(ctx, dir, func(context.Context) (vmm.Machine, error) {
-		return host.Open(host.Options{Dir: dir, ID: "host", Self: o.Self, Logger: o.Logger})
+		return openHost(dir, o)
 	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
 }
 
-// HostPath is where a guest path of a VM that OpenHost gave is on this system; for other VMs "".
+// HostPath is where a guest path of a VM that is this system itself is; for other VMs "".
 func HostPath(vm *uvm.UtilityVM, guest string) string {
 	if m, ok := vm.Machine().(*host.Machine); ok {
 		return m.HostPath(guest)
 	}
 	return ""
+}
+
+func openHost(dir string, o OpenOptions) (*host.Machine, error) {
+	return host.Open(host.Options{Dir: filepath.Join(dir, hostDir), ID: filepath.Base(dir), Self: o.Self, Logger: o.Logger})
+}
+
+func isHost(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, hostDir))
+	return err == nil
+}
+
+// killHost unmounts everything, whatever uses it may lose it.
+func killHost(ctx context.Context, dir string) error {
+	m, err := openHost(dir, OpenOptions{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	if err := m.Terminate(ctx); err != nil {
+		return errors.Join(err, m.Close())
+	}
+	return errors.Join(m.Close(), os.RemoveAll(filepath.Join(dir, hostDir)))
+}
+
+// hostInUse reports whether anything is mounted on this system itself.
+func hostInUse(ctx context.Context, dir string) (bool, error) {
+	m, err := openHost(dir, OpenOptions{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return false, err
+	}
+	obs, err := m.Observe(ctx)
+	return len(obs.Devices)+len(obs.Mounts) > 0, errors.Join(err, m.Close())
+}
+
+// hostLimits is for plans: what this system can hold.
+func hostLimits(dir string) (vmm.Limits, error) {
+	m, err := openHost(dir, OpenOptions{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return vmm.Limits{}, err
+	}
+	return m.Limits(), m.Close()
 }

@@ -34,7 +34,7 @@ func TestHost(t *testing.T) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			leaktest.Check(t)
 			dir := filepath.Join(t.TempDir(), "host")
-			o := strata.HostOptions{Self: self}
+			o := strata.OpenOptions{Self: self}
 			vm, err := strata.OpenHost(t.Context(), dir, o)
 			if err != nil {
 				t.Fatal(err)
@@ -96,7 +96,7 @@ func TestHostRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.HostOptions{Self: self})
+	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.OpenOptions{Self: self})
 	if err != nil {
 		t.Fatal(err)
 	}

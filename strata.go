@@ -48,6 +48,10 @@ type VMOptions struct {
 type OpenOptions struct {
 	Undo   time.Duration // as in VMOptions
 	Logger *slog.Logger  // nil: silent
+	// Self is for this system itself (OpenHost): a program whose main calls agent.Stage of package
+	// gcs/agent first thing, usually the running one. It becomes the first process of each container;
+	// without it programs cannot be run.
+	Self string
 }
 
 // VMInfo is what is known of a VM without taking it up.
@@ -55,7 +59,7 @@ type VMInfo struct {
 	Dir     string    `json:"dir"`
 	Running bool      `json:"running"`
 	PID     int       `json:"pid,omitempty"` // of the VMM
-	Driver  string    `json:"driver"`        // "qemu" or "hcs"
+	Driver  string    `json:"driver"`        // "qemu", "hcs", or "host" for this system itself
 	OS      vmm.OS    `json:"os"`            // of the guest
 	Accel   string    `json:"accel,omitempty"`
 	Memory  int       `json:"memoryMiB,omitempty"`

@@ -79,6 +79,9 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 		return nil, fmt.Errorf("%w in %s", ErrNoVM, dir)
 	}
 	vm, err := uvm.Open(ctx, dir, func(ctx context.Context) (vmm.Machine, error) {
+		if isHost(dir) {
+			return openHost(dir, o)
+		}
 		return openMachine(ctx, dir, o)
 	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
 	if err != nil {
@@ -100,12 +103,20 @@ func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) 
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
+	if isHost(dir) {
+		return openHost(dir, o)
+	}
 	return openExec(ctx, dir, o)
 }
 
 // InspectVM tells what VM a directory holds and whether it runs, without taking it up. A directory
 // without a VM, or none, is an error matching ErrNoVM.
-func InspectVM(ctx context.Context, dir string) (VMInfo, error) { return inspectMachine(ctx, dir) }
+func InspectVM(ctx context.Context, dir string) (VMInfo, error) {
+	if isHost(dir) {
+		return VMInfo{Dir: dir, Running: true, Driver: "host", OS: vmm.Linux}, nil
+	}
+	return inspectMachine(ctx, dir)
+}
 
 // Plan tells what system and which limits the VM of a directory has, or would have if it were started
 // with the default options: for trying out what would be done.
@@ -113,6 +124,10 @@ func Plan(ctx context.Context, dir string) (vmm.OS, vmm.Limits, error) {
 	info, err := InspectVM(ctx, dir)
 	if errors.Is(err, ErrNoVM) {
 		info, err = VMInfo{OS: vmm.Linux}, nil
+	}
+	if info.Driver == "host" {
+		lim, err := hostLimits(dir)
+		return info.OS, lim, err
 	}
 	return info.OS, limits(info), err
 }
@@ -124,7 +139,11 @@ func KillVM(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w in %s", ErrNoVM, dir)
 	}
-	if err := killMachine(ctx, dir); err != nil && !errors.Is(err, ErrNoVM) {
+	kill := killMachine
+	if isHost(dir) {
+		kill = killHost
+	}
+	if err := kill(ctx, dir); err != nil && !errors.Is(err, ErrNoVM) {
 		return err
 	}
 	return RemoveVM(ctx, dir)
@@ -137,6 +156,9 @@ func RemoveVM(ctx context.Context, dir string) error {
 		info, err := InspectVM(ctx, dir)
 		if errors.Is(err, ErrNoVM) {
 			return false, nil
+		}
+		if err == nil && info.Driver == "host" {
+			return hostInUse(ctx, dir)
 		}
 		return info.Running, err
 	})

@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/stratavm/strata/erofs"
 	"github.com/stratavm/strata/gpt"
 	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -133,57 +133,17 @@ func attachIndex(ctx context.Context, r *Request, c *uvm.Claim, images []image) 
 	} else if !errors.Is(err, uvm.ErrNotAttached) {
 		return nil, err
 	}
-	file, extents, err := writeIndex(r.VM.Dir(), images)
+	parts, remove, err := oneDisk(r, images, layerdir.IndexDisk)
 	if err != nil {
 		return nil, err
 	}
-	// The machine has the file open by then; without its name it can never be left behind.
-	defer os.Remove(file)
-	disk.Extents = extents
+	defer remove()
+	disk.Extents = parts
 	le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, disk)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", disk.Path, err)
 	}
 	return []string{le.GuestPath()}, nil
-}
-
-// writeIndex writes the index to a file of its own and says how it and the layers make up the disk.
-func writeIndex(dir string, images []image) (name string, extents []vmm.Extent, err error) {
-	f, err := os.CreateTemp(dir, "index-*.erofs")
-	if err != nil {
-		return "", nil, fmt.Errorf("make the index: %w", err)
-	}
-	layers := make([]erofs.IndexLayer, len(images))
-	defer func() {
-		err = errors.Join(err, f.Close())
-		for _, l := range layers {
-			if file, ok := l.Image.(*os.File); ok {
-				err = errors.Join(err, file.Close())
-			}
-		}
-		if err != nil {
-			err = fmt.Errorf("index of %d layers: %w", len(images), errors.Join(err, os.Remove(f.Name())))
-		}
-	}()
-	for i, img := range images {
-		file, err := os.Open(img.path)
-		if err != nil {
-			return "", nil, err
-		}
-		layers[i] = erofs.IndexLayer{Image: file, Bytes: img.size}
-	}
-	pieces, err := erofs.Index(f, layers)
-	if err != nil {
-		return "", nil, err
-	}
-	for _, p := range pieces {
-		path := f.Name()
-		if p.Layer >= 0 {
-			path = images[p.Layer].path
-		}
-		extents = append(extents, vmm.Extent{Path: path, Offset: p.Offset, Length: p.Length})
-	}
-	return f.Name(), extents, nil
 }
 
 // attachPartitions puts the layers that are not in the VM on one disk, a partition each.
@@ -204,17 +164,18 @@ func attachPartitions(ctx context.Context, r *Request, c *uvm.Claim, images []im
 	if len(missing) == 0 {
 		return paths, nil
 	}
-	dir, err := os.MkdirTemp(r.VM.Dir(), "gpt-")
-	if err != nil {
-		return nil, fmt.Errorf("make the partition table: %w", err)
+	travel := make([]image, len(missing))
+	for i, w := range missing {
+		travel[i] = images[w]
 	}
-	defer os.RemoveAll(dir)
-	disk, err := planPartitions(dir, images, missing)
+	parts, remove, err := oneDisk(r, travel, layerdir.PartitionDisk)
 	if err != nil {
-		return nil, fmt.Errorf("partition table of %d layers: %w", len(missing), err)
+		return nil, err
 	}
+	defer remove()
+	disk := uvm.Disk{Path: fmt.Sprintf("partitions for %d layers", len(travel)), ReadOnly: true, Extents: parts}
 	mount := func(ctx context.Context, partition int) error {
-		img := images[missing[partition]]
+		img := travel[partition]
 		d := disk
 		d.Mount = &uvm.DiskMount{Identity: img.identity(), Partition: uint64(partition + 1), Verity: img.layer.Verity}
 		le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, d)
@@ -236,48 +197,32 @@ func attachPartitions(ctx context.Context, r *Request, c *uvm.Claim, images []im
 	return paths, g.Wait()
 }
 
-// planPartitions writes what stands before and after the partitions into dir.
-func planPartitions(dir string, images []image, which []int) (uvm.Disk, error) {
-	disk := uvm.Disk{Path: fmt.Sprintf("partitions for %d layers", len(which)), ReadOnly: true}
-	names, sizes := make([]string, len(which)), make([]int64, len(which))
-	for i, w := range which {
-		names[i], sizes[i] = fmt.Sprintf("layer%d", i), images[w].content()
+// extents are those of a disk made of files, as a machine wants them.
+func extents(disk []layerdir.Extent) []vmm.Extent {
+	out := make([]vmm.Extent, len(disk))
+	for i, e := range disk {
+		out[i] = vmm.Extent(e)
 	}
-	layout, err := gpt.Plan(names, sizes)
-	if err != nil {
-		return disk, err
-	}
-	at := int64(0)
-	add := func(path string, length int64) {
-		if length > 0 {
-			disk.Extents = append(disk.Extents, vmm.Extent{Path: path, Length: length})
-			at += length
-		}
-	}
-	blob := func(name string, b []byte) error {
-		path := filepath.Join(dir, name)
-		add(path, int64(len(b)))
-		return os.WriteFile(path, b, 0o600)
-	}
-	if err := blob("head", layout.Head); err != nil {
-		return disk, err
-	}
-	for i, p := range layout.Partitions {
-		add("", p.Offset-at)
-		add(images[which[i]].path, sizes[i])
-		add("", p.Offset+p.Size-at)
-	}
-	add("", layout.TailOffset-at)
-	return disk, blob("tail", layout.Tail)
+	return out
 }
 
-// vhdFooter is what follows the content of a fixed VHD.
-const vhdFooter = 512
-
-// content is the size of the file system in the image file.
-func (img image) content() int64 {
-	if hostpath.Ext(img.path) == ".vhd" {
-		return img.size - vhdFooter
+// oneDisk calls plan with the name of a file in a folder of its own, beside the VM's state, and gives
+// the disk that it describes. remove takes the folder away: the machine has the file open by the time
+// the disk is attached, and without its name it can never be left behind.
+func oneDisk(r *Request, images []image, plan func(file string, layers []string) ([]layerdir.Extent, error)) (disk []vmm.Extent, remove func(), err error) {
+	dir, err := os.MkdirTemp(r.VM.Dir(), "disk-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("one disk for %d layers: %w", len(images), err)
 	}
-	return img.size
+	remove = func() { _ = os.RemoveAll(dir) }
+	paths := make([]string, len(images))
+	for i, img := range images {
+		paths[i] = img.path
+	}
+	parts, err := plan(filepath.Join(dir, "head"), paths)
+	if err != nil {
+		remove()
+		return nil, nil, fmt.Errorf("one disk for %d layers: %w", len(images), err)
+	}
+	return extents(parts), remove, nil
 }

@@ -102,10 +102,7 @@ func TestSingleFaultMount(t *testing.T) {
 // sweepMount fails the k-th Change of a mount. It reports whether there was one.
 func sweepMount(t *testing.T, s scenario, fault vmmtest.Fault, k int) bool {
 	w, other := s.world(t)
-	ctx, cancel := withHang(t, fault)
-	defer cancel()
-	w.f.FailNth(k, fault)
-	m, err := Mount(ctx, w.request("a", w.layers))
+	m, err := Mount(w.failNth(k, fault), w.request("a", w.layers))
 	if err == nil && len(w.f.Log()) < k {
 		w.f.Script(nil)
 		if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
@@ -141,10 +138,7 @@ func TestSingleFaultUnmount(t *testing.T) {
 				for k := 1; ; k++ {
 					w, other := s.world(t)
 					m := w.mustMount(w.request("a", w.layers))
-					ctx, cancel := withHang(t, fault)
-					w.f.FailNth(k, fault)
-					err := m.Release(ctx, UnmountOperationAll)
-					cancel()
+					err := m.Release(w.failNth(k, fault), UnmountOperationAll)
 					last := len(w.f.Log()) < k
 					w.f.Script(nil)
 					switch {
@@ -274,11 +268,20 @@ func crashAt(t *testing.T, s scenario, k int, after bool) {
 	s.finish(w, other)
 }
 
-func withHang(t *testing.T, fault vmmtest.Fault) (context.Context, context.CancelFunc) {
-	if fault == vmmtest.HangBefore || fault == vmmtest.HangAfter {
-		return context.WithTimeout(t.Context(), 5*time.Millisecond)
-	}
-	return context.WithCancel(t.Context())
+// failNth makes the n-th Change from now on fail. The context that it gives ends when a Change hangs.
+func (w *world) failNth(n int, fault vmmtest.Fault) context.Context {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	w.t.Cleanup(cancel)
+	w.f.Script(func(i int, _ vmm.Change) vmmtest.Fault {
+		if i != n {
+			return vmmtest.NoFault
+		}
+		if fault == vmmtest.HangBefore || fault == vmmtest.HangAfter {
+			time.AfterFunc(time.Millisecond, cancel)
+		}
+		return fault
+	})
+	return ctx
 }
 
 func checkCause(t *testing.T, fault vmmtest.Fault, err error) {
@@ -286,7 +289,7 @@ func checkCause(t *testing.T, fault vmmtest.Fault, err error) {
 	want := vmmtest.ErrInjected
 	switch fault {
 	case vmmtest.HangBefore, vmmtest.HangAfter:
-		want = context.DeadlineExceeded
+		want = context.Canceled
 	case vmmtest.MachineGone:
 		want = vmm.ErrGone
 	}

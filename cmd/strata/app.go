@@ -144,10 +144,13 @@ func (e *env) defaultStateDir() string {
 // defaultVM is the VM that is meant when none is named.
 const defaultVM = "default"
 
+// hostVM is the name of this system itself where a VM is asked for.
+const hostVM = "host"
+
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 
 func vmFlag() cli.Flag {
-	return &cli.StringFlag{Name: "vm", Value: defaultVM, Sources: cli.EnvVars("STRATA_VM"), Usage: "`NAME` of the utility VM"}
+	return &cli.StringFlag{Name: "vm", Value: defaultVM, Sources: cli.EnvVars("STRATA_VM"), Usage: "`NAME` of the utility VM; \"host\" is this Linux system itself"}
 }
 
 // vmDir is the state directory of one VM.

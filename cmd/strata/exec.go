@@ -95,7 +95,7 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 		_, err := fmt.Fprintf(e.stdout, "run %q in %s\n", spec.Args, cmp.Or(spec.Root, "the VM"))
 		return err
 	}
-	r, err := strata.OpenRunner(ctx, dir, strata.OpenOptions{Logger: e.logger(cmd)})
+	r, err := strata.OpenRunner(ctx, dir, e.openOptions(cmd))
 	if err != nil {
 		return e.explain(name, err)
 	}

@@ -89,7 +89,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string, f
 			return res, fmt.Errorf("import: %w", err)
 		}
 		if fi.IsDir() {
-			return res, fmt.Errorf("import %s: it is a folder; give a tar, such as one of: tar -C %s -cf rootfs.tar .", name, name)
+			return res, fmt.Errorf("import %s: it is a folder; give a tar, such as one of: tar -cf rootfs.tar -C %s ./", name, name)
 		}
 		in, total = f, fi.Size()
 	} else if _, tty := terminal(e.stdin); tty {

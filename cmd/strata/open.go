@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -31,11 +32,22 @@ func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.Uti
 		e.say("strata: waiting for another command that works with VM %q (Ctrl-C to give up)", name)
 	})
 	defer waiting.Stop()
-	vm, err := strata.OpenVM(ctx, dir, strata.OpenOptions{Logger: e.logger(cmd)})
+	take := strata.OpenVM
+	if name == hostVM {
+		take = strata.OpenHost
+	}
+	vm, err := take(ctx, dir, e.openOptions(cmd))
 	if err != nil {
 		return nil, e.explain(name, err)
 	}
 	return vm, nil
+}
+
+// openOptions are those of a VM that is taken up. On this system itself this program is also the first
+// process of each container.
+func (e *env) openOptions(cmd *cli.Command) strata.OpenOptions {
+	self, _ := os.Executable() // without it programs cannot be run, and the error then says so
+	return strata.OpenOptions{Logger: e.logger(cmd), Self: self}
 }
 
 // explain says what to do about a VM that cannot be opened.

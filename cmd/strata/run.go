@@ -26,6 +26,7 @@ const cleanup = 60 * time.Second
 func runCommands(e *env) []*cli.Command {
 	flags := []cli.Flag{
 		&cli.StringFlag{Name: "vm", Sources: cli.EnvVars("STRATA_VM"), Usage: "use the running VM `NAME` (default: one of its own, stopped at the end)"},
+		&cli.StringFlag{Name: "isolation", Value: "hypervisor", Usage: "hypervisor: in a VM; process: on this Linux system itself, as root"},
 		&cli.StringFlag{Name: "id", Usage: "of the container (default: made up)"},
 		&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
 		&cli.BoolFlag{Name: "read-only", Usage: "no scratch: the root cannot be written"},
@@ -69,6 +70,12 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	}
 	if len(e.command) == 0 && !isImage(cmd.Args().Slice()) {
 		return usage(cmd, "give a program after --, such as: strata run %s -- /bin/sh", strings.Join(cmd.Args().Slice(), " "))
+	}
+	if i := cmd.String("isolation"); i != "hypervisor" && i != "process" {
+		return usage(cmd, "--isolation %q: use hypervisor or process", i)
+	}
+	if cmd.String("isolation") == "process" && cmd.String("vm") != "" {
+		return usage(cmd, "--isolation=process and --vm exclude each other")
 	}
 	if cmd.Bool("read-only") && cmd.IsSet("scratch") {
 		return usage(cmd, "--read-only and --scratch exclude each other")
@@ -136,7 +143,11 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id stri
 		r.Scratch = filepath.Join(work, "scratch")
 		if !cmd.Bool("dry-run") {
 			s.later(func(context.Context) error { return os.RemoveAll(work) })
-			if _, err := e.makeScratch(ctx, cmd, r.Scratch, layerdir.DefaultScratchSize); err != nil {
+			make := e.makeScratch
+			if cmd.String("isolation") == "process" {
+				make = folderScratch
+			}
+			if _, err := make(ctx, cmd, r.Scratch, layerdir.DefaultScratchSize); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -185,7 +196,11 @@ func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, s *session, wo
 
 // runVM takes up the VM that was asked for, or starts one.
 func (e *env) runVM(ctx context.Context, cmd *cli.Command, s *session, id string) (*uvm.UtilityVM, error) {
-	if name := cmd.String("vm"); name != "" || cmd.Bool("dry-run") {
+	name := cmd.String("vm")
+	if cmd.String("isolation") == "process" {
+		name = hostVM
+	}
+	if name != "" || cmd.Bool("dry-run") {
 		if name == "" {
 			name = id
 		}
@@ -209,4 +224,9 @@ func (e *env) runVM(ctx context.Context, cmd *cli.Command, s *session, id string
 	}
 	s.later(func(ctx context.Context) error { return e.stop(ctx, vm, dir, cleanup/2) })
 	return vm, nil
+}
+
+// folderScratch makes a scratch for this system itself: a folder that is written to.
+func folderScratch(_ context.Context, _ *cli.Command, dir string, _ int64) (string, error) {
+	return dir, os.MkdirAll(dir, 0o700)
 }

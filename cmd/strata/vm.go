@@ -120,6 +120,9 @@ func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if name == hostVM {
+		return usage(cmd, "%q is this system itself: it runs already", name)
+	}
 	start := time.Now()
 	vm, err := strata.StartVM(ctx, o)
 	if err != nil {
