@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 
 	"github.com/urfave/cli/v3"
@@ -120,36 +119,4 @@ func askStateDir(_ context.Context, e *env, cmd *cli.Command) (string, error) {
 		return printable(dir) + " can be written", nil
 	}
 	return fmt.Sprintf("%s can be written, %s free", printable(dir), size(int64(free))), nil
-}
-
-// program asks for a program and what it says of its version.
-func program(name string, args ...string) func(context.Context, *env, *cli.Command) (string, error) {
-	return func(ctx context.Context, _ *env, _ *cli.Command) (string, error) {
-		path, err := exec.LookPath(name)
-		if err != nil { // not in a user's PATH on Debian
-			for _, dir := range []string{"/usr/sbin", "/sbin"} {
-				if p, perr := exec.LookPath(filepath.Join(dir, name)); perr == nil {
-					path, err = p, nil
-					break
-				}
-			}
-		}
-		if err != nil {
-			return "", err
-		}
-		out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", path, err)
-		}
-		return path + ": " + firstLine(out), nil
-	}
-}
-
-func firstLine(b []byte) string {
-	for i, c := range b {
-		if c == '\n' || c == '\r' {
-			return string(b[:i])
-		}
-	}
-	return string(b)
 }

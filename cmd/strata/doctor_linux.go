@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -14,7 +16,7 @@ import (
 	"github.com/stratavm/strata/bootimage"
 )
 
-// packages is the Debian package with the VMM of an architecture, and its program.
+// vmms is the Debian package with the VMM of an architecture, and its program.
 var vmms = map[string][2]string{
 	"amd64": {"qemu-system-x86", "qemu-system-x86_64"},
 	"arm64": {"qemu-system-arm", "qemu-system-aarch64"},
@@ -99,4 +101,36 @@ func freeSpace(dir string) (uint64, error) {
 		return 0, err
 	}
 	return st.Bavail * uint64(st.Bsize), nil
+}
+
+// program asks for a program and what it says of its version.
+func program(name string, args ...string) func(context.Context, *env, *cli.Command) (string, error) {
+	return func(ctx context.Context, _ *env, _ *cli.Command) (string, error) {
+		path, err := exec.LookPath(name)
+		if err != nil { // not in a user's PATH on Debian
+			for _, dir := range []string{"/usr/sbin", "/sbin"} {
+				if p, perr := exec.LookPath(filepath.Join(dir, name)); perr == nil {
+					path, err = p, nil
+					break
+				}
+			}
+		}
+		if err != nil {
+			return "", err
+		}
+		out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", path, err)
+		}
+		return path + ": " + firstLine(out), nil
+	}
+}
+
+func firstLine(b []byte) string {
+	for i, c := range b {
+		if c == '\n' || c == '\r' {
+			return string(b[:i])
+		}
+	}
+	return string(b)
 }

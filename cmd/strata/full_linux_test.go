@@ -42,7 +42,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		var left []string
 		err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-			if err == nil && !d.IsDir() {
+			if err == nil && !d.IsDir() && d.Name() != "lock" { // the lock of the store holds nothing
 				left = append(left, path)
 			}
 			return err
