@@ -4,8 +4,8 @@ GO        ?= go
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS    = -s -w -X main.version=$(VERSION)
 PKGS      ?= ./...
-# Two packages at a time: the tests of some start VMs, and two VMs fill two cores.
-TESTFLAGS ?= -p 2 -timeout 25m
+# One package at a time: the tests of some start VMs, which fill two cores by themselves.
+TESTFLAGS ?= -p 1 -timeout 25m
 PLATFORMS  = linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
 .DEFAULT_GOAL := help

@@ -63,7 +63,7 @@ func startVM(t testing.TB) (vm *uvm.UtilityVM, dir string) {
 }
 
 // makeLayer writes a layer folder. Content "" of a name that ends in "/" is a folder.
-func makeLayer(t testing.TB, dir string, files map[string]string) string {
+func makeLayer(t testing.TB, dir string, files map[string]string, as layerdir.Options) string {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -82,7 +82,8 @@ func makeLayer(t testing.TB, dir string, files map[string]string) string {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := layerdir.Convert(t.Context(), layerdir.Options{Tar: &buf, Dir: dir}); err != nil {
+	as.Tar, as.Dir = &buf, dir
+	if _, err := layerdir.Convert(t.Context(), as); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -91,6 +92,12 @@ func makeLayer(t testing.TB, dir string, files map[string]string) string {
 // stack makes n layers, top first, and tells what /data holds when they are merged. Each layer adds a
 // file, changes one, and every third deletes what an earlier one added.
 func stack(t testing.TB, n int) (top []layers.Layer, data map[string]string) {
+	t.Helper()
+	return stackAs(t, n, layerdir.Options{})
+}
+
+// stackAs is stack with layers of another format.
+func stackAs(t testing.TB, n int, as layerdir.Options) (top []layers.Layer, data map[string]string) {
 	t.Helper()
 	busybox, err := os.ReadFile(need(t, "busybox", "busybox-static"))
 	if err != nil {
@@ -111,7 +118,7 @@ func stack(t testing.TB, n int) (top []layers.Layer, data map[string]string) {
 			}
 			files["bin/busybox"] = string(busybox)
 		}
-		l := layers.Layer{Folder: makeLayer(t, filepath.Join(dir, fmt.Sprint(i)), files)}
+		l := layers.Layer{Folder: makeLayer(t, filepath.Join(dir, fmt.Sprint(i)), files, as)}
 		top = append([]layers.Layer{l}, top...)
 	}
 	return top, data
@@ -263,6 +270,71 @@ func TestRealSharing(t *testing.T) {
 	}
 	release(t, all[1])
 	release(t, all[2])
+	empty(t, vm)
+}
+
+// TestRealOneDisk: many layers behind one disk, as an index, as partitions, and as partitions that the
+// guest checks against hash trees, show what they show one by one, and cost one device.
+func TestRealOneDisk(t *testing.T) {
+	leaktest.Check(t)
+	vm, _ := startVM(t)
+	for _, c := range []struct {
+		name   string
+		as     layerdir.Options
+		attach layers.Attach
+	}{
+		{"index", layerdir.Options{Format: layerdir.EROFS}, layers.AttachAuto},
+		{"partitions", layerdir.Options{Format: layerdir.VHD}, layers.AttachOneDisk},
+		{"verity erofs", layerdir.Options{Format: layerdir.EROFS, Verity: true}, layers.AttachAuto},
+		{"verity ext4", layerdir.Options{Format: layerdir.VHD, Verity: true}, layers.AttachAuto},
+		{"separate", layerdir.Options{Format: layerdir.EROFS}, layers.AttachSeparate},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			const n = 12
+			top, want := stackAs(t, n, c.as)
+			m := mount(t, layers.Request{VM: vm, ID: "a", Layers: top, Scratch: scratch(t), Attach: c.attach})
+			if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+				t.Error(d)
+			}
+			obs, err := vm.Machine().Observe(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			disks := 0
+			for _, d := range obs.Devices {
+				if _, ok := d.(vmm.SCSIDisk); ok {
+					disks++
+				}
+			}
+			if want := 2; c.attach != layers.AttachSeparate && disks != want {
+				t.Errorf("%d disks, want %d: one for the layers, one for the scratch", disks, want)
+			}
+			release(t, m)
+			empty(t, vm)
+		})
+	}
+	// What was changed after the hash tree was made cannot be read.
+	top, _ := stackAs(t, 1, layerdir.Options{Format: layerdir.EROFS, Verity: true})
+	file := filepath.Join(top[0].Folder, layerdir.EROFS.FileName())
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed, block := 0, append([]byte("0"), make([]byte, 4095)...)
+	for at := 0; at+len(block) <= len(b); at += len(block) {
+		if bytes.Equal(b[at:at+len(block)], block) { // the content of /data/f0
+			b[at] = '1'
+			changed++
+		}
+	}
+	if err := os.WriteFile(file, b, 0o600); err != nil || changed == 0 {
+		t.Fatalf("%d blocks changed, %v", changed, err)
+	}
+	m := mount(t, layers.Request{VM: vm, ID: "bad", Layers: top})
+	if got := sh(t, vm, m, "cat /data/f0 2>/dev/null || echo refused"); got != "refused\n" {
+		t.Errorf("a file that does not match the hash tree holds %q", got)
+	}
+	release(t, m)
 	empty(t, vm)
 }
 

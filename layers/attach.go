@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,8 +23,8 @@ type Attach uint8
 
 // The ways. Each gives the same root.
 const (
-	// AttachAuto puts EROFS layers behind one disk where the VM can, and attaches layer.vhd one by one:
-	// as VPMEM, or over SCSI when that does not take them.
+	// AttachAuto puts EROFS layers, and layers with a hash tree, behind one disk where the VM can. It
+	// attaches other layers one by one: as VPMEM, or over SCSI when that does not take them.
 	AttachAuto Attach = iota
 	// AttachSeparate attaches every layer by itself.
 	AttachSeparate
@@ -48,7 +49,7 @@ func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image)
 		switch {
 		case indexable(images):
 			return attachIndex(ctx, r, c, images)
-		case r.Attach == AttachOneDisk && partitionable(images):
+		case (r.Attach == AttachOneDisk || checked(images)) && partitionable(images):
 			return attachPartitions(ctx, r, c, images)
 		}
 	}
@@ -107,6 +108,11 @@ func indexable(images []image) bool {
 		}
 	}
 	return true
+}
+
+// checked reports whether the guest is to check any of the layers.
+func checked(images []image) bool {
+	return slices.ContainsFunc(images, func(img image) bool { return img.layer.Verity != nil })
 }
 
 func partitionable(images []image) bool {

@@ -6,11 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/verity"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/wclayer"
 )
@@ -34,7 +34,8 @@ type Layer struct {
 	File string
 	// Partition of the image, 1-based; 0 is the whole image.
 	Partition uint64
-	// Verity, when set, makes the guest check the layer against a dm-verity root digest.
+	// Verity, when set, makes the guest check the layer against a dm-verity root digest. Without it
+	// the digest that was recorded in the folder when the layer was made counts, if there is one.
 	Verity *vmm.Verity
 }
 
@@ -90,7 +91,20 @@ type image struct {
 	erofs bool
 }
 
-var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+// maxID bounds a container id: it becomes a file name in the guest.
+const maxID = 128
+
+// validID reports whether id is 1 to maxID letters, digits, '_', '.' and '-', a letter or digit first.
+// It is no regular expression, whose making would cost each start of the guest's agent.
+func validID(id string) bool {
+	for i, c := range []byte(id) {
+		alnum := c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
+		if !alnum && (i == 0 || c != '_' && c != '.' && c != '-') {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxID
+}
 
 // complete fills in defaults and refuses what makes no sense.
 func (r *Request) complete() error {
@@ -100,7 +114,7 @@ func (r *Request) complete() error {
 	if r.ID == "" && r.GuestRoot != "" {
 		r.ID = hostpath.Base(r.GuestRoot)
 	}
-	if !validID.MatchString(r.ID) {
+	if !validID(r.ID) {
 		return fmt.Errorf("%w: container id %q: use 1 to 128 letters, digits, '_', '.' or '-', a letter or digit first",
 			ErrInvalid, r.ID)
 	}
@@ -187,9 +201,32 @@ func (r *Request) findImage(l Layer) (image, error) {
 		if err != nil {
 			return image{}, fmt.Errorf("layer %s: %w", path, err)
 		}
-		return image{layer: l, path: resolved, size: info.Size(), erofs: hostpath.Ext(path) == ".erofs"}, nil
+		img := image{layer: l, path: resolved, size: info.Size(), erofs: hostpath.Ext(path) == ".erofs"}
+		return img, r.findVerity(&img)
 	}
 	return image{}, fmt.Errorf("%w: layer %s", ErrInvalid, l.Folder)
+}
+
+// findVerity adds the root digest that was recorded when the layer was made with a hash tree, so that
+// the guest checks what it reads.
+func (r *Request) findVerity(img *image) error {
+	if _, real := r.FS.(hostFS); !real || img.layer.Verity != nil || img.layer.Folder == "" || !r.VM.Limits().Verity {
+		return nil
+	}
+	format := layerdir.VHD
+	if img.erofs {
+		format = layerdir.EROFS
+	}
+	info, err := layerdir.ReadVerity(img.layer.Folder, format)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", img.layer.Folder, err)
+	}
+	img.layer.Verity = &vmm.Verity{DataBytes: info.DataBytes, RootDigest: info.RootDigest, Salt: info.Salt,
+		Algorithm: info.Algorithm, BlockSize: verity.BlockSize, SuperBlock: true}
+	return nil
 }
 
 // scratchDisk finds the writable disk: sandbox.vhdx in the scratch folder or the file itself, links

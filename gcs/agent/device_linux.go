@@ -104,11 +104,12 @@ func (d *devices) lookDisk(controller, lun uint8, partition uint64) (string, err
 }
 
 // usable gives the node of a block device once it can be opened: it appears in sysfs before that, and
-// the event comes after it.
+// the event comes after it. A disk that is on its way out, with the next one at its address to come,
+// still has a node that answers "no such device".
 func (d *devices) usable(name string) (string, error) {
 	node := filepath.Join(d.dev, name)
 	f, err := os.Open(node)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
 		return "", errAbsent
 	}
 	if err != nil {
