@@ -1,0 +1,125 @@
+package strata_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+// onChange is a log handler that calls f when the n-th Change from its arming on is logged.
+type onChange struct {
+	slog.Handler
+	left *atomic.Int32
+	f    func()
+}
+
+func (h onChange) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h onChange) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "change" && h.left.Add(-1) == 0 {
+		h.f()
+	}
+	return nil
+}
+
+func (h onChange) WithAttrs([]slog.Attr) slog.Handler { return h }
+
+// signalled starts a VM whose QEMU gets a signal after the n-th Change that follows arm(n).
+func signalled(t *testing.T, sig syscall.Signal) (vm *uvm.UtilityVM, dir string, pid func() int, arm func(n int32)) {
+	t.Helper()
+	need(t, "qemu-system-x86_64", "qemu-system-x86")
+	dir = filepath.Join(t.TempDir(), "vm")
+	pid = func() int {
+		info, err := strata.InspectVM(t.Context(), dir)
+		if err != nil {
+			t.Error(err)
+		}
+		return info.PID
+	}
+	var left atomic.Int32
+	left.Store(-1)
+	h := onChange{Handler: slog.DiscardHandler, left: &left, f: func() {
+		if err := syscall.Kill(pid(), sig); err != nil {
+			t.Error(err)
+		}
+	}}
+	vm, err := strata.StartVM(t.Context(), strata.VMOptions{Dir: dir, Image: bootimagetest.Image(t),
+		Logger: slog.New(h), Undo: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		err := errors.Join(vm.Close(), strata.KillVM(context.Background(), dir))
+		if err != nil && !errors.Is(err, strata.ErrNoVM) {
+			t.Errorf("ending the VM: %v", err)
+		}
+	})
+	return vm, dir, pid, left.Store
+}
+
+// TestRealQEMUKilledWhileMounting: the mount fails and says that the VM is gone, and so does everyone
+// who opens it.
+func TestRealQEMUKilledWhileMounting(t *testing.T) {
+	leaktest.Check(t)
+	vm, dir, _, arm := signalled(t, syscall.SIGKILL)
+	top, _ := stack(t, 5)
+	arm(2)
+	_, err := layers.Mount(t.Context(), layers.Request{VM: vm, ID: "a", Layers: top, Scratch: scratch(t), Attach: layers.AttachSeparate})
+	if !errors.Is(err, vmm.ErrGone) {
+		t.Fatalf("Mount: %v, want %v", err, vmm.ErrGone)
+	}
+	if err := vm.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := strata.OpenVM(t.Context(), dir, strata.OpenOptions{}); !errors.Is(err, vmm.ErrGone) {
+		t.Errorf("OpenVM: %v, want %v", err, vmm.ErrGone)
+	}
+	if s, err := uvm.ReadStatus(dir); err != nil || !s.Empty() {
+		t.Errorf("the books of a VM that is gone: %+v, %v", s, err)
+	}
+}
+
+// TestRealQEMUStoppedWhileMounting: a VM that does not move any more keeps nobody longer than the
+// caller's deadline and the grace. When it moves again, what was begun is taken back.
+func TestRealQEMUStoppedWhileMounting(t *testing.T) {
+	leaktest.Check(t)
+	vm, _, pid, arm := signalled(t, syscall.SIGSTOP)
+	top, want := stack(t, 5)
+	disk := scratch(t)
+	r := layers.Request{VM: vm, ID: "a", Layers: top, Scratch: disk, Attach: layers.AttachSeparate}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	arm(3)
+	_, err := layers.Mount(ctx, r)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Mount: %v, want %v", err, context.DeadlineExceeded)
+	}
+	arm(-1)
+	if err := syscall.Kill(pid(), syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Recover(t.Context()); err != nil {
+		t.Fatalf("Recover: %v", err)
+	}
+	empty(t, vm)
+	m := mount(t, r)
+	if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+		t.Error(d)
+	}
+	release(t, m)
+	empty(t, vm)
+}
