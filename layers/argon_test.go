@@ -84,7 +84,7 @@ func argonRequest(h *fakeHost, cim bool) Request {
 }
 
 func TestArgonOrder(t *testing.T) {
-	volume, err := cimVolume("a")
+	volume, err := wclayer.CIMVolume("a")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,11 +15,6 @@ import (
 // host it is mounted by cimfs.dll; into a VM block images travel as SCSI disks and the guest mounts
 // them. Either way the union filter shows it together with the scratch.
 
-// cimNamespace and a container's id make the GUID of its CIM volume, so that a process which knows
-// nothing but the id can find it. The value is the one that Microsoft's shim uses.
-var cimNamespace = guid.GUID{Data1: 0x6827367b, Data2: 0xc388, Data3: 0x4e9b,
-	Data4: [8]byte{0x96, 0x1c, 0x6d, 0x2c, 0x93, 0x6c, 0x00, 0x00}}
-
 const (
 	unionFS = "UnionFS"
 	// cimFiles is the folder of a CIM volume that holds the container's files.
@@ -28,19 +23,9 @@ const (
 	cimMountBlock = 0x10
 )
 
-func cimVolume(id string) (guid.GUID, error) {
-	v, err := guid.NewV5(cimNamespace, []byte(id))
-	if err != nil {
-		return v, fmt.Errorf("volume of container %q: %w", id, err)
-	}
-	return v, nil
-}
-
-func volumePath(v guid.GUID) string { return `\\?\Volume{` + v.String() + `}\` }
-
 // mountCIM mounts the image, activates the scratch and unites the two.
 func (a *argon) mountCIM(ctx context.Context, r *Request) (string, error) {
-	volume, err := cimVolume(r.ID)
+	volume, err := wclayer.CIMVolume(r.ID)
 	if err != nil {
 		return "", err
 	}
@@ -91,5 +76,5 @@ func attachCIM(ctx context.Context, r *Request, c *uvm.Claim) ([]vmm.GuestLayer,
 	if _, err := r.VM.MountBlockCIMs(ctx, c, g); err != nil {
 		return nil, err
 	}
-	return []vmm.GuestLayer{{ID: g.VolumeGUID, Path: volumePath(volume) + cimFiles}}, nil
+	return []vmm.GuestLayer{{ID: g.VolumeGUID, Path: wclayer.VolumePath(volume) + cimFiles}}, nil
 }

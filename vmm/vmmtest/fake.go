@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/stratavm/strata/vmm"
@@ -233,128 +231,6 @@ func (f *Fake) effect(c vmm.Change, refuseFirst, refuseSecond bool) error {
 		*h.outcome = vmm.Done
 	}
 	return nil
-}
-
-func (f *Fake) host(op vmm.Op, d vmm.Device) error {
-	addr := d.Addr()
-	old, taken := f.devices[addr]
-	switch op {
-	case vmm.Add:
-		if taken && !same(old, d) {
-			return fmt.Errorf("%s: %w", addr, vmm.ErrOccupied)
-		}
-		f.devices[addr] = d
-	case vmm.Remove:
-		for _, g := range f.mounts {
-			if taken && restsOn(g) == addr {
-				return f.violate("%s is detached under %s", addr, g)
-			}
-		}
-		delete(f.devices, addr)
-	case vmm.Update:
-		if !taken {
-			return f.violate("%s is updated but not there", addr)
-		}
-		f.devices[addr] = d
-	}
-	return nil
-}
-
-func (f *Fake) guest(op vmm.Op, g vmm.Guest) error {
-	if g.Target() == "" {
-		return nil
-	}
-	target := f.place(g)
-	old, taken := f.mounts[target]
-	if op == vmm.Remove {
-		if c := f.userOf(target); taken && c != "" {
-			return fmt.Errorf("unmount %s: %w by %s", target, vmm.ErrBusy, c)
-		}
-		delete(f.mounts, target)
-		return nil
-	}
-	if taken && !same(old, g) {
-		return fmt.Errorf("%s: %w", target, vmm.ErrOccupied)
-	}
-	if on := restsOn(g); on != "" && f.devices[on] == nil {
-		return f.violate("%s is mounted without its device", g)
-	}
-	if c, ok := g.(vmm.CombinedLayers); ok && f.os == vmm.Linux {
-		for _, layer := range c.Layers {
-			if f.mounts[layer.Path] == nil {
-				return f.violate("%s is combined without its layer %s", target, layer.Path)
-			}
-		}
-		if c.ScratchPath != "" && f.below(c.ScratchPath) == "" {
-			return f.violate("%s is combined without its scratch %s", target, c.ScratchPath)
-		}
-	}
-	f.mounts[target] = g
-	return nil
-}
-
-// place is what a guest action occupies. The filter on a Windows scratch volume and the volume are
-// at one path.
-func (f *Fake) place(g vmm.Guest) string {
-	if _, ok := g.(vmm.CombinedLayers); ok && f.os == vmm.Windows {
-		return "filter on " + g.Target()
-	}
-	return g.Target()
-}
-
-// below gives the mount of a device that a path lies in.
-func (f *Fake) below(path string) string {
-	for target, g := range f.mounts {
-		if restsOn(g) != "" && (path == target || strings.HasPrefix(path, target+"/")) {
-			return target
-		}
-	}
-	return ""
-}
-
-// userOf names what keeps a mount in use: a holder, or the combined root that needs it.
-func (f *Fake) userOf(target string) string {
-	if h := f.holders[target]; h != "" {
-		return h
-	}
-	for _, g := range f.mounts {
-		c, ok := g.(vmm.CombinedLayers)
-		if !ok || f.place(g) == target {
-			continue
-		}
-		if f.os == vmm.Windows && c.RootPath == target {
-			return f.place(g)
-		}
-		for _, layer := range c.Layers {
-			if layer.Path == target {
-				return c.RootPath
-			}
-		}
-		if c.ScratchPath != "" && f.below(c.ScratchPath) == target {
-			return c.RootPath
-		}
-	}
-	return ""
-}
-
-func restsOn(g vmm.Guest) string {
-	switch g := g.(type) {
-	case vmm.MappedDisk:
-		return vmm.SCSIAddr(g.Controller, g.LUN)
-	case vmm.MappedPMEM:
-		return vmm.VPMEMDevice{Slot: g.Slot}.Addr()
-	case vmm.MappedDirectory:
-		return vmm.Plan9Share{Name: g.Share}.Addr()
-	}
-	return ""
-}
-
-func same(a, b any) bool { return reflect.DeepEqual(a, b) }
-
-func (f *Fake) violate(format string, args ...any) error {
-	text := fmt.Sprintf(format, args...)
-	f.violations = append(f.violations, text)
-	return errors.New(text)
 }
 
 // Observe implements vmm.Machine.

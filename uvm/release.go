@@ -1,0 +1,113 @@
+package uvm
+
+import (
+	"context"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// follow moves a lease from a mount that is gone to the device below it, or ends it.
+func (l *ledger) follow(t *tx, le *Lease) {
+	for le.res != nil && le.res.state == Free {
+		below := le.res.parent
+		delete(le.res.leases, le)
+		le.res = below
+		if below != nil {
+			below.leases[le] = struct{}{}
+			if below.state != Free {
+				t.lease(le)
+			}
+		}
+	}
+	if le.res == nil {
+		l.end(t, le)
+	}
+}
+
+// drop gives up a lease. The last lease takes the resource away, and with it the device below when
+// nothing else rests on it. After a failure the lease stands where the removal stopped.
+func (l *ledger) drop(ctx context.Context, le *Lease) error {
+	for {
+		l.mu.Lock()
+		t := l.begin()
+		r := le.res
+		if r != nil && l.gone {
+			l.set(nil, r, evMachineGone)
+		}
+		if r == nil || r.state == Free {
+			l.follow(t, le)
+			l.logFailure(t.write())
+			done := le.res == nil
+			l.mu.Unlock()
+			if done {
+				return nil
+			}
+			continue
+		}
+		if ch := busyOf(r); ch != nil {
+			l.mu.Unlock()
+			if err := wait(ctx, ch); err != nil {
+				return err
+			}
+			continue
+		}
+		if r.refs() > 1 || r.pinned {
+			l.end(t, le)
+			l.logFailure(t.write())
+			l.mu.Unlock()
+			return nil
+		}
+		change, parts := removal(r)
+		for _, p := range parts {
+			l.set(t, p, evDetach)
+			p.busy = make(chan struct{})
+		}
+		if err := t.write(); err != nil {
+			for _, p := range parts {
+				l.settle(nil, p, evUnknown)
+			}
+			l.mu.Unlock()
+			return err
+		}
+		l.mu.Unlock()
+		if err := l.remove(ctx, le, change, parts); err != nil {
+			return err
+		}
+	}
+}
+
+// removal is the Change that takes r away, and the resources it moves: the mount first.
+func removal(r *resource) (vmm.Change, []*resource) {
+	change := vmm.Change{Op: vmm.Remove, Device: r.device, Guest: r.guest}
+	parts := []*resource{r}
+	if d := r.parent; d != nil && d.refs() == 1 && !d.pinned {
+		change.Device = d.device
+		parts = append(parts, d)
+	}
+	return change, parts
+}
+
+// remove applies a removal and moves the lease to what is left of it.
+func (l *ledger) remove(ctx context.Context, le *Lease, change vmm.Change, parts []*resource) error {
+	err := l.apply(ctx, change)
+	host, guest := vmm.Outcomes(change, err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.begin()
+	for _, p := range parts {
+		switch {
+		case p.guest != nil:
+			l.finish(t, p, guest)
+		case host == vmm.NotDone && change.Guest != nil && guest == vmm.Done:
+			l.settle(t, p, evGuestLetGo)
+		default:
+			l.finish(t, p, host)
+		}
+	}
+	l.follow(t, le)
+	l.logFailure(t.write())
+	if l.gone {
+		return nil
+	}
+	return err
+}
