@@ -47,7 +47,7 @@ func TestArguments(t *testing.T) {
 	}
 	for option, want := range map[string]string{
 		"-kernel": "/k,1", "-initrd": "/i,1", "-nic": "none", "-display": "none",
-		"-append":  "console=ttyS0 strata.pmem=pci:0000:00:10.0 quiet",
+		"-append":  "console=ttyS0 swiotlb=noforce strata.pmem=pci:0000:00:10.0 quiet",
 		"-sandbox": "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	} {
 		if got := value(option); got != want {
