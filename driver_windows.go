@@ -74,6 +74,8 @@ func newHCS(o VMOptions, build uint32) hcsVM {
 	}
 	l := hcs.DefaultLCOW(id, owner, boot, build)
 	common(&l.Options)
+	// The agent outlives whoever could read its output.
+	l.ForwardStdout, l.ForwardStderr = false, false
 	return hcsVM{LCOW: &l, Started: time.Now()}
 }
 

@@ -60,6 +60,7 @@ func startFlags() []cli.Flag {
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
 		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a strata `BINARY` for the guest (default: this one)"},
+		&cli.StringFlag{Name: "boot-files", TakesFile: true, Sources: cli.EnvVars("STRATA_BOOT_FILES"), Usage: "Windows hosts: `DIR` with kernel and initrd.img of a Linux guest (default: where Windows keeps them)"},
 	}
 }
 
@@ -73,6 +74,13 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 	state, err := e.stateDir(cmd)
 	if err != nil {
 		return o, err
+	}
+	if dir := cmd.String("boot-files"); dir != "" {
+		dirs, err := absolute(cmd, "--boot-files", dir)
+		if err != nil {
+			return o, err
+		}
+		o.BootFiles = dirs[0]
 	}
 	o.Boot = bootimage.Options{
 		Kernel: cmd.String("kernel"), Init: cmd.String("init"), Logger: o.Logger,
@@ -136,7 +144,7 @@ func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
 		return err
 	}
 	return e.print(cmd, vmView{Name: name, VMInfo: info}, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: ready in %s (%s, pid %d)\n", name, time.Since(start).Round(time.Millisecond), info.Accel, info.PID)
+		fmt.Fprintf(w, "%s: ready in %s (%s%s)\n", name, time.Since(start).Round(time.Millisecond), info.Accel, pid(info.PID, ", pid %d"))
 	})
 }
 
@@ -186,6 +194,14 @@ func (e *env) vmList(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(append(errs, err)...)
 }
 
+// pid is a text about the process of a VM. VMs of Windows hosts have none that we know.
+func pid(n int, format string) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(format, n)
+}
+
 func running(yes bool) string {
 	if yes {
 		return "running"
@@ -229,7 +245,10 @@ func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 		if !v.Running {
 			return
 		}
-		fmt.Fprintf(w, "process\t%d\naccelerator\t%s\nmemory\t%d MiB\nCPUs\t%d\nkernel\t%s\n", v.PID, v.Accel, v.Memory, v.CPUs, v.Kernel)
+		fmt.Fprintf(w, "%saccelerator\t%s\nmemory\t%d MiB\nCPUs\t%d\n", pid(v.PID, "process\t%d\n"), v.Accel, v.Memory, v.CPUs)
+		if v.Kernel != "" {
+			fmt.Fprintf(w, "kernel\t%s\n", v.Kernel)
+		}
 		for _, r := range status.Resources {
 			note := fmt.Sprintf("%d users", r.Users)
 			if r.Parked {

@@ -2,45 +2,135 @@ package winetest
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stratavm/strata/internal/winetest/standin"
+	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
-// TestWineStrata runs strata.exe itself.
-func TestWineStrata(t *testing.T) {
-	prefix := start(t)
-	server, err := standin.Listen(standin.ServerOptions{})
+// program is strata.exe with a service behind it and a state directory of its own.
+type program struct {
+	t           *testing.T
+	prefix      *Prefix
+	server      *standin.Server
+	exe, folder string
+}
+
+func newProgram(t *testing.T, o standin.ServerOptions) *program {
+	p := &program{t: t, prefix: start(t), folder: t.TempDir()}
+	server, err := standin.Listen(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer server.Close()
-	exe := filepath.Join(t.TempDir(), "strata.exe")
-	build(t, "build", "-o", exe, module+"/cmd/strata")
-	for _, tt := range []struct {
-		args []string
-		want []string // in the output
-		ok   bool
-	}{
-		{[]string{"--help"}, []string{"strata", "mount", "unmount"}, true},
-		// Wine has no services of Hyper-V: doctor must say so, and find all the rest.
-		{[]string{"doctor"}, []string{"10.0." + Build, "vmcompute.dll", "computestorage.dll", "Administrators", "vmms", "Enable-WindowsOptionalFeature"}, false},
-		{[]string{"no-such-command"}, []string{"no-such-command"}, false},
-	} {
-		ctx, cancel := context.WithTimeout(t.Context(), limit)
-		cmd := prefix.Command(ctx, exe, tt.args...)
-		cmd.Env = append(cmd.Env, server.Env())
-		out, err := cmd.CombinedOutput()
-		cancel()
-		if (err == nil) != tt.ok {
-			t.Errorf("strata.exe %s: %v\n%s", strings.Join(tt.args, " "), err, out)
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
 		}
-		for _, want := range tt.want {
-			if !strings.Contains(string(out), want) {
-				t.Errorf("strata.exe %s: %q is missing in:\n%s", strings.Join(tt.args, " "), want, out)
-			}
+	})
+	p.server, p.exe = server, filepath.Join(p.folder, "strata.exe")
+	build(t, "build", "-o", p.exe, module+"/cmd/strata")
+	return p
+}
+
+// path is a file in the folder of the program, as it sees it.
+func (p *program) path(elem ...string) string {
+	return Path(filepath.Join(append([]string{p.folder}, elem...)...))
+}
+
+// command is a command line of strata.exe and what it has to answer.
+type command struct {
+	args  []string
+	stdin string
+	want  []string // in the output
+	code  int
+}
+
+func (p *program) run(tests ...command) {
+	p.t.Helper()
+	for _, tt := range tests {
+		p.runOne(tt)
+	}
+}
+
+func (p *program) runOne(tt command) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), limit)
+	defer cancel()
+	cmd := p.prefix.Command(ctx, p.exe, tt.args...)
+	cmd.Dir, cmd.Stdin = p.folder, strings.NewReader(tt.stdin)
+	cmd.Env = append(cmd.Env, p.server.Env(), "STRATA_STATE_DIR="+p.path("state"), "STRATA_BOOT_FILES="+p.path("boot"))
+	out, err := cmd.CombinedOutput()
+	line := "strata.exe " + strings.Join(tt.args, " ")
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != tt.code {
+		p.t.Errorf("%s: %v instead of exit code %d\n%s", line, err, tt.code, out)
+	}
+	for _, want := range tt.want {
+		if !strings.Contains(string(out), want) {
+			p.t.Errorf("%s: %q is missing in:\n%s", line, want, out)
 		}
 	}
+}
+
+// clean checks that nothing is left in the service: no VM, no attachment, no handle of a program.
+func (p *program) clean() {
+	p.t.Helper()
+	p.server.Service().Wait()
+	if left := p.server.Leftovers(); len(left) > 0 {
+		p.t.Errorf("left behind: %q", left)
+	}
+	for _, system := range p.server.Service().Systems() {
+		p.t.Errorf("left behind: system %s", system)
+	}
+	if vms, err := os.ReadDir(filepath.Join(p.folder, "state", "vms")); err != nil || len(vms) > 0 {
+		p.t.Errorf("state of VMs: %v, %v", vms, err)
+	}
+}
+
+// files makes files in the folder of the program.
+func (p *program) files(files map[string]string) {
+	p.t.Helper()
+	for name, text := range files {
+		name = filepath.Join(p.folder, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			p.t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+// TestWineStrata runs strata.exe itself.
+func TestWineStrata(t *testing.T) {
+	p := newProgram(t, standin.ServerOptions{Service: hcstest.Options{Exec: copyProcess}})
+	p.files(map[string]string{"boot/kernel": "k", "boot/initrd.img": "i",
+		"layers/base/layer.vhd": "b", "layers/app/layer.vhd": "a", "scratch/sandbox.vhdx": "s"})
+	p.run(
+		command{args: []string{"--help"}, want: []string{"strata", "mount", "unmount"}},
+		// Wine has no services of Hyper-V: doctor must say so, and find all the rest.
+		command{args: []string{"doctor"}, code: 1, want: []string{"10.0." + Build, "vmcompute.dll", "computestorage.dll",
+			"Administrators", "vmms", "Enable-WindowsOptionalFeature"}},
+		command{args: []string{"no-such-command"}, code: 2, want: []string{"no-such-command"}},
+	)
+	mount := []string{"mount", "--scratch", "scratch", "web", `layers\app`, `layers\base`}
+	p.run(
+		command{args: []string{"mount", "web", `layers\base`}, code: 1, want: []string{"strata vm start"}},
+		command{args: []string{"vm", "start"}, want: []string{"default: ready in "}},
+		command{args: []string{"vm", "start"}, code: 1, want: []string{"runs already"}},
+		command{args: []string{"vm", "ls"}, want: []string{"default", "running", "256 MiB"}},
+		command{args: mount, want: []string{"web: 2 layers at /run/gcs/c/web/rootfs"}},
+		command{args: []string{"ls"}, want: []string{"web", "mounted", "/run/gcs/c/web/rootfs", "scratch"}},
+		command{args: mount, code: 1, want: []string{"in use"}},
+		command{args: []string{"vm", "inspect"}, want: []string{"container", "web (mounted", `app\layer.vhd`}},
+		command{args: []string{"exec", "--in-vm", "-i", "--", "echo", "a"}, stdin: "words", code: copyCode, want: []string{"words", "echo a"}},
+		command{args: []string{"recover"}},
+		command{args: []string{"unmount", "--only", "scsi", "web"}, want: []string{"unmounted in part"}},
+		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
+		command{args: []string{"vm", "stop"}, want: []string{"default: stopped"}},
+		command{args: []string{"vm", "ls"}},
+	)
+	p.clean()
 }

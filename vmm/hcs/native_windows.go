@@ -1,6 +1,7 @@
 package hcs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -25,7 +26,8 @@ func Native() (API, error) {
 // Build is the build number of this Windows.
 func Build() uint32 { return windows.RtlGetVersion().BuildNumber }
 
-// Listen listens on a Hyper-V socket service for connections from one VM.
+// Listen listens on a Hyper-V socket service for connections from one VM. Where this Windows has no
+// Hyper-V sockets the error matches errors.ErrUnsupported.
 func Listen(runtimeID, serviceID string) (net.Listener, error) {
 	vm, err := guid.FromString(runtimeID)
 	if err != nil {
@@ -35,7 +37,14 @@ func Listen(runtimeID, serviceID string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("Hyper-V socket service %q: %w", serviceID, err)
 	}
-	return winio.ListenHvsock(&winio.HvsockAddr{VMID: vm, ServiceID: service})
+	l, err := winio.ListenHvsock(&winio.HvsockAddr{VMID: vm, ServiceID: service})
+	if errors.Is(err, windows.WSAEAFNOSUPPORT) {
+		return nil, fmt.Errorf("Hyper-V sockets: %w: %w", errors.ErrUnsupported, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 // FileID asks for the identity of a file or folder. It fails where the file system has none.

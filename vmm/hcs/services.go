@@ -45,7 +45,13 @@ func (m *Machine) serve() error {
 	}
 	var errs []error
 	if m.enc.os == vmm.Linux && m.connected {
-		errs = append(errs, m.services.accept(m, EntropyPort, m.seed))
+		err := m.services.accept(m, EntropyPort, m.seed)
+		if m.internal && errors.Is(err, errors.ErrUnsupported) {
+			// The service has its own way to the guest. Boot files that insist on a seed will not boot.
+			m.host.Logger.Info("the guest gets no entropy from this host", "vm", m.ID(), "reason", err)
+			err = nil
+		}
+		errs = append(errs, err)
 		if m.forward {
 			errs = append(errs, m.services.accept(m, LogPort, m.forwardLog))
 		}

@@ -191,8 +191,10 @@ func (s *Service) Systems() []string {
 	defer s.mu.Unlock()
 	var out []string
 	for _, y := range s.systems {
-		out = append(out, y.id+" "+y.state)
+		if y.refs > 0 || y.state != hcsschema.StateStopped {
+			out = append(out, y.id+" "+y.state)
+		}
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
