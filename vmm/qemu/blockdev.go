@@ -115,7 +115,7 @@ func inspect(path string, format vmm.DiskFormat) (isDevice bool, size int64, err
 		return false, 0, fmt.Errorf("%s: is a %s, not a disk image", path, fi.Mode().Type())
 	case fi.Size() == 0:
 		return false, 0, fmt.Errorf("%s: the file is empty", path)
-	case format != vmm.FormatVHD:
+	case format == vmm.FormatRaw:
 		return false, fi.Size(), nil
 	}
 	f, err := os.Open(path)
@@ -123,11 +123,26 @@ func inspect(path string, format vmm.DiskFormat) (isDevice bool, size int64, err
 		return false, 0, accessError(err)
 	}
 	defer f.Close()
-	footer, err := vhd.Validate(f, fi.Size())
-	if err != nil {
+	if size, err = contentSize(f, fi.Size(), format); err != nil {
 		return false, 0, fmt.Errorf("%s: %w", path, err)
 	}
-	return false, footer.Size, nil
+	return false, size, nil
+}
+
+// contentSize reads the headers of a VHD or VHDX. QEMU would refuse what is neither, but says little.
+func contentSize(f *os.File, fileSize int64, format vmm.DiskFormat) (int64, error) {
+	if format == vmm.FormatVHD {
+		footer, err := vhd.Validate(f, fileSize)
+		return footer.Size, err
+	}
+	disk, err := vhd.ProbeVHDX(f, fileSize)
+	if err != nil {
+		return 0, fmt.Errorf("%w: create it again", err)
+	}
+	if disk.Differencing {
+		return 0, errors.New("a VHDX with a parent cannot be attached: merge it first")
+	}
+	return disk.Size, nil
 }
 
 func accessError(err error) error {

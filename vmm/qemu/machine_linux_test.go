@@ -135,7 +135,7 @@ func TestDisksThatAreRefused(t *testing.T) {
 		"empty":           {vmm.SCSIDisk{Path: zero, ReadOnly: true}, "empty", nil},
 		"relative":        {vmm.SCSIDisk{Path: "layer.vhd", ReadOnly: true}, "absolute", nil},
 		"not UTF-8":       {vmm.SCSIDisk{Path: dir + "/\xff.vhd", ReadOnly: true}, "UTF-8", nil},
-		"no VHDX":         {vmm.SCSIDisk{Path: raw, Format: vmm.FormatVHDX}, raw, nil},
+		"no VHDX":         {vmm.SCSIDisk{Path: raw, Format: vmm.FormatVHDX}, "create it again", vhd.ErrNotVHDX},
 		"controller 4":    {vmm.SCSIDisk{Controller: 4, Path: raw}, "4 controllers", nil},
 		"LUN 64":          {vmm.SCSIDisk{LUN: 64, Path: raw}, "64 LUNs", nil},
 		"pass-through":    {vmm.SCSIDisk{Path: raw, Kind: vmm.PassThru}, "no block device", nil},
