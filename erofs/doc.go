@@ -31,5 +31,10 @@
 // one for each layer otherwise. Partitions remain for ext4 layers, for images of others that are
 // compressed, and where layers are to be shared one by one with containers of another image.
 //
+// An index differs from an overlay of its layers in one thing: a directory for which an upper layer has
+// no entry, only entries in it, keeps the attributes it has below, as when layers are unpacked over one
+// another. Overlayfs takes those of the upper layer, which are made up. WriteLayer marks such
+// directories with an attribute that overlayfs does not show, and Index understands it.
+//
 // The same tar always gives the same bytes: the UUID is a digest of the metadata.
 package erofs

@@ -26,10 +26,11 @@ type Piece struct {
 }
 
 // Index writes the metadata of one file system that shows what overlayfs would show of layers, top
-// first. It holds no contents: these stay in the layers, and all lie behind one another on one disk,
-// whose parts are the pieces in order: the first block of what was written to w, each layer, and the
-// rest of what was written. The disk is an ordinary EROFS image on a single device; whiteouts and
-// opaque directories are resolved and gone.
+// first, but for the attributes of directories without an entry of their own (see the package). It
+// holds no contents: these stay in the layers, and all lie behind one another on one disk, whose parts
+// are the pieces in order: the first block of what was written to w, each layer, and the rest of what
+// was written. The disk is an ordinary EROFS image on a single device; whiteouts and opaque directories
+// are resolved and gone.
 //
 // An index belongs to one mount. It is made for it, from the layers as they are, and thrown away with
 // it; layers are never changed.

@@ -190,6 +190,7 @@ func (im *image) inode(nid uint64) (raw, error) {
 			return raw{}, err
 		}
 		in.after += length
+		readImplied(n)
 	}
 	switch n.Type() {
 	case layertree.TypeDir:

@@ -37,6 +37,9 @@ func WriteLayer(w io.WriteSeeker, r io.Reader, o layertree.Options) (Info, error
 	if err != nil {
 		return Info{}, err
 	}
+	if err := markImplied(tree); err != nil {
+		return Info{}, fmt.Errorf("erofs: %w", err)
+	}
 	block0, info, err := writeMetadata(bw, tree, tree.NextBlock)
 	if err != nil {
 		return Info{}, fmt.Errorf("erofs: %w", err)

@@ -9,7 +9,8 @@
 //     name in the same layer hides only what is below: a directory then becomes opaque.
 //   - The last entry of a name wins, as with tar; a directory that comes again keeps its children.
 //   - Hard links may name any file of the layer, also one that comes later.
-//   - Parents that have no entry are made, 0755 root, with the time of their first child.
+//   - Parents that have no entry are made, 0755 root, with the time of their first child, and marked
+//     [Node.Implied]: over a layer that has the directory, they say nothing of its attributes.
 //   - A path through a symbolic link of the layer follows it, never out of the root.
 //   - trusted.overlay.* and user.overlay.* other than opaque=y are dropped: they are instructions to
 //     overlayfs that no layer has to give. So are attributes whose name space Linux does not know.

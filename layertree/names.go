@@ -32,8 +32,7 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 			if err := rd.account(1, len(part)); err != nil {
 				return nil, err
 			}
-			next = NewDir(0o755)
-			next.Sec, next.Nsec = seconds(t)
+			next = impliedDir(t)
 			here.SetChild(part, next)
 		case next.Type() == TypeSymlink:
 			if followed++; followed > maxSymlinks {
@@ -46,8 +45,7 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 			continue
 		case !next.IsDir():
 			// The last entry wins: what was a file is a directory now.
-			next = NewDir(0o755)
-			next.Sec, next.Nsec = seconds(t)
+			next = impliedDir(t)
 			here.SetChild(part, next)
 		}
 		if at = append(at, next); len(at) > maxDepth {
@@ -55,6 +53,14 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 		}
 	}
 	return at[len(at)-1], nil
+}
+
+// impliedDir makes a directory that has no entry of its own, with the time t.
+func impliedDir(t time.Time) *Node {
+	d := NewDir(0o755)
+	d.Sec, d.Nsec = seconds(t)
+	d.Implied = true
+	return d
 }
 
 // link makes a hard link, or remembers it when the target has not come yet.

@@ -51,6 +51,9 @@ type Node struct {
 	Size         int64   // of regular files
 	Runs         []Run   // of regular files, in order
 	Tail         []byte  // content after the last whole block, if it is not in Runs; only read images have it
+	// Implied says that the layer has no entry for this directory, only for what is in it. Its attributes
+	// are made up, and those of the directory below stand.
+	Implied bool
 
 	children map[string]*Node
 	hidden   map[string]struct{} // whiteouts for names of this directory

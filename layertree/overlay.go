@@ -1,16 +1,17 @@
 package layertree
 
 // Overlay puts the layer upper over t: what overlayfs shows of the two, in t. Whiteouts take names
-// away, opaque directories replace, directories merge and take the attributes of the upper one,
-// anything else replaces. Contents stay where they are: the runs of both must count blocks of the same
+// away, opaque directories replace, directories merge and take the attributes of the upper one, unless
+// these are made up (see [Node.Implied]), anything else replaces. Contents stay where they are: the runs of both must count blocks of the same
 // image. upper must not be used afterwards: its nodes now belong to t.
 func (t *Tree) Overlay(upper *Tree) {
 	t.NextBlock = max(t.NextBlock, upper.NextBlock)
 	type pair struct{ low, up *Node }
 	if upper.Root.IsOpaque() {
+		upper.Root.inherit(t.Root)
 		t.Root = NewDir(0)
 	}
-	t.Root.update(upper.Root)
+	t.Root.overlay(upper.Root)
 	t.Root.DeleteXattr(OpaqueXattr)
 	stack := []pair{{t.Root, upper.Root}}
 	for len(stack) > 0 {
@@ -22,13 +23,31 @@ func (t *Tree) Overlay(upper *Tree) {
 			case up.IsWhiteout():
 				p.low.RemoveChild(name)
 			case low != nil && low.IsDir() && up.IsDir() && !up.IsOpaque():
-				low.update(up)
+				low.overlay(up)
 				stack = append(stack, pair{low, up})
 			default:
+				if low != nil && low.IsDir() && up.IsDir() {
+					up.inherit(low)
+				}
 				p.low.RemoveChild(name)
 				p.low.adopt(name, up)
 			}
 		}
+	}
+}
+
+// overlay gives the directory n the attributes that it has below the directory up.
+func (n *Node) overlay(up *Node) {
+	if !up.Implied {
+		n.update(up)
+	}
+}
+
+// inherit gives an opaque directory that has no entry of its own the attributes of the one it hides.
+func (n *Node) inherit(low *Node) {
+	if n.Implied {
+		n.update(low)
+		n.SetXattr(OpaqueXattr, "y")
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"math"
 	"path"
 	"strings"
+	"time"
 )
 
 // Limits that apply where Options leaves them 0.
@@ -82,7 +83,7 @@ type pendingLink struct {
 // files to data, which stands at block firstBlock of the image. All writes are whole blocks.
 func FromTar(r io.Reader, data io.Writer, firstBlock uint32, o Options) (*Tree, error) {
 	o.defaults()
-	rd := &reader{o: o, tree: &Tree{Root: NewDir(0o755)}, out: contents{w: data, next: firstBlock}}
+	rd := &reader{o: o, tree: &Tree{Root: impliedDir(time.Time{})}, out: contents{w: data, next: firstBlock}}
 	in := bufio.NewReaderSize(r, copyBuffer)
 	if err := sniff(in); err != nil {
 		return nil, err
@@ -256,6 +257,7 @@ func (rd *reader) root(h *tar.Header) error {
 // update gives the directory n the attributes of m.
 func (n *Node) update(m *Node) {
 	n.Mode, n.UID, n.GID, n.Sec, n.Nsec, n.Xattrs = m.Mode, m.UID, m.GID, m.Sec, m.Nsec, m.Xattrs
+	n.Implied = m.Implied
 }
 
 // account counts what has to be kept in memory.
@@ -329,6 +331,7 @@ func (rd *reader) whiteouts() {
 				d.SetChild(name, &Node{Mode: TypeChar})
 			case c.IsDir():
 				c.SetXattr(OpaqueXattr, "y")
+				c.Implied = false // another directory than the one below
 			}
 		}
 		d.hidden, d.opaque = nil, false
