@@ -21,7 +21,9 @@ import (
 // Attach says how the layers of a Linux container travel into the VM.
 type Attach uint8
 
-// The ways. Each gives the same root.
+// The ways. Each gives the same root, but for folders that a layer's tar implies without an entry of
+// their own: an index keeps the attributes that they have below, an overlay shows what the layer holds
+// (0755, root).
 const (
 	// AttachAuto puts EROFS layers, and layers with a hash tree, behind one disk where the VM can. It
 	// attaches other layers one by one: as VPMEM, or over SCSI when that does not take them.
