@@ -1,6 +1,10 @@
 package gcs
 
-import specs "github.com/opencontainers/runtime-spec/specs-go"
+import (
+	"cmp"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
 
 // ociProcess is the process of a spec as the runtime specification writes it. A user by name travels
 // in Username, which only our agent reads.
@@ -14,6 +18,13 @@ func ociProcess(spec *ProcessSpec) *specs.Process {
 		p.ConsoleSize = &specs.Box{Width: uint(spec.Width), Height: uint(spec.Height)}
 	}
 	return p
+}
+
+// ContainerSpec is the document of a container for one process in a root, and that process, for those
+// who reach the guest by way of the Host Compute Service.
+func ContainerSpec(spec ProcessSpec) (*specs.Spec, *specs.Process) {
+	process := ociProcess(&spec)
+	return containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), process), process
 }
 
 // containerSpec is the document of a container with namespaces of its own and the usual mounts.

@@ -2,11 +2,16 @@ package winetest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"path"
 	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
 // pmemController is where the files of VPMEM slots are: QEMU does not unplug persistent memory, so a
@@ -114,6 +119,38 @@ func decodeGuest(kind hcsschema.ResourceType, settings json.RawMessage) (vmm.Gue
 		return nil, nil // the QEMU driver has the guest let go of a disk when it removes it
 	}
 	return nil, fmt.Errorf("the guest knows no %s", kind)
+}
+
+// decodeProcess reads what a process is started with: in the VM, or in a container of it.
+func decodeProcess(p hcstest.ProcessParameters) (vmm.ProcessSpec, error) {
+	s := vmm.ProcessSpec{Args: p.CommandArgs, Dir: p.WorkingDirectory, User: p.User, Terminal: p.EmulateConsole}
+	for k, v := range p.Environment {
+		s.Env = append(s.Env, k+"="+v)
+	}
+	if p.Hosted == nil {
+		return s, nil
+	}
+	var hosted struct {
+		OciBundlePath    string
+		OciSpecification specs.Spec
+	}
+	if err := json.Unmarshal(p.Hosted, &hosted); err != nil {
+		return s, err
+	}
+	process := hosted.OciSpecification.Process // of the container's first process
+	if p.OciProcess != nil {
+		process = &specs.Process{}
+		if err := json.Unmarshal(p.OciProcess, process); err != nil {
+			return s, err
+		}
+	}
+	if process == nil || hosted.OciSpecification.Root == nil {
+		return s, errors.New("the container has no process or no root")
+	}
+	s.ContainerID, s.Root = path.Base(hosted.OciBundlePath), hosted.OciSpecification.Root.Path
+	s.Hostname, s.Args, s.Env, s.Dir = hosted.OciSpecification.Hostname, process.Args, process.Env, process.Cwd
+	s.User = process.User.Username
+	return s, nil
 }
 
 func decodeVerity(i *hcsschema.DeviceVerityInfo) *vmm.Verity {

@@ -4,12 +4,12 @@ import (
 	"io"
 	"strings"
 
-	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
 // copyProcess is the process of guests in these tests: it writes its input to its output and its
 // arguments to its errors.
-func copyProcess(p hcsschema.ProcessParameters, stdin io.Reader, stdout, stderr io.Writer) uint32 {
+func copyProcess(p hcstest.ProcessParameters, stdin io.Reader, stdout, stderr io.Writer) uint32 {
 	if _, err := io.Copy(stdout, stdin); err != nil {
 		return 1
 	}

@@ -5,13 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stratavm/strata/bootimage"
 	"github.com/stratavm/strata/hcsschema"
-	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 	"github.com/stratavm/strata/vmm/qemu"
@@ -36,6 +37,8 @@ type realVM struct {
 	image bootimage.Image // for the kernel's arguments: those of the document are for Hyper-V
 
 	mu      sync.Mutex
+	handles map[hcs.Handle]string // which system a handle is of
+	id      string                // of the VM
 	doc     hcsschema.ComputeSystem
 	machine *qemu.Machine
 }
@@ -47,16 +50,58 @@ func (r *realVM) CreateComputeSystem(id, configuration string) (hcs.Handle, stri
 		return 0, failure(codeInvalid, err), codeInvalid
 	}
 	handle, result, hr := r.Service.CreateComputeSystem(id, configuration)
-	if !hr.Failed() || hr == hcs.Pending {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.doc = doc
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if handle != 0 {
+		r.handles[handle] = id
+		if doc.VirtualMachine != nil {
+			r.id, r.doc = id, doc
+		}
 	}
 	return handle, result, hr
 }
 
+// OpenComputeSystem remembers of what a handle is.
+func (r *realVM) OpenComputeSystem(id string) (hcs.Handle, string, hcs.HRESULT) {
+	handle, result, hr := r.Service.OpenComputeSystem(id)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if handle != 0 {
+		r.handles[handle] = id
+	}
+	return handle, result, hr
+}
+
+// CloseComputeSystem has the guest forget a container that ended with its last handle.
+func (r *realVM) CloseComputeSystem(handle hcs.Handle) hcs.HRESULT {
+	hr := r.Service.CloseComputeSystem(handle)
+	r.mu.Lock()
+	id, vm, m := r.handles[handle], r.id, r.machine
+	delete(r.handles, handle)
+	r.mu.Unlock()
+	if id == vm || m == nil || slices.ContainsFunc(r.Systems(), func(s string) bool { return strings.HasPrefix(s, id+" ") }) {
+		return hr
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := m.DeleteContainerState(ctx, strings.TrimPrefix(id, vm+".")); err != nil {
+		r.t.Errorf("end of container %s: %v", id, err)
+	}
+	return hr
+}
+
+// isVM reports whether a handle is of the VM, rather than of a container in it.
+func (r *realVM) isVM(handle hcs.Handle) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.handles[handle] == r.id
+}
+
 // StartComputeSystem boots the kernel and the RAM disk that the document names.
 func (r *realVM) StartComputeSystem(handle hcs.Handle, options string) (string, hcs.HRESULT) {
+	if !r.isVM(handle) {
+		return r.Service.StartComputeSystem(handle, options)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	boot := r.doc.VirtualMachine.Chipset.LinuxKernelDirect
@@ -98,6 +143,9 @@ func (r *realVM) ModifyComputeSystem(handle hcs.Handle, configuration string) (s
 
 // ShutdownComputeSystem asks the guest to power off.
 func (r *realVM) ShutdownComputeSystem(handle hcs.Handle, options string) (string, hcs.HRESULT) {
+	if !r.isVM(handle) {
+		return r.Service.ShutdownComputeSystem(handle, options)
+	}
 	if err := r.end((*qemu.Machine).Shutdown); err != nil {
 		return failure(codeFail, err), codeFail
 	}
@@ -106,6 +154,9 @@ func (r *realVM) ShutdownComputeSystem(handle hcs.Handle, options string) (strin
 
 // TerminateComputeSystem ends the machine.
 func (r *realVM) TerminateComputeSystem(handle hcs.Handle, options string) (string, hcs.HRESULT) {
+	if !r.isVM(handle) {
+		return r.Service.TerminateComputeSystem(handle, options)
+	}
 	if err := r.end((*qemu.Machine).Terminate); err != nil {
 		return failure(codeFail, err), codeFail
 	}
@@ -157,7 +208,7 @@ func (r *realVM) abandon() {
 }
 
 // exec is the process of the guest: one in the machine.
-func (r *realVM) exec(p hcsschema.ProcessParameters, stdin io.Reader, stdout, stderr io.Writer) uint32 {
+func (r *realVM) exec(p hcstest.ProcessParameters, stdin io.Reader, stdout, stderr io.Writer) uint32 {
 	const notRun = 125
 	m := r.running()
 	if m == nil {
@@ -165,22 +216,23 @@ func (r *realVM) exec(p hcsschema.ProcessParameters, stdin io.Reader, stdout, st
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	spec := vmm.ProcessSpec{Args: p.CommandArgs, Dir: p.WorkingDirectory, User: p.User, Terminal: p.EmulateConsole,
-		Stdout: stdout, Stderr: stderr}
+	spec, err := decodeProcess(p)
+	if err != nil {
+		r.t.Errorf("process parameters: %v", err)
+		return notRun
+	}
+	spec.Stdout, spec.Stderr = stdout, stderr
 	if p.CreateStdInPipe {
 		spec.Stdin = stdin
 	}
-	for k, v := range p.Environment {
-		spec.Env = append(spec.Env, k+"="+v)
-	}
 	process, err := m.Exec(ctx, spec)
 	if err != nil {
-		r.t.Logf("program %q: %v", p.CommandArgs, err)
+		r.t.Logf("program %q: %v", spec.Args, err)
 		return notRun
 	}
 	code, err := process.Wait(ctx)
 	if err := errors.Join(err, process.Close()); err != nil {
-		r.t.Errorf("program %q: %v", p.CommandArgs, err)
+		r.t.Errorf("program %q: %v", spec.Args, err)
 	}
 	return uint32(code)
 }

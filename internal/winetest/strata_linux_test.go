@@ -3,8 +3,10 @@ package winetest
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stratavm/strata/internal/winetest/standin"
@@ -64,7 +66,10 @@ func (p *program) runOne(tt command) {
 	cmd.Env = append(cmd.Env, p.server.Env(), "STRATA_STATE_DIR="+p.path("state"), "STRATA_BOOT_FILES="+p.path("boot"))
 	out, err := cmd.CombinedOutput()
 	line := "strata.exe " + strings.Join(tt.args, " ")
-	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != tt.code {
+	switch {
+	case slow(cmd) && ctx.Err() == nil && len(tt.want) > 0:
+		p.t.Logf("%s: Wine killed it while it ended; its output still tells what it did", line)
+	case cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != tt.code:
 		p.t.Errorf("%s: %v instead of exit code %d\n%s", line, err, tt.code, out)
 	}
 	for _, want := range tt.want {
@@ -72,6 +77,16 @@ func (p *program) runOne(tt command) {
 			p.t.Errorf("%s: %q is missing in:\n%s", line, want, out)
 		}
 	}
+}
+
+// slow reports whether Wine's server killed a program: it gives one that has called ExitProcess a second
+// to be gone, which is not enough for all of its threads where the host is busy, and the exit code is lost.
+func slow(cmd *exec.Cmd) bool {
+	if cmd.ProcessState == nil {
+		return false
+	}
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
 }
 
 // clean checks that nothing is left in the service: no VM, no attachment, no handle of a program.

@@ -66,7 +66,7 @@ func TestWineRealVM(t *testing.T) {
 	need(t, "qemu-img", "qemu-utils")
 	need(t, "mkfs.ext4", "e2fsprogs")
 	busybox := need(t, "busybox", "busybox-static")
-	real := &realVM{t: t, image: bootimagetest.Image(t)}
+	real := &realVM{t: t, image: bootimagetest.Image(t), handles: map[hcs.Handle]string{}}
 	leaktest.Check(t)
 	p := newProgram(t, standin.ServerOptions{
 		Service: hcstest.Options{Exec: real.exec},
@@ -89,9 +89,8 @@ func TestWineRealVM(t *testing.T) {
 		t.Fatal(err)
 	}
 	const root = "/run/gcs/c/web/rootfs"
-	// The service's own connection runs programs in the VM: the way into the root is the root's own chroot.
 	program := func(shell string) []string {
-		return []string{"exec", "--in-vm", "-i", "--", root + "/bin/busybox", "chroot", root, "/bin/busybox", "sh", "-c", shell}
+		return []string{"exec", "-i", "--env", "A=b c", "web", "/bin/busybox", "sh", "-c", shell}
 	}
 	mount := command{args: []string{"mount", "--scratch", "scratch", "web", `layers\app`, `layers\base`}, want: []string{"web: 2 layers at " + root}}
 	p.run(
@@ -99,8 +98,9 @@ func TestWineRealVM(t *testing.T) {
 		command{args: []string{"import", "--parent", `layers\base`, "app.tar", `layers\app`}},
 		command{args: []string{"vm", "start"}, want: []string{"default: ready in "}},
 		mount,
-		command{args: program(`read word; busybox cat /etc/motd; ls /etc; echo $word > /note; echo oops >&2; exit 7`), stdin: "kept\n",
-			want: []string{"app", "motd", "oops"}, code: 7},
+		command{args: program(`read word; busybox cat /etc/motd; echo $A; echo $word > /note; echo oops >&2; exit 7`), stdin: "kept\n",
+			want: []string{"app", "b c", "oops"}, code: 7},
+		command{args: []string{"exec", "--in-vm", "--", root + "/bin/busybox", "cat", root + "/note"}, want: []string{"kept"}},
 		command{args: []string{"recover"}, want: []string{"default: in order, 1 containers"}},
 		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
 		command{args: []string{"exec", "--in-vm", "--", root + "/bin/busybox", "true"}, code: 125},

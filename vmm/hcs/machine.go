@@ -85,6 +85,7 @@ type Machine struct {
 	internal   bool // the service owns the guest connection
 	connected  bool // there is a guest connection at all
 	persistent bool
+	owner      string // of the VM and its containers
 	processors int32
 	forward    bool // the agent's output comes to the log port
 	runtimeID  string
@@ -123,7 +124,7 @@ func (m *Machine) Err() error { return m.sys.err() }
 
 // newMachine is what creating and opening have in common.
 func newMachine(host Host, o *Options, os vmm.OS, limits vmm.Limits) *Machine {
-	m := &Machine{host: host, limits: limits, persistent: o.Persistent,
+	m := &Machine{host: host, limits: limits, persistent: o.Persistent, owner: o.Owner,
 		internal: !o.ExternalGuestConnection, connected: true, enc: encoder{os: os, byGUID: o.SCSIControllerGUIDs}}
 	m.books.init(os)
 	m.life, m.end = context.WithCancel(context.Background())

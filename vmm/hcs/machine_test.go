@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
@@ -282,7 +281,7 @@ func TestServicesOfTheGuest(t *testing.T) {
 }
 
 func TestExec(t *testing.T) {
-	r := newRig(t, hcstest.Options{Exec: func(p hcsschema.ProcessParameters, in io.Reader, out, errs io.Writer) uint32 {
+	r := newRig(t, hcstest.Options{Exec: func(p hcstest.ProcessParameters, in io.Reader, out, errs io.Writer) uint32 {
 		io.Copy(out, in)
 		io.WriteString(errs, strings.Join(p.CommandArgs, " ")+" "+p.Environment["A"]+" "+p.WorkingDirectory)
 		return 7
@@ -307,9 +306,6 @@ func TestExec(t *testing.T) {
 	if _, err := p.Wait(t.Context()); !errors.Is(err, hcs.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
-	if _, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"x"}, ContainerID: "c", Root: "/r"}); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("a process in a container: %v", err)
-	}
 	if _, err := m.Exec(t.Context(), vmm.ProcessSpec{}); err == nil {
 		t.Error("no program is accepted")
 	}
@@ -318,7 +314,7 @@ func TestExec(t *testing.T) {
 func TestExecSignalAndCancel(t *testing.T) {
 	forever := make(chan struct{})
 	defer close(forever)
-	r := newRig(t, hcstest.Options{Exec: func(hcsschema.ProcessParameters, io.Reader, io.Writer, io.Writer) uint32 {
+	r := newRig(t, hcstest.Options{Exec: func(hcstest.ProcessParameters, io.Reader, io.Writer, io.Writer) uint32 {
 		<-forever
 		return 0
 	}})

@@ -14,8 +14,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Exec implements vmm.Machine. Over the service's own connection processes run in the VM itself;
-// those of a container need an external connection.
+// Exec implements vmm.Machine. Over the service's own connection a Linux container is a compute system of
+// its own, which ends with the last process that is held open; Windows containers need an external one.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
@@ -31,14 +31,17 @@ func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, 
 		return guest.Exec(ctx, spec)
 	}
 	if spec.ContainerID != "" || spec.Root != "" {
-		return nil, fmt.Errorf("start a process in container %q over the service's own guest connection: %w: use an external one",
-			spec.ContainerID, ErrNotSupported)
+		return m.execInContainer(ctx, spec)
 	}
 	parameters, err := json.Marshal(processParameters(spec, m.enc.os))
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.Args[0], err)
 	}
-	return m.startProcess(ctx, spec, string(parameters))
+	p, err := m.startProcess(ctx, m.sys, spec, string(parameters))
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 func processParameters(spec vmm.ProcessSpec, os vmm.OS) hcsschema.ProcessParameters {
@@ -106,9 +109,11 @@ type process struct {
 	name     string
 	info     ProcessInfo
 	callback Handle
-	exited   chan struct{}
-	once     sync.Once
-	output   sync.WaitGroup
+	// container is the compute system the process is in, when that is not the VM itself.
+	container *system
+	exited    chan struct{}
+	once      sync.Once
+	output    sync.WaitGroup
 
 	mu     sync.Mutex
 	closed bool
@@ -116,10 +121,11 @@ type process struct {
 
 const opProcess = "create process"
 
-func (m *Machine) startProcess(ctx context.Context, spec vmm.ProcessSpec, parameters string) (vmm.Process, error) {
+// startProcess starts a process in a compute system: the VM, or a container in it.
+func (m *Machine) startProcess(ctx context.Context, s *system, spec vmm.ProcessSpec, parameters string) (*process, error) {
 	p := &process{m: m, name: spec.Args[0], exited: make(chan struct{})}
 	o, err := detached(ctx, func() outcome {
-		info, result, hr := m.sys.api.CreateProcess(m.sys.handle, parameters)
+		info, result, hr := m.sys.api.CreateProcess(s.handle, parameters)
 		p.info = info
 		return outcome{result: result, hr: hr}
 	}, func(o outcome) {
@@ -302,6 +308,9 @@ func (p *process) release() error {
 	}
 	if hr := p.m.sys.api.CloseProcess(p.info.Process); hr.Failed() {
 		errs = append(errs, newError("close process", p.m.ID(), hr, ""))
+	}
+	if p.container != nil {
+		errs = append(errs, p.container.close())
 	}
 	return errors.Join(errs...)
 }

@@ -25,6 +25,9 @@ func (s *Service) ModifyComputeSystem(handle hcs.Handle, configuration string) (
 		if hr := y.check(hcsschema.StateRunning); hr != ok {
 			return nil, "", hr
 		}
+		if y.inVM() {
+			return nil, "", invalidState
+		}
 		var r modification
 		if json.Unmarshal([]byte(configuration), &r) != nil {
 			return nil, "", invalidJSON
@@ -163,6 +166,10 @@ func (s *Service) Leftovers() []string {
 	var out []string
 	for _, y := range s.systems {
 		if y.state == hcsschema.StateStopped {
+			continue
+		}
+		if y.inVM() {
+			out = append(out, y.id+": a container in "+y.doc.HostingSystemId)
 			continue
 		}
 		fresh := &system{doc: y.doc, devices: map[string]json.RawMessage{}}

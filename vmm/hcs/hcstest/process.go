@@ -8,9 +8,19 @@ import (
 	"github.com/stratavm/strata/vmm/hcs"
 )
 
+// ProcessParameters are what a process is started with: in the VM itself, or in a container with the
+// parameters of one.
+type ProcessParameters struct {
+	hcsschema.ProcessParameters
+	// OciProcess is the process of a Linux container, as the runtime specification writes it.
+	OciProcess json.RawMessage
+	// Hosted is the document of the container; nil: the process is in the VM.
+	Hosted json.RawMessage `json:"-"`
+}
+
 // ExecFunc plays a process: it runs until it returns its exit code. Streams that were not asked for
 // are empty.
-type ExecFunc func(p hcsschema.ProcessParameters, stdin io.Reader, stdout, stderr io.Writer) uint32
+type ExecFunc func(p ProcessParameters, stdin io.Reader, stdout, stderr io.Writer) uint32
 
 // process is a process in a guest.
 type process struct {
@@ -28,9 +38,16 @@ func (s *Service) CreateProcess(handle hcs.Handle, parameters string) (info hcs.
 		if hr := y.check(hcsschema.StateRunning); hr != ok {
 			return nil, "", hr
 		}
-		var params hcsschema.ProcessParameters
+		var params ProcessParameters
 		if json.Unmarshal([]byte(parameters), &params) != nil {
 			return nil, "", invalidJSON
+		}
+		if y.inVM() {
+			hosted, err := json.Marshal(y.doc.HostedSystem)
+			if err != nil {
+				return nil, "", fail
+			}
+			params.Hosted = hosted
 		}
 		p := &process{stop: make(chan struct{})}
 		var name string
@@ -45,7 +62,7 @@ func (s *Service) CreateProcess(handle hcs.Handle, parameters string) (info hcs.
 }
 
 // run connects the streams and lets the process run.
-func (s *Service) run(p *process, params hcsschema.ProcessParameters, info *hcs.ProcessInfo) {
+func (s *Service) run(p *process, params ProcessParameters, info *hcs.ProcessInfo) {
 	var stdin io.Reader = eof{}
 	outs := []io.Writer{io.Discard, io.Discard}
 	var ends []io.Closer

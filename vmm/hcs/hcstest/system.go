@@ -24,6 +24,9 @@ type system struct {
 	guest     *guest
 }
 
+// inVM reports whether this is a container in a VM rather than a VM.
+func (y *system) inVM() bool { return y.doc.HostingSystemId != "" }
+
 func (y *system) linux() bool {
 	vm := y.doc.VirtualMachine
 	return vm == nil || vm.Devices == nil || vm.Devices.VirtualSmb == nil
@@ -37,10 +40,22 @@ func (s *Service) CreateComputeSystem(id, configuration string) (handle hcs.Hand
 			return nil, "", systemExists
 		}
 		y := &system{id: id, state: hcsschema.StateCreated, refs: 1, devices: map[string]json.RawMessage{}}
-		if json.Unmarshal([]byte(configuration), &y.doc) != nil || y.doc.VirtualMachine == nil || y.doc.VirtualMachine.Devices == nil {
+		if json.Unmarshal([]byte(configuration), &y.doc) != nil {
 			return nil, "", invalidJSON
 		}
-		y.preset()
+		if y.inVM() {
+			host := s.find(y.doc.HostingSystemId)
+			if host == nil || host.state != hcsschema.StateRunning {
+				return nil, "", noSystem
+			}
+			if y.doc.HostedSystem == nil || host.inVM() || host.doc.VirtualMachine.GuestConnection == nil {
+				return nil, "", invalidJSON
+			}
+		} else if y.doc.VirtualMachine == nil || y.doc.VirtualMachine.Devices == nil {
+			return nil, "", invalidJSON
+		} else {
+			y.preset()
+		}
 		y.guest = newGuest(y, s.opts.OldGuest)
 		handle, y.name = s.newHandle("system")
 		s.systems[handle] = y
@@ -151,7 +166,7 @@ func (s *Service) StartComputeSystem(handle hcs.Handle, options string) (string,
 		}
 		y.state = hcsschema.StateRunning
 		boot := func() {
-			if y.doc.VirtualMachine.GuestConnection == nil && s.opts.Sockets != nil {
+			if !y.inVM() && y.doc.VirtualMachine.GuestConnection == nil && s.opts.Sockets != nil {
 				s.wg.Go(func() { y.guest.boot(s) })
 			}
 		}
@@ -220,12 +235,28 @@ func (s *Service) Disconnect() {
 	}
 }
 
+// stop ends a system and gives the containers in it, which end too; the service is locked.
+func (s *Service) stop(y *system) []*system {
+	y.state = hcsschema.StateStopped
+	y.guest.halt()
+	var ended []*system
+	for _, c := range s.systems {
+		if c.doc.HostingSystemId == y.id && c.state != hcsschema.StateStopped {
+			c.state = hcsschema.StateStopped
+			ended = append(ended, c)
+		}
+	}
+	return ended
+}
+
 func (s *Service) kill(y *system) {
 	s.mu.Lock()
 	was := y.state
-	y.state = hcsschema.StateStopped
-	y.guest.halt()
+	ended := s.stop(y)
 	s.mu.Unlock()
+	for _, c := range ended {
+		s.deliver(c, hcs.Notification{Type: hcs.SystemExited})
+	}
 	if was != hcsschema.StateStopped {
 		s.deliver(y, hcs.Notification{Type: hcs.SystemExited})
 	}
@@ -248,9 +279,9 @@ func (s *Service) end(fn string, handle hcs.Handle, options string) (string, hcs
 			return nil, "", invalidHandle
 		}
 		if y.state != hcsschema.StateStopped {
-			y.state = hcsschema.StateStopped
-			y.guest.halt()
-			s.post(y, hcs.Notification{Type: hcs.SystemExited}, nil)
+			for _, c := range append(s.stop(y), y) {
+				s.post(c, hcs.Notification{Type: hcs.SystemExited}, nil)
+			}
 		}
 		return nil, "", hcs.Pending
 	})

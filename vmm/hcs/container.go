@@ -1,0 +1,119 @@
+package hcs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/stratavm/strata/gcs"
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/vmm"
+)
+
+// openTries is how often a container is looked for that others make and end at the same time.
+const openTries = 5
+
+// startPoll is how often it is looked whether somebody else has started a container.
+const startPoll = 20 * time.Millisecond
+
+// containerID is the identifier of a container's compute system. That of the VM is part of it, as the
+// service has one list of identifiers for all.
+func (m *Machine) containerID(container string) string { return m.ID() + "." + container }
+
+// execInContainer runs a process in a root of a Linux guest over the service's own connection. A
+// container is then a compute system of its own, hosted by the VM. It is there as long as anybody has
+// a process in it open: who comes first makes it, who goes last ends it, and with it what still runs.
+func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
+	fail := func(err error) error {
+		return fmt.Errorf("start %s in container %q: %w", spec.Args[0], spec.ContainerID, err)
+	}
+	switch {
+	case spec.ContainerID == "" || spec.Root == "":
+		return nil, fail(errors.New("a container id and a root belong together"))
+	case !idPattern.MatchString(m.containerID(spec.ContainerID)):
+		return nil, fail(fmt.Errorf("a compute system cannot be called %q", m.containerID(spec.ContainerID)))
+	case m.enc.os != vmm.Linux:
+		return nil, fail(fmt.Errorf("over the service's own guest connection: %w: use an external one", ErrNotSupported))
+	}
+	oci, process := gcs.ContainerSpec(gcs.ProcessSpec{ContainerID: spec.ContainerID, Root: spec.Root, Args: spec.Args, Env: spec.Env,
+		Dir: spec.Dir, User: spec.User, Hostname: spec.Hostname, Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height})
+	version := hcsschema.V21
+	document, err := json.Marshal(hcsschema.ComputeSystem{
+		Owner: m.owner, SchemaVersion: &version, HostingSystemId: m.ID(), ShouldTerminateOnLastHandleClosed: true,
+		HostedSystem: hcsschema.LinuxHostedSystem{SchemaVersion: &version,
+			OciBundlePath: "/run/gcs/c/" + spec.ContainerID, OciSpecification: oci},
+	})
+	if err != nil {
+		return nil, fail(err)
+	}
+	s, created, err := m.container(ctx, spec.ContainerID, string(document))
+	if err != nil {
+		return nil, fail(err)
+	}
+	parameters := hcsschema.LinuxProcessParameters{OciProcess: process, ProcessParameters: hcsschema.ProcessParameters{
+		EmulateConsole: spec.Terminal, CreateStdInPipe: spec.Stdin != nil, CreateStdOutPipe: spec.Stdout != nil,
+		CreateStdErrPipe: spec.Stderr != nil && !spec.Terminal,
+	}}
+	if created {
+		parameters.OciProcess = nil // a container begins with the process of its document
+	}
+	text, err := json.Marshal(parameters)
+	if err != nil {
+		s.discard(created)
+		return nil, fail(err)
+	}
+	p, err := m.startProcess(ctx, s, spec, string(text))
+	if err != nil {
+		s.discard(created)
+		return nil, fmt.Errorf("container %q: %w", spec.ContainerID, err)
+	}
+	p.container = s
+	return p, nil
+}
+
+// openContainer takes up a container that somebody else has made, when it is started.
+func (m *Machine) openContainer(ctx context.Context, container string) (*system, error) {
+	for {
+		s, err := openSystem(ctx, m.host.API, m.containerID(container))
+		if err != nil {
+			return nil, err
+		}
+		p, err := s.properties(ctx)
+		if err == nil && p.State != hcsschema.StateCreated {
+			return s, nil
+		}
+		s.discard(false)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-time.After(startPoll):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the start of container %q: %w", container, context.Cause(ctx))
+		}
+	}
+}
+
+// container makes the compute system of a container and starts it, or takes up the one there is.
+func (m *Machine) container(ctx context.Context, container, document string) (s *system, created bool, err error) {
+	for range openTries {
+		s, err = createSystem(ctx, m.host.API, m.containerID(container), document)
+		if err == nil {
+			if err = s.start(ctx); err != nil {
+				s.discard(true)
+			}
+			return s, true, err
+		}
+		if !errors.Is(err, ErrAlreadyExists) {
+			return nil, false, err
+		}
+		s, err = m.openContainer(ctx, container)
+		if !errors.Is(err, ErrDoesNotExist) {
+			return s, false, err
+		}
+		// Whoever had it has ended it in between.
+	}
+	return nil, false, err
+}
