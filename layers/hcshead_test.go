@@ -61,23 +61,22 @@ func TestHCSConformanceHead(t *testing.T) {
 		s := loadScenario(t, filepath.Dir(f))
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()
-			runHead(t, s)
+			runHead(t, newReplay(t, s))
 		})
 	}
 }
 
-func runHead(t *testing.T, s *scenario) {
-	r := newReplay(t, s)
+func runHead(t *testing.T, r *replay) {
 	mounts := map[string]step{} // by container
-	for _, st := range s.Steps {
+	for _, st := range r.s.Steps {
 		run := headStep(t, st, mounts)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		r.service.Step(st.Step, st.Inject...)
+		r.calls.Step(st.Step, st.Inject...)
 		_, err := r.do(ctx, run)
 		cancel()
 		r.checkHead(st, err)
 	}
-	r.service.Wait()
+	r.calls.Wait()
 }
 
 // headStep says in the words of the older API what a step of the newer one does.
@@ -132,7 +131,7 @@ func (r *replay) checkHead(st step, err error) {
 	if (err != nil) != fails {
 		r.t.Errorf("step %q: our error is %v, to fail is %t", st.Step, err, fails)
 	}
-	want, got := compared(r.s.trace, st.Step), compared(r.service.Trace(), st.Step)
+	want, got := compared(r.s.trace, st.Step), compared(r.calls.Trace(), st.Step)
 	for _, d := range headDeviations {
 		want, got = d.rewrite(want), d.rewrite(got)
 	}

@@ -19,13 +19,17 @@ func TestHCSConformanceNative(t *testing.T) {
 	if c == nil {
 		t.Skip("the libraries of this Windows are the real ones: run TestWine of internal/winetest on Linux")
 	}
-	files, err := filepath.Glob("testdata/hcs/*/scenario.json")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no scenarios in testdata/hcs: %v", err)
+	var files []string
+	for _, set := range []string{"testdata/hcs/*/scenario.json", "testdata/hcs/head/*/scenario.json"} {
+		found, err := filepath.Glob(set)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no scenarios in %s: %v", set, err)
+		}
+		files = append(files, found...)
 	}
 	for _, f := range files {
 		s := loadScenario(t, filepath.Dir(f))
-		t.Run(s.Name, func(t *testing.T) {
+		t.Run(filepath.Base(filepath.Dir(filepath.Dir(f)))+"/"+s.Name, func(t *testing.T) {
 			r := newReplay(t, s)
 			err := c.Reset(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS, OldGuest: !s.head, Lenient: true})
 			if err != nil {
@@ -40,7 +44,11 @@ func TestHCSConformanceNative(t *testing.T) {
 			r.service, r.calls = nil, remote{t, c}
 			r.mounter.Host = host
 			r.host.API, r.host.Grant, r.host.Listen = api, host.GrantVMAccess, c.Listen
-			runScenario(t, r)
+			if s.head {
+				runHead(t, r)
+			} else {
+				runScenario(t, r)
+			}
 		})
 	}
 	// The scenarios leave their systems running.

@@ -21,7 +21,7 @@ const module = "github.com/stratavm/strata"
 // layers take minutes under Wine and are the same code as here.
 var packages = []struct{ path, run string }{
 	{"/internal/hostpath", "."}, {"/hcsschema", "."}, {"/vmm/hcs", "."}, {"/wclayer", "."},
-	{"/layers", "Conformance|Argon|Xenon|ParseRoot|Described"}, {"/internal/winetest", "."},
+	{"/layers", "Conformance|Argon|Xenon|ParseRoot|Described|Order|Partial|Bad|Reference|V1|Busy|Warm|Defect|Odd|Index|OneDisk"}, {"/internal/winetest", "."},
 }
 
 // limit bounds one test binary. Wine is slow to start, and its first start slower still.
