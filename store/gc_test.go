@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stratavm/strata/image/imagetest"
@@ -122,12 +123,15 @@ func TestGCDuringImport(t *testing.T) {
 	if err := other.Remove(t.Context(), "old"); err != nil {
 		t.Fatal(err)
 	}
+	var mu sync.Mutex // layers are made in parallel
 	steps := 0
 	s := open(t, dir, store.Options{Step: func(name string) {
 		if name == "image" || name == "image committed" {
 			return // under the lock of the store, where a collection waits
 		}
 		if name != "lease" { // before that the old layer may go
+			mu.Lock()
+			defer mu.Unlock()
 			steps++
 			gc(t, other)
 		}

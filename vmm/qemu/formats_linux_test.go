@@ -103,12 +103,20 @@ func TestFormats(t *testing.T) {
 		delete(got, "lost+found")
 		return got
 	}
-	want := list("/run/f/2")
+	// A layer in EROFS, mounted by itself, shows the mark of directories without an entry (package erofs).
+	// Below an overlay and in an index it must not be seen.
+	unmarked := func(got map[string]string) map[string]string {
+		for name, d := range got {
+			got[name] = strings.Replace(d, " trusted.overlay.strata.implied=79", "", 1)
+		}
+		return got
+	}
+	want := unmarked(list("/run/f/2"))
 	if len(want) < 700 || !strings.Contains(want["xattrs"], "security.capability") {
 		t.Fatalf("%d names: %s", len(want), want["xattrs"])
 	}
-	for _, path := range []string{"/run/f/3", "/run/f/4p1", "/run/f/4p2"} {
-		if d := treetest.Diff(want, list(path)); d != "" {
+	for path, got := range map[string]map[string]string{"/run/f/3": list("/run/f/3"), "/run/f/4p1": unmarked(list("/run/f/4p1")), "/run/f/4p2": list("/run/f/4p2")} {
+		if d := treetest.Diff(want, got); d != "" {
 			t.Errorf("%s differs from the layer in EROFS:\n%s", path, d)
 		}
 	}
