@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/stratavm/strata/vmm"
 )
@@ -134,20 +135,17 @@ func (vm *UtilityVM) FindClaim(id string) (*Claim, error) {
 	return nil, fmt.Errorf("container %q: %w", id, ErrUnknownClaim)
 }
 
-// Claims lists all claims by id.
+// Claims lists the claims of all containers by id.
 func (vm *UtilityVM) Claims() []*Claim {
 	vm.l.mu.Lock()
 	defer vm.l.mu.Unlock()
 	out := make([]*Claim, 0, len(vm.l.claims))
-	for _, c := range vm.l.claims {
-		out = append(out, c)
-	}
-	slices.SortFunc(out, func(a, b *Claim) int {
-		if a.id < b.id {
-			return -1
+	for id, c := range vm.l.claims {
+		if id != orphans {
+			out = append(out, c)
 		}
-		return 1
-	})
+	}
+	slices.SortFunc(out, func(a, b *Claim) int { return strings.Compare(a.id, b.id) })
 	return out
 }
 

@@ -70,6 +70,9 @@ type journal struct {
 	file    *os.File
 	size    int64 // bytes of complete records
 	records int   // how many they are
+	// stale: what recovery concluded is not in it. Before a record can be added it has to be rewritten,
+	// or the record would be read after conclusions that it knows nothing of.
+	stale bool
 }
 
 // openJournal reads the journal of dir, cuts off a torn tail and opens it for appending. An empty
@@ -173,32 +176,41 @@ func (j *journal) write(rec record) error {
 	return nil
 }
 
-// compact replaces the journal by one that says the same in few records.
+// compact replaces the journal by one that says the same in few records. After a failure (a full disk)
+// the old one goes on.
 func (j *journal) compact(live []record) error {
 	if j.file == nil {
 		return nil
 	}
+	if err := j.rewrite(live); err != nil {
+		return fmt.Errorf("compact journal: %w", err)
+	}
+	return nil
+}
+
+func (j *journal) rewrite(live []record) error {
 	var buf bytes.Buffer
 	for _, rec := range live {
 		line, err := encodeRecord(rec)
 		if err != nil {
-			return fmt.Errorf("compact journal: %w", err)
+			return err
 		}
 		buf.Write(line)
 	}
 	path := filepath.Join(j.dir, journalName)
 	if err := os.WriteFile(path+".new", buf.Bytes(), 0o600); err != nil {
-		return fmt.Errorf("compact journal: %w", err)
+		return errors.Join(err, os.Remove(path+".new"))
 	}
 	// Windows replaces no file that is open.
-	if err := errors.Join(j.file.Close(), os.Rename(path+".new", path)); err != nil {
-		return fmt.Errorf("compact journal: %w", err)
+	err := errors.Join(j.file.Close(), os.Rename(path+".new", path))
+	f, oerr := os.OpenFile(path, os.O_RDWR, 0o600)
+	if oerr == nil {
+		j.file = f
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("compact journal: %w", err)
+	if err = errors.Join(err, oerr); err != nil {
+		return err
 	}
-	j.file, j.size, j.records = f, int64(buf.Len()), len(live)
+	j.size, j.records, j.stale = int64(buf.Len()), len(live), false
 	return nil
 }
 

@@ -91,7 +91,7 @@ func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*L
 			continue
 		}
 		if stale := unsettled(m, d); stale != nil {
-			le := stale.anyLease()
+			le := l.leaseOn(stale)
 			l.mu.Unlock()
 			if err := l.drop(ctx, le); err != nil {
 				return nil, fmt.Errorf("settle %s: %w", stale, err)
@@ -149,9 +149,15 @@ func shareable(m, d *resource, w want) *resource {
 	return nil
 }
 
-func (r *resource) anyLease() *Lease {
+// leaseOn gives a lease that keeps r: on r itself, or on a mount that rests on it.
+func (l *ledger) leaseOn(r *resource) *Lease {
 	for le := range r.leases {
 		return le
+	}
+	for _, m := range l.resources {
+		if m.parent == r {
+			return l.leaseOn(m)
+		}
 	}
 	return nil
 }

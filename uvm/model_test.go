@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -14,9 +15,10 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// TestModel plays random mounts, unmounts, faults, restarts of our process and the death of the VM
-// against a model that knows only who uses what. References are users; a disk is attached if and only
-// if it is used, or its removal failed and has not been repeated yet.
+// TestModel plays random mounts, unmounts, faults, calls that hang until they are given up, restarts of
+// our process and deaths of the VM against a model that knows only who uses what. References are users; a
+// disk is attached if and only if it is used, or its removal failed and has not been repeated yet. What a
+// call has given is there, whatever happened before.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		limits := vmmtest.LinuxLimits()
@@ -28,7 +30,7 @@ func TestModel(t *testing.T) {
 		defer func() { _ = m.vm.Close() }()
 		rt.Repeat(map[string]func(*rapid.T){
 			"attach": m.attach, "release": m.release, "releaseClaim": m.releaseClaim,
-			"fault": m.fault, "reopen": m.reopen, "": m.check,
+			"fault": m.fault, "reopen": m.reopen, "kill": m.kill, "": m.check,
 		})
 		m.f.Script(nil)
 		for _, c := range m.vm.Claims() {
@@ -39,14 +41,17 @@ func TestModel(t *testing.T) {
 		if s := m.vm.Status(); !s.Empty() {
 			rt.Fatalf("left in the books: %+v", s)
 		}
-		parked := 0
+		parked, doubtful := 0, 0
 		for _, r := range m.vm.Status().Resources {
-			if r.Parked {
+			switch {
+			case r.Parked && r.State == Doubtful: // it may be there: the next user settles it
+				doubtful++
+			case r.Parked:
 				parked++
 			}
 		}
-		if left := m.f.Leftovers(); len(left) != parked {
-			rt.Fatalf("left in the machine: %q, parked %d", left, parked)
+		if left := len(m.f.Leftovers()); left < parked || left > parked+doubtful {
+			rt.Fatalf("left in the machine: %q, parked %d, in doubt %d", m.f.Leftovers(), parked, doubtful)
 		}
 	})
 }
@@ -60,11 +65,34 @@ type model struct {
 	// users counts the leases that were given out, by claim and path.
 	users map[string]map[string]int
 	held  map[string][]*Lease
-	dirty bool // a fault happened: leftovers are allowed until the claims are released
+	hangs bool // a call may hang until it is given up
+	dirty bool // a fault happened: leftovers are allowed until the VM is opened again
+}
+
+// patience is how long a call that hangs is waited for.
+const patience = time.Millisecond
+
+func (m *model) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
+	if !m.hangs {
+		cancel()
+		return m.t.Context()
+	}
+	m.t.Cleanup(cancel)
+	return ctx
 }
 
 func (m *model) open() {
-	vm, err := Open(m.t.Context(), m.dir, func(context.Context) (vmm.Machine, error) { return m.f, nil }, Options{})
+	vm, err := Open(m.t.Context(), m.dir, func(context.Context) (vmm.Machine, error) { return m.f, m.f.Err() }, Options{Undo: patience})
+	if errors.Is(err, vmm.ErrGone) {
+		m.f = vmmtest.New("vm", vmm.Linux, m.f.Limits())
+		m.open()
+		if s := m.vm.Status(); !s.Empty() {
+			m.rt.Fatalf("the books of a machine that is gone: %+v", s)
+		}
+		return
+	}
+	m.dirty, m.hangs = false, false
 	if err != nil {
 		m.rt.Fatalf("open: %v", err)
 	}
@@ -101,13 +129,16 @@ func (m *model) attach(rt *rapid.T) {
 	var le *Lease
 	var err error
 	if path[1] == 's' {
-		le, err = m.vm.SCSI().Attach(m.t.Context(), c, path, disk(path))
+		le, err = m.vm.SCSI().Attach(m.ctx(), c, path, disk(path))
 	} else {
-		le, err = m.vm.VPMEM().Attach(m.t.Context(), c, path, PMEM{Path: path, Bytes: 4096})
+		le, err = m.vm.VPMEM().Attach(m.ctx(), c, path, PMEM{Path: path, Bytes: 4096})
 	}
 	if err != nil {
-		m.dirty = m.dirty || errors.Is(err, vmmtest.ErrInjected)
+		m.dirty = m.dirty || !errors.Is(err, ErrNoAvailableLocation)
 		return
+	}
+	if !m.attached()[path] {
+		rt.Fatalf("%s was given out and is not attached", path)
 	}
 	m.users[c.ID()][path]++
 	m.held[c.ID()] = append(m.held[c.ID()], le)
@@ -120,7 +151,7 @@ func (m *model) release(rt *rapid.T) {
 		return
 	}
 	i := rapid.IntRange(0, len(held)-1).Draw(rt, "lease")
-	if err := held[i].Release(m.t.Context()); err != nil {
+	if err := held[i].Release(m.ctx()); err != nil {
 		m.dirty = true
 		return // still ours; a later release finishes it
 	}
@@ -130,7 +161,7 @@ func (m *model) release(rt *rapid.T) {
 
 func (m *model) releaseClaim(rt *rapid.T) {
 	c := m.claim(rt)
-	if err := c.Release(m.t.Context(), nil); err != nil {
+	if err := c.Release(m.ctx(), nil); err != nil {
 		m.dirty = true
 		return
 	}
@@ -141,8 +172,11 @@ func (m *model) releaseClaim(rt *rapid.T) {
 func (m *model) fault(rt *rapid.T) {
 	n := rapid.IntRange(1, 3).Draw(rt, "n")
 	fault := rapid.SampledFrom([]vmmtest.Fault{
-		vmmtest.NoFault, vmmtest.RefuseFirst, vmmtest.RefuseSecond, vmmtest.AfterEffect}).Draw(rt, "fault")
-	m.f.FailNth(n, fault)
+		vmmtest.NoFault, vmmtest.RefuseFirst, vmmtest.RefuseSecond, vmmtest.AfterEffect,
+		vmmtest.HangBefore, vmmtest.HangAfter}).Draw(rt, "fault")
+	next := rapid.SampledFrom([]vmmtest.Fault{vmmtest.NoFault, vmmtest.RefuseFirst, vmmtest.AfterEffect}).Draw(rt, "next")
+	m.hangs = fault == vmmtest.HangBefore || fault == vmmtest.HangAfter
+	m.f.Script(func(i int, _ vmm.Change) vmmtest.Fault { return map[int]vmmtest.Fault{n: fault, n + 1: next}[i] })
 }
 
 // reopen is a crash of our process between two calls.
@@ -157,6 +191,37 @@ func (m *model) reopen(rt *rapid.T) {
 	m.open()
 }
 
+// kill ends the machine; whoever opens it next starts another.
+func (m *model) kill(rt *rapid.T) {
+	if rapid.IntRange(0, 7).Draw(rt, "skip") != 0 {
+		return
+	}
+	m.f.Script(nil) // what is dead does not hang
+	m.f.Kill()
+	for _, c := range m.vm.Claims() {
+		if err := c.Release(m.t.Context(), nil); err != nil {
+			rt.Fatalf("release %s after the death of the machine: %v", c.ID(), err)
+		}
+	}
+	if err := m.vm.Close(); err != nil {
+		rt.Fatal(err)
+	}
+	m.open()
+}
+
+// attached gives the paths of what is in the machine.
+func (m *model) attached() map[string]bool {
+	obs, err := m.f.Observe(m.t.Context())
+	if err != nil {
+		m.rt.Fatal(err)
+	}
+	there := map[string]bool{}
+	for _, d := range obs.Devices {
+		there[devicePath(d)] = true
+	}
+	return there
+}
+
 func (m *model) check(rt *rapid.T) {
 	used := map[string]bool{}
 	for _, paths := range m.users {
@@ -166,14 +231,7 @@ func (m *model) check(rt *rapid.T) {
 			}
 		}
 	}
-	obs, err := m.f.Observe(m.t.Context())
-	if err != nil {
-		rt.Fatal(err)
-	}
-	there := map[string]bool{}
-	for _, d := range obs.Devices {
-		there[devicePath(d)] = true
-	}
+	there := m.attached()
 	for path := range used {
 		// A failed release may have taken the disk away and kept the lease, to be released again.
 		if !there[path] && !m.dirty {

@@ -13,7 +13,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// orphans is the claim of what is attached but held by nobody, until it is gone.
+// orphans is the claim of what is attached but held by nobody, until it is gone. It is no container's:
+// Claims does not list it, Recover releases it.
 const orphans = "(orphans)"
 
 // books is what a journal says at its end.
@@ -52,9 +53,12 @@ func (l *ledger) recover(ctx context.Context, records []record) error {
 		return fmt.Errorf("ask the machine what is there: %w", err)
 	}
 	l.mu.Lock()
-	err = l.rebuild(replay(records), obs)
-	if err == nil {
-		err = l.journal.compact(l.snapshot())
+	if err = l.rebuild(replay(records), obs); err == nil {
+		// On a full disk things can still be taken away; nothing is added before the rewriting succeeds.
+		if cerr := l.journal.compact(l.snapshot()); cerr != nil {
+			l.journal.stale = true
+			l.log.Error("the journal could not be rewritten: nothing can be mounted until it can; free some space", "error", cerr)
+		}
 	}
 	l.mu.Unlock()
 	if err != nil {
@@ -103,9 +107,19 @@ func (l *ledger) rebuild(b books, obs vmm.Observation) error {
 		}
 		l.claims[id] = &Claim{l: l, id: id, phase: e.Phase, meta: e.Meta}
 	}
+	held := map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(b.leases)) {
 		l.lastID = max(l.lastID, id)
 		l.adopt(b.leases[id], made)
+		held[b.leases[id].Claim] = true
+	}
+	for id := range held {
+		if c := l.claims[id]; c != nil && len(c.leases) == 0 {
+			c.phase = Releasing // all that it held is gone
+		}
+	}
+	if observes {
+		l.strays(obs)
 	}
 	for _, id := range slices.Sorted(maps.Keys(made)) {
 		if r := made[id]; r.state != Free && r.refs() == 0 && !r.pinned {
@@ -198,6 +212,36 @@ func (l *ledger) adopt(e leaseEntry, made map[int]*resource) {
 	}
 	l.follow(l.begin(), le)
 }
+
+// strays enters mounts that the books do not know: a guest may finish what it was asked by a process that
+// has died since. They are taken away again, or the devices below could never be.
+func (l *ledger) strays(obs vmm.Observation) {
+	byAddr := map[string]*resource{}
+	known := map[string]bool{}
+	for _, r := range l.resources {
+		if r.device != nil {
+			byAddr[r.device.Addr()] = r
+		} else {
+			known[mountName(r.guest)] = true
+		}
+	}
+	// What rests on a device before what is combined of it, which is released first.
+	for _, combined := range []bool{false, true} {
+		for _, g := range obs.Mounts {
+			on := vmm.RestsOn(g)
+			if g.Target() == "" || known[mountName(g)] || combined == (on != "") {
+				continue
+			}
+			l.log.Warn("taking away a mount that is not in the books", "mount", g.String())
+			l.lastID++
+			r := &resource{id: l.lastID, key: fmt.Sprintf("stray|%d", l.lastID), guest: g, parent: byAddr[on]}
+			l.enter(r, Attached)
+			l.orphan(r)
+		}
+	}
+}
+
+func mountName(g vmm.Guest) string { return fmt.Sprintf("%T %s", g, g.Target()) }
 
 func (l *ledger) orphan(r *resource) {
 	c := l.claims[orphans]

@@ -59,15 +59,18 @@ func (l *ledger) drop(ctx context.Context, le *Lease) error {
 		}
 		change, parts := removal(r)
 		for _, p := range parts {
-			l.set(t, p, evDetach)
+			l.set(t, p.resource, evDetach)
 			p.busy = make(chan struct{})
 		}
-		if err := t.write(); err != nil {
+		if err := t.write(); err != nil && !l.machine.Limits().Observes {
 			for _, p := range parts {
-				l.settle(nil, p, evUnknown)
+				l.settle(nil, p.resource, p.stays())
 			}
 			l.mu.Unlock()
 			return err
+		} else if err != nil {
+			// A full disk must not keep things attached. Opening asks the machine what is there.
+			l.logFailure(err)
 		}
 		l.mu.Unlock()
 		if err := l.remove(ctx, le, change, parts); err != nil {
@@ -76,32 +79,47 @@ func (l *ledger) drop(ctx context.Context, le *Lease) error {
 	}
 }
 
+// leaving is a resource that a removal moves, and where it stood before.
+type leaving struct {
+	*resource
+	from State
+}
+
+// unmoved says what is known of a resource whose removal did nothing: as much as before.
+var unmoved = map[State]event{Attached: evNotDone, Doubtful: evUnknown, Ejected: evGuestLetGo}
+
+func (p leaving) stays() event { return unmoved[p.from] }
+
 // removal is the Change that takes r away, and the resources it moves: the mount first.
-func removal(r *resource) (vmm.Change, []*resource) {
+func removal(r *resource) (vmm.Change, []leaving) {
 	change := vmm.Change{Op: vmm.Remove, Device: r.device, Guest: r.guest}
-	parts := []*resource{r}
+	parts := []leaving{{r, r.state}}
 	if d := r.parent; d != nil && d.refs() == 1 && !d.pinned {
 		change.Device = d.device
-		parts = append(parts, d)
+		parts = append(parts, leaving{d, d.state})
 	}
 	return change, parts
 }
 
 // remove applies a removal and moves the lease to what is left of it.
-func (l *ledger) remove(ctx context.Context, le *Lease, change vmm.Change, parts []*resource) error {
+func (l *ledger) remove(ctx context.Context, le *Lease, change vmm.Change, parts []leaving) error {
 	err := l.apply(ctx, change)
 	host, guest := vmm.Outcomes(change, err)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.begin()
 	for _, p := range parts {
+		outcome := host
+		if p.guest != nil {
+			outcome = guest
+		}
 		switch {
-		case p.guest != nil:
-			l.finish(t, p, guest)
-		case host == vmm.NotDone && change.Guest != nil && guest == vmm.Done:
-			l.settle(t, p, evGuestLetGo)
+		case outcome != vmm.NotDone:
+			l.finish(t, p.resource, outcome)
+		case p.device != nil && change.Guest != nil && guest == vmm.Done:
+			l.settle(t, p.resource, evGuestLetGo)
 		default:
-			l.finish(t, p, host)
+			l.settle(t, p.resource, p.stays())
 		}
 	}
 	l.follow(t, le)

@@ -21,6 +21,9 @@ func (t *tx) write() error {
 		return nil
 	}
 	l := t.l
+	if l.journal.stale {
+		return l.journal.compact(l.snapshot()) // it holds what this record says
+	}
 	if err := l.journal.write(t.rec); err != nil {
 		return err
 	}

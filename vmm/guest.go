@@ -97,6 +97,19 @@ func (g CombinedLayers) Target() string { return g.RootPath }
 // Target implements Guest.
 func (g BlockCIMs) Target() string { return g.VolumeGUID }
 
+// RestsOn is the address of the device that a guest action needs, or "".
+func RestsOn(g Guest) string {
+	switch g := g.(type) {
+	case MappedDisk:
+		return SCSIAddr(g.Controller, g.LUN)
+	case MappedPMEM:
+		return VPMEMDevice{Slot: g.Slot}.Addr()
+	case MappedDirectory:
+		return Plan9Share{Name: g.Share}.Addr()
+	}
+	return ""
+}
+
 func (g MappedDisk) String() string {
 	what := SCSIAddr(g.Controller, g.LUN)
 	if g.Partition != 0 {

@@ -22,7 +22,7 @@ func (f *Fake) host(op vmm.Op, d vmm.Device) error {
 		f.devices[addr] = d
 	case vmm.Remove:
 		for _, g := range f.mounts {
-			if taken && restsOn(g) == addr {
+			if taken && vmm.RestsOn(g) == addr {
 				return f.violate("%s is detached under %s", addr, g)
 			}
 		}
@@ -52,7 +52,7 @@ func (f *Fake) guest(op vmm.Op, g vmm.Guest) error {
 	if taken && !same(old, g) {
 		return fmt.Errorf("%s: %w", target, vmm.ErrOccupied)
 	}
-	if on := restsOn(g); on != "" && f.devices[on] == nil {
+	if on := vmm.RestsOn(g); on != "" && f.devices[on] == nil {
 		return f.violate("%s is mounted without its device", g)
 	}
 	if c, ok := g.(vmm.CombinedLayers); ok && f.os == vmm.Linux {
@@ -81,7 +81,7 @@ func (f *Fake) place(g vmm.Guest) string {
 // below gives the mount of a device that a path lies in.
 func (f *Fake) below(path string) string {
 	for target, g := range f.mounts {
-		if restsOn(g) != "" && (path == target || strings.HasPrefix(path, target+"/")) {
+		if vmm.RestsOn(g) != "" && (path == target || strings.HasPrefix(path, target+"/")) {
 			return target
 		}
 	}
@@ -109,18 +109,6 @@ func (f *Fake) userOf(target string) string {
 		if c.ScratchPath != "" && f.below(c.ScratchPath) == target {
 			return c.RootPath
 		}
-	}
-	return ""
-}
-
-func restsOn(g vmm.Guest) string {
-	switch g := g.(type) {
-	case vmm.MappedDisk:
-		return vmm.SCSIAddr(g.Controller, g.LUN)
-	case vmm.MappedPMEM:
-		return vmm.VPMEMDevice{Slot: g.Slot}.Addr()
-	case vmm.MappedDirectory:
-		return vmm.Plan9Share{Name: g.Share}.Addr()
 	}
 	return ""
 }
