@@ -121,7 +121,22 @@ func stackAs(t testing.TB, n int, as layerdir.Options) (top []layers.Layer, data
 		l := layers.Layer{Folder: makeLayer(t, filepath.Join(dir, fmt.Sprint(i)), files, as)}
 		top = append([]layers.Layer{l}, top...)
 	}
+	writeChains(t, top)
 	return top, data
+}
+
+// writeChains gives every layer its layerchain.json, as the layers of a store have it.
+func writeChains(t testing.TB, top []layers.Layer) {
+	t.Helper()
+	parents := make([]string, len(top))
+	for i, l := range top {
+		parents[i] = l.Folder
+	}
+	for i, l := range top {
+		if err := layerdir.WriteChain(l.Folder, parents[i+1:]); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func scratch(t testing.TB) string {
