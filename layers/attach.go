@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stratavm/strata/erofs"
 	"github.com/stratavm/strata/gpt"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layerdir"
@@ -44,14 +45,20 @@ const partitionMounts = 4
 // Behind one disk there are two ways. EROFS layers get an index: a file system without contents that
 // shows what an overlay of the layers would show and points into them, so that the guest mounts one
 // thing and an overlay has one lower directory, however many layers there are. What cannot be indexed
-// (ext4, layers that the guest is to check against a hash tree) becomes the partitions of the disk,
-// each mounted by itself. The benchmarks show both next to one disk per layer.
+// (ext4, layers that the guest is to check against a hash tree, EROFS of others that is compressed)
+// becomes the partitions of the disk, each mounted by itself. The benchmarks show both next to one disk
+// per layer.
 func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image) ([]string, error) {
 	if len(images) > 1 && r.Attach != AttachSeparate && r.VM.Limits().CompositeDisks {
-		switch {
-		case indexable(images):
-			return attachIndex(ctx, r, c, images)
-		case (r.Attach == AttachOneDisk || checked(images)) && partitionable(images):
+		partitions := r.Attach == AttachOneDisk || checked(images)
+		if indexable(images) {
+			paths, err := attachIndex(ctx, r, c, images)
+			if !notForIndex(err) {
+				return paths, err
+			}
+			partitions = true
+		}
+		if partitions && partitionable(images) {
 			return attachPartitions(ctx, r, c, images)
 		}
 	}
@@ -110,6 +117,12 @@ func indexable(images []image) bool {
 		}
 	}
 	return true
+}
+
+// notForIndex reports whether an index was not made because of what only the layers' contents tell. The
+// guest may know what package erofs does not.
+func notForIndex(err error) bool {
+	return errors.Is(err, erofs.ErrUnsupported) || errors.Is(err, erofs.ErrNotEROFS) || errors.Is(err, erofs.ErrTooLarge)
 }
 
 // checked reports whether the guest is to check any of the layers.
