@@ -229,9 +229,9 @@ func extents(disk []layerdir.Extent) []vmm.Extent {
 
 // oneDisk calls plan with the name of a file in a folder of its own, beside the VM's state, and gives
 // the disk that it describes. remove takes the folder away: the machine has the file open by the time
-// the disk is attached, and without its name it can never be left behind.
+// the disk is attached, and from then on it cannot be left behind. Before, the next uvm.Open removes it.
 func oneDisk(r *Request, images []image, plan func(file string, layers []string) ([]layerdir.Extent, error)) (disk []vmm.Extent, remove func(), err error) {
-	dir, err := os.MkdirTemp(r.VM.Dir(), "disk-")
+	dir, err := r.VM.TempDir()
 	if err != nil {
 		return nil, nil, fmt.Errorf("one disk for %d layers: %w", len(images), err)
 	}

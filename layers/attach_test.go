@@ -280,6 +280,32 @@ func TestOneDiskFaults(t *testing.T) {
 	}
 }
 
+// What a process leaves that is killed while its disk is attached, the next one that opens the VM removes.
+func TestOneDiskKilled(t *testing.T) {
+	for _, format := range []layerdir.Format{layerdir.EROFS, layerdir.VHD} {
+		w := newWorld(t, vmm.Linux, vmmtest.LinuxLimits(), 0)
+		killed := filepath.Join(t.TempDir(), "vm")
+		w.f.Script(func(_ int, c vmm.Change) vmmtest.Fault {
+			if d, ok := c.Device.(vmm.SCSIDisk); ok && c.Op == vmm.Add && d.Extents != nil {
+				if err := os.CopyFS(killed, os.DirFS(w.state)); err != nil {
+					t.Error(err)
+				}
+			}
+			return vmmtest.NoFault
+		})
+		w.mustMount(Request{VM: w.vm, ID: "a", Layers: realLayers(t, format, 2), Attach: AttachOneDisk})
+		w = &world{t: t, f: vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits()), state: killed}
+		if len(w.stateFiles()) == 0 {
+			t.Fatalf("%s: the disk has no files: nothing is tested", format)
+		}
+		w.open()
+		if left := w.stateFiles(); len(left) > 0 {
+			t.Errorf("%s: files left beside the journal: %q", format, left)
+		}
+		w.checkEmpty()
+	}
+}
+
 // Without composite disks every layer goes by itself, with the same result.
 func TestOneDiskFallsBack(t *testing.T) {
 	limits := vmmtest.LinuxLimits()
