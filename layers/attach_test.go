@@ -205,7 +205,7 @@ func TestPartitionsOneDisk(t *testing.T) {
 
 // EROFS layers that an index cannot serve, here because one is compressed, become partitions: the guest's
 // kernel knows more than package erofs. Where there is no room in a table for all, each goes by itself.
-func TestNotForIndex(t *testing.T) {
+func TestCompressedLayers(t *testing.T) {
 	_, err := exec.LookPath("mkfs.erofs")
 	treetest.Need(t, err == nil, "mkfs.erofs", "apt-get install erofs-utils")
 	folder := t.TempDir()
