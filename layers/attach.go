@@ -25,13 +25,19 @@ type Attach uint8
 // The ways. Each gives the same root, but for folders that a layer's tar implies without an entry of
 // their own: an index keeps the attributes that they have below, an overlay shows what the layer holds
 // (0755, root).
+//
+// What a VM has already is shared. An index is shared by containers with the same whole chain of layers
+// only: two images on one base, both EROFS, bring the base into the VM twice. Where memory of the VM
+// counts more than the time of a mount, AttachSeparate shares layer by layer, and so does AttachOneDisk
+// where it makes partitions (ext4, layers with a hash tree).
 const (
 	// AttachAuto puts EROFS layers, and layers with a hash tree, behind one disk where the VM can. It
 	// attaches other layers one by one: as VPMEM, or over SCSI when that does not take them.
 	AttachAuto Attach = iota
 	// AttachSeparate attaches every layer by itself.
 	AttachSeparate
-	// AttachOneDisk puts all layers that the VM does not have yet on one disk.
+	// AttachOneDisk is AttachAuto, and puts other layers behind one disk too, those that the VM does not
+	// have yet.
 	AttachOneDisk
 )
 
