@@ -175,5 +175,6 @@ func fileLayers(b *testing.B, n int) (top []layers.Layer) {
 		l := makeLayer(b, filepath.Join(dir, strconv.Itoa(i)), files, layerdir.Options{Format: layerdir.EROFS})
 		top = append([]layers.Layer{{Folder: l}}, top...)
 	}
+	writeChains(b, top)
 	return top
 }

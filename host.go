@@ -31,7 +31,7 @@ func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, e
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	return uvm.Open(ctx, dir, func(context.Context) (vmm.Machine, error) {
-		return openHost(dir, o)
+		return takeHost(dir, o)
 	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
 }
 
@@ -45,6 +45,18 @@ func HostPath(vm *uvm.UtilityVM, guest string) string {
 
 func openHost(dir string, o OpenOptions) (*host.Machine, error) {
 	return host.Open(host.Options{Dir: filepath.Join(dir, hostDir), ID: filepath.Base(dir), Self: o.Self, Logger: o.Logger})
+}
+
+// takeHost is openHost for who holds the lock of the directory, and mends what was left there.
+func takeHost(dir string, o OpenOptions) (*host.Machine, error) {
+	m, err := openHost(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Tidy(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
 }
 
 func isHost(dir string) bool {

@@ -80,7 +80,7 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 	}
 	vm, err := uvm.Open(ctx, dir, func(ctx context.Context) (vmm.Machine, error) {
 		if isHost(dir) {
-			return openHost(dir, o)
+			return takeHost(dir, o)
 		}
 		return openMachine(ctx, dir, o)
 	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})

@@ -22,6 +22,7 @@ import (
 	"github.com/stratavm/strata/internal/leaktest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -121,7 +122,22 @@ func stackAs(t testing.TB, n int, as layerdir.Options) (top []layers.Layer, data
 		l := layers.Layer{Folder: makeLayer(t, filepath.Join(dir, fmt.Sprint(i)), files, as)}
 		top = append([]layers.Layer{l}, top...)
 	}
+	writeChains(t, top)
 	return top, data
+}
+
+// writeChains gives every layer its layerchain.json, as the layers of a store have it.
+func writeChains(t testing.TB, top []layers.Layer) {
+	t.Helper()
+	parents := make([]string, len(top))
+	for i, l := range top {
+		parents[i] = l.Folder
+	}
+	for i, l := range top {
+		if err := layerdir.WriteChain(l.Folder, parents[i+1:]); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func scratch(t testing.TB) string {
@@ -313,8 +329,22 @@ func TestRealOneDisk(t *testing.T) {
 			empty(t, vm)
 		})
 	}
+	// An image of others, which the guest can read and an index cannot serve.
+	need(t, "mkfs.erofs", "erofs-utils")
+	folder, foreign := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "text"), bytes.Repeat([]byte("a line\n"), 1<<14), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	treetest.Run(t, "mkfs.erofs", "-zlz4hc", "--quiet", filepath.Join(foreign, layerdir.EROFS.FileName()), folder)
+	top, _ := stackAs(t, 2, layerdir.Options{Format: layerdir.EROFS})
+	m := mount(t, layers.Request{VM: vm, ID: "compressed", Layers: append([]layers.Layer{{Folder: foreign}}, top...)})
+	if got := sh(t, vm, m, "cat /text | wc -l"); strings.TrimSpace(got) != fmt.Sprint(1<<14) {
+		t.Errorf("the file in the compressed layer has %q lines", got)
+	}
+	release(t, m)
+	empty(t, vm)
 	// What was changed after the hash tree was made cannot be read.
-	top, _ := stackAs(t, 1, layerdir.Options{Format: layerdir.EROFS, Verity: true})
+	top, _ = stackAs(t, 1, layerdir.Options{Format: layerdir.EROFS, Verity: true})
 	file := filepath.Join(top[0].Folder, layerdir.EROFS.FileName())
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -330,7 +360,7 @@ func TestRealOneDisk(t *testing.T) {
 	if err := os.WriteFile(file, b, 0o600); err != nil || changed == 0 {
 		t.Fatalf("%d blocks changed, %v", changed, err)
 	}
-	m := mount(t, layers.Request{VM: vm, ID: "bad", Layers: top})
+	m = mount(t, layers.Request{VM: vm, ID: "bad", Layers: top})
 	if got := sh(t, vm, m, "cat /data/f0 2>/dev/null || echo refused"); got != "refused\n" {
 		t.Errorf("a file that does not match the hash tree holds %q", got)
 	}

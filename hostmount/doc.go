@@ -7,8 +7,8 @@
 //   - an EROFS image is mounted from its file (Linux 6.12 and later), without any device;
 //   - other images, and a part of a file, through a loop device that goes away by itself with the
 //     mount (LO_FLAGS_AUTOCLEAR), so that a crash leaves at most a mount;
-//   - overlays by fsopen and one "lowerdir+" for each layer (Linux 6.8), else by mount(2) with
-//     "/proc/self/fd/N" for each: either way beyond the page that mount options have to fit in.
+//   - overlays by mount(2) on a thread whose working directory is /proc/self/fd, so that a few digits
+//     stand for each layer: all 500 that the kernel stacks fit in the page that mount options may have.
 //
 // All of it needs root, or CAP_SYS_ADMIN. In a user namespace the kernel lets nobody mount EROFS or
 // ext4; bind mounts and overlays of folders work there (since Linux 5.11), with opaque directories
@@ -42,9 +42,12 @@ type Image struct {
 	Options    []string // of the file system, each "name" or "name=value"
 }
 
+// MaxLayers is what the overlay file system stacks at most.
+const MaxLayers = 500
+
 // Overlay is a stack of directories.
 type Overlay struct {
-	Lowers []string // top first
+	Lowers []string // top first, at most MaxLayers
 	Upper  string   // empty: read-only
 	Work   string
 }

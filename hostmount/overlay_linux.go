@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
-
-const maxMountData = 4095 // bytes of options that mount(2) takes
 
 // MountOverlay mounts a stack of directories at an existing directory.
 func MountOverlay(ctx context.Context, o Overlay, target string) error {
@@ -26,87 +26,81 @@ func mountOverlay(ctx context.Context, o Overlay, target string) error {
 	switch {
 	case len(o.Lowers) == 0:
 		return errors.New("an overlay needs at least one layer")
+	case len(o.Lowers) > MaxLayers:
+		return fmt.Errorf("the most that can be combined are %d", MaxLayers)
 	case (o.Upper == "") != (o.Work == ""):
 		return errors.New("an overlay needs both an upper and a work directory, or neither")
 	case len(o.Lowers) == 1 && o.Upper == "":
 		return mountDirectory(ctx, o.Lowers[0], target, true) // the kernel wants two layers at least
 	}
-	fds := make([]int, 0, len(o.Lowers)+2)
+	fds := make([]int, 0, len(o.Lowers)+3)
 	defer func() {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
 	}()
-	// Paths with colons, commas or backslashes, and long ones, are all the same through descriptors.
-	open := func(path string) (string, error) {
+	open := func(path string) (int, error) {
 		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return "", fmt.Errorf("%s: %w", path, err)
+			return -1, fmt.Errorf("%s: %w", path, err)
 		}
 		fds = append(fds, fd)
-		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+		return fd, nil
 	}
 	lowers := make([]string, len(o.Lowers))
-	var err error
 	for i, l := range o.Lowers {
-		if lowers[i], err = open(l); err != nil {
+		fd, err := open(l)
+		if err != nil {
 			return err
+		}
+		lowers[i] = strconv.Itoa(fd)
+	}
+	options := "lowerdir=" + strings.Join(lowers, ":")
+	flags := uintptr(unix.MS_NODEV)
+	if o.Upper == "" {
+		flags |= unix.MS_RDONLY
+	} else {
+		for _, dir := range []struct{ option, path string }{{"upperdir", o.Upper}, {"workdir", o.Work}} {
+			fd, err := open(dir.path)
+			if err != nil {
+				return err
+			}
+			options += fmt.Sprintf(",%s=%d", dir.option, fd)
 		}
 	}
-	writable := make(map[string]string)
-	if o.Upper != "" {
-		if writable["upperdir"], err = open(o.Upper); err != nil {
-			return err
-		}
-		if writable["workdir"], err = open(o.Work); err != nil {
-			return err
-		}
-	}
-	var flags []string
 	if inUserNamespace() {
-		flags = append(flags, "userxattr")
+		options += ",userxattr"
 	}
-	err = mountContext("overlay", o.Upper == "", target, func(fd int) error {
-		if err := unix.FsconfigSetString(fd, "source", "overlay"); err != nil {
-			return err
-		}
-		for _, l := range lowers {
-			if err := unix.FsconfigSetString(fd, "lowerdir+", l); err != nil {
-				return fmt.Errorf("lowerdir+: %w", errNoAppend(err))
-			}
-		}
-		for k, v := range writable {
-			if err := unix.FsconfigSetString(fd, k, v); err != nil {
-				return fmt.Errorf("%s: %w", k, err)
-			}
-		}
-		for _, f := range flags {
-			if err := unix.FsconfigSetFlag(fd, f); err != nil {
-				return fmt.Errorf("%s: %w", f, err)
-			}
-		}
-		return nil
-	})
-	if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, errAppend) {
+	at, err := open(target)
+	if err != nil {
 		return err
 	}
-	options := append(flags, "lowerdir="+strings.Join(lowers, ":"))
-	for k, v := range writable {
-		options = append(options, k+"="+v)
-	}
-	data := strings.Join(options, ",")
-	if len(data) > maxMountData {
-		return fmt.Errorf("%d layers need %d bytes of options, this kernel takes %d: Linux 6.8 has no such limit", len(lowers), len(data), maxMountData)
-	}
-	return mountOld("overlay", "overlay", data, o.Upper == "", target)
+	return OverlayFDs(at, flags, options)
 }
 
-// errAppend says that the kernel does not know "lowerdir+".
-var errAppend = errors.New("this kernel takes all layers in one option")
-
-func errNoAppend(err error) error {
-	if errors.Is(err, unix.EINVAL) {
-		return errAppend
-	}
-	return err
+// OverlayFDs mounts an overlay at an open directory. The options name its directories by the numbers of
+// their descriptors. Options have to fit in one page: this way all MaxLayers do, and paths with colons,
+// commas or backslashes are all the same. The mount options that Linux 6.8 has for each layer by itself
+// are not needed.
+func OverlayFDs(target int, flags uintptr, options string) error {
+	result := make(chan error, 1)
+	go func() {
+		// The working directory belongs to the process; this thread gets one of its own and is
+		// thrown away with it, because it is never unlocked.
+		runtime.LockOSThread()
+		result <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := unix.Chdir("/proc/self/fd"); err != nil {
+				return err
+			}
+			err := unix.Mount("overlay", strconv.Itoa(target), "overlay", flags, options)
+			if errors.Is(err, unix.EINVAL) {
+				return fmt.Errorf("%w (the kernel's log says why)", err)
+			}
+			return err
+		}()
+	}()
+	return <-result
 }

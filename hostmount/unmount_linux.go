@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -26,16 +27,30 @@ func Unmount(ctx context.Context, target string) error {
 	switch {
 	case err == nil, errors.Is(err, unix.ENOENT):
 		return nil
-	case errors.Is(err, unix.EINVAL):
-		// Not a mount point, or one that cannot be unmounted: only the list can tell.
-		mounts, listErr := Mounts(target)
-		if listErr == nil && (len(mounts) == 0 || mounts[0] != target) {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		// Not a mount point, one that cannot be unmounted, or a caller without rights, to whom the
+		// kernel says no before it looks: only the list can tell.
+		if yes, listErr := mountPoint(target); listErr == nil && !yes {
 			return nil
 		}
 	case errors.Is(err, unix.EBUSY):
 		return fail("unmount", target, fmt.Errorf("%w%s", ErrBusy, describe(target)))
 	}
 	return fail("unmount", target, explain(err, ""))
+}
+
+// mountPoint looks a directory up in the list of mounts, which has paths without links.
+func mountPoint(target string) (bool, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(target))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	target = filepath.Join(dir, filepath.Base(target))
+	mounts, err := Mounts(target)
+	return len(mounts) > 0 && mounts[0] == target, err
 }
 
 func describe(target string) string {

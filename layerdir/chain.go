@@ -100,9 +100,19 @@ func WriteChain(dir string, parents []string) (err error) {
 // parent is relative to the folder of its layerchain.json. A contradiction matches ErrChainOrder and
 // shows both orders.
 func CheckChain(layersTopFirst []string) error {
+	// Every layer names all below it: n layers hold n²/2 paths, but only n different ones.
+	known := make(map[string]string, len(layersTopFirst))
+	resolve := func(p string) string {
+		real, ok := known[p]
+		if !ok {
+			real = canonical(p)
+			known[p] = real
+		}
+		return real
+	}
 	given := make([]string, len(layersTopFirst))
 	for i, l := range layersTopFirst {
-		given[i] = canonical(l)
+		given[i] = resolve(l)
 	}
 	for i, l := range layersTopFirst {
 		chain, err := ReadChain(l)
@@ -117,7 +127,7 @@ func CheckChain(layersTopFirst []string) error {
 			if !filepath.IsAbs(p) {
 				p = filepath.Join(l, p)
 			}
-			want[j] = canonical(p)
+			want[j] = resolve(p)
 		}
 		if got := given[i+1:]; !slices.Equal(got, want) {
 			return fmt.Errorf("%w: below %s the order given is [%s], its %s says [%s]: give the layers topmost first, base last",

@@ -2,6 +2,7 @@ package layerdir_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,29 @@ func TestChain(t *testing.T) {
 		if !c.ok && (!strings.Contains(err.Error(), strings.Join(c.order[1:], ", ")) || !strings.Contains(err.Error(), "says [")) {
 			t.Errorf("%s: the error does not show both orders: %v", c.name, err)
 		}
+	}
+}
+
+// BenchmarkCheckChain: what each mount of a chain costs before anything is touched.
+func BenchmarkCheckChain(b *testing.B) {
+	for _, n := range []int{10, 100, 300} {
+		b.Run(fmt.Sprintf("layers=%d", n), func(b *testing.B) {
+			base := b.TempDir()
+			dirs := make([]string, n) // topmost first
+			for i := range dirs {
+				dirs[i] = filepath.Join(base, fmt.Sprint(i))
+			}
+			for i, dir := range dirs {
+				if err := layerdir.WriteChain(dir, dirs[i+1:]); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for b.Loop() {
+				if err := layerdir.CheckChain(dirs); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

@@ -59,7 +59,8 @@ func openLayers(paths []string) (files []layerFile, closeAll func(), err error) 
 // IndexDisk makes an index over EROFS layer files, top first, in the new file index, and gives the
 // extents of the read-only disk that shows all of them as one EROFS file system. The disk belongs to
 // one mount: remove the file with it. Layers that an index cannot serve (ext4, compressed images) give
-// an error that matches erofs.ErrNotEROFS or erofs.ErrUnsupported: use PartitionDisk, or a disk each.
+// an error that matches erofs.ErrNotEROFS, erofs.ErrUnsupported or erofs.ErrTooLarge, and leave no file:
+// use PartitionDisk, or a disk each.
 func IndexDisk(index string, layers []string) (disk []Extent, err error) {
 	wrap := func(err error) error {
 		return fmt.Errorf("index %d layers in %s: %w", len(layers), index, explain(err))

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stratavm/strata/erofs"
 	"github.com/stratavm/strata/gpt"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layerdir"
@@ -24,13 +25,19 @@ type Attach uint8
 // The ways. Each gives the same root, but for folders that a layer's tar implies without an entry of
 // their own: an index keeps the attributes that they have below, an overlay shows what the layer holds
 // (0755, root).
+//
+// What a VM has already is shared. An index is shared by containers with the same whole chain of layers
+// only: two images on one base, both EROFS, bring the base into the VM twice. Where memory of the VM
+// counts more than the time of a mount, AttachSeparate shares layer by layer, and so does AttachOneDisk
+// where it makes partitions (ext4, layers with a hash tree).
 const (
 	// AttachAuto puts EROFS layers, and layers with a hash tree, behind one disk where the VM can. It
 	// attaches other layers one by one: as VPMEM, or over SCSI when that does not take them.
 	AttachAuto Attach = iota
 	// AttachSeparate attaches every layer by itself.
 	AttachSeparate
-	// AttachOneDisk puts all layers that the VM does not have yet on one disk.
+	// AttachOneDisk is AttachAuto, and puts other layers behind one disk too, those that the VM does not
+	// have yet.
 	AttachOneDisk
 )
 
@@ -44,14 +51,20 @@ const partitionMounts = 4
 // Behind one disk there are two ways. EROFS layers get an index: a file system without contents that
 // shows what an overlay of the layers would show and points into them, so that the guest mounts one
 // thing and an overlay has one lower directory, however many layers there are. What cannot be indexed
-// (ext4, layers that the guest is to check against a hash tree) becomes the partitions of the disk,
-// each mounted by itself. The benchmarks show both next to one disk per layer.
+// (ext4, layers that the guest is to check against a hash tree, EROFS of others that is compressed)
+// becomes the partitions of the disk, each mounted by itself. The benchmarks show both next to one disk
+// per layer.
 func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image) ([]string, error) {
 	if len(images) > 1 && r.Attach != AttachSeparate && r.VM.Limits().CompositeDisks {
-		switch {
-		case indexable(images):
-			return attachIndex(ctx, r, c, images)
-		case (r.Attach == AttachOneDisk || checked(images)) && partitionable(images):
+		partitions := r.Attach == AttachOneDisk || checked(images)
+		if indexable(images) {
+			paths, err := attachIndex(ctx, r, c, images)
+			if !notForIndex(err) {
+				return paths, err
+			}
+			partitions = true
+		}
+		if partitions && partitionable(images) {
 			return attachPartitions(ctx, r, c, images)
 		}
 	}
@@ -110,6 +123,12 @@ func indexable(images []image) bool {
 		}
 	}
 	return true
+}
+
+// notForIndex reports whether an index was not made because of what only the layers' contents tell. The
+// guest may know what package erofs does not.
+func notForIndex(err error) bool {
+	return errors.Is(err, erofs.ErrUnsupported) || errors.Is(err, erofs.ErrNotEROFS) || errors.Is(err, erofs.ErrTooLarge)
 }
 
 // checked reports whether the guest is to check any of the layers.
@@ -216,9 +235,9 @@ func extents(disk []layerdir.Extent) []vmm.Extent {
 
 // oneDisk calls plan with the name of a file in a folder of its own, beside the VM's state, and gives
 // the disk that it describes. remove takes the folder away: the machine has the file open by the time
-// the disk is attached, and without its name it can never be left behind.
+// the disk is attached, and from then on it cannot be left behind. Before, the next uvm.Open removes it.
 func oneDisk(r *Request, images []image, plan func(file string, layers []string) ([]layerdir.Extent, error)) (disk []vmm.Extent, remove func(), err error) {
-	dir, err := os.MkdirTemp(r.VM.Dir(), "disk-")
+	dir, err := r.VM.TempDir()
 	if err != nil {
 		return nil, nil, fmt.Errorf("one disk for %d layers: %w", len(images), err)
 	}

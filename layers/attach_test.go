@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/stratavm/strata/gpt"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layertree"
+	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
@@ -201,6 +203,54 @@ func TestPartitionsOneDisk(t *testing.T) {
 	w.checkEmpty()
 }
 
+// EROFS layers that an index cannot serve, here because one is compressed, become partitions: the guest's
+// kernel knows more than package erofs. Where there is no room in a table for all, each goes by itself.
+func TestCompressedLayers(t *testing.T) {
+	_, err := exec.LookPath("mkfs.erofs")
+	treetest.Need(t, err == nil, "mkfs.erofs", "apt-get install erofs-utils")
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "text"), bytes.Repeat([]byte("compresses well\n"), 1<<14), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	compressed := Layer{Folder: t.TempDir()}
+	treetest.Run(t, "mkfs.erofs", "-zlz4hc", "--quiet", filepath.Join(compressed.Folder, layerEROFS), folder)
+	few := append(realLayers(t, layerdir.EROFS, 2), compressed)
+	many := append(realLayers(t, layerdir.EROFS, gpt.MaxPartitions), compressed)
+	for _, c := range []struct {
+		name    string
+		attach  Attach
+		layers  []Layer
+		devices int
+	}{
+		{"auto", AttachAuto, few, 1},
+		{"one disk", AttachOneDisk, few, 1},
+		{"more than there are partitions", AttachAuto, many, len(many)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			limits := vmmtest.LinuxLimits()
+			limits.VPMEMDevices = 0
+			w := newWorld(t, vmm.Linux, limits, 0)
+			s := w.snoop(t)
+			m := w.mustMount(Request{VM: w.vm, ID: "a", Layers: c.layers, Attach: c.attach})
+			if d, g := w.counts(); d != c.devices || g != len(c.layers)+1 {
+				t.Errorf("%d device operations and %d guest round trips, want %d and %d", d, g, c.devices, len(c.layers)+1)
+			}
+			if c.devices == 1 {
+				if parts, err := gpt.Read(bytes.NewReader(s.disks[0]), int64(len(s.disks[0]))); err != nil || len(parts) != len(c.layers) {
+					t.Errorf("partitions: %+v, %v", parts, err)
+				}
+			}
+			if left := w.stateFiles(); len(left) > 0 {
+				t.Errorf("files left beside the journal: %q", left)
+			}
+			if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+				t.Fatal(err)
+			}
+			w.checkEmpty()
+		})
+	}
+}
+
 // Every fault of a mount with one disk for all layers leaves nothing.
 func TestOneDiskFaults(t *testing.T) {
 	for _, format := range []layerdir.Format{layerdir.EROFS, layerdir.VHD} {
@@ -227,6 +277,32 @@ func TestOneDiskFaults(t *testing.T) {
 				w.checkEmpty()
 			}
 		}
+	}
+}
+
+// What a process leaves that is killed while its disk is attached, the next one that opens the VM removes.
+func TestOneDiskKilled(t *testing.T) {
+	for _, format := range []layerdir.Format{layerdir.EROFS, layerdir.VHD} {
+		w := newWorld(t, vmm.Linux, vmmtest.LinuxLimits(), 0)
+		killed := filepath.Join(t.TempDir(), "vm")
+		w.f.Script(func(_ int, c vmm.Change) vmmtest.Fault {
+			if d, ok := c.Device.(vmm.SCSIDisk); ok && c.Op == vmm.Add && d.Extents != nil {
+				if err := os.CopyFS(killed, os.DirFS(w.state)); err != nil {
+					t.Error(err)
+				}
+			}
+			return vmmtest.NoFault
+		})
+		w.mustMount(Request{VM: w.vm, ID: "a", Layers: realLayers(t, format, 2), Attach: AttachOneDisk})
+		w = &world{t: t, f: vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits()), state: killed}
+		if len(w.stateFiles()) == 0 {
+			t.Fatalf("%s: the disk has no files: nothing is tested", format)
+		}
+		w.open()
+		if left := w.stateFiles(); len(left) > 0 {
+			t.Errorf("%s: files left beside the journal: %q", format, left)
+		}
+		w.checkEmpty()
 	}
 }
 

@@ -23,6 +23,8 @@ var (
 	ErrDuplicateLayer = fmt.Errorf("%w: duplicate layer", ErrInvalid)
 	// ErrLayerOrder: layerchain.json contradicts the order given.
 	ErrLayerOrder = layerdir.ErrChainOrder
+	// ErrUnchecked: a layer has a dm-verity hash tree and the machine cannot check it.
+	ErrUnchecked = fmt.Errorf("checking layers with dm-verity: %w", uvm.ErrNotSupported)
 )
 
 // Layer is one read-only layer.
@@ -35,7 +37,8 @@ type Layer struct {
 	// Partition of the image, 1-based; 0 is the whole image.
 	Partition uint64
 	// Verity, when set, makes the guest check the layer against a dm-verity root digest. Without it
-	// the digest that was recorded in the folder when the layer was made counts, if there is one.
+	// the digest that was recorded in the folder when the layer was made counts, if there is one. Where
+	// nobody can check it, mounting fails with ErrUnchecked; see Request.AllowUnchecked.
 	Verity *vmm.Verity
 }
 
@@ -62,6 +65,9 @@ type Request struct {
 	FS FS
 	// Attach says how the layers travel into a Linux VM.
 	Attach Attach
+	// AllowUnchecked mounts layers with a hash tree without a check where the machine cannot make one
+	// (vmm.Limits.Verity).
+	AllowUnchecked bool
 }
 
 // FS is what the package needs to know of the host's files.
@@ -129,6 +135,8 @@ func (r *Request) complete() error {
 			return fmt.Errorf("%w: layer %d: give a folder or a file", ErrInvalid, i+1)
 		case !hostpath.IsAbs(name):
 			return fmt.Errorf("%w: layer %q: give an absolute path", ErrInvalid, name)
+		case l.Verity != nil && !r.checks() && !r.AllowUnchecked:
+			return unchecked(name)
 		}
 		id := fmt.Sprintf("%s#%d", hostpath.Identity(name), l.Partition)
 		if first, twice := seen[id]; twice {
@@ -207,10 +215,22 @@ func (r *Request) findImage(l Layer) (image, error) {
 	return image{}, fmt.Errorf("%w: layer %s", ErrInvalid, l.Folder)
 }
 
+// checks reports whether what is read from the layers is checked against their hash trees.
+func (r *Request) checks() bool { return r.VM != nil && r.VM.Limits().Verity }
+
+func unchecked(layer string) error {
+	return fmt.Errorf("layer %s has a hash tree: %w; import it without one, or mount it in a VM whose guest checks it",
+		layer, ErrUnchecked)
+}
+
 // findVerity adds the root digest that was recorded when the layer was made with a hash tree, so that
 // the guest checks what it reads.
 func (r *Request) findVerity(img *image) error {
-	if _, real := r.FS.(hostFS); !real || img.layer.Verity != nil || img.layer.Folder == "" || !r.VM.Limits().Verity {
+	if !r.checks() && r.AllowUnchecked {
+		img.layer.Verity = nil
+		return nil
+	}
+	if _, real := r.FS.(hostFS); !real || img.layer.Verity != nil || img.layer.Folder == "" {
 		return nil
 	}
 	format := layerdir.VHD
@@ -223,6 +243,9 @@ func (r *Request) findVerity(img *image) error {
 	}
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", img.layer.Folder, err)
+	}
+	if !r.checks() {
+		return unchecked(img.layer.Folder)
 	}
 	img.layer.Verity = &vmm.Verity{DataBytes: info.DataBytes, RootDigest: info.RootDigest, Salt: info.Salt,
 		Algorithm: info.Algorithm, BlockSize: verity.BlockSize, SuperBlock: true}

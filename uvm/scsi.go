@@ -45,8 +45,8 @@ func (vm *UtilityVM) SCSI() SCSI { return SCSI{vm} }
 
 // Attach attaches a disk and mounts it, or shares it when the same disk (resolved path, read-only,
 // kind) is mounted the same way already; then Lease.GuestPath is where it was mounted first. The
-// lowest free slot is taken, controller by controller. Errors match ErrNoSCSIControllers and
-// ErrNoAvailableLocation.
+// lowest free slot is taken, controller by controller. Errors match ErrNoSCSIControllers,
+// ErrNoAvailableLocation, and ErrNotSupported for composite disks and dm-verity where the VM lacks them.
 func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease, error) {
 	l := s.vm.l
 	if s.vm.Limits().SCSIControllers == 0 {
@@ -54,6 +54,9 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 	}
 	if d.Extents != nil && !s.vm.Limits().CompositeDisks {
 		return nil, fmt.Errorf("attach %s: composite disks: %w", d.Path, ErrNotSupported)
+	}
+	if d.Mount != nil && d.Mount.Verity != nil && !s.vm.Limits().Verity {
+		return nil, fmt.Errorf("attach %s: dm-verity: %w", d.Path, ErrNotSupported)
 	}
 	if d.Kind == vmm.VirtualDisk {
 		d.Kind = "" // the default, so that both spellings are one disk

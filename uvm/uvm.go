@@ -46,8 +46,9 @@ func (o *Options) complete() {
 }
 
 // Open takes up the VM of a state directory: it takes the directory's lock (waiting for it until ctx
-// ends, then ErrLocked), reads the journal, connects to the machine, compares, and undoes what a
-// process that died had under way. An empty dir keeps the books in memory only.
+// ends, then ErrLocked), removes temporary files that a process that died left, reads the journal,
+// connects to the machine, compares, and undoes what such a process had under way. An empty dir keeps
+// the books in memory only.
 //
 // When the machine is gone Open forgets what was in it and fails with an error matching vmm.ErrGone.
 // When something that was under way cannot be undone the VM is usable all the same: the rest stays
@@ -59,6 +60,10 @@ func Open(ctx context.Context, dir string, connect Connect, opts Options) (*Util
 	if dir != "" {
 		if vm.lock, err = lockDir(ctx, dir); err != nil {
 			return nil, err
+		}
+		// A machine may still have a file open that Windows then does not remove. The next Open will.
+		if err := removeTemps(dir); err != nil {
+			opts.Logger.Warn("temporary files that an earlier process left are still there", "error", err)
 		}
 	}
 	if err := vm.open(ctx, dir, connect, opts); err != nil {

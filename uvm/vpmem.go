@@ -34,7 +34,7 @@ func (vm *UtilityVM) VPMEM() VPMEM { return VPMEM{vm} }
 
 // Attach attaches a file to the lowest free slot n and mounts it at /run/layers/p<n>, or shares it.
 // Errors match ErrNoVPMEM, ErrMaxVPMEMLayerSize, ErrVPMEMAlign and ErrNoAvailableLocation; each of them
-// means that SCSI may still serve.
+// means that SCSI may still serve. ErrNotSupported says that the guest does not check dm-verity.
 func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Lease, error) {
 	l, lim := v.vm.l, v.vm.Limits()
 	switch {
@@ -46,8 +46,13 @@ func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Leas
 	case lim.VPMEMAlign != 0 && p.content()%lim.VPMEMAlign != 0:
 		return nil, fmt.Errorf("attach %s: its %d bytes are no multiple of %d: %w", p.Path, p.content(),
 			lim.VPMEMAlign, ErrVPMEMAlign)
+	case p.Verity != nil && !lim.Verity:
+		return nil, fmt.Errorf("attach %s: dm-verity: %w", p.Path, ErrNotSupported)
 	}
 	key := "vpmem|" + hostpath.Identity(p.Path)
+	if p.Verity != nil {
+		key += "|verity=" + p.Verity.RootDigest // never share a mount that checks nothing, or another tree
+	}
 	return l.acquire(ctx, c, role, want{
 		deviceKey: key, pinned: lim.VPMEMParked,
 		device: func() (vmm.Device, error) {

@@ -2,9 +2,13 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,6 +16,7 @@ import (
 
 	"github.com/stratavm/strata/bootimage/bootimagetest"
 	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/layertree/treetest"
 )
 
 // cliBox runs the real binary on a state directory of its own.
@@ -48,6 +53,86 @@ func (c cliBox) interrupt(after time.Duration, sig syscall.Signal, args ...strin
 	_ = cmd.Wait() // whatever became of it
 }
 
+// layers imports n layers.
+func (c cliBox) layers(work string, n int) (folders []string) {
+	c.t.Helper()
+	tarball := filepath.Join(work, "layer.tar")
+	writeBigTar(c.t, tarball, 64<<10)
+	for i := range n {
+		dir := filepath.Join(work, fmt.Sprint("layer", i))
+		c.run("import", tarball, dir)
+		folders = append(folders, dir)
+	}
+	return folders
+}
+
+// interruptMounts interrupts mounting and unmounting in a VM after so many milliseconds each. After a
+// recovery a container is there whole or not at all, and without one nothing is held.
+func (c cliBox) interruptMounts(vm, scratch string, folders []string, moments ...time.Duration) {
+	t := c.t
+	t.Helper()
+	mount := append([]string{"mount", "--vm", vm, "--scratch", scratch, "web"}, folders...)
+	unmount := []string{"unmount", "--vm", vm, "web"}
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT} {
+		for _, after := range moments {
+			after *= time.Millisecond
+			c.interrupt(after, sig, mount...)
+			c.run("recover")
+			var list []container
+			if err := json.Unmarshal([]byte(c.run("--json", "ls")), &list); err != nil {
+				t.Fatal(err)
+			}
+			if len(list) > 0 && (list[0].Phase != "mounted" || list[0].Held != len(folders)+2) {
+				t.Errorf("mount interrupted by %v after %v left %+v", sig, after, list)
+			}
+			if len(list) == 0 {
+				c.run(mount...)
+			}
+			c.interrupt(after, sig, unmount...)
+			c.run("recover")
+			if strings.Contains(c.run("ls"), "web") {
+				c.run(unmount...)
+			}
+			for line := range strings.Lines(c.run("vm", "inspect", vm)) {
+				if strings.HasPrefix(line, "container") || strings.HasPrefix(line, "attached") && !strings.Contains(line, "parked") {
+					t.Errorf("after %v at %v this is left: %s", sig, after, line)
+				}
+			}
+			// What this system itself as a machine keeps, where vm is that.
+			err := filepath.WalkDir(filepath.Join(c.state, "vms", vm, "host"), func(path string, d fs.DirEntry, err error) error {
+				if errors.Is(err, fs.ErrNotExist) {
+					return nil
+				}
+				if base := d.Name(); err == nil && !slices.Contains([]string{"host", "machine.json", "devices", "mounts", "fs"}, base) {
+					t.Errorf("after %v at %v this is left: %s", sig, after, path)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// TestInterruptedHost is TestInterrupted for layers that are mounted on this system itself.
+func TestInterruptedHost(t *testing.T) {
+	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	c := cliBox{t: t, strata: bootimagetest.Strata(t), state: filepath.Join(t.TempDir(), "state")}
+	leaktest.Check(t)
+	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
+	work := t.TempDir()
+	scratch := filepath.Join(work, "scratch")
+	if err := os.Mkdir(scratch, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.interruptMounts("host", scratch, c.layers(work, 6), 0, 4, 7, 9, 11, 13, 15, 17, 20, 24, 30, 40, 70, 150)
+	c.run("vm", "stop", "host")
+	if entries, err := os.ReadDir(filepath.Join(c.state, "vms")); err != nil || len(entries) > 0 {
+		t.Errorf("left in the state directory: %v %v", entries, err)
+	}
+}
+
 // TestInterrupted kills and interrupts commands at many moments. The next command mends what they
 // left: a container is there whole or not at all, and in the end nothing is.
 func TestInterrupted(t *testing.T) {
@@ -58,13 +143,7 @@ func TestInterrupted(t *testing.T) {
 	leaktest.Check(t)
 	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
 	work := t.TempDir()
-	var folders []string
-	for _, name := range []string{"a", "b", "c"} {
-		tarball, dir := filepath.Join(work, name+".tar"), filepath.Join(work, name)
-		writeBigTar(t, tarball, 64<<10)
-		c.run("import", tarball, dir)
-		folders = append(folders, dir)
-	}
+	folders := c.layers(work, 3)
 	scratch := filepath.Join(work, "scratch")
 	c.run("scratch", "create", "--size", "64M", scratch)
 
@@ -81,34 +160,7 @@ func TestInterrupted(t *testing.T) {
 		}
 	}
 	c.run("vm", "start")
-	mount := append([]string{"mount", "--scratch", scratch, "web"}, folders...)
-	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT} {
-		for _, after := range []time.Duration{0, 5, 15, 40, 80, 150, 300, 600} {
-			after *= time.Millisecond
-			c.interrupt(after, sig, mount...)
-			c.run("recover")
-			var list []container
-			if err := json.Unmarshal([]byte(c.run("--json", "ls")), &list); err != nil {
-				t.Fatal(err)
-			}
-			if len(list) > 0 && (list[0].Phase != "mounted" || list[0].Held != len(folders)+2) {
-				t.Errorf("mount interrupted by %v after %v left %+v", sig, after, list)
-			}
-			if len(list) == 0 {
-				c.run(mount...)
-			}
-			c.interrupt(after, sig, "unmount", "web")
-			c.run("recover")
-			if strings.Contains(c.run("ls"), "web") {
-				c.run("unmount", "web")
-			}
-			for line := range strings.Lines(c.run("vm", "inspect")) {
-				if strings.HasPrefix(line, "container") || strings.HasPrefix(line, "attached") && !strings.Contains(line, "parked") {
-					t.Errorf("after %v at %v this is left: %s", sig, after, line)
-				}
-			}
-		}
-	}
+	c.interruptMounts("default", scratch, folders, 0, 5, 15, 40, 80, 150, 300, 600)
 	c.run("vm", "stop")
 	if entries, err := os.ReadDir(filepath.Join(c.state, "vms")); err != nil || len(entries) > 0 {
 		t.Errorf("left in the state directory: %v %v", entries, err)

@@ -37,6 +37,7 @@ func mountCommands(e *env) []*cli.Command {
 			Flags: append([]cli.Flag{
 				vmFlag(),
 				&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (strata scratch create)"},
+				uncheckedFlag(),
 			}, imageFlags()...),
 			Action: e.mount,
 		},
@@ -56,6 +57,10 @@ func mountCommands(e *env) []*cli.Command {
 	}
 }
 
+func uncheckedFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "allow-unchecked", Usage: "mount layers with a hash tree (+verity) also where nothing can check it"}
+}
+
 // mounted is what mount prints.
 type mounted struct {
 	ID      string   `json:"id"`
@@ -72,7 +77,7 @@ func request(cmd *cli.Command, id string, folders []string) (layers.Request, err
 	if err != nil {
 		return layers.Request{}, err
 	}
-	r := layers.Request{ID: id}
+	r := layers.Request{ID: id, AllowUnchecked: cmd.Bool("allow-unchecked")}
 	for _, f := range folders {
 		r.Layers = append(r.Layers, layers.Layer{Folder: f})
 	}
@@ -136,6 +141,8 @@ func (e *env) advise(err error, vm, id string) error {
 		return fmt.Errorf("%w; strata ls shows those there are", err)
 	case errors.Is(err, layers.ErrLayerOrder):
 		return fmt.Errorf("%w; give the top-most layer first and the base last", err)
+	case errors.Is(err, layers.ErrUnchecked):
+		return fmt.Errorf("%w (--image-format without +verity, --isolation=hypervisor); --allow-unchecked mounts it all the same", err)
 	}
 	return err
 }

@@ -30,6 +30,7 @@ func runCommands(e *env) []*cli.Command {
 		&cli.StringFlag{Name: "id", Usage: "of the container (default: made up)"},
 		&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
 		&cli.BoolFlag{Name: "read-only", Usage: "no scratch: the root cannot be written"},
+		uncheckedFlag(),
 		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
 	}
 	flags = append(append(flags, startFlags()...), imageFlags()...)

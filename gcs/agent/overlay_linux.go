@@ -5,28 +5,24 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
-)
 
-// maxLayers is what the overlay file system stacks at most.
-const maxLayers = 500
+	"github.com/stratavm/strata/hostmount"
+)
 
 // overlay mounts layers, top-most first, at target. With a scratch directory upper and work are made in
 // it; without, the root is read-only. What a failed call has made is gone afterwards.
 //
-// The options of a mount have to fit in one page, and the kernels before 6.8 take the layers in one
-// option only. Therefore all directories are opened first, without following links, and named in the
-// options by the numbers of their descriptors, relative to /proc/self/fd: 500 layers fit.
+// All directories are opened first, without following links, and named by their descriptors.
 func overlay(target string, layers []string, scratch, empty string) (err error) {
 	if len(layers) == 0 {
 		return fmt.Errorf("no layers to combine: %w", errInvalid)
 	}
-	if len(layers) > maxLayers {
-		return fmt.Errorf("%d layers, the most that can be combined are %d: %w", len(layers), maxLayers, errInvalid)
+	if len(layers) > hostmount.MaxLayers {
+		return fmt.Errorf("%d layers, the most that can be combined are %d: %w", len(layers), hostmount.MaxLayers, errInvalid)
 	}
 	var open []*os.File
 	defer func() {
@@ -80,7 +76,7 @@ func overlay(target string, layers []string, scratch, empty string) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := mountFromFDs(int(at.dir.Fd()), flags, options); err != nil {
+	if err := hostmount.OverlayFDs(int(at.dir.Fd()), flags, options); err != nil {
 		at.undo()
 		if errors.Is(err, unix.ENOSPC) {
 			return fmt.Errorf("combine %d layers at %s: the scratch is full: %w", len(layers), target, err)
@@ -89,24 +85,4 @@ func overlay(target string, layers []string, scratch, empty string) (err error) 
 	}
 	at.close()
 	return nil
-}
-
-// mountFromFDs mounts an overlay with all names relative to /proc/self/fd.
-func mountFromFDs(target int, flags uintptr, options string) error {
-	result := make(chan error, 1)
-	go func() {
-		// The working directory belongs to the process; this thread gets one of its own and is
-		// thrown away with it, because it is never unlocked.
-		runtime.LockOSThread()
-		result <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return err
-			}
-			if err := unix.Chdir("/proc/self/fd"); err != nil {
-				return err
-			}
-			return unix.Mount("overlay", strconv.Itoa(target), "overlay", flags, options)
-		}()
-	}()
-	return <-result
 }

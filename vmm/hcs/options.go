@@ -229,7 +229,9 @@ func (o *OptionsWCOW) check(build uint32) error {
 	return nil
 }
 
-// limits says what a VM made from the options can hold.
+// limits says what a VM made from the options can hold. Verity is not part of it, although a request can
+// carry a root digest: Microsoft's guest of today reads the super block on the disk instead, and only when
+// it was started with a security policy; without one it mounts unchecked and says nothing.
 func (o *OptionsLCOW) limits() vmm.Limits {
 	l := vmm.Limits{
 		SCSIControllers: uint8(o.SCSIControllerCount), VPMEMDevices: o.VPMemDeviceCount,

@@ -219,12 +219,14 @@ func (m *Machine) makeDir(path string) (err error) {
 	return err
 }
 
-// removeDirs removes the directories that were made for a mount, as far as they are empty.
+// removeDirs removes the directories that were made for a mount, as far as they are there and empty.
 func (m *Machine) removeDirs(path string) {
 	m.dirs.Lock()
 	defer m.dirs.Unlock()
-	for top := filepath.Join(m.dir, fsDir); path != top && os.Remove(path) == nil; {
-		path = filepath.Dir(path)
+	for top := filepath.Join(m.dir, fsDir); path != top; path = filepath.Dir(path) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return
+		}
 	}
 }
 

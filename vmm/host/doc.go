@@ -12,7 +12,8 @@
 // A device is a record and nothing else: the kernel learns of a disk when it is mounted, and forgets
 // it with the mount (see package hostmount). A record of a mount is written before the mount is made
 // and removed after it is gone, and counts only while the list of mounts has it. So whatever moment a
-// process dies at, Observe tells the truth, and a removal finishes what is left.
+// process dies at, Observe tells the truth, a removal finishes what is left, and [Machine.Tidy] takes
+// away the records that count for nothing.
 //
 // After a reboot nothing is mounted any more: [Open] then starts with an empty machine.
 //

@@ -224,10 +224,13 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 		byPath[m.HostPath(g.Target())] = g
 	}
 	for i := len(mounts) - 1; i >= 0; i-- {
-		if g := byPath[mounts[i]]; g != nil {
-			errs = append(errs, m.Apply(ctx, vmm.Change{Op: vmm.Remove, Guest: g}))
-			delete(byPath, mounts[i])
+		g := byPath[mounts[i]]
+		if g == nil { // of somebody else: whoever removes the directory must not reach into it
+			errs = append(errs, m.mount.Unmount(ctx, mounts[i]))
+			continue
 		}
+		errs = append(errs, m.Apply(ctx, vmm.Change{Op: vmm.Remove, Guest: g}))
+		delete(byPath, mounts[i])
 	}
 	for _, g := range byPath { // records without a mount
 		errs = append(errs, m.Apply(ctx, vmm.Change{Op: vmm.Remove, Guest: g}))

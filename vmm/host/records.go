@@ -20,6 +20,8 @@ const (
 	devicesDir = "devices"
 	mountsDir  = "mounts"
 	fsDir      = "fs"
+
+	tempPrefix = ".tmp-"
 )
 
 // recordPath is the file of the record of something with a name.
@@ -33,7 +35,7 @@ func writeJSON(path string, v any) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
 	if err != nil {
 		return err
 	}
@@ -153,6 +155,40 @@ func (m *Machine) liveMounts() ([]vmm.Guest, error) {
 		}
 	}
 	return out, nil
+}
+
+// Tidy takes away what processes that died left of mounts that they did not come to make, or had
+// unmounted already: directories, records, and records half written. The caller sees to it that nobody
+// else changes the machine.
+func (m *Machine) Tidy() error {
+	records, err := m.mountRecords()
+	if err != nil {
+		return fmt.Errorf("tidy host machine %s: %w", m.id, err)
+	}
+	points, err := m.mounted()
+	if err != nil {
+		return fmt.Errorf("tidy host machine %s: %w", m.id, err)
+	}
+	var errs []error
+	for _, g := range records {
+		if path := m.HostPath(g.Target()); !points[path] {
+			m.removeDirs(path) // first: a mount that hangs in the kernel then has no place to appear at
+			errs = append(errs, m.removeRecord(mountsDir, g.Target()))
+		}
+	}
+	for _, kind := range []string{devicesDir, mountsDir} {
+		files, err := os.ReadDir(filepath.Join(m.dir, kind))
+		errs = append(errs, err)
+		for _, f := range files {
+			if strings.HasPrefix(f.Name(), tempPrefix) {
+				errs = append(errs, os.Remove(filepath.Join(m.dir, kind, f.Name())))
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("tidy host machine %s: %w", m.id, err)
+	}
+	return nil
 }
 
 // Observe implements vmm.Machine.
