@@ -82,7 +82,7 @@ func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image)
 // attachLayer attaches one layer by itself and gives its guest path.
 func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (string, error) {
 	if img.layer.Partition == 0 {
-		le, err := r.VM.VPMEM().Attach(ctx, c, roleLayer, uvm.PMEM{Path: img.path, Bytes: img.size, Verity: img.layer.Verity})
+		le, err := r.VM.VPMEM().Attach(ctx, c, roleLayer, uvm.PMEM{Path: img.path, Version: img.version, Bytes: img.size, Verity: img.layer.Verity})
 		if err == nil {
 			return le.GuestPath(), nil
 		}
@@ -90,7 +90,7 @@ func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (stri
 			return "", fmt.Errorf("layer %s: %w", img.path, err)
 		}
 	}
-	le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, uvm.Disk{Path: img.path, ReadOnly: true,
+	le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, uvm.Disk{Path: img.path, Version: img.version, ReadOnly: true,
 		Mount: &uvm.DiskMount{Identity: img.identity(), Partition: img.layer.Partition, Verity: img.layer.Verity}})
 	if err != nil {
 		return "", fmt.Errorf("layer %s: %w", img.path, err)
@@ -106,7 +106,7 @@ func vpmemFallback(err error) bool {
 
 // identity says which layer this is, whatever disk it travels on.
 func (img image) identity() string {
-	id := hostpath.Identity(img.path)
+	id := hostpath.Identity(img.path) + "@" + img.version
 	if img.layer.Partition != 0 {
 		id += fmt.Sprintf("#%d", img.layer.Partition)
 	}

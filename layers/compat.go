@@ -12,7 +12,6 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/uvm"
-	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/wclayer"
 )
 
@@ -113,18 +112,33 @@ func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []str
 	if vm == nil {
 		return unmountArgon(mt.host(), layerFolders[len(layerFolders)-1]).release(ctx, op)
 	}
-	id := hostpath.Base(containerRootPath)
-	if guest := strings.TrimSuffix(containerRootPath, "/rootfs"); vm.OS() == vmm.Linux && guest != "" {
-		id = hostpath.Base(guest) // hcsshim's callers give the combined root
-	}
-	m, err := Open(vm, id)
-	if errors.Is(err, uvm.ErrUnknownClaim) {
-		return fmt.Errorf("unmount layers of %s: %w: %w", containerRootPath, uvm.ErrNotAttached, err)
-	}
+	m, err := openAt(vm, containerRootPath)
 	if err != nil {
-		return err
+		return fmt.Errorf("unmount layers of %s: %w", containerRootPath, err)
 	}
 	return m.Release(ctx, op)
+}
+
+// openAt finds the container whose guestRoot or root a path is. Its id is the last part of the guestRoot.
+func openAt(vm *uvm.UtilityVM, path string) (*Mounted, error) {
+	ids := []string{hostpath.Base(path)}
+	if guest, ok := strings.CutSuffix(path, "/rootfs"); ok && guest != "" {
+		ids = append(ids, hostpath.Base(guest)) // hcsshim's callers give the combined root
+	}
+	want := hostpath.Identity(path)
+	for _, id := range ids {
+		m, err := Open(vm, id)
+		if errors.Is(err, uvm.ErrUnknownClaim) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if want == hostpath.Identity(m.guestRoot) || want == hostpath.Identity(m.Root) {
+			return m, nil
+		}
+	}
+	return nil, uvm.ErrNotAttached
 }
 
 // GetHCSLayers gives the layers as a container document of a Windows VM names them: the identity of

@@ -35,9 +35,10 @@ type Mounted struct {
 	// ScratchPath is the container's own directory on the scratch, as the guest sees it.
 	ScratchPath string
 
-	vm    *uvm.UtilityVM
-	claim *uvm.Claim
-	argon *argon
+	vm        *uvm.UtilityVM
+	claim     *uvm.Claim
+	argon     *argon
+	guestRoot string // the container's directory in the guest
 }
 
 // Mount makes the root. Layers and scratch that are in the VM already are shared. When it fails,
@@ -75,13 +76,14 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 		return nil, err
 	}
 	m := &Mounted{ID: r.ID, vm: r.VM, claim: claim}
+	ctx = uvm.OneUndo(ctx)
 	err = prepared(ctx, m)
 	if err == nil {
 		meta.Root, meta.ScratchPath = m.Root, m.ScratchPath
 		err = claim.Commit(meta)
 	}
 	if err != nil {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.VM.Grace())
+		grace, cancel := r.VM.Undo(ctx)
 		defer cancel()
 		if uerr := m.Release(grace, UnmountOperationAll); uerr != nil {
 			return nil, fmt.Errorf("%w; and taking back what was done failed: %w", err, uerr)
@@ -107,7 +109,7 @@ func Open(vm *uvm.UtilityVM, id string) (*Mounted, error) {
 	if err := claim.Meta(&meta); err != nil {
 		return nil, fmt.Errorf("container %q: %w", id, err)
 	}
-	return &Mounted{ID: id, Root: meta.Root, ScratchPath: meta.ScratchPath, vm: vm, claim: claim}, nil
+	return &Mounted{ID: id, Root: meta.Root, ScratchPath: meta.ScratchPath, vm: vm, claim: claim, guestRoot: meta.GuestRoot}, nil
 }
 
 // Release takes the root away and gives up the kinds of resources that op names: SCSI is the

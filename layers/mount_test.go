@@ -311,6 +311,11 @@ func TestReferenceAPI(t *testing.T) {
 	if err != nil || root != "/run/gcs/c/a/rootfs" {
 		t.Fatalf("MountContainerLayers: %q, %v", root, err)
 	}
+	for _, other := range []string{"/run/other/a", "/run/gcs/c/a/rootfs/a", "a", "/a/rootfs"} {
+		if err := UnmountContainerLayers(ctx, folders, other, w.vm, UnmountOperationAll); !errors.Is(err, uvm.ErrNotAttached) {
+			t.Errorf("unmount of %q, where nothing is: %v", other, err)
+		}
+	}
 	il := NewImageLayers(w.vm, "/run/gcs/c/a", folders)
 	for _, all := range []bool{false, false, true, true} {
 		if err := il.Release(ctx, all); err != nil {

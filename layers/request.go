@@ -94,7 +94,10 @@ type image struct {
 	layer Layer
 	path  string // resolved
 	size  int64
-	erofs bool
+	// version changes when the file is replaced: its size and time of change. Layers are not written to,
+	// but a folder may be imported to again.
+	version string
+	erofs   bool
 }
 
 // maxID bounds a container id: it becomes a file name in the guest.
@@ -209,7 +212,7 @@ func (r *Request) findImage(l Layer) (image, error) {
 		if err != nil {
 			return image{}, fmt.Errorf("layer %s: %w", path, err)
 		}
-		img := image{layer: l, path: resolved, size: info.Size(), erofs: hostpath.Ext(path) == ".erofs"}
+		img := image{layer: l, path: resolved, size: info.Size(), version: fmt.Sprintf("%d.%d", info.Size(), info.ModTime().UnixNano()), erofs: hostpath.Ext(path) == ".erofs"}
 		return img, r.findVerity(&img)
 	}
 	return image{}, fmt.Errorf("%w: layer %s", ErrInvalid, l.Folder)

@@ -105,11 +105,10 @@ func (vm *UtilityVM) Claim(ctx context.Context, id string, meta any) (*Claim, er
 		old := l.claims[id]
 		if old == nil {
 			c := &Claim{l: l, id: id, phase: Mounting, meta: raw}
-			t := l.begin()
-			t.claim(c)
-			err := t.write()
-			if err == nil {
-				l.claims[id] = c
+			l.claims[id] = c
+			if err = c.write(); err != nil {
+				delete(l.claims, id)
+				c = nil
 			}
 			l.mu.Unlock()
 			return c, err
@@ -182,8 +181,8 @@ func (c *Claim) Commit(meta any) error {
 	}
 	c.l.mu.Lock()
 	defer c.l.mu.Unlock()
-	if err := c.l.usable(); err != nil {
-		return err
+	if err := c.live(); err != nil {
+		return fmt.Errorf("commit: %w", err)
 	}
 	oldPhase, oldMeta := c.phase, c.meta
 	c.phase, c.meta = Mounted, raw
@@ -194,12 +193,28 @@ func (c *Claim) Commit(meta any) error {
 	return nil
 }
 
+// live fails when nothing more can be taken for the claim: the VM is gone or closed, or the claim is
+// being released, or was. The ledger is locked.
+func (c *Claim) live() error {
+	if err := c.l.usable(); err != nil {
+		return err
+	}
+	if c.l.claims[c.id] != c || c.phase == Releasing {
+		return fmt.Errorf("container %q was released meanwhile: %w", c.id, ErrUnknownClaim)
+	}
+	return nil
+}
+
 // write puts the claim into the journal; the ledger is locked.
 func (c *Claim) write() error {
 	t := c.l.begin()
 	t.claim(c)
 	return t.write()
 }
+
+// partly is the phase of a claim of which only a part is to go. One that was never whole, or was to go
+// already, still is to go.
+var partly = map[Phase]Phase{Mounting: Releasing, Mounted: Partial, Partial: Partial, Releasing: Releasing}
 
 // Release gives up the leases in the order given, or with nil all of them, last taken first. It
 // attempts every one and joins the errors, but for a combined root that is in use: what it rests on
@@ -215,7 +230,7 @@ func (c *Claim) Release(ctx context.Context, leases []*Lease) error {
 	}
 	before, held := c.phase, len(c.leases)
 	if c.phase != ended && !l.gone {
-		phase := Partial
+		phase := partly[c.phase]
 		if len(leases) == len(c.leases) {
 			phase = Releasing
 		}

@@ -101,10 +101,7 @@ func TestFullDisk(t *testing.T) {
 	if err := vm.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// A folder in the place of the new journal: it cannot be written.
-	if err := os.MkdirAll(filepath.Join(dir, journalName+".new", "x"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	blockRewriting(t, dir)
 	vm = openFake(t, f, dir)
 	file := vm.l.journal.file
 	readOnly, err := os.Open(file.Name())
@@ -119,6 +116,20 @@ func TestFullDisk(t *testing.T) {
 	err = mustFind(t, vm, "a").Release(t.Context(), nil)
 	if left := f.Leftovers(); len(left) > 0 {
 		t.Errorf("left in the machine: %q (%v)", left, err)
+	}
+}
+
+// blockRewriting puts a folder in the place of the new journal, so that it cannot be written.
+func blockRewriting(t *testing.T, dir string) (unblock func()) {
+	t.Helper()
+	path := filepath.Join(dir, journalName+".new")
+	if err := os.MkdirAll(filepath.Join(path, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -78,7 +78,7 @@ type want struct {
 func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*Lease, error) {
 	for {
 		l.mu.Lock()
-		if err := l.usable(); err != nil {
+		if err := c.live(); err != nil {
 			l.mu.Unlock()
 			return nil, err
 		}
@@ -290,7 +290,7 @@ func (l *ledger) add(ctx context.Context, a addition) (*Lease, error) {
 	l.logFailure(t.write())
 	l.mu.Unlock()
 
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.undo)
+	grace, cancel := l.grace(ctx)
 	defer cancel()
 	if uerr := l.drop(grace, le); uerr != nil {
 		return nil, fmt.Errorf("%w; what was begun could not be undone and stays with container %s: %w",

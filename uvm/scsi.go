@@ -14,6 +14,7 @@ import (
 type Disk struct {
 	Path           string // absolute host path, links resolved; for a composite disk its name
 	ReadOnly       bool
+	Version        string       // tells one content of Path from another; see PMEM
 	Kind           vmm.DiskKind // empty: a disk image file
 	Format         vmm.DiskFormat
 	ExtensibleType string
@@ -108,7 +109,10 @@ func (d Disk) key() string {
 	for _, e := range d.Extents {
 		fmt.Fprintf(&ext, "|%s@%d+%d", hostpath.Identity(e.Path), e.Offset, e.Length)
 	}
-	return fmt.Sprintf("scsi|%s|ro=%t|%s|%s%s", hostpath.Identity(d.Path), d.ReadOnly, d.Kind, d.ExtensibleType, &ext)
+	if m := d.Mount; m != nil && m.Verity != nil && m.Partition == 0 {
+		fmt.Fprintf(&ext, "|verity=%s", m.Verity.RootDigest) // a guest does not mount one disk both ways
+	}
+	return fmt.Sprintf("scsi|%s|%s|ro=%t|%s|%s%s", hostpath.Identity(d.Path), d.Version, d.ReadOnly, d.Kind, d.ExtensibleType, &ext)
 }
 
 // key is the identity of a mount on its disk. The guest path is not part of it, nor is how a blank

@@ -57,7 +57,7 @@ func (v VSMB) ShareFile(ctx context.Context, c *Claim, role, file string, o vmm.
 		return nil, err
 	}
 	if err := v.vm.l.allow(ctx, le, file); err != nil {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.vm.l.undo)
+		grace, cancel := v.vm.l.grace(ctx)
 		defer cancel()
 		if derr := v.vm.l.drop(grace, le); derr != nil {
 			err = fmt.Errorf("%w; and could not be undone: %w", err, derr)
@@ -119,8 +119,7 @@ func (l *ledger) allow(ctx context.Context, le *Lease, file string) error {
 		err := l.apply(ctx, change)
 		host, _ := vmm.Outcomes(change, err)
 		l.mu.Lock()
-		if host != vmm.NotDone {
-			// Removal goes by name, so a list that may be longer than ours does no harm.
+		if host == vmm.Done { // removal goes by name, so a list that may be longer than ours does no harm
 			r.device = share
 			t := l.begin()
 			t.resource(r)

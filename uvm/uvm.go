@@ -122,9 +122,6 @@ func (vm *UtilityVM) OS() vmm.OS { return vm.machine.OS() }
 // Limits says what the VM can hold.
 func (vm *UtilityVM) Limits() vmm.Limits { return vm.machine.Limits() }
 
-// Grace is the time that taking back a failed or cancelled call may take.
-func (vm *UtilityVM) Grace() time.Duration { return vm.l.undo }
-
 // Dir is the state directory; empty when there is none.
 func (vm *UtilityVM) Dir() string { return vm.dir }
 

@@ -10,10 +10,13 @@ import (
 
 // PMEM is a read-only file to attach as a persistent-memory device.
 type PMEM struct {
-	Path   string // absolute host path, links resolved
-	Bytes  int64  // size of the file, footer included
-	Format vmm.DiskFormat
-	Verity *vmm.Verity
+	Path  string // absolute host path, links resolved
+	Bytes int64  // size of the file, footer included
+	// Version tells one content of the path from another, so that what was attached before the file was
+	// replaced is not taken for it.
+	Version string
+	Format  vmm.DiskFormat
+	Verity  *vmm.Verity
 }
 
 // content is how much of the file a device shows: a VHD's footer is no part of it.
@@ -49,7 +52,7 @@ func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Leas
 	case p.Verity != nil && !lim.Verity:
 		return nil, fmt.Errorf("attach %s: dm-verity: %w", p.Path, ErrNotSupported)
 	}
-	key := "vpmem|" + hostpath.Identity(p.Path)
+	key := "vpmem|" + hostpath.Identity(p.Path) + "|" + p.Version
 	if p.Verity != nil {
 		key += "|verity=" + p.Verity.RootDigest // never share a mount that checks nothing, or another tree
 	}

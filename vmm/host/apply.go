@@ -25,7 +25,7 @@ func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	var keys []string
 	if c.Device != nil {
 		keys = append(keys, c.Device.Addr())
-	} else if on := restsOn(c.Guest); on != "" {
+	} else if on := vmm.RestsOn(c.Guest); on != "" {
 		keys = append(keys, on)
 	}
 	if c.Guest != nil && c.Guest.Target() != "" {
@@ -100,16 +100,6 @@ func (m *Machine) effect(ctx context.Context, c vmm.Change, e *vmm.ApplyError) e
 	return guest()
 }
 
-func restsOn(g vmm.Guest) string {
-	switch g := g.(type) {
-	case vmm.MappedDisk:
-		return vmm.SCSIAddr(g.Controller, g.LUN)
-	case vmm.MappedDirectory:
-		return vmm.Plan9Share{Name: g.Share}.Addr()
-	}
-	return ""
-}
-
 func (m *Machine) changeDevice(op vmm.Op, d vmm.Device) error {
 	addr := d.Addr()
 	old, err := m.record(devicesDir, addr)
@@ -134,7 +124,7 @@ func (m *Machine) changeDevice(op vmm.Op, d vmm.Device) error {
 			return err
 		}
 		for _, g := range mounts {
-			if restsOn(g) == addr {
+			if vmm.RestsOn(g) == addr {
 				return fmt.Errorf("%s is %w by the mount at %s: unmount that first", addr, vmm.ErrBusy, g.Target())
 			}
 		}
@@ -258,7 +248,7 @@ func (m *Machine) doMount(ctx context.Context, g vmm.Guest, path string) error {
 	case vmm.MappedDisk:
 		return m.mountDisk(ctx, g, path)
 	case vmm.MappedDirectory:
-		c, err := m.record(devicesDir, restsOn(g))
+		c, err := m.record(devicesDir, vmm.RestsOn(g))
 		if err != nil {
 			return err
 		}

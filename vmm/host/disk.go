@@ -83,13 +83,13 @@ func (m *Machine) mountDisk(ctx context.Context, g vmm.MappedDisk, target string
 	if g.Verity != nil || g.Encrypted || g.BlockDev {
 		return fmt.Errorf("dm-verity, encryption and bare block devices: %w without a virtual machine", errors.ErrUnsupported)
 	}
-	c, err := m.record(devicesDir, restsOn(g))
+	c, err := m.record(devicesDir, vmm.RestsOn(g))
 	if err != nil {
 		return err
 	}
 	d, ok := c.Device.(vmm.SCSIDisk)
 	if !ok {
-		return fmt.Errorf("there is no disk at %s", restsOn(g))
+		return fmt.Errorf("there is no disk at %s", vmm.RestsOn(g))
 	}
 	path, size, err := diskSize(d)
 	if err != nil {
