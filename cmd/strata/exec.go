@@ -80,10 +80,6 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 // execIn runs a program beside whatever else works with the VM: it reads the books and takes no lock.
 func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.ProcessSpec) error {
 	name := cmd.String("vm")
-	dir, err := e.vmDir(cmd, name)
-	if err != nil {
-		return err
-	}
 	if _, status, err := e.view(ctx, cmd, name); err != nil {
 		return err
 	} else if id != "" {
@@ -95,9 +91,18 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 		_, err := fmt.Fprintf(e.stdout, "run %q in %s\n", spec.Args, cmp.Or(spec.Root, "the VM"))
 		return err
 	}
+	return e.runIn(ctx, cmd, name, spec)
+}
+
+// runIn runs a program in the VM called name.
+func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm.ProcessSpec) error {
+	dir, err := e.vmDir(cmd, name)
+	if err != nil {
+		return err
+	}
 	r, err := strata.OpenRunner(ctx, dir, e.openOptions(cmd))
 	if err != nil {
-		return e.explain(name, err)
+		return &exitError{exitNotRun, e.explain(name, err)}
 	}
 	defer func() {
 		if err := r.Close(); err != nil {
@@ -125,13 +130,8 @@ func containerRoot(status uvm.Status, id string) (container, root string, err er
 	return "", "", fmt.Errorf("container %q: %w", id, uvm.ErrUnknownClaim)
 }
 
-// executor is what programs are run with: a machine, or a connection for nothing else.
-type executor interface {
-	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
-}
-
 // runProgram runs a program and turns its exit code into ours.
-func (e *env) runProgram(ctx context.Context, m executor, spec vmm.ProcessSpec) error {
+func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec) error {
 	code, err := e.process(ctx, m, spec)
 	if err != nil {
 		return &exitError{exitNotRun, fmt.Errorf("run %s: %w", printable(spec.Args[0]), err)}
@@ -177,7 +177,7 @@ func terminalSize(fd int) (width, height uint16) {
 
 // process runs one program to its end. When ctx ends the program is told to end, and killed if it
 // takes longer than the grace.
-func (e *env) process(ctx context.Context, m executor, spec vmm.ProcessSpec) (code int, err error) {
+func (e *env) process(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec) (code int, err error) {
 	if spec.Terminal {
 		fd, _ := terminal(e.stdin)
 		old, err := term.MakeRaw(fd)

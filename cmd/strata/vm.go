@@ -278,6 +278,8 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	// Runs that were killed have nothing in it any more then, only their folders.
+	defer e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name })
 	if cmd.Bool("force") {
 		if err := strata.KillVM(ctx, dir); err != nil {
 			return e.explain(name, err)
