@@ -24,6 +24,7 @@ func runCommands(e *env) []*cli.Command {
 		&cli.StringFlag{Name: "isolation", Value: "hypervisor", Usage: "hypervisor: in a VM; process: on this Linux system itself, as root"},
 		&cli.StringFlag{Name: "id", Usage: "of the container (default: made up)"},
 		&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
+		&cli.StringFlag{Name: "scratch-size", Value: defaultScratchSize, Usage: "of the disk of its own, which grows with what is written, such as 512M"},
 		&cli.BoolFlag{Name: "read-only", Usage: "no scratch: the root cannot be written"},
 		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
 	}
@@ -50,8 +51,13 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	if err != nil {
 		return err
 	}
+	// Everything is read before anything is made.
 	if _, err := e.vmOptions(cmd, ""); err != nil {
-		return err // before anything is made
+		return err
+	}
+	scratchSize, err := parseSize(cmd.String("scratch-size"))
+	if err != nil {
+		return usage(cmd, "--scratch-size: %w", err)
 	}
 	if !cmd.Bool("dry-run") {
 		e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.Own || r.VM == "" }) // of other VMs whoever opens them does
@@ -68,7 +74,7 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 			}
 		}
 	}()
-	if err := e.prepare(ctx, cmd, r, &spec); err != nil {
+	if err := e.prepare(ctx, cmd, r, scratchSize, &spec); err != nil {
 		if _, ok := errors.AsType[*exitError](err); ok {
 			return err
 		}
@@ -98,6 +104,8 @@ func runArgs(cmd *cli.Command, program []string) (id string, err error) {
 		err = usage(cmd, "--isolation=process and --vm exclude each other")
 	case cmd.Bool("read-only") && cmd.IsSet("scratch"):
 		err = usage(cmd, "--read-only and --scratch exclude each other")
+	case cmd.IsSet("scratch-size") && (process || cmd.Bool("read-only") || cmd.IsSet("scratch")):
+		err = usage(cmd, "--scratch-size is for the disk that run makes: not with --scratch, --read-only or --isolation=process")
 	case !validName.MatchString(id):
 		err = usage(cmd, "container id %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", id)
 	case id == hostVM && !process && cmd.String("vm") == "":
@@ -107,7 +115,7 @@ func runArgs(cmd *cli.Command, program []string) (id string, err error) {
 }
 
 // prepare makes everything that the program needs and mounts it.
-func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *runState, spec *vmm.ProcessSpec) (err error) {
+func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *runState, scratchSize int64, spec *vmm.ProcessSpec) (err error) {
 	var folders []string
 	if args := cmd.Args().Slice(); isImage(args) {
 		use, err := e.useImage(ctx, cmd, args[0], "run of "+r.id)
@@ -133,7 +141,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *runState, spec *
 			if cmd.String("isolation") == "process" {
 				make = folderScratch
 			}
-			if _, err := make(ctx, cmd, req.Scratch, layerdir.DefaultScratchSize); err != nil {
+			if _, err := make(ctx, cmd, req.Scratch, scratchSize); err != nil {
 				return err
 			}
 		}
