@@ -39,7 +39,7 @@ var groups = []func(*env) []*cli.Command{
 	doctorCommands,
 }
 
-const description = `A layer is a folder with layer.vhd or layer.erofs in it ("strata import" makes one of a tar).
+const description = `A layer is a folder with layer.erofs or layer.vhd in it ("strata import" makes one of a tar).
 A scratch is a folder with a writable disk ("strata scratch create"). "strata mount" puts layers and a
 scratch into a running utility VM and makes one root file system of them; "strata exec" runs programs
 in it; "strata unmount" takes it away again. "strata run" does all of that in one go.

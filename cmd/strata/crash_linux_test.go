@@ -62,7 +62,7 @@ func TestInterrupted(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		tarball, dir := filepath.Join(work, name+".tar"), filepath.Join(work, name)
 		writeBigTar(t, tarball, 64<<10)
-		c.run("import", tarball, dir)
+		c.run("import", "--format", "vhd", tarball, dir) // each a device of its own
 		folders = append(folders, dir)
 	}
 	scratch := filepath.Join(work, "scratch")

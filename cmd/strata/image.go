@@ -26,10 +26,14 @@ const sources = "IMAGE is a reference of a registry (debian:12, localhost:5000/a
 func imageFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of the image (default: linux on this machine's architecture)"},
-		&cli.StringSliceFlag{Name: "image-format", Usage: "keep the image's layers as erofs or vhd, each also with +verity (repeat; default: erofs, for Windows vhd)"},
+		&cli.StringSliceFlag{Name: "format", Usage: "of the layers: erofs or vhd (ext4), each also with +verity (images: repeat; default: erofs, on Windows hosts vhd)"},
 		&cli.StringFlag{Name: "max-layer-size", Value: "128G", Usage: "refuse layers that unpack to more than this `SIZE`"},
-		&cli.BoolFlag{Name: "plain-http", Usage: "allow plain HTTP for any registry (it is allowed on this machine anyhow)"},
+		plainHTTP(),
 	}
+}
+
+func plainHTTP() cli.Flag {
+	return &cli.BoolFlag{Name: "plain-http", Usage: "allow plain HTTP for any registry (it is allowed on this machine anyhow)"}
 }
 
 func imageCommands(e *env) []*cli.Command {
@@ -90,13 +94,13 @@ func (e *env) printPulled(cmd *cli.Command, list []pulled) error {
 	})
 }
 
-// formats reads --image-format.
+// formats reads --format.
 func formats(cmd *cli.Command) ([]store.Format, error) {
 	var out []store.Format
-	for _, s := range cmd.StringSlice("image-format") {
+	for _, s := range cmd.StringSlice("format") {
 		f, err := store.ParseFormat(s)
 		if err != nil {
-			return nil, usage(cmd, "--image-format: %w", err)
+			return nil, usage(cmd, "--format: %w", err)
 		}
 		out = append(out, f)
 	}
@@ -108,6 +112,15 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 		out = append(out, f)
 	}
 	return out, nil
+}
+
+// layerLimit reads --max-layer-size.
+func layerLimit(cmd *cli.Command) (int64, error) {
+	limit, err := parseSize(cmd.String("max-layer-size"))
+	if err != nil {
+		return 0, usage(cmd, "--max-layer-size: %w", err)
+	}
+	return limit, nil
 }
 
 // importImage brings an image from wherever it is into the store.
@@ -133,9 +146,9 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	if err != nil {
 		return rec, p, err
 	}
-	limit, err := parseSize(cmd.String("max-layer-size"))
+	limit, err := layerLimit(cmd)
 	if err != nil {
-		return rec, p, usage(cmd, "--max-layer-size: %w", err)
+		return rec, p, err
 	}
 	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
 	if s := cmd.String("platform"); s != "" {

@@ -12,7 +12,6 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -175,7 +174,7 @@ func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, work string) (
 		if cmd.Bool("dry-run") {
 			return nil, fmt.Errorf("layer %s: a dry run imports nothing; import it first: strata import %s DIR", arg, arg)
 		}
-		if _, err := e.convert(ctx, cmd, arg, dir, layerdir.VHD); err != nil {
+		if _, err := e.convert(ctx, cmd, arg, dir); err != nil {
 			return nil, err
 		}
 		folders = append(folders, dir)
