@@ -94,6 +94,13 @@ func (e *env) root() *cli.Command {
 				}
 				return cli.ShowSubcommandHelp(cmd)
 			}
+		} else if action := c.Action; c.ArgsUsage == "" {
+			c.Action = func(ctx context.Context, cmd *cli.Command) error {
+				if cmd.Args().Present() {
+					return usage(cmd, "it takes no arguments")
+				}
+				return action(ctx, cmd)
+			}
 		}
 	})
 	return root

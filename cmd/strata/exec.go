@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -58,7 +60,9 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 		if len(args) == 0 {
 			return usage(cmd, "give the id of a container, or --in-vm")
 		}
-		id, args = args[0], args[1:]
+		if id, args = args[0], args[1:]; id == "" {
+			return usage(cmd, "the id of the container is empty; for the VM itself: --in-vm")
+		}
 	}
 	args = append(args, e.command...)
 	if len(args) == 0 {
@@ -148,6 +152,14 @@ func (e *env) spec(cmd *cli.Command, args []string) (vmm.ProcessSpec, error) {
 		Args: args, Env: append([]string{defaultPath}, cmd.StringSlice("env")...),
 		Dir: cmd.String("workdir"), User: cmd.String("user"),
 		Stdout: e.stdout, Stderr: e.stderr,
+	}
+	for _, kv := range cmd.StringSlice("env") {
+		if strings.IndexByte(kv, '=') <= 0 {
+			return s, usage(cmd, "--env %q: give KEY=VALUE", kv)
+		}
+	}
+	if s.Dir != "" && !hostpath.IsAbs(s.Dir) {
+		return s, usage(cmd, "--workdir %q: give an absolute path", s.Dir)
 	}
 	if cmd.Bool("interactive") {
 		s.Stdin = e.stdin

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -58,6 +59,11 @@ func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	for _, p := range parents {
+		if fi, err := os.Stat(p); err != nil || !fi.IsDir() {
+			return fmt.Errorf("parent layer %s: there is no such folder; import it first", printable(p))
+		}
+	}
 	start := time.Now()
 	res, err := e.convert(ctx, cmd, cmd.Args().First(), dirs[0])
 	if err != nil {
@@ -82,6 +88,12 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 	}
 	if len(fs) != 1 {
 		return res, usage(cmd, "--format: a layer folder has one format")
+	}
+	for _, f := range []layerdir.Format{layerdir.EROFS, layerdir.VHD} {
+		// Which of two files is mounted depends on the VM.
+		if f != fs[0].File && exists(filepath.Join(dir, f.FileName())) {
+			return res, fmt.Errorf("import: %s holds %s already; remove it first, or choose another folder", printable(dir), f.FileName())
+		}
 	}
 	limit, err := layerLimit(cmd)
 	if err != nil {

@@ -93,6 +93,11 @@ type recovered struct {
 
 func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 	names := cmd.Args().Slice()
+	for _, name := range names {
+		if _, err := e.vmDir(cmd, name); err != nil {
+			return err
+		}
+	}
 	out := []recovered{}
 	var errs []error
 	var ids []string // of runs, whose own VMs went with them

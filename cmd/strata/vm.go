@@ -56,7 +56,7 @@ func vmCommands(e *env) []*cli.Command {
 func startFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest"},
-		&cli.IntFlag{Name: "cpus", Usage: "of the guest (default: those of the host, at most 2)"},
+		&cli.IntFlag{Name: "cpus", HideDefault: true, Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
 		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a strata `BINARY` for the guest (default: this one)"},
