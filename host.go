@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -27,12 +28,18 @@ func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, e
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
+	for {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+		vm, err := uvm.Open(ctx, dir, func(context.Context) (vmm.Machine, error) {
+			return takeHost(dir, o)
+		}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+		if _, serr := os.Stat(dir); err != nil && errors.Is(serr, fs.ErrNotExist) && ctx.Err() == nil {
+			continue // RemoveVM came in between
+		}
+		return vm, err
 	}
-	return uvm.Open(ctx, dir, func(context.Context) (vmm.Machine, error) {
-		return takeHost(dir, o)
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
 }
 
 // HostPath is where a guest path of a VM that is this system itself is; for other VMs "".

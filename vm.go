@@ -149,18 +149,22 @@ func KillVM(ctx context.Context, dir string) error {
 	return RemoveVM(ctx, dir)
 }
 
-// RemoveVM removes the state of a VM that does not run any more. A directory that does not exist is no
-// error.
+// RemoveVM removes the state of a VM that does not run any more, or of this system itself when nothing is
+// mounted on it; otherwise the error matches ErrRunning. A directory that does not exist is no error.
 func RemoveVM(ctx context.Context, dir string) error {
 	return uvm.Remove(ctx, dir, func() (bool, error) {
 		info, err := InspectVM(ctx, dir)
-		if errors.Is(err, ErrNoVM) {
+		running := info.Running
+		switch {
+		case errors.Is(err, ErrNoVM):
 			return false, nil
+		case err == nil && info.Driver == "host":
+			running, err = hostInUse(ctx, dir)
 		}
-		if err == nil && info.Driver == "host" {
-			return hostInUse(ctx, dir)
+		if err == nil && running {
+			err = ErrRunning
 		}
-		return info.Running, err
+		return running, err
 	})
 }
 

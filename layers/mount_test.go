@@ -287,6 +287,17 @@ func TestBadRequests(t *testing.T) {
 	w.checkEmpty()
 }
 
+// TestNoEROFS: a VM that cannot mount the only file of a layer says which file that is, and what would do.
+func TestNoEROFS(t *testing.T) {
+	limits := vmmtest.LinuxLimits()
+	limits.EROFS = false
+	w := newWorld(t, vmm.Linux, limits, 0)
+	_, err := Mount(t.Context(), Request{VM: w.vm, ID: "a", Layers: []Layer{{Folder: w.folder("erofs", layerEROFS)}}})
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "holds layer.erofs, which this machine cannot mount; import the layer as layer.vhd") {
+		t.Errorf("Mount: %v", err)
+	}
+}
+
 // Paths that would be options or several arguments to careless code are just paths.
 func TestOddPaths(t *testing.T) {
 	w := newWorld(t, vmm.Linux, vmmtest.LinuxLimits(), 0)

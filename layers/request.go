@@ -200,6 +200,9 @@ func (r *Request) findImage(l Layer) (image, error) {
 		}
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
+			if _, serr := r.FS.Stat(hostpath.Join(l.Folder, layerEROFS)); l.File == "" && serr == nil && !r.VM.Limits().EROFS {
+				return image{}, fmt.Errorf("layer %s: it holds %s, which this machine cannot mount; import the layer as %s: %w", l.Folder, layerEROFS, layerVHD, err)
+			}
 			return image{}, fmt.Errorf("layer %s: it holds no %s; import the layer first: %w", l.Folder+l.File, hostpath.Base(path), err)
 		case err != nil:
 			return image{}, fmt.Errorf("layer %s: %w", l.Folder+l.File, err)

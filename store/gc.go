@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/stratavm/strata/internal/lockfile"
 )
 
 // Removed tells what GC took away, or with a dry run would.
@@ -181,14 +183,14 @@ func (s *Store) dropLocks() error {
 		return err
 	}
 	for _, e := range list {
-		f, err := tryAcquire(s.path(locksDir, e.Name()), false, 0)
+		f, err := lockfile.Try(s.path(locksDir, e.Name()), false, 0)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && f == nil {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if err := dropLock(f); err != nil {
+		if err := lockfile.Drop(f); err != nil {
 			return err
 		}
 	}

@@ -22,7 +22,7 @@ type Image struct {
 	Source   string          `json:"source"`   // where it came from, to import it again
 	Platform string          `json:"platform"` // OS/ARCH[/VARIANT]
 	Created  time.Time       `json:"created,omitzero"`
-	Imported time.Time       `json:"imported"`
+	Imported time.Time       `json:"imported,omitzero"`
 	Manifest json.RawMessage `json:"manifest,omitempty"`
 	Config   json.RawMessage `json:"config,omitempty"`
 	Layers   []ImageLayer    `json:"layers"`  // base first

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/layerdir"
 )
 
@@ -195,16 +196,16 @@ func (s *Store) putLayer(ctx context.Context, obj object, l Layer, f Format, lim
 	}
 	var made atomic.Bool
 	err := s.flights.do(ctx, obj, func(ctx context.Context) error {
-		lock, err := acquire(ctx, s.path(locksDir, l.DiffID[len(digestPrefix):]+"-"+f.String()), false)
+		lock, err := lockfile.Wait(ctx, s.path(locksDir, l.DiffID[len(digestPrefix):]+"-"+f.String()), false)
 		if err != nil {
-			return err
+			return explain(err)
 		}
 		if ok, err := s.has(obj); ok || err != nil {
-			return errors.Join(err, dropLock(lock))
+			return errors.Join(err, lockfile.Drop(lock))
 		}
 		err = s.makeLayer(ctx, obj, l, f, limit, func(n int64) { tell(Reading, n) })
 		made.Store(err == nil)
-		return errors.Join(err, dropLock(lock))
+		return errors.Join(err, lockfile.Drop(lock))
 	})
 	return made.Load(), err
 }

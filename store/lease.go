@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/stratavm/strata/internal/lockfile"
 )
 
 // Lease keeps objects of the store from garbage collection: as long as the process that took it lives,
@@ -39,17 +41,17 @@ func (s *Store) hold(ctx context.Context, owner, while string, objects []object)
 		for f == nil {
 			var err error
 			path := s.path(leasesDir, strings.ToLower(rand.Text()[:16])+".json")
-			if f, err = tryAcquire(path, false, os.O_CREATE|os.O_EXCL); err != nil {
-				return err
+			if f, err = lockfile.Try(path, false, os.O_CREATE|os.O_EXCL); err != nil {
+				return explain(err)
 			}
 		}
 		if _, err := f.Write(b); err != nil {
-			return errors.Join(explain(err), dropLock(f))
+			return errors.Join(explain(err), lockfile.Drop(f))
 		}
 		if while != "" {
 			// Such a lease outlives us, and must outlive a crash of the machine too.
 			if err := errors.Join(f.Sync(), syncDir(s.path(leasesDir))); err != nil {
-				return errors.Join(explain(err), dropLock(f))
+				return errors.Join(explain(err), lockfile.Drop(f))
 			}
 		}
 		l = &Lease{f: f}
@@ -91,7 +93,7 @@ func (l *Lease) Release() error {
 	}
 	f := l.f
 	l.f = nil
-	return dropLock(f)
+	return lockfile.Drop(f)
 }
 
 // Detach leaves the lease to live as long as the path that it was taken with.
@@ -123,7 +125,7 @@ func (s *Store) leased() (map[object]string, error) {
 		}
 		var lf leaseFile
 		torn := json.Unmarshal(b, &lf) != nil // its owner was killed while taking it
-		f, err := tryAcquire(path, false, 0)
+		f, err := lockfile.Try(path, false, 0)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
@@ -137,7 +139,7 @@ func (s *Store) leased() (map[object]string, error) {
 				err = f.Close()
 			} else {
 				s.o.Logger.Info("removing a lease whose owner is gone", "owner", lf.Owner)
-				err = dropLock(f)
+				err = lockfile.Drop(f)
 			}
 			if err != nil {
 				return nil, err

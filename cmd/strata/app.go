@@ -39,7 +39,7 @@ var groups = []func(*env) []*cli.Command{
 	doctorCommands,
 }
 
-const description = `A layer is a folder with layer.vhd or layer.erofs in it ("strata import" makes one of a tar).
+const description = `A layer is a folder with layer.erofs or layer.vhd in it ("strata import" makes one of a tar).
 A scratch is a folder with a writable disk ("strata scratch create"). "strata mount" puts layers and a
 scratch into a running utility VM and makes one root file system of them; "strata exec" runs programs
 in it; "strata unmount" takes it away again. "strata run" does all of that in one go.
@@ -93,6 +93,13 @@ func (e *env) root() *cli.Command {
 					return usage(cmd, "there is no command %q", commandPath(cmd)+" "+cmd.Args().First())
 				}
 				return cli.ShowSubcommandHelp(cmd)
+			}
+		} else if action := c.Action; c.ArgsUsage == "" {
+			c.Action = func(ctx context.Context, cmd *cli.Command) error {
+				if cmd.Args().Present() {
+					return usage(cmd, "it takes no arguments")
+				}
+				return action(ctx, cmd)
 			}
 		}
 	})

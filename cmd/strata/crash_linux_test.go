@@ -60,7 +60,7 @@ func (c cliBox) layers(work string, n int) (folders []string) {
 	writeBigTar(c.t, tarball, 64<<10)
 	for i := range n {
 		dir := filepath.Join(work, fmt.Sprint("layer", i))
-		c.run("import", tarball, dir)
+		c.run("import", "--format", "vhd", tarball, dir) // each a device of its own
 		folders = append(folders, dir)
 	}
 	return folders

@@ -66,9 +66,6 @@ func (q question) answer(ctx context.Context, e *env, cmd *cli.Command) finding 
 }
 
 func (e *env) doctor(ctx context.Context, cmd *cli.Command) error {
-	if cmd.Args().Present() {
-		return usage(cmd, "it takes no arguments")
-	}
 	var all []finding
 	bad := 0
 	for _, q := range append(hostQuestions(), question{

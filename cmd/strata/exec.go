@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -58,7 +60,9 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 		if len(args) == 0 {
 			return usage(cmd, "give the id of a container, or --in-vm")
 		}
-		id, args = args[0], args[1:]
+		if id, args = args[0], args[1:]; id == "" {
+			return usage(cmd, "the id of the container is empty; for the VM itself: --in-vm")
+		}
 	}
 	args = append(args, e.command...)
 	if len(args) == 0 {
@@ -80,10 +84,6 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 // execIn runs a program beside whatever else works with the VM: it reads the books and takes no lock.
 func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.ProcessSpec) error {
 	name := cmd.String("vm")
-	dir, err := e.vmDir(cmd, name)
-	if err != nil {
-		return err
-	}
 	if _, status, err := e.view(ctx, cmd, name); err != nil {
 		return err
 	} else if id != "" {
@@ -95,9 +95,18 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 		_, err := fmt.Fprintf(e.stdout, "run %q in %s\n", spec.Args, cmp.Or(spec.Root, "the VM"))
 		return err
 	}
+	return e.runIn(ctx, cmd, name, spec)
+}
+
+// runIn runs a program in the VM called name.
+func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm.ProcessSpec) error {
+	dir, err := e.vmDir(cmd, name)
+	if err != nil {
+		return err
+	}
 	r, err := strata.OpenRunner(ctx, dir, e.openOptions(cmd))
 	if err != nil {
-		return e.explain(name, err)
+		return &exitError{exitNotRun, e.explain(name, err)}
 	}
 	defer func() {
 		if err := r.Close(); err != nil {
@@ -125,13 +134,8 @@ func containerRoot(status uvm.Status, id string) (container, root string, err er
 	return "", "", fmt.Errorf("container %q: %w", id, uvm.ErrUnknownClaim)
 }
 
-// executor is what programs are run with: a machine, or a connection for nothing else.
-type executor interface {
-	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
-}
-
 // runProgram runs a program and turns its exit code into ours.
-func (e *env) runProgram(ctx context.Context, m executor, spec vmm.ProcessSpec) error {
+func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec) error {
 	code, err := e.process(ctx, m, spec)
 	if err != nil {
 		return &exitError{exitNotRun, fmt.Errorf("run %s: %w", printable(spec.Args[0]), err)}
@@ -148,6 +152,14 @@ func (e *env) spec(cmd *cli.Command, args []string) (vmm.ProcessSpec, error) {
 		Args: args, Env: append([]string{defaultPath}, cmd.StringSlice("env")...),
 		Dir: cmd.String("workdir"), User: cmd.String("user"),
 		Stdout: e.stdout, Stderr: e.stderr,
+	}
+	for _, kv := range cmd.StringSlice("env") {
+		if strings.IndexByte(kv, '=') <= 0 {
+			return s, usage(cmd, "--env %q: give KEY=VALUE", kv)
+		}
+	}
+	if s.Dir != "" && !hostpath.IsAbs(s.Dir) {
+		return s, usage(cmd, "--workdir %q: give an absolute path", s.Dir)
 	}
 	if cmd.Bool("interactive") {
 		s.Stdin = e.stdin
@@ -177,7 +189,7 @@ func terminalSize(fd int) (width, height uint16) {
 
 // process runs one program to its end. When ctx ends the program is told to end, and killed if it
 // takes longer than the grace.
-func (e *env) process(ctx context.Context, m executor, spec vmm.ProcessSpec) (code int, err error) {
+func (e *env) process(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec) (code int, err error) {
 	if spec.Terminal {
 		fd, _ := terminal(e.stdin)
 		old, err := term.MakeRaw(fd)

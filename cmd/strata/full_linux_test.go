@@ -30,7 +30,7 @@ func TestFullDisk(t *testing.T) {
 	writeBigTar(t, tarball, 4<<20)
 	for _, args := range [][]string{
 		{"import", tarball, filepath.Join(dir, "layer")},
-		{"import", "--format", "erofs", tarball, filepath.Join(dir, "layer")},
+		{"import", "--format", "vhd", tarball, filepath.Join(dir, "layer")},
 		{"run", tarball, "--", "true"},
 		{"scratch", "create", "--size", "64G", filepath.Join(dir, "scratch")},
 	} {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -25,11 +24,19 @@ const sources = "IMAGE is a reference of a registry (debian:12, localhost:5000/a
 // imageFlags are the flags of what reads images.
 func imageFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of the image (default: linux on this machine's architecture)"},
-		&cli.StringSliceFlag{Name: "image-format", Usage: "keep the image's layers as erofs or vhd, each also with +verity (repeat; default: erofs, for Windows vhd)"},
+		platformFlag(),
+		&cli.StringSliceFlag{Name: "format", Usage: "of the layers: erofs or vhd (ext4), each also with +verity (images: repeat; default: erofs, on Windows hosts vhd)"},
 		&cli.StringFlag{Name: "max-layer-size", Value: "128G", Usage: "refuse layers that unpack to more than this `SIZE`"},
-		&cli.BoolFlag{Name: "plain-http", Usage: "allow plain HTTP for any registry (it is allowed on this machine anyhow)"},
+		plainHTTP(),
 	}
+}
+
+func platformFlag() cli.Flag {
+	return &cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of the image (default: linux on this machine's architecture)"}
+}
+
+func plainHTTP() cli.Flag {
+	return &cli.BoolFlag{Name: "plain-http", Usage: "allow plain HTTP for any registry (it is allowed on this machine anyhow)"}
 }
 
 func imageCommands(e *env) []*cli.Command {
@@ -45,8 +52,12 @@ func imageCommands(e *env) []*cli.Command {
 			Commands: []*cli.Command{
 				{Name: "ls", Aliases: []string{"list"}, Usage: "list the images", Action: e.imageList,
 					Description: examples("strata image ls", "strata --json image ls")},
-				{Name: "inspect", Usage: "show all that is known of images", ArgsUsage: "IMAGE...", Action: e.imageInspect,
-					Description: "IMAGE is a name in the store, or the first digits of a digest.\n\n" + examples("strata image inspect debian:12")},
+				{Name: "inspect", Usage: "show all that is known of images, in the store or anywhere else", ArgsUsage: "IMAGE...", Action: e.imageInspect,
+					Description: "IMAGE is a name in the store, the first digits of a digest, or else what strata pull takes. Nothing is\n" +
+						"imported, and images that cannot be, such as those of Windows, are described too.\n\n" +
+						examples("strata image inspect debian:12", "strata image inspect oci:./build:latest",
+							"strata image inspect --platform windows/amd64 docker://mcr.microsoft.com/windows/nanoserver:ltsc2022"),
+					Flags: []cli.Flag{platformFlag(), plainHTTP()}},
 				{Name: "rm", Aliases: []string{"remove"}, Usage: "remove images, and the layers that nothing else needs", ArgsUsage: "IMAGE...", Action: e.imageRemove,
 					Description: "What a virtual machine has mounted stays until a later strata store gc.\n\n" +
 						examples("strata image rm debian:12", "strata image rm --keep-layers debian:12"),
@@ -90,13 +101,13 @@ func (e *env) printPulled(cmd *cli.Command, list []pulled) error {
 	})
 }
 
-// formats reads --image-format.
+// formats reads --format.
 func formats(cmd *cli.Command) ([]store.Format, error) {
 	var out []store.Format
-	for _, s := range cmd.StringSlice("image-format") {
+	for _, s := range cmd.StringSlice("format") {
 		f, err := store.ParseFormat(s)
 		if err != nil {
-			return nil, usage(cmd, "--image-format: %w", err)
+			return nil, usage(cmd, "--format: %w", err)
 		}
 		out = append(out, f)
 	}
@@ -108,6 +119,15 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 		out = append(out, f)
 	}
 	return out, nil
+}
+
+// layerLimit reads --max-layer-size.
+func layerLimit(cmd *cli.Command) (int64, error) {
+	limit, err := parseSize(cmd.String("max-layer-size"))
+	if err != nil {
+		return 0, usage(cmd, "--max-layer-size: %w", err)
+	}
+	return limit, nil
 }
 
 // importImage brings an image from wherever it is into the store.
@@ -127,28 +147,34 @@ func (e *env) importImage(ctx context.Context, cmd *cli.Command, text, name stri
 	return e.importSource(ctx, cmd, st, src, name)
 }
 
+// openImage opens an image with what --platform and --plain-http say. limit is in bytes, for each layer.
+func openImage(ctx context.Context, cmd *cli.Command, src image.Source, limit int64) (*image.Image, error) {
+	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
+	if s := cmd.String("platform"); s != "" {
+		var err error
+		if o.Platform, err = image.ParsePlatform(s); err != nil {
+			return nil, usage(cmd, "--platform: %w", err)
+		}
+	}
+	return image.Open(ctx, src, o)
+}
+
 func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Store, src image.Source, name string) (rec store.Image, p pulled, err error) {
 	start := time.Now()
 	fs, err := formats(cmd)
 	if err != nil {
 		return rec, p, err
 	}
-	limit, err := parseSize(cmd.String("max-layer-size"))
+	limit, err := layerLimit(cmd)
 	if err != nil {
-		return rec, p, usage(cmd, "--max-layer-size: %w", err)
+		return rec, p, err
 	}
-	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
-	if s := cmd.String("platform"); s != "" {
-		if o.Platform, err = image.ParsePlatform(s); err != nil {
-			return rec, p, usage(cmd, "--platform: %w", err)
-		}
-	}
-	img, err := image.Open(ctx, src, o)
+	img, err := openImage(ctx, cmd, src, limit)
 	if err != nil {
 		return rec, p, err
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
-	if a := img.Platform.Architecture; o.Platform.Architecture == "" && a != "" && a != runtime.GOARCH {
+	if a := img.Platform.Architecture; cmd.String("platform") == "" && a != "" && a != runtime.GOARCH {
 		e.say("strata: image %s is for %s; its programs will not run on this machine", printable(img.Name), img.Platform)
 	}
 	bars := newBars(e.stderr, cmd.Bool("json"))
@@ -207,58 +233,6 @@ func (e *env) imageList(ctx context.Context, cmd *cli.Command) error {
 		}
 	})
 	return errors.Join(err, perr)
-}
-
-// inspected is what image inspect prints.
-type inspected struct {
-	store.Image
-	Run     image.Config        `json:"run"`     // how its program is run
-	Folders map[string][]string `json:"folders"` // layer folders by format, topmost first
-}
-
-func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
-	if !cmd.Args().Present() {
-		return usage(cmd, "give at least one image")
-	}
-	st, err := e.openStore(ctx, cmd)
-	if err != nil {
-		return err
-	}
-	out := []inspected{}
-	for _, ref := range cmd.Args().Slice() {
-		img, err := findImage(st, ref)
-		if err != nil {
-			return err
-		}
-		i := inspected{Image: img, Folders: map[string][]string{}}
-		if i.Run, err = image.ParseConfig(img.Config); err != nil {
-			return fmt.Errorf("image %s: %w", printable(img.Name), err)
-		}
-		for _, name := range img.Formats {
-			f, err := store.ParseFormat(name)
-			if err != nil {
-				return err
-			}
-			if i.Folders[name], err = st.Folders(img, f); err != nil {
-				return err
-			}
-		}
-		out = append(out, i)
-	}
-	return e.print(cmd, out, func(w io.Writer) {
-		for _, i := range out {
-			fmt.Fprintf(w, "Name:\t%s\nDigest:\t%s\nSource:\t%s\nPlatform:\t%s\nImported:\t%s\n", printable(i.Name), i.Digest, printable(i.Source), i.Platform, i.Imported.Format(time.DateTime))
-			fmt.Fprintf(w, "Entrypoint:\t%q\nCmd:\t%q\nEnv:\t%q\nWorkdir:\t%s\nUser:\t%s\n", i.Run.Entrypoint, i.Run.Cmd, i.Run.Env, printable(i.Run.WorkingDir), printable(i.Run.User))
-			for n, l := range i.Layers {
-				fmt.Fprintf(w, "Layer %d:\t%s\n", n+1, l.DiffID)
-			}
-			for _, f := range i.Formats {
-				for n, dir := range slices.Backward(i.Folders[f]) {
-					fmt.Fprintf(w, "Folder %d (%s):\t%s\n", len(i.Folders[f])-n, f, printable(dir))
-				}
-			}
-		}
-	})
 }
 
 func (e *env) imageRemove(ctx context.Context, cmd *cli.Command) error {

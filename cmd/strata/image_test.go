@@ -20,8 +20,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// TestImageScripts runs the scripts that need images: app.tar and windows.tar are in their folder, and a
-// registry is at $REGISTRY.
+// TestImageScripts runs the scripts that need images: app.tar and windows.tar are in their folder, a registry
+// with the first is at $REGISTRY, the second is $WINDOWS in another one.
 func TestImageScripts(t *testing.T) {
 	blobs := imagetest.Blobs{}
 	d := blobs.Image(t, nil,
@@ -30,12 +30,18 @@ func TestImageScripts(t *testing.T) {
 		imagetest.Layer{Tar: treetest.Tar(t, treetest.Entry{Name: ".wh.one"})})
 	app := blobs.LayoutTar(t, imagetest.Tagged(d, "v1"))
 	win := imagetest.Blobs{}
-	windows := win.LayoutTar(t, win.Image(t, &imagetest.Platform{OS: "windows", Architecture: "amd64"}, imagetest.Layer{Tar: []byte("x")}))
+	// The base of a Windows image is often not in the registry.
+	foreign := imagetest.Layer{Tar: []byte("base"), Compression: "gzip", MediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}
+	w := win.Image(t, &imagetest.Platform{OS: "windows", Architecture: "amd64", OSVersion: "10.0.20348.1"}, foreign, imagetest.Layer{Tar: []byte("x")})
+	windows := win.LayoutTar(t, w)
 	reg := imagetest.NewRegistry(t, blobs)
 	reg.Tags["v1"] = d
+	winReg := imagetest.NewRegistry(t, win)
+	winReg.Tags["v1"] = w
 	testscript.Run(t, testscript.Params{Dir: "testdata/image", Cmds: commands, RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REGISTRY", reg.Host())
+			env.Setenv("WINDOWS", winReg.Host()+"/org/win:v1")
 			env.Setenv("DIGEST", d.Digest)
 			for name, b := range map[string][]byte{"app.tar": app, "windows.tar": windows} {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, name), b, 0o644); err != nil {

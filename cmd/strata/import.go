@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -25,10 +26,9 @@ func importCommands(e *env) []*cli.Command {
 			examples("strata import --name debian debian.tar",
 				"strata import rootfs.tar /layers/base",
 				"mmdebstrap --variant=minbase bookworm - | strata import - /layers/debian",
-				"strata import --format erofs --parent /layers/base change.tar.gz /layers/change"),
+				"strata import --format vhd --parent /layers/base change.tar.gz /layers/change"),
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "what the image is called in the store (default: its own name, or that of the file)"},
-			&cli.StringFlag{Name: "format", Value: string(layerdir.VHD), Usage: "vhd (ext4) or erofs"},
 			&cli.StringSliceFlag{Name: "parent", TakesFile: true,
 				Usage: "the layer `DIR` below this one, then the next (repeat); written to layerchain.json"},
 		}, imageFlags()...),
@@ -59,8 +59,13 @@ func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	for _, p := range parents {
+		if fi, err := os.Stat(p); err != nil || !fi.IsDir() {
+			return fmt.Errorf("parent layer %s: there is no such folder; import it first", printable(p))
+		}
+	}
 	start := time.Now()
-	res, err := e.convert(ctx, cmd, cmd.Args().First(), dirs[0], layerdir.Format(cmd.String("format")))
+	res, err := e.convert(ctx, cmd, cmd.Args().First(), dirs[0])
 	if err != nil {
 		return err
 	}
@@ -76,7 +81,24 @@ func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
 }
 
 // convert makes a layer folder of the tar called name.
-func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string, format layerdir.Format) (res layerdir.Result, err error) {
+func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (res layerdir.Result, err error) {
+	fs, err := formats(cmd)
+	if err != nil {
+		return res, err
+	}
+	if len(fs) != 1 {
+		return res, usage(cmd, "--format: a layer folder has one format")
+	}
+	for _, f := range []layerdir.Format{layerdir.EROFS, layerdir.VHD} {
+		// Which of two files is mounted depends on the VM.
+		if f != fs[0].File && exists(filepath.Join(dir, f.FileName())) {
+			return res, fmt.Errorf("import: %s holds %s already; remove it first, or choose another folder", printable(dir), f.FileName())
+		}
+	}
+	limit, err := layerLimit(cmd)
+	if err != nil {
+		return res, err
+	}
 	in, total := e.stdin, int64(0)
 	if name != "-" {
 		f, err := os.Open(name)
@@ -103,7 +125,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string, f
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
 	defer tar.Close()
-	res, err = layerdir.Convert(ctx, layerdir.Options{Format: format, Tar: tar, Dir: dir})
+	res, err = layerdir.Convert(ctx, layerdir.Options{Format: fs[0].File, Verity: fs[0].Verity, Tar: tar, Dir: dir, MaxBytes: limit})
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v3"
 
@@ -29,7 +30,7 @@ func listCommands(e *env) []*cli.Command {
 		{
 			Name: "recover", Usage: "finish or take back what interrupted commands left", ArgsUsage: "[NAME...]",
 			Description: "Every command that works with a VM does this first; this one does nothing else. It also\n" +
-				"removes the state of VMs that do not run any more.\n\n" + examples("strata recover", "strata recover big"),
+				"removes what runs that were killed left, and the state of VMs that do not run any more.\n\n" + examples("strata recover", "strata recover big"),
 			Action: e.recover,
 		},
 	}
@@ -81,9 +82,10 @@ func (e *env) list(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// recovered is what recover prints of a VM.
+// recovered is what recover prints of a VM, or of a run that was killed.
 type recovered struct {
-	VM         string `json:"vm"`
+	VM         string `json:"vm,omitempty"`
+	Run        string `json:"run,omitempty"` // what it left is taken away
 	Running    bool   `json:"running"`
 	Containers int    `json:"containers"`
 	Error      string `json:"error,omitempty"`
@@ -91,16 +93,33 @@ type recovered struct {
 
 func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 	names := cmd.Args().Slice()
+	for _, name := range names {
+		if _, err := e.vmDir(cmd, name); err != nil {
+			return err
+		}
+	}
+	out := []recovered{}
+	var errs []error
+	var ids []string // of runs, whose own VMs went with them
+	if !cmd.Bool("dry-run") {
+		var err error
+		ids, err = e.sweepRuns(ctx, cmd, func(r runRecord) bool { return cmd.Args().Len() == 0 || slices.Contains(names, r.VM) })
+		for _, id := range ids {
+			out = append(out, recovered{Run: id})
+		}
+		errs = append(errs, err)
+	}
 	if len(names) == 0 {
 		var err error
 		if names, err = e.vmNames(cmd); err != nil {
 			return err
 		}
 	}
-	out := []recovered{}
-	var errs []error
 	for _, name := range names {
 		r, err := e.recoverVM(ctx, cmd, name)
+		if errors.Is(err, strata.ErrNoVM) && slices.Contains(ids, name) {
+			continue
+		}
 		if err != nil {
 			errs = append(errs, err)
 			r.Error = err.Error()
@@ -110,6 +129,8 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 	err := e.print(cmd, out, func(w io.Writer) {
 		for _, r := range out {
 			switch {
+			case r.Run != "":
+				fmt.Fprintf(w, "%s: what this interrupted run left is taken away\n", r.Run)
 			case r.Error != "":
 				fmt.Fprintf(w, "%s: not everything could be mended\n", r.VM)
 			case r.Running:

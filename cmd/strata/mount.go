@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -96,14 +94,13 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 		return usage(cmd, "give an id and an image, or at least one layer")
 	}
 	args := cmd.Args().Slice()
-	s := &session{}
-	defer func() { err = errors.Join(err, s.end(ctx)) }()
 	if isImage(args[1:]) && args[1] != "" {
-		folders, _, err := e.useImage(ctx, cmd, s, args[1], "mount of "+args[0])
-		if err != nil {
-			return err
+		use, uerr := e.useImage(ctx, cmd, args[1], "mount of "+args[0])
+		if uerr != nil {
+			return uerr
 		}
-		args = append(args[:1], folders...)
+		defer func() { err = errors.Join(err, use.lease.Release()) }()
+		args = append(args[:1], use.folders...)
 	}
 	r, err := request(cmd, args[0], args[1:])
 	if err != nil {
@@ -204,8 +201,6 @@ func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {
 		r := result{ID: id}
 		if c, err := vm.FindClaim(id); err == nil {
 			r.Rest = len(c.Leases())
-		} else if err := e.removeWork(cmd, id); err != nil {
-			errs = append(errs, err)
 		}
 		results = append(results, r)
 	}
@@ -230,21 +225,4 @@ func endPrograms(ctx context.Context, vm *uvm.UtilityVM, id string) error {
 		return nil
 	}
 	return err
-}
-
-// workDir is where run keeps the scratch and the imported layers of a container.
-func (e *env) workDir(cmd *cli.Command, id string) (string, error) {
-	state, err := e.stateDir(cmd)
-	return filepath.Join(state, "run", id), err
-}
-
-func (e *env) removeWork(cmd *cli.Command, id string) error {
-	if cmd.Bool("dry-run") || !validName.MatchString(id) {
-		return nil
-	}
-	dir, err := e.workDir(cmd, id)
-	if err != nil {
-		return err
-	}
-	return os.RemoveAll(dir)
 }

@@ -18,8 +18,9 @@ import (
 // patience is how long a command waits for another one that works with the same VM before it says so.
 const patience = time.Second
 
-// open takes up the VM called name, waiting for another command that works with it. With --dry-run it
-// is a copy of the books, with a machine that only prints.
+// open takes up the VM called name, waiting for another command that works with it, and takes away what
+// runs that were killed left in it. With --dry-run it is a copy of the books, with a machine that only
+// prints.
 func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
@@ -27,6 +28,16 @@ func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.Uti
 	}
 	if cmd.Bool("dry-run") {
 		return e.openDry(ctx, cmd, name, dir)
+	}
+	e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name && !r.Own })
+	return e.takeUp(ctx, cmd, name)
+}
+
+// takeUp is open without what runs left.
+func (e *env) takeUp(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
+	dir, err := e.vmDir(cmd, name)
+	if err != nil {
+		return nil, err
 	}
 	waiting := time.AfterFunc(patience, func() {
 		e.say("strata: waiting for another command that works with VM %q (Ctrl-C to give up)", name)

@@ -8,20 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
-
-// cleanup is the time that run's own tidying may take after it was interrupted.
-const cleanup = 60 * time.Second
 
 func runCommands(e *env) []*cli.Command {
 	flags := []cli.Flag{
@@ -29,6 +23,7 @@ func runCommands(e *env) []*cli.Command {
 		&cli.StringFlag{Name: "isolation", Value: "hypervisor", Usage: "hypervisor: in a VM; process: on this Linux system itself, as root"},
 		&cli.StringFlag{Name: "id", Usage: "of the container (default: made up)"},
 		&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
+		&cli.StringFlag{Name: "scratch-size", Value: defaultScratchSize, Usage: "of the disk of its own, which grows with what is written, such as 512M"},
 		&cli.BoolFlag{Name: "read-only", Usage: "no scratch: the root cannot be written"},
 		uncheckedFlag(),
 		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
@@ -47,62 +42,39 @@ func runCommands(e *env) []*cli.Command {
 	}}
 }
 
-// session is what one run has made and has to take away, last first.
-type session struct {
-	undo []func(context.Context) error
-}
-
-func (s *session) later(f func(context.Context) error) { s.undo = append(s.undo, f) }
-
-// end attempts everything. It has its own time, since the context of the run may have ended.
-func (s *session) end(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
-	defer cancel()
-	var errs []error
-	for i := len(s.undo) - 1; i >= 0; i-- {
-		errs = append(errs, s.undo[i](ctx))
-	}
-	return errors.Join(errs...)
-}
-
 func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
-	if !cmd.Args().Present() {
-		return usage(cmd, "give an image or at least one layer")
-	}
-	if len(e.command) == 0 && !isImage(cmd.Args().Slice()) {
-		return usage(cmd, "give a program after --, such as: strata run %s -- /bin/sh", strings.Join(cmd.Args().Slice(), " "))
-	}
-	if i := cmd.String("isolation"); i != "hypervisor" && i != "process" {
-		return usage(cmd, "--isolation %q: use hypervisor or process", i)
-	}
-	if cmd.String("isolation") == "process" && cmd.String("vm") != "" {
-		return usage(cmd, "--isolation=process and --vm exclude each other")
-	}
-	if cmd.Bool("read-only") && cmd.IsSet("scratch") {
-		return usage(cmd, "--read-only and --scratch exclude each other")
-	}
-	id := cmd.String("id")
-	if id == "" {
-		id = "run-" + strings.ToLower(rand.Text()[:8])
-	}
-	if !validName.MatchString(id) {
-		return usage(cmd, "container id %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", id)
+	id, err := runArgs(cmd, e.command)
+	if err != nil {
+		return err
 	}
 	spec, err := e.spec(cmd, e.command)
 	if err != nil {
 		return err
 	}
-	s := &session{}
+	// Everything is read before anything is made.
+	if _, err := e.vmOptions(cmd, ""); err != nil {
+		return err
+	}
+	scratchSize, err := parseSize(cmd.String("scratch-size"))
+	if err != nil {
+		return usage(cmd, "--scratch-size: %w", err)
+	}
+	if !cmd.Bool("dry-run") {
+		e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.Own || r.VM == "" }) // of other VMs whoever opens them does
+	}
+	r, err := e.beginRun(ctx, cmd, id)
+	if err != nil {
+		return &exitError{exitNotRun, err}
+	}
 	defer func() {
-		if uerr := s.end(ctx); uerr != nil {
+		if uerr := e.endRun(ctx, cmd, r); uerr != nil {
 			e.say("strata: tidying up: %v; to try again: strata recover", uerr)
 			if err == nil {
 				err = &exitError{code: exitFailure}
 			}
 		}
 	}()
-	m, vm, err := e.prepare(ctx, cmd, s, id, &spec)
-	if err != nil {
+	if err := e.prepare(ctx, cmd, r, scratchSize, &spec); err != nil {
 		if _, ok := errors.AsType[*exitError](err); ok {
 			return err
 		}
@@ -111,67 +83,84 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	if cmd.Bool("dry-run") {
 		return nil
 	}
-	spec.ContainerID, spec.Root = m.ID, m.Root
-	return e.runProgram(ctx, vm.Machine(), spec)
+	return e.runIn(ctx, cmd, r.VM, spec)
+}
+
+// runArgs checks a command line of run and gives the id of the container.
+func runArgs(cmd *cli.Command, program []string) (id string, err error) {
+	args := cmd.Args().Slice()
+	process := cmd.String("isolation") == "process"
+	if id = cmd.String("id"); id == "" {
+		id = "run-" + strings.ToLower(rand.Text()[:8])
+	}
+	switch {
+	case len(args) == 0:
+		err = usage(cmd, "give an image or at least one layer")
+	case len(program) == 0 && !isImage(args):
+		err = usage(cmd, "give a program after --, such as: strata run %s -- /bin/sh", strings.Join(args, " "))
+	case !process && cmd.String("isolation") != "hypervisor":
+		err = usage(cmd, "--isolation %q: use hypervisor or process", cmd.String("isolation"))
+	case process && cmd.String("vm") != "":
+		err = usage(cmd, "--isolation=process and --vm exclude each other")
+	case cmd.Bool("read-only") && cmd.IsSet("scratch"):
+		err = usage(cmd, "--read-only and --scratch exclude each other")
+	case cmd.IsSet("scratch-size") && (process || cmd.Bool("read-only") || cmd.IsSet("scratch")):
+		err = usage(cmd, "--scratch-size is for the disk that run makes: not with --scratch, --read-only or --isolation=process")
+	case !validName.MatchString(id):
+		err = usage(cmd, "container id %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", id)
+	case id == hostVM && !process && cmd.String("vm") == "":
+		err = usage(cmd, "container id %q: the VM of the run would have this name, which is that of this system itself", id)
+	}
+	return id, err
 }
 
 // prepare makes everything that the program needs and mounts it.
-func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id string, spec *vmm.ProcessSpec) (*layers.Mounted, *uvm.UtilityVM, error) {
-	if _, err := e.vmOptions(cmd, ""); err != nil {
-		return nil, nil, err // before anything is made
-	}
-	work, err := e.workDir(cmd, id)
-	if err != nil {
-		return nil, nil, err
-	}
+func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *runState, scratchSize int64, spec *vmm.ProcessSpec) (err error) {
 	var folders []string
 	if args := cmd.Args().Slice(); isImage(args) {
-		var cfg image.Config
-		if folders, cfg, err = e.useImage(ctx, cmd, s, args[0], "run of "+id); err == nil {
-			err = applyConfig(cmd, spec, cfg, e.command)
+		use, err := e.useImage(ctx, cmd, args[0], "run of "+r.id)
+		if err != nil {
+			return err
 		}
-	} else {
-		folders, err = e.layerFolders(ctx, cmd, s, work)
+		defer func() { err = errors.Join(err, use.lease.Release()) }()
+		if err := applyConfig(cmd, spec, use.config, e.command); err != nil {
+			return err
+		}
+		folders = use.folders
+	} else if folders, err = e.layerFolders(ctx, cmd, r.dir); err != nil {
+		return err
 	}
+	req, err := request(cmd, r.id, folders)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	r, err := request(cmd, id, folders)
-	if err != nil {
-		return nil, nil, err
-	}
-	if r.Scratch == "" && !cmd.Bool("read-only") {
-		r.Scratch = filepath.Join(work, "scratch")
+	if req.Scratch == "" && !cmd.Bool("read-only") {
+		req.Scratch = filepath.Join(r.dir, "scratch")
 		if !cmd.Bool("dry-run") {
-			s.later(func(context.Context) error { return os.RemoveAll(work) })
 			make := e.makeScratch
 			if cmd.String("isolation") == "process" {
 				make = folderScratch
 			}
-			if _, err := make(ctx, cmd, r.Scratch, layerdir.DefaultScratchSize); err != nil {
-				return nil, nil, err
+			if _, err := make(ctx, cmd, req.Scratch, scratchSize); err != nil {
+				return err
 			}
 		}
 	}
-	if r.VM, err = e.runVM(ctx, cmd, s, id); err != nil {
-		return nil, nil, err
+	if req.VM, err = e.runVM(ctx, cmd, r); err != nil {
+		return err
 	}
-	m, err := layers.Mount(ctx, r)
+	// While the program runs others may use the VM.
+	defer func() { err = errors.Join(err, req.VM.Close()) }()
+	m, err := layers.Mount(ctx, req)
 	if err != nil {
-		return nil, nil, e.advise(err, cmd.String("vm"), id)
+		return e.advise(err, r.VM, r.id)
 	}
-	if !cmd.Bool("dry-run") {
-		s.later(func(ctx context.Context) error {
-			// What the program left running in the background ends with it.
-			err := endPrograms(ctx, r.VM, id)
-			return errors.Join(err, m.Release(ctx, layers.UnmountOperationAll))
-		})
-	}
-	return m, r.VM, nil
+	spec.ContainerID, spec.Root = m.ID, m.Root
+	return nil
 }
 
 // layerFolders imports the tars among the layers.
-func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, s *session, work string) ([]string, error) {
+func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, work string) ([]string, error) {
 	var folders []string
 	for i, arg := range cmd.Args().Slice() {
 		fi, err := os.Stat(arg)
@@ -186,8 +175,7 @@ func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, s *session, wo
 		if cmd.Bool("dry-run") {
 			return nil, fmt.Errorf("layer %s: a dry run imports nothing; import it first: strata import %s DIR", arg, arg)
 		}
-		s.later(func(context.Context) error { return os.RemoveAll(work) })
-		if _, err := e.convert(ctx, cmd, arg, dir, layerdir.VHD); err != nil {
+		if _, err := e.convert(ctx, cmd, arg, dir); err != nil {
 			return nil, err
 		}
 		folders = append(folders, dir)
@@ -196,34 +184,48 @@ func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, s *session, wo
 }
 
 // runVM takes up the VM that was asked for, or starts one.
-func (e *env) runVM(ctx context.Context, cmd *cli.Command, s *session, id string) (*uvm.UtilityVM, error) {
+func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *runState) (*uvm.UtilityVM, error) {
 	name := cmd.String("vm")
 	if cmd.String("isolation") == "process" {
 		name = hostVM
 	}
-	if name != "" || cmd.Bool("dry-run") {
-		if name == "" {
-			name = id
-		}
-		vm, err := e.open(ctx, cmd, name)
-		if err == nil {
-			s.later(func(context.Context) error { return vm.Close() })
-		}
-		return vm, err
+	if name == "" && cmd.Bool("dry-run") {
+		return e.open(ctx, cmd, r.id)
 	}
-	dir, err := e.vmDir(cmd, id)
+	if name != "" {
+		vm, err := e.open(ctx, cmd, name)
+		if err != nil {
+			return nil, err
+		}
+		// A container that is there already is not ours to take away.
+		if _, err = vm.FindClaim(r.id); err == nil {
+			err = e.advise(fmt.Errorf("container %q: %w", r.id, uvm.ErrClaimed), name, r.id)
+		} else {
+			err = r.note(name, false)
+		}
+		if err != nil {
+			return nil, errors.Join(err, vm.Close())
+		}
+		return vm, nil
+	}
+	dir, err := e.vmDir(cmd, r.id)
 	if err != nil {
 		return nil, err
 	}
+	if exists(dir) {
+		return nil, fmt.Errorf("there is a VM %q already; choose another --id, or to run in it: --vm %s", r.id, r.id)
+	}
 	o, err := e.vmOptions(cmd, dir)
 	if err != nil {
+		return nil, err
+	}
+	if err := r.note(r.id, true); err != nil {
 		return nil, err
 	}
 	vm, err := strata.StartVM(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("start a VM: %w", err)
 	}
-	s.later(func(ctx context.Context) error { return e.stop(ctx, vm, dir, cleanup/2) })
 	return vm, nil
 }
 

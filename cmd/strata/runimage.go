@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/store"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -30,40 +32,42 @@ func isImage(args []string) bool {
 	return err == nil
 }
 
-// useImage finds an image in the store, or imports it, and keeps it from garbage collection until the
-// session ends. From when it is mounted on, the books of the VM keep it as well.
-func (e *env) useImage(ctx context.Context, cmd *cli.Command, s *session, ref, owner string) ([]string, image.Config, error) {
-	var none image.Config
+// imageInUse is an image that is about to be mounted. The lease keeps it from garbage collection until
+// it is: from then on the books of the VM do.
+type imageInUse struct {
+	folders []string
+	config  image.Config
+	lease   *store.Lease
+}
+
+// useImage finds an image in the store, or imports it. The caller releases the lease.
+func (e *env) useImage(ctx context.Context, cmd *cli.Command, ref, owner string) (use imageInUse, err error) {
 	st, err := e.openStore(ctx, cmd)
 	if err != nil {
-		return nil, none, err
+		return use, err
 	}
 	fs, err := formats(cmd)
 	if err != nil {
-		return nil, none, err
+		return use, err
 	}
 	img, err := findImage(st, ref)
 	wanted := cmd.String("platform")
 	if _, serr := os.Stat(ref); serr == nil || err != nil || wanted != "" && wanted != img.Platform || !slices.Contains(img.Formats, fs[0].String()) {
 		// A file may have changed since, and what it holds that is in the store is not converted again.
 		if img, _, err = e.importImage(ctx, cmd, ref, ""); err != nil {
-			return nil, none, err
+			return use, err
 		}
 	}
-	lease, err := st.Lease(ctx, img, owner, "")
-	if err != nil {
-		return nil, none, err
+	if use.config, err = image.ParseConfig(img.Config); err != nil {
+		return use, fmt.Errorf("image %s: %w", printable(img.Name), err)
 	}
-	s.later(func(context.Context) error { return lease.Release() })
-	folders, err := st.Folders(img, fs[0])
-	if err != nil {
-		return nil, none, err
+	if use.lease, err = st.Lease(ctx, img, owner, ""); err != nil {
+		return use, err
 	}
-	cfg, err := image.ParseConfig(img.Config)
-	if err != nil {
-		return nil, none, fmt.Errorf("image %s: %w", printable(img.Name), err)
+	if use.folders, err = st.Folders(img, fs[0]); err != nil {
+		return use, errors.Join(err, use.lease.Release())
 	}
-	return folders, cfg, nil
+	return use, nil
 }
 
 // applyConfig fills in what the image says and the command line does not.

@@ -4,13 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v3"
-
-	"github.com/stratavm/strata/layerdir"
 )
 
 func scratchCommands(e *env) []*cli.Command {
@@ -21,12 +18,15 @@ func scratchCommands(e *env) []*cli.Command {
 			Description: "The disk (sandbox.vhdx) grows with what is written to it, up to --size.\n\n" +
 				examples("strata scratch create /scratch/web", "strata scratch create --size 5G /scratch/db"),
 			Flags: []cli.Flag{
-				&cli.StringFlag{Name: "size", Value: "20G", Usage: "of the disk, such as 512M or 20G"},
+				&cli.StringFlag{Name: "size", Value: defaultScratchSize, Usage: "of the disk, such as 512M or 20G"},
 			},
 			Action: e.scratchCreate,
 		}},
 	}}
 }
+
+// defaultScratchSize is layerdir.DefaultScratchSize.
+const defaultScratchSize = "20G"
 
 // created is what scratch create prints.
 type created struct {
@@ -54,14 +54,13 @@ func (e *env) scratchCreate(ctx context.Context, cmd *cli.Command) error {
 	return e.print(cmd, created{dirs[0], file, n}, func(w io.Writer) { fmt.Fprintf(w, "%s: up to %s\n", printable(file), size(n)) })
 }
 
+// makeScratch clones a scratch from the template of the store.
 func (e *env) makeScratch(ctx context.Context, cmd *cli.Command, dir string, bytes int64) (file string, err error) {
-	state, err := e.stateDir(cmd)
+	st, err := e.openStore(ctx, cmd)
 	if err != nil {
 		return "", err
 	}
-	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{
-		Dir: dir, Size: bytes, CacheDir: filepath.Join(state, "cache", "scratch"),
-	})
+	return st.Scratch(ctx, dir, bytes)
 }
 
 // parseSize reads "512M", "20G", "1048576": bytes with a binary suffix.

@@ -11,6 +11,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if code, ok := guest(); ok { // the first process of a container on this system
+		os.Exit(code)
+	}
 	testscript.Main(m, map[string]func(){"strata": main})
 }
 

@@ -56,7 +56,7 @@ func vmCommands(e *env) []*cli.Command {
 func startFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest"},
-		&cli.IntFlag{Name: "cpus", Usage: "of the guest (default: those of the host, at most 2)"},
+		&cli.IntFlag{Name: "cpus", HideDefault: true, Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
 		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a strata `BINARY` for the guest (default: this one)"},
@@ -278,6 +278,8 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	// Runs that were killed have nothing in it any more then, only their folders.
+	defer e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name })
 	if cmd.Bool("force") {
 		if err := strata.KillVM(ctx, dir); err != nil {
 			return e.explain(name, err)

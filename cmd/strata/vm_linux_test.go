@@ -1,14 +1,18 @@
 package main
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/stratavm/strata/bootimage/bootimagetest"
+	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/leaktest"
 )
 
@@ -25,7 +29,8 @@ func need(t *testing.T, program, pkg string) string {
 	return path
 }
 
-// TestVMScripts runs the scripts that start real VMs, one after the other.
+// TestVMScripts runs the scripts that start real VMs, one after the other. "mkimage FILE TAR..." makes an
+// image, tagged v1, with imagetest.Config and the tars as layers, the base first.
 func TestVMScripts(t *testing.T) {
 	need(t, "qemu-system-x86_64", "qemu-system-x86")
 	need(t, "qemu-img", "qemu-utils")
@@ -36,12 +41,27 @@ func TestVMScripts(t *testing.T) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("scripts: %v, %v", scripts, err)
 	}
+	cmds := maps.Clone(commands)
+	cmds["mkimage"] = func(ts *testscript.TestScript, _ bool, args []string) {
+		blobs := imagetest.Blobs{}
+		var layers []imagetest.Layer
+		for _, tar := range args[1:] {
+			layers = append(layers, imagetest.Layer{Tar: []byte(ts.ReadFile(tar)), Compression: "gzip"})
+		}
+		ts.Check(os.WriteFile(ts.MkAbs(args[0]), blobs.LayoutTar(t, imagetest.Tagged(blobs.Image(t, &imagetest.Platform{OS: "linux", Architecture: runtime.GOARCH}, layers...), "v1")), 0o644))
+	}
 	for _, script := range scripts {
 		t.Run(filepath.Base(script), func(t *testing.T) {
 			work := t.TempDir()
 			leaktest.Check(t)
 			testscript.Run(t, testscript.Params{
-				Files: []string{script}, Cmds: commands, RequireExplicitExec: true, WorkdirRoot: work,
+				Files: []string{script}, Cmds: cmds, RequireExplicitExec: true, WorkdirRoot: work,
+				Condition: func(cond string) (bool, error) {
+					if cond != "root" {
+						return false, fmt.Errorf("condition %q is not known", cond)
+					}
+					return os.Geteuid() == 0 || os.Getenv("CI") != "", nil
+				},
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("STRATA_INIT", init)
 					env.Setenv("BUSYBOX", busybox)

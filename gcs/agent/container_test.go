@@ -40,6 +40,12 @@ func (r *linuxRuntime) testContainer(t *testing.T, id string) string {
 			t.Fatal(err)
 		}
 	}
+	// Links for working directories: one within the root, one to a directory that only the system outside has.
+	for link, to := range map[string]string{"in": "/etc", "out": r.base} {
+		if err := os.Symlink(to, layer+"/"+link); err != nil {
+			t.Fatal(err)
+		}
+	}
 	write(t, layer+"/etc/passwd", "root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/srv:/bin/sh\n", 0o644)
 	write(t, layer+"/etc/group", "root:x:0:\nstaff:x:50:\nlogs:x:77:web,root\n", 0o644)
 	root := r.base + "/gcs/c/" + id + "/rootfs"
@@ -109,6 +115,8 @@ func TestContainer(t *testing.T) {
 		{"user and group", Process{Args: sh("id -u; id -g"), User: "web:staff"}, "", "1000\n50\n", 0},
 		{"user by number", Process{Args: sh("id -u; id -g"), User: "7:8"}, "", "7\n8\n", 0},
 		{"directory", Process{Args: sh("pwd"), Dir: "/etc"}, "", "/etc\n", 0},
+		{"directory that is missing", Process{Args: sh("pwd; ls -ld . | cut -c1-10"), Dir: "/srv/a b/c", User: "web"}, "", "/srv/a b/c\ndrwxr-xr-x\n", 0},
+		{"directory behind a link", Process{Args: sh("pwd; ls -d /etc/made"), Dir: "/in/made"}, "", "/etc/made\n/etc/made\n", 0},
 		{"environment", Process{Args: sh("echo $A"), Env: []string{"A=b c"}}, "", "b c\n", 0},
 		{"killed", Process{Args: sh("kill -9 $$")}, "", "", 137},
 		{"devices", Process{Args: sh("echo x >/dev/null && test -c /dev/zero && test -d /dev/pts && echo ok")}, "", "ok\n", 0},
@@ -128,11 +136,14 @@ func TestContainer(t *testing.T) {
 		})
 	}
 	for _, p := range []Process{{Args: []string{"no-such-program"}}, {Args: []string{"/bin"}}, {Args: []string{"id"}, User: "nobody"},
-		{Args: []string{"id"}, User: "web:nogroup"}, {Args: []string{"id"}, Dir: "/no/such"}} {
+		{Args: []string{"id"}, User: "web:nogroup"}, {Args: []string{"id"}, Dir: "/out/made"}, {Args: []string{"id"}, Dir: "/bin/sh"}, {Args: []string{"id"}, Dir: "/proc/made"}} {
 		p.Container = "c1"
 		if _, err := r.Exec(t.Context(), p); err == nil {
 			t.Errorf("%+v: no error", p)
 		}
+	}
+	if _, err := os.Lstat(r.base + "/made"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a working directory was made outside of the root: %v", err)
 	}
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // the background one ends by itself
 		err := r.try(t, "Remove", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root})

@@ -89,6 +89,9 @@ func (r *linuxRuntime) Exec(_ context.Context, p Process) (uint32, error) {
 	cmd := command{Args: p.Args, Env: p.Env, Dir: p.Dir, User: p.User, Terminal: p.Terminal, Width: p.Width, Height: p.Height}
 	var master *os.File
 	if c != nil {
+		// Images name directories that they do not have. It is made by the container's first process, to
+		// whom the root is all there is, so that no symbolic link leads out of it.
+		cmd.MakeDir = true
 		master, err = c.exec(r, pr, cmd, pipes)
 	} else {
 		master, err = r.execHere(pr, cmd, pipes)

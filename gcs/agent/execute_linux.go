@@ -22,6 +22,7 @@ type command struct {
 	Args          []string
 	Env           []string
 	Dir           string
+	MakeDir       bool // make Dir when it is missing
 	User          string
 	Terminal      bool
 	Width, Height uint16
@@ -48,7 +49,11 @@ func (s *spawner) execute(c command, files [3]*os.File, exited func(status sysca
 	if !filepath.IsAbs(dir) {
 		return 0, nil, fmt.Errorf("working directory %q is not absolute: %w", dir, errInvalid)
 	}
-	if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
+	if c.MakeDir {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return 0, nil, fmt.Errorf("working directory: %w", err)
+		}
+	} else if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
 		return 0, nil, fmt.Errorf("working directory %q: no such directory in the root: %w", dir, errNotFound)
 	}
 	path, err := lookupProgram(c.Args[0], dir, lookupEnv(env, "PATH"))

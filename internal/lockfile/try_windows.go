@@ -1,4 +1,4 @@
-package store
+package lockfile
 
 import (
 	"errors"
@@ -7,9 +7,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// tryLock takes the lock of an open file without waiting. The system drops it with the process. The
-// byte that is locked lies far behind the content, which others may still read.
-func tryLock(f *os.File, shared bool) (bool, error) {
+// try locks a byte that lies far behind the content, which others may still read.
+func try(f *os.File, shared bool) (bool, error) {
 	flags := uint32(windows.LOCKFILE_FAIL_IMMEDIATELY)
 	if !shared {
 		flags |= windows.LOCKFILE_EXCLUSIVE_LOCK
@@ -20,6 +19,3 @@ func tryLock(f *os.File, shared bool) (bool, error) {
 	}
 	return err == nil, err
 }
-
-// syncDir does nothing: folders need not be synced here.
-func syncDir(string) error { return nil }

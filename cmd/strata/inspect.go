@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/store"
+)
+
+// inspected is what image inspect prints.
+type inspected struct {
+	store.Image
+	Run     image.Config        `json:"run"`     // how its program is run
+	Folders map[string][]string `json:"folders"` // layer folders by format, topmost first
+}
+
+func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
+	if !cmd.Args().Present() {
+		return usage(cmd, "give at least one image")
+	}
+	st, err := e.openStore(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	out := []inspected{}
+	for _, ref := range cmd.Args().Slice() {
+		img, err := findImage(st, ref)
+		if wanted := cmd.String("platform"); errors.Is(err, store.ErrNotFound) || err == nil && wanted != "" && wanted != img.Platform {
+			img, err = describeSource(ctx, cmd, ref)
+		}
+		if err != nil {
+			return err
+		}
+		i := inspected{Image: img, Folders: map[string][]string{}}
+		if i.Run, err = image.ParseConfig(img.Config); err != nil {
+			return fmt.Errorf("image %s: %w", printable(img.Name), err)
+		}
+		for _, name := range img.Formats {
+			f, err := store.ParseFormat(name)
+			if err != nil {
+				return err
+			}
+			if i.Folders[name], err = st.Folders(img, f); err != nil {
+				return err
+			}
+		}
+		out = append(out, i)
+	}
+	return e.print(cmd, out, func(w io.Writer) {
+		for _, i := range out {
+			imported := "no"
+			if !i.Imported.IsZero() {
+				imported = i.Imported.Format(time.DateTime)
+			}
+			fmt.Fprintf(w, "Name:\t%s\nDigest:\t%s\nSource:\t%s\nPlatform:\t%s\nImported:\t%s\n", printable(i.Name), i.Digest, printable(i.Source), printable(i.Platform), imported)
+			fmt.Fprintf(w, "Entrypoint:\t%q\nCmd:\t%q\nEnv:\t%q\nWorkdir:\t%s\nUser:\t%s\n", i.Run.Entrypoint, i.Run.Cmd, i.Run.Env, printable(i.Run.WorkingDir), printable(i.Run.User))
+			for n, l := range i.Layers {
+				fmt.Fprintf(w, "Layer %d:\t%s\n", n+1, l.DiffID)
+			}
+			for _, f := range i.Formats {
+				for n, dir := range slices.Backward(i.Folders[f]) {
+					fmt.Fprintf(w, "Folder %d (%s):\t%s\n", len(i.Folders[f])-n, f, printable(dir))
+				}
+			}
+		}
+	})
+}
+
+// describeSource describes an image that is not in the store, as the store would if it were.
+func describeSource(ctx context.Context, cmd *cli.Command, ref string) (rec store.Image, err error) {
+	src, err := image.ParseSource(ref)
+	if err != nil {
+		return rec, fmt.Errorf("image %s: %w; it is not in the store either", printable(ref), err)
+	}
+	img, err := openImage(ctx, cmd, src, 0)
+	if err != nil {
+		return rec, fmt.Errorf("%w; it is not in the store either", err)
+	}
+	rec = store.Image{Name: img.Name, Digest: img.Digest, Source: img.Source.String(), Platform: img.Platform.String(), Created: img.Created,
+		Manifest: img.Manifest, Config: img.RawConfig, Formats: []string{}}
+	for _, l := range img.Layers {
+		rec.Layers = append(rec.Layers, store.ImageLayer{DiffID: l.DiffID, Digest: l.Digest, MediaType: l.MediaType, Size: l.Size})
+	}
+	return rec, img.Close()
+}

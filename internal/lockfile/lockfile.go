@@ -1,0 +1,88 @@
+// Package lockfile has locks between processes that are files. The system drops a lock with the
+// process that holds it, however that ends, so that a lock also tells whether its owner lives.
+package lockfile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+)
+
+// Neither flock nor LockFileEx can be given up once it waits, so waiting is asking again.
+const (
+	firstPause   = 2 * time.Millisecond
+	longestPause = 100 * time.Millisecond
+)
+
+// Wait makes the file at path where there is none and takes its lock, waiting for whoever has it until
+// ctx ends: then the error matches the cause of that. The lock is held until the file is closed.
+func Wait(ctx context.Context, path string, shared bool) (*os.File, error) {
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		f, err := Try(path, shared, os.O_CREATE)
+		if f != nil || err != nil {
+			return f, err
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, fmt.Errorf("wait for the lock %s: %w", path, context.Cause(ctx))
+		}
+	}
+}
+
+// Try opens the file at path, with flags besides os.O_RDWR, and takes its lock without waiting. It
+// gives nil when somebody else has the lock, or has just removed the file: a lock counts only while the
+// file is the one that others find.
+func Try(path string, shared bool, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|flags, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	ok, err := try(f, shared)
+	if err == nil && ok {
+		var same bool
+		if same, err = inPlace(f); same {
+			return f, nil
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("lock %s: %w", path, err)
+	}
+	return nil, errors.Join(err, f.Close())
+}
+
+// inPlace reports whether f is the file that has its name.
+func inPlace(f *os.File) (bool, error) {
+	ours, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Stat(f.Name())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(ours, there), nil
+}
+
+// Drop removes a file whose lock is held and lets go of it.
+func Drop(f *os.File) error {
+	err := os.Remove(f.Name())
+	cerr := f.Close()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// Windows does not remove open files; then it is removed unlocked. Nobody else can have taken it
+		// for longer than to see that there is nothing.
+		err = os.Remove(f.Name())
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, cerr)
+}

@@ -1,0 +1,84 @@
+package lockfile
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestTry(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	if f, err := Try(path, false, 0); f != nil || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v, %v", f, err)
+	}
+	take := func(shared bool) *os.File {
+		t.Helper()
+		f, err := Try(path, shared, os.O_CREATE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	first, second := take(true), take(true)
+	if first == nil || second == nil {
+		t.Fatal("two cannot share the lock")
+	}
+	if f := take(false); f != nil {
+		t.Error("an exclusive lock beside shared ones")
+	}
+	if err := errors.Join(first.Close(), second.Close()); err != nil {
+		t.Fatal(err)
+	}
+	only := take(false)
+	if only == nil {
+		t.Fatal("the lock was not let go")
+	}
+	if f := take(true); f != nil {
+		t.Error("a shared lock beside an exclusive one")
+	}
+	if err := Drop(only); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("dropped, and still there: %v", err)
+	}
+}
+
+func TestWait(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	held, err := Wait(t.Context(), path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	why := errors.New("no patience")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(why)
+	if f, err := Wait(ctx, path, false); f != nil || !errors.Is(err, why) {
+		t.Errorf("the lock is held: %v, %v", f, err)
+	}
+	got := make(chan *os.File)
+	go func() {
+		f, err := Wait(t.Context(), path, false)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- f
+	}()
+	// Whether it waits for the file or comes when it is gone: it must not get the one that nobody finds.
+	if err := Drop(held); err != nil {
+		t.Fatal(err)
+	}
+	f := <-got
+	if f == nil {
+		return
+	}
+	if same, err := inPlace(f); err != nil || !same {
+		t.Errorf("a lock on a file that is not there: %v", err)
+	}
+	if err := Drop(f); err != nil {
+		t.Error(err)
+	}
+}
