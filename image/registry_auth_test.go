@@ -1,10 +1,12 @@
 package image_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,17 +23,19 @@ func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
 	return &authn.Basic{Username: k.user, Password: k.password}, nil
 }
 
+// basicAuth lets through who knows the password.
+func basicAuth(_ *imagetest.Registry, w http.ResponseWriter, r *http.Request) bool {
+	if u, p, _ := r.BasicAuth(); u == "me" && p == "secret" {
+		return false
+	}
+	w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+	w.WriteHeader(http.StatusUnauthorized)
+	return true
+}
+
 // TestRegistryAuth: basic credentials and tokens, one of which expires in the middle.
 func TestRegistryAuth(t *testing.T) {
 	blobs, d, _ := good(t)
-	basic := func(_ *imagetest.Registry, w http.ResponseWriter, r *http.Request) bool {
-		if u, p, _ := r.BasicAuth(); u == "me" && p == "secret" {
-			return false
-		}
-		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-		w.WriteHeader(http.StatusUnauthorized)
-		return true
-	}
 	var issued, used atomic.Int32
 	token := func(g *imagetest.Registry, w http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path == "/token" {
@@ -54,7 +58,7 @@ func TestRegistryAuth(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		auth func(*imagetest.Registry, http.ResponseWriter, *http.Request) bool
-	}{{"basic", basic}, {"token", token}} {
+	}{{"basic", basicAuth}, {"token", token}} {
 		for _, k := range []keychain{{"me", "secret"}, {"me", "wrong"}} {
 			t.Run(tt.name+" "+k.password, func(t *testing.T) {
 				g := imagetest.NewRegistry(t, blobs)
@@ -80,5 +84,29 @@ func TestRegistryAuth(t *testing.T) {
 	}
 	if issued.Load() < 2 {
 		t.Errorf("%d tokens were issued; one should have expired", issued.Load())
+	}
+}
+
+// TestDockerCredentials: without a keychain, credentials are those of docker's configuration.
+func TestDockerCredentials(t *testing.T) {
+	blobs, d, _ := good(t)
+	g := imagetest.NewRegistry(t, blobs)
+	g.Tags["v1"] = d
+	g.Before = func(w http.ResponseWriter, r *http.Request) bool { return basicAuth(g, w, r) }
+	o := impatient()
+	o.Keychain = nil
+	for _, tt := range []struct {
+		host string
+		want error
+	}{{g.Host(), nil}, {"registry.example", image.ErrDenied}} {
+		config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, tt.host, base64.StdEncoding.EncodeToString([]byte("me:secret")))
+		t.Setenv("DOCKER_CONFIG", filepath.Dir(imagetest.Write(t, "config.json", []byte(config))))
+		img, err := open(t, g.Host()+"/org/app:v1", o)
+		if err == nil {
+			_, err = read(t.Context(), img)
+		}
+		if !errors.Is(err, tt.want) {
+			t.Errorf("with credentials for %s: %v, want %v", tt.host, err, tt.want)
+		}
 	}
 }
