@@ -2,7 +2,6 @@ package image
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -216,11 +215,11 @@ func sniff(f *os.File) (archive, compressed bool, err error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return false, false, err
 	}
-	content, compressed, done, err := decompress(bufio.NewReader(f))
+	content, compressed, err := Decompress(f)
 	if err != nil {
 		return false, false, err
 	}
-	defer done()
+	defer content.Close()
 	r := tar.NewReader(content)
 	for range 16 {
 		h, err := r.Next()
@@ -243,11 +242,11 @@ func spool(ctx context.Context, f *os.File, o Options) (out *os.File, err error)
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	content, _, done, err := decompress(f)
+	content, _, err := Decompress(f)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
+	defer content.Close()
 	out, err = os.CreateTemp(o.TempDir, "strata-image-*")
 	if err != nil {
 		return nil, err

@@ -110,31 +110,31 @@ func (c *checked) digest() string {
 	return algorithm + hex.EncodeToString(c.sum.Sum(nil))
 }
 
-// decompress gives the content of r, whose first bytes tell what it is. done must be called when the
-// reader is not needed any more.
-func decompress(r io.Reader) (content io.Reader, compressed bool, done func(), err error) {
+// Decompress gives the content of r, whose first bytes tell what it is: gzip, zstd, or anything else, which
+// is given as it is. Memory is bounded: of zstd, windows of up to 128 MiB are accepted. Close the content
+// after use; that does not close r.
+func Decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	magic, err := br.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, false, nil, err
+		return nil, false, err
 	}
-	done = func() {}
 	switch {
 	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
 		z, err := gzip.NewReader(br)
 		if err != nil {
-			return nil, false, nil, fmt.Errorf("gzip: %w: %w", ErrCorrupt, err)
+			return nil, false, fmt.Errorf("gzip: %w: %w", ErrCorrupt, err)
 		}
-		return z, true, done, nil
+		return z, true, nil
 	case isZstd(magic):
 		// One frame at a time and in this goroutine: layers are what is parallel.
 		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {
-			return nil, false, nil, fmt.Errorf("zstd: %w: %w", ErrCorrupt, err)
+			return nil, false, fmt.Errorf("zstd: %w: %w", ErrCorrupt, err)
 		}
-		return z, true, z.Close, nil
+		return z.IOReadCloser(), true, nil
 	}
-	return br, false, done, nil
+	return io.NopCloser(br), false, nil
 }
 
 // isZstd knows frames and the skippable frames that may come first.
@@ -185,11 +185,11 @@ func newStream(ctx context.Context, l Layer, progress func(int64)) (io.ReadClose
 
 // unpack decompresses the blob and makes sure that it was read and checked to its end.
 func unpack(blob *checked, what string, out *ahead) error {
-	content, compressed, done, err := decompress(blob)
+	content, compressed, err := Decompress(blob)
 	if err != nil {
 		return blame(blob, what, err)
 	}
-	defer done()
+	defer content.Close()
 	for {
 		buf := out.buffer()
 		for len(buf) < cap(buf) && err == nil {

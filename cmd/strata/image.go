@@ -110,6 +110,15 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 	return out, nil
 }
 
+// maxLayerSize reads --max-layer-size, in bytes.
+func maxLayerSize(cmd *cli.Command) (int64, error) {
+	limit, err := parseSize(cmd.String("max-layer-size"))
+	if err != nil {
+		return 0, usage(cmd, "--max-layer-size: %w", err)
+	}
+	return limit, nil
+}
+
 // importImage brings an image from wherever it is into the store.
 func (e *env) importImage(ctx context.Context, cmd *cli.Command, text, name string) (store.Image, pulled, error) {
 	var none store.Image
@@ -133,9 +142,9 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	if err != nil {
 		return rec, p, err
 	}
-	limit, err := parseSize(cmd.String("max-layer-size"))
+	limit, err := maxLayerSize(cmd)
 	if err != nil {
-		return rec, p, usage(cmd, "--max-layer-size: %w", err)
+		return rec, p, err
 	}
 	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
 	if s := cmd.String("platform"); s != "" {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -10,9 +9,9 @@ import (
 	"os"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/urfave/cli/v3"
 
+	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/layerdir"
 )
 
@@ -77,6 +76,10 @@ func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
 
 // convert makes a layer folder of the tar called name.
 func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string, format layerdir.Format) (res layerdir.Result, err error) {
+	limit, err := maxLayerSize(cmd)
+	if err != nil {
+		return res, err
+	}
 	in, total := e.stdin, int64(0)
 	if name != "-" {
 		f, err := os.Open(name)
@@ -98,12 +101,16 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string, f
 	// Progress is measured where the size is known: before decompression.
 	p := newProgress(e.stderr, name, total, cmd.Bool("json"))
 	defer p.finish()
-	tar, err := decompress(bufio.NewReaderSize(&countingReader{r: in, tell: p.set}, 1<<20))
+	r := bufio.NewReaderSize(&countingReader{r: in, tell: p.set}, 1<<20)
+	if _, err := r.Peek(1); errors.Is(err, io.EOF) {
+		return res, fmt.Errorf("import %s: it is empty", name)
+	}
+	tar, _, err := image.Decompress(r)
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
 	defer tar.Close()
-	res, err = layerdir.Convert(ctx, layerdir.Options{Format: format, Tar: tar, Dir: dir})
+	res, err = layerdir.Convert(ctx, layerdir.Options{Format: format, Tar: tar, Dir: dir, MaxBytes: limit})
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
@@ -121,25 +128,4 @@ func (c *countingReader) Read(b []byte) (int, error) {
 	c.n += int64(n)
 	c.tell(c.n)
 	return n, err
-}
-
-// decompress unpacks gzip and zstd, told by the first bytes; anything else is taken as it is.
-func decompress(r *bufio.Reader) (io.ReadCloser, error) {
-	magic, err := r.Peek(4)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	switch {
-	case len(magic) == 0:
-		return nil, errors.New("it is empty")
-	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
-		return gzip.NewReader(r)
-	case string(magic) == "\x28\xb5\x2f\xfd":
-		d, err := zstd.NewReader(r)
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
-	}
-	return io.NopCloser(r), nil
 }
