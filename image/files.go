@@ -236,8 +236,7 @@ func sniff(f *os.File) (archive, compressed bool, err error) {
 	return false, compressed, nil
 }
 
-// spool decompresses f to a file that has no name and goes with its descriptor, where the system can;
-// else to one that goes when the image is closed.
+// spool decompresses f to a file that has no name and goes with its descriptor, where the system can.
 func spool(ctx context.Context, f *os.File, o Options) (out *os.File, err error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -251,7 +250,7 @@ func spool(ctx context.Context, f *os.File, o Options) (out *os.File, err error)
 	if err != nil {
 		return nil, err
 	}
-	// Windows does not remove open files; there the system's cleaning of temporary files does it.
+	// Windows does not remove open files; there it goes with the folder.
 	_ = os.Remove(out.Name())
 	n, err := io.Copy(out, &ctxReader{ctx, io.LimitReader(content, o.MaxLayerBytes+1)})
 	if err == nil && n > o.MaxLayerBytes {

@@ -147,7 +147,8 @@ type Options struct {
 	Platform Platform
 	// MaxLayerBytes limits the tar of each layer; 0: DefaultMaxLayerBytes.
 	MaxLayerBytes int64
-	// TempDir holds compressed archives while they are read; empty: the system's.
+	// TempDir holds compressed archives, unpacked, while they are read; empty: the system's. On Windows they
+	// stay in it after Close.
 	TempDir string
 	// Keychain finds credentials; nil: those of docker or podman (config.json, auth.json, helpers).
 	Keychain Keychain

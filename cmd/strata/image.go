@@ -152,11 +152,11 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 			return rec, p, usage(cmd, "--platform: %w", err)
 		}
 	}
-	img, err := image.Open(ctx, src, o)
+	img, closeImage, err := openImage(ctx, st, src, o)
 	if err != nil {
 		return rec, p, err
 	}
-	defer func() { err = errors.Join(err, img.Close()) }()
+	defer func() { err = errors.Join(err, closeImage()) }()
 	if a := img.Platform.Architecture; o.Platform.Architecture == "" && a != "" && a != runtime.GOARCH {
 		e.say("strata: image %s is for %s; its programs will not run on this machine", printable(img.Name), img.Platform)
 	}
@@ -168,6 +168,21 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	}
 	return rec, pulled{Name: rec.Name, Digest: rec.Digest, Platform: rec.Platform, Layers: len(rec.Layers), Converted: bars.converted(),
 		Formats: rec.Formats, Millis: time.Since(start).Milliseconds()}, nil
+}
+
+// openImage opens an image to be imported. What has to be unpacked before it can be read lies in the store,
+// which has the room and clears it away if this process is killed.
+func openImage(ctx context.Context, st *store.Store, src image.Source, o image.Options) (*image.Image, func() error, error) {
+	dir, remove, err := st.TempDir()
+	if err != nil {
+		return nil, nil, err
+	}
+	o.TempDir = dir
+	img, err := image.Open(ctx, src, o)
+	if err != nil {
+		return nil, nil, errors.Join(err, remove())
+	}
+	return img, func() error { return errors.Join(img.Close(), remove()) }, nil
 }
 
 // findImage finds an image in the store by the name that a user types.

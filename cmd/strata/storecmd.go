@@ -149,11 +149,11 @@ func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, o
 	if p, err := image.ParsePlatform(old.Platform); err == nil {
 		o.Platform = p
 	}
-	img, err := image.Open(ctx, src, o)
+	img, closeImage, err := openImage(ctx, st, src, o)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, img.Close()) }()
+	defer func() { err = errors.Join(err, closeImage()) }()
 	if img.Digest != old.Digest {
 		e.say("strata: %s has changed: it was %s and is %s", printable(old.Source), old.Digest, img.Digest)
 	}
