@@ -215,7 +215,7 @@ func sniff(f *os.File) (archive, compressed bool, err error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return false, false, err
 	}
-	content, compressed, err := Decompress(f)
+	content, compressed, err := decompress(f)
 	if err != nil {
 		return false, false, err
 	}
@@ -241,7 +241,7 @@ func spool(ctx context.Context, f *os.File, o Options) (out *os.File, err error)
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	content, _, err := Decompress(f)
+	content, err := Decompress(f)
 	if err != nil {
 		return nil, err
 	}

@@ -105,7 +105,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string, f
 	if _, err := r.Peek(1); errors.Is(err, io.EOF) {
 		return res, fmt.Errorf("import %s: it is empty", name)
 	}
-	tar, _, err := image.Decompress(r)
+	tar, err := image.Decompress(r)
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
