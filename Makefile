@@ -22,6 +22,7 @@ test: install-deps lint test-go ## everything that is checked: lint, unit tests,
 test-go: ## the tests alone, with the race detector
 	$(GO) test -race $(TESTFLAGS) $(PKGS)
 	$(GO) test -run 'TestVM$$' ./vmm/qemu # memory, which the race detector hides
+	$(GO) test -run 'TestMillionEntries$$' ./layertree # and what is too large for it
 
 lint: fmt-check vet staticcheck ## formatting, vet for all platforms, staticcheck
 

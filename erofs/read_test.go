@@ -25,7 +25,7 @@ func image(t testing.TB, tar []byte) string {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := erofs.WriteLayer(f, bytes.NewReader(tar), layertree.Options{}); err != nil {
+	if _, err := erofs.WriteLayer(t.Context(), f, bytes.NewReader(tar), layertree.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	return f.Name()
@@ -45,7 +45,7 @@ func describe(t testing.TB, tree *layertree.Tree) map[string]string {
 // TestReadBack: what is read from an image is the tree that was written.
 func TestReadBack(t *testing.T) {
 	b := treetest.Everything(t)
-	want, err := layertree.FromTar(bytes.NewReader(b), &bytes.Buffer{}, 1, layertree.Options{})
+	want, err := layertree.FromTar(t.Context(), bytes.NewReader(b), &bytes.Buffer{}, 1, layertree.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -27,13 +28,13 @@ type Info struct {
 
 // WriteLayer reads a layer tar from r, to its end, and writes it to w as an EROFS image, from offset 0
 // on. w must be empty: block 0 is written last. See package layertree for what is made of the tar, and
-// for the limits in o.
-func WriteLayer(w io.WriteSeeker, r io.Reader, o layertree.Options) (Info, error) {
+// for the limits in o. The end of ctx is noticed while the tar is read.
+func WriteLayer(ctx context.Context, w io.WriteSeeker, r io.Reader, o layertree.Options) (Info, error) {
 	if _, err := w.Seek(blockSize, io.SeekStart); err != nil {
 		return Info{}, fmt.Errorf("erofs: %w", err)
 	}
 	bw := bufio.NewWriterSize(w, writeBuffer)
-	tree, err := layertree.FromTar(r, bw, 1, o)
+	tree, err := layertree.FromTar(ctx, r, bw, 1, o)
 	if err != nil {
 		return Info{}, err
 	}

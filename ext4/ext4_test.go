@@ -24,7 +24,7 @@ func write(t testing.TB, b []byte, o layertree.Options) (string, ext4.Info, erro
 		t.Fatal(err)
 	}
 	defer f.Close()
-	info, err := ext4.WriteLayer(f, bytes.NewReader(b), o)
+	info, err := ext4.WriteLayer(t.Context(), f, bytes.NewReader(b), o)
 	return f.Name(), info, err
 }
 

@@ -2,6 +2,7 @@ package ext4
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -41,8 +42,8 @@ type Info struct {
 
 // WriteLayer reads a layer tar from r, to its end, and writes it to w as an ext4 file system, from
 // offset 0 on. w must be empty: holes are skipped, not written. See package layertree for what is
-// made of the tar, and for the limits in o.
-func WriteLayer(w io.WriteSeeker, r io.Reader, o layertree.Options) (Info, error) {
+// made of the tar, and for the limits in o. The end of ctx is noticed while the tar is read.
+func WriteLayer(ctx context.Context, w io.WriteSeeker, r io.Reader, o layertree.Options) (Info, error) {
 	limit := o.MaxBytes
 	if limit == 0 {
 		limit = layertree.DefaultMaxBytes
@@ -56,7 +57,7 @@ func WriteLayer(w io.WriteSeeker, r io.Reader, o layertree.Options) (Info, error
 	if _, err := w.Seek(int64(im.next)*blockSize, io.SeekStart); err != nil {
 		return Info{}, fmt.Errorf("ext4: %w", err)
 	}
-	tree, err := layertree.FromTar(r, im.bw, im.next, o)
+	tree, err := layertree.FromTar(ctx, r, im.bw, im.next, o)
 	if err != nil {
 		return Info{}, err
 	}

@@ -33,7 +33,7 @@ func benchLayers(b *testing.B, n int) []string {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := erofs.WriteLayer(f, bytes.NewReader(treetest.Tar(b, entries...)), layertree.Options{}); err != nil {
+		if _, err := erofs.WriteLayer(b.Context(), f, bytes.NewReader(treetest.Tar(b, entries...)), layertree.Options{}); err != nil {
 			b.Fatal(err)
 		}
 		if err := f.Close(); err != nil {

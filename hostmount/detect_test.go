@@ -40,7 +40,7 @@ func (f *file) Seek(off int64, whence int) (int64, error) {
 
 func TestDetect(t *testing.T) {
 	var image file
-	if _, err := ext4.WriteLayer(&image, bytes.NewReader(treetest.Tar(t)), layertree.Options{}); err != nil {
+	if _, err := ext4.WriteLayer(t.Context(), &image, bytes.NewReader(treetest.Tar(t)), layertree.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	erofs := make([]byte, 4096)

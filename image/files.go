@@ -2,7 +2,6 @@ package image
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -216,11 +215,11 @@ func sniff(f *os.File) (archive, compressed bool, err error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return false, false, err
 	}
-	content, compressed, done, err := decompress(bufio.NewReader(f))
+	content, compressed, err := decompress(f)
 	if err != nil {
 		return false, false, err
 	}
-	defer done()
+	defer content.Close()
 	r := tar.NewReader(content)
 	for range 16 {
 		h, err := r.Next()
@@ -237,22 +236,21 @@ func sniff(f *os.File) (archive, compressed bool, err error) {
 	return false, compressed, nil
 }
 
-// spool decompresses f to a file that has no name and goes with its descriptor, where the system can;
-// else to one that goes when the image is closed.
+// spool decompresses f to a file that has no name and goes with its descriptor, where the system can.
 func spool(ctx context.Context, f *os.File, o Options) (out *os.File, err error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	content, _, done, err := decompress(f)
+	content, err := Decompress(f)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
+	defer content.Close()
 	out, err = os.CreateTemp(o.TempDir, "strata-image-*")
 	if err != nil {
 		return nil, err
 	}
-	// Windows does not remove open files; there the system's cleaning of temporary files does it.
+	// Windows does not remove open files; there it goes with the folder.
 	_ = os.Remove(out.Name())
 	n, err := io.Copy(out, &ctxReader{ctx, io.LimitReader(content, o.MaxLayerBytes+1)})
 	if err == nil && n > o.MaxLayerBytes {

@@ -129,7 +129,7 @@ type Layer struct {
 
 // Open gives the tar of the layer. The stream returns io.EOF only when digest, size and diffID have been
 // found right. progress, when set, is told the bytes of the blob read so far, from one goroutine at a
-// time. The stream reads ahead in a goroutine of its own, until it is closed.
+// time. The stream reads ahead in goroutines of its own, until it is closed.
 func (l Layer) Open(ctx context.Context, progress func(int64)) (io.ReadCloser, error) {
 	if l.refusal != nil {
 		return nil, l.refusal
@@ -147,7 +147,8 @@ type Options struct {
 	Platform Platform
 	// MaxLayerBytes limits the tar of each layer; 0: DefaultMaxLayerBytes.
 	MaxLayerBytes int64
-	// TempDir holds compressed archives while they are read; empty: the system's.
+	// TempDir holds compressed archives, unpacked, while they are read; empty: the system's. On Windows they
+	// stay in it after Close.
 	TempDir string
 	// Keychain finds credentials; nil: those of docker or podman (config.json, auth.json, helpers).
 	Keychain Keychain

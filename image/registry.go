@@ -24,6 +24,10 @@ var acceptManifests = strings.Join([]string{
 	string(types.OCIImageIndex), string(types.DockerManifestList), string(types.OCIManifestSchema1), string(types.DockerManifestSchema2),
 }, ", ")
 
+// acceptBlobs is what a request for a blob accepts. It stays with a request that is sent elsewhere, and
+// tells what is streamed.
+const acceptBlobs = "application/octet-stream, */*"
+
 // registryBlobs gives the blobs of one repository.
 type registryBlobs struct {
 	repo   name.Repository
@@ -63,7 +67,6 @@ func connect(ctx context.Context, ref name.Reference, o Options) (*registryBlobs
 	inner, idle := o.Transport, func() {}
 	if inner == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
-		t.ResponseHeaderTimeout = o.Stall
 		inner, idle = t, t.CloseIdleConnections
 	}
 	rt, err := transport.NewWithContext(ctx, reg, auth, &retrier{inner: inner, o: o}, []string{ref.Scope(transport.PullScope)})
@@ -106,7 +109,7 @@ func (r *registryBlobs) find(ctx context.Context, s Source, ref name.Reference) 
 // manifest reads what a tag or a digest names. Its digest is computed here; d says what it must be, if
 // that is known.
 func (r *registryBlobs) manifest(ctx context.Context, id string, d v1.Descriptor) ([]byte, v1.Hash, error) {
-	resp, err := r.get(ctx, "manifests/"+id, 0, "manifest "+id)
+	resp, err := r.get(ctx, "manifests/"+id, acceptManifests, 0, "manifest "+id)
 	if err != nil {
 		return nil, v1.Hash{}, err
 	}
@@ -128,7 +131,7 @@ func (r *registryBlobs) manifest(ctx context.Context, id string, d v1.Descriptor
 }
 
 func (r *registryBlobs) document(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-	resp, err := r.get(ctx, "manifests/"+d.Digest.String(), 0, "manifest "+d.Digest.String())
+	resp, err := r.get(ctx, "manifests/"+d.Digest.String(), acceptManifests, 0, "manifest "+d.Digest.String())
 	if err != nil {
 		return nil, err
 	}
@@ -144,15 +147,13 @@ func (r *registryBlobs) blob(ctx context.Context, d v1.Descriptor) (io.ReadClose
 }
 
 // get asks for a part of the repository, from a byte on. Its answer's status is 200 or 206.
-func (r *registryBlobs) get(ctx context.Context, path string, from int64, what string) (*http.Response, error) {
+func (r *registryBlobs) get(ctx context.Context, path, accept string, from int64, what string) (*http.Response, error) {
 	url := r.scheme + "://" + r.repo.RegistryStr() + "/v2/" + r.repo.RepositoryStr() + "/" + path
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	if strings.HasPrefix(path, "manifests/") {
-		req.Header.Set("Accept", acceptManifests)
-	}
+	req.Header.Set("Accept", accept)
 	// Digests are of the bytes that are stored; the transport must not unpack them on the way.
 	req.Header.Set("Accept-Encoding", "identity")
 	want := []int{http.StatusOK}

@@ -3,9 +3,9 @@ package image_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -29,7 +29,20 @@ func impatient() image.Options {
 func cut(w http.ResponseWriter, b []byte, n int) {
 	w.Header().Set("Content-Length", fmt.Sprint(len(b)))
 	_, _ = w.Write(b[:n])
+	w.(http.Flusher).Flush()
 	panic(http.ErrAbortHandler)
+}
+
+// once gives the first request that matches to answer.
+func once(match func(*http.Request) bool, answer func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) bool {
+	var n atomic.Int32
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if !match(r) || n.Add(1) > 1 {
+			return false
+		}
+		answer(w, r)
+		return true
+	}
 }
 
 // TestRegistryFaults: what passes is got over, what does not is named.
@@ -37,6 +50,8 @@ func TestRegistryFaults(t *testing.T) {
 	blobs, d, tars := good(t)
 	plain := imagetest.Digest(tars[2]) // the layer without compression, 400 kB
 	isBlob := func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, plain) }
+	isManifest := func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/manifests/") }
+	isToken := func(r *http.Request) bool { return r.URL.Path == "/token" }
 	for _, tt := range []struct {
 		name   string
 		before func(*imagetest.Registry) func(w http.ResponseWriter, r *http.Request) bool
@@ -161,6 +176,50 @@ func TestRegistryFaults(t *testing.T) {
 					return false
 				}
 			}},
+		{name: "manifest stops, then comes", o: func(o *image.Options) { o.Stall = 100 * time.Millisecond },
+			before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+				return once(isManifest, func(w http.ResponseWriter, r *http.Request) {
+					_, _ = w.Write(blobs[d.Digest][:20])
+					w.(http.Flusher).Flush()
+					<-r.Context().Done()
+				})
+			}},
+		{name: "manifest is cut, then comes", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+			return once(isManifest, func(w http.ResponseWriter, _ *http.Request) { cut(w, blobs[d.Digest], 20) })
+		}},
+		{name: "manifest is cut for ever", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+			return func(w http.ResponseWriter, r *http.Request) bool {
+				if isManifest(r) {
+					cut(w, blobs[d.Digest], 20)
+				}
+				return false
+			}
+		}, want: io.ErrUnexpectedEOF, text: "manifest v1"},
+		{name: "token stops, then comes", o: func(o *image.Options) { o.Stall = 100 * time.Millisecond },
+			before: func(g *imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+				stop := once(isToken, func(w http.ResponseWriter, r *http.Request) {
+					_, _ = w.Write([]byte(`{"token":`))
+					w.(http.Flusher).Flush()
+					<-r.Context().Done()
+				})
+				return func(w http.ResponseWriter, r *http.Request) bool {
+					switch {
+					case stop(w, r):
+					case isToken(r):
+						_, _ = w.Write([]byte(`{"token":"t"}`))
+					case r.Header.Get("Authorization") == "Bearer t":
+						return false
+					default:
+						w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token"`, g.Host()))
+						w.WriteHeader(http.StatusUnauthorized)
+					}
+					return true
+				}
+			}},
+		{name: "no answer, then one", o: func(o *image.Options) { o.Stall = 100 * time.Millisecond },
+			before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+				return once(isBlob, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+			}},
 		{name: "too many requests, then served", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
 			var mu sync.Mutex
 			seen := map[string]bool{}
@@ -276,74 +335,6 @@ func TestRegistryFaults(t *testing.T) {
 				tt.check(t, g)
 			}
 		})
-	}
-}
-
-type keychain struct{ user, password string }
-
-func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
-	return &authn.Basic{Username: k.user, Password: k.password}, nil
-}
-
-// TestRegistryAuth: basic credentials and tokens, one of which expires in the middle.
-func TestRegistryAuth(t *testing.T) {
-	blobs, d, _ := good(t)
-	basic := func(_ *imagetest.Registry, w http.ResponseWriter, r *http.Request) bool {
-		if u, p, _ := r.BasicAuth(); u == "me" && p == "secret" {
-			return false
-		}
-		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-		w.WriteHeader(http.StatusUnauthorized)
-		return true
-	}
-	var issued, used atomic.Int32
-	token := func(g *imagetest.Registry, w http.ResponseWriter, r *http.Request) bool {
-		if r.URL.Path == "/token" {
-			if u, p, _ := r.BasicAuth(); u != "me" || p != "secret" || !strings.Contains(r.URL.Query().Get("scope"), "repository:org/app:pull") {
-				w.WriteHeader(http.StatusUnauthorized)
-				return true
-			}
-			used.Store(0)
-			_ = json.NewEncoder(w).Encode(map[string]any{"token": fmt.Sprintf("t%d", issued.Add(1))})
-			return true
-		}
-		// A token serves two requests.
-		if r.Header.Get("Authorization") == fmt.Sprintf("Bearer t%d", issued.Load()) && used.Add(1) <= 2 {
-			return false
-		}
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test",scope="repository:org/app:pull"`, g.Host()))
-		w.WriteHeader(http.StatusUnauthorized)
-		return true
-	}
-	for _, tt := range []struct {
-		name string
-		auth func(*imagetest.Registry, http.ResponseWriter, *http.Request) bool
-	}{{"basic", basic}, {"token", token}} {
-		for _, k := range []keychain{{"me", "secret"}, {"me", "wrong"}} {
-			t.Run(tt.name+" "+k.password, func(t *testing.T) {
-				g := imagetest.NewRegistry(t, blobs)
-				g.Tags["v1"] = d
-				g.Before = func(w http.ResponseWriter, r *http.Request) bool { return tt.auth(g, w, r) }
-				o := impatient()
-				o.Keychain = k
-				img, err := open(t, g.Host()+"/org/app:v1", o)
-				if err == nil {
-					_, err = read(t.Context(), img)
-				}
-				if k.password == "secret" && err != nil {
-					t.Fatalf("%v\nrequests: %q", err, g.Requests())
-				}
-				if k.password == "wrong" && (!errors.Is(err, image.ErrDenied) || !strings.Contains(err.Error(), "docker login "+g.Host())) {
-					t.Errorf("error %v, want %v with the remedy", err, image.ErrDenied)
-				}
-				if err != nil && strings.Contains(err.Error(), k.password) {
-					t.Errorf("the password is in the error: %v", err)
-				}
-			})
-		}
-	}
-	if issued.Load() < 2 {
-		t.Errorf("%d tokens were issued; one should have expired", issued.Load())
 	}
 }
 

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,6 @@ import (
 const (
 	maxBackoff    = 10 * time.Second
 	maxRetryAfter = 2 * time.Minute
-	maxErrorBody  = 64 << 10
 )
 
 // pause waits before repetition number n (from 0 on), or as long as asked; ctx ends it.
@@ -39,7 +39,8 @@ func (o Options) pause(ctx context.Context, n int, asked time.Duration) error {
 	}
 }
 
-// retrier repeats requests whose answer does not come or says to come again.
+// retrier repeats requests whose answer does not come, breaks off or says to come again. The body of a blob
+// is the caller's to resume; all other answers are small and are read here.
 type retrier struct {
 	inner http.RoundTripper
 	o     Options
@@ -53,7 +54,7 @@ var passing = map[int]bool{
 
 func (r *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	for n := 0; ; n++ {
-		resp, err := r.inner.RoundTrip(req)
+		resp, err := r.once(req)
 		last := n >= r.o.Retries || req.Body != nil && req.GetBody == nil
 		var asked time.Duration
 		switch {
@@ -63,9 +64,6 @@ func (r *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 		case passing[resp.StatusCode] && !last:
 			asked = retryAfter(resp.Header.Get("Retry-After"))
-			// Read to the end, within limits, so that the connection can be used again.
-			_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody)
-			_ = resp.Body.Close()
 		default:
 			return resp, nil
 		}
@@ -81,6 +79,29 @@ func (r *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 			req.Body = body
 		}
 	}
+}
+
+// once asks one time. It and the body that it gives end with errStalled when nothing comes for too long.
+func (r *retrier) once(req *http.Request) (*http.Response, error) {
+	w := newWatch(req.Context(), r.o.Stall)
+	w.timer.Reset(w.limit)
+	resp, err := r.inner.RoundTrip(req.WithContext(w.ctx))
+	w.timer.Stop()
+	if err != nil {
+		err = w.cause(err)
+		w.stop()
+		return nil, err
+	}
+	resp.Body = &watched{resp.Body, w}
+	if req.Header.Get("Accept") == acceptBlobs && resp.StatusCode < http.StatusMultipleChoices {
+		return resp, nil
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1)) // one more tells that it is too large
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, err
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(b))
+	return resp, nil
 }
 
 // retryAfter reads the header's seconds or date; 0 when there is nothing sensible.
@@ -122,7 +143,6 @@ type resumer struct {
 	r     *registryBlobs
 	d     v1.Descriptor
 	body  io.ReadCloser
-	watch *watch
 	off   int64
 	tries int // failures since the last byte
 	err   error
@@ -130,11 +150,9 @@ type resumer struct {
 
 // connect asks for the rest of the blob.
 func (b *resumer) connect() error {
-	w := newWatch(b.ctx, b.r.o.Stall)
-	resp, err := b.r.get(w.ctx, "blobs/"+b.d.Digest.String(), b.off, "blob "+b.d.Digest.String())
+	resp, err := b.r.get(b.ctx, "blobs/"+b.d.Digest.String(), acceptBlobs, b.off, "blob "+b.d.Digest.String())
 	if err != nil {
-		w.stop()
-		return w.cause(err)
+		return err
 	}
 	from := int64(0)
 	if resp.StatusCode == http.StatusPartialContent {
@@ -147,13 +165,12 @@ func (b *resumer) connect() error {
 	}
 	if err == nil && from < b.off {
 		// A registry without ranges sends all again.
-		_, err = io.CopyN(io.Discard, &watched{resp.Body, w}, b.off-from)
+		_, err = io.CopyN(io.Discard, resp.Body, b.off-from)
 	}
 	if err != nil {
-		w.stop()
-		return errors.Join(w.cause(err), resp.Body.Close())
+		return errors.Join(err, resp.Body.Close())
 	}
-	b.body, b.watch = &watched{resp.Body, w}, w
+	b.body = resp.Body
 	return nil
 }
 
@@ -186,7 +203,6 @@ func (b *resumer) Read(p []byte) (int, error) {
 			case err == io.EOF:
 				err = io.ErrUnexpectedEOF
 			}
-			err = b.watch.cause(err)
 			b.drop()
 			if b.err = b.again(err); b.err != nil {
 				return 0, b.err
@@ -219,7 +235,6 @@ func (b *resumer) again(err error) error {
 func (b *resumer) drop() {
 	if b.body != nil {
 		_ = b.body.Close() // of a connection that is broken
-		b.watch.stop()
 		b.body = nil
 	}
 }
@@ -241,7 +256,7 @@ func newWatch(parent context.Context, limit time.Duration) *watch {
 	ctx, cancel := context.WithCancelCause(parent)
 	w := &watch{ctx: ctx, cancel: cancel, limit: limit}
 	w.timer = time.AfterFunc(limit, func() { cancel(errStalled) })
-	w.timer.Stop() // until somebody reads
+	w.timer.Stop() // until somebody waits
 	return w
 }
 
@@ -258,8 +273,7 @@ func (w *watch) cause(err error) error {
 	return err
 }
 
-// watched runs the watch while somebody waits for bytes: a slow reader is no stalled registry, and the
-// time until an answer begins is limited by the transport.
+// watched runs the watch while somebody waits for bytes: a slow reader is no stalled registry.
 type watched struct {
 	io.ReadCloser
 	w *watch
@@ -268,5 +282,14 @@ type watched struct {
 func (r *watched) Read(p []byte) (int, error) {
 	r.w.timer.Reset(r.w.limit)
 	defer r.w.timer.Stop()
-	return r.ReadCloser.Read(p)
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = r.w.cause(err)
+	}
+	return n, err
+}
+
+func (r *watched) Close() error {
+	defer r.w.stop()
+	return r.ReadCloser.Close()
 }

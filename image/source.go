@@ -135,11 +135,11 @@ func fileSource(kind Kind, text string) (Source, error) {
 	return Source{Kind: kind, Path: abs, Name: inner}, nil
 }
 
-// splitName cuts PATH:NAME at the first colon, that of a drive letter excepted.
+// splitName cuts PATH:NAME at the first colon, that of a drive letter of Windows excepted.
 func splitName(text string) (path, inner string) {
 	start := 0
-	if len(text) > 2 && text[1] == ':' && (text[2] == '\\' || text[2] == '/') {
-		start = 2
+	if filepath.IsAbs(text) {
+		start = len(filepath.VolumeName(text))
 	}
 	if i := strings.IndexByte(text[start:], ':'); i >= 0 {
 		return text[:start+i], text[start+i+1:]
@@ -148,8 +148,7 @@ func splitName(text string) (path, inner string) {
 }
 
 func looksLikePath(text string) bool {
-	return strings.HasPrefix(text, "/") || strings.HasPrefix(text, ".") || strings.HasPrefix(text, `\`) ||
-		len(text) > 2 && text[1] == ':' && text[2] == '\\'
+	return strings.HasPrefix(text, "/") || strings.HasPrefix(text, ".") || strings.HasPrefix(text, `\`) || filepath.IsAbs(text)
 }
 
 func exists(path string) bool {

@@ -17,19 +17,15 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-const (
-	chunkBytes    = 256 << 10
-	chunksAhead   = 4
-	maxZstdWindow = 128 << 20 // what zstd --long needs
-)
+const maxZstdWindow = 128 << 20 // what zstd --long needs
 
 // checked reads a blob and compares digest and size with what was announced before it says io.EOF.
 type checked struct {
 	r        io.Reader
 	what     string
-	want     string // digest; empty: not known
-	size     int64  // -1: not known
-	sum      hash.Hash
+	want     string    // digest; empty: not known
+	size     int64     // -1: not known
+	sum      hash.Hash // nil where the digest is not known
 	n        int64
 	limit    int64 // 0: none
 	limitErr error
@@ -37,10 +33,10 @@ type checked struct {
 	err      error
 }
 
-// newHash gives the hash of a digest such as sha256:….
+// newHash gives the hash of a digest such as sha256:…, and nil for none: nobody would look at the sum.
 func newHash(digest string) (hash.Hash, error) {
 	if digest == "" {
-		return sha256.New(), nil
+		return nil, nil
 	}
 	h, err := v1.NewHash(digest)
 	if err != nil {
@@ -77,7 +73,9 @@ func (c *checked) Read(b []byte) (int, error) {
 		c.err = c.limitErr
 		return 0, c.err
 	}
-	c.sum.Write(b[:n])
+	if c.sum != nil {
+		c.sum.Write(b[:n])
+	}
 	if c.progress != nil {
 		c.progress(c.n)
 	}
@@ -96,7 +94,10 @@ func (c *checked) verdict() error {
 	if c.size >= 0 && c.n != c.size {
 		return fmt.Errorf("%s: %w: it ends after %d of %d bytes", c.what, ErrCorrupt, c.n, c.size)
 	}
-	if got := c.digest(); c.want != "" && got != c.want {
+	if c.sum == nil {
+		return io.EOF
+	}
+	if got := c.digest(); got != c.want {
 		return fmt.Errorf("%s: %w: its digest is %s, announced was %s", c.what, ErrCorrupt, got, c.want)
 	}
 	return io.EOF
@@ -110,31 +111,51 @@ func (c *checked) digest() string {
 	return algorithm + hex.EncodeToString(c.sum.Sum(nil))
 }
 
-// decompress gives the content of r, whose first bytes tell what it is. done must be called when the
-// reader is not needed any more.
-func decompress(r io.Reader) (content io.Reader, compressed bool, done func(), err error) {
+// Decompress gives the content of r, whose first bytes tell what it is: gzip, zstd, or anything else, which
+// is given as it is. Memory is bounded: of zstd, windows of up to 128 MiB are accepted. What is compressed
+// is unpacked in a goroutine of its own, a little ahead of the reader, until the content is closed; that
+// does not close r.
+func Decompress(r io.Reader) (io.ReadCloser, error) {
+	content, compressed, err := decompress(r)
+	if err != nil || !compressed {
+		return content, err
+	}
+	return &unpacked{newAhead(func(a *ahead) error { return a.copy(content) }), content}, nil
+}
+
+type unpacked struct {
+	*ahead
+	content io.Closer
+}
+
+func (u *unpacked) Close() error {
+	u.stop()
+	return u.content.Close()
+}
+
+// decompress is Decompress in the goroutine of the reader.
+func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	magic, err := br.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, false, nil, err
+		return nil, false, err
 	}
-	done = func() {}
 	switch {
 	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
 		z, err := gzip.NewReader(br)
 		if err != nil {
-			return nil, false, nil, fmt.Errorf("gzip: %w: %w", ErrCorrupt, err)
+			return nil, false, fmt.Errorf("gzip: %w: %w", ErrCorrupt, err)
 		}
-		return z, true, done, nil
+		return io.NopCloser(z), true, nil // closing it would only tell the last error again
 	case isZstd(magic):
 		// One frame at a time and in this goroutine: layers are what is parallel.
 		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {
-			return nil, false, nil, fmt.Errorf("zstd: %w: %w", ErrCorrupt, err)
+			return nil, false, fmt.Errorf("zstd: %w: %w", ErrCorrupt, err)
 		}
-		return z, true, z.Close, nil
+		return z.IOReadCloser(), true, nil
 	}
-	return br, false, done, nil
+	return io.NopCloser(br), false, nil
 }
 
 // isZstd knows frames and the skippable frames that may come first.
@@ -143,11 +164,11 @@ func isZstd(m []byte) bool {
 		m[0]&0xf0 == 0x50 && m[1] == 0x2a && m[2] == 0x4d && m[3] == 0x18)
 }
 
-// stream is the tar of a layer. One goroutine reads, checks and decompresses the blob, the caller's
-// checks the tar: two cores work on one layer.
+// stream is the tar of a layer. One goroutine reads, checks and decompresses the blob, one checks the tar,
+// and what the caller makes of it is done in a third: three cores work on one layer.
 type stream struct {
-	tar    *checked
-	ahead  *ahead
+	blob   *ahead // unpacked
+	tar    *ahead // checked as well
 	raw    io.Closer
 	cancel context.CancelFunc
 }
@@ -172,40 +193,30 @@ func newStream(ctx context.Context, l Layer, progress func(int64)) (io.ReadClose
 		return fail(err)
 	}
 	blob.progress = progress
-	a := newAhead(func(a *ahead) error { return unpack(blob, what, a) })
-	tar, err := newChecked(a, "tar of "+what, l.DiffID, -1)
+	tar, err := newChecked(nil, "tar of "+what, l.DiffID, -1)
 	if err != nil {
-		a.stop()
 		return fail(err)
 	}
 	tar.limit = l.limit
 	tar.limitErr = fmt.Errorf("tar of %s: %w: it unpacks to more than %d bytes; if the image is trusted, raise the limit", what, ErrTooLarge, l.limit)
-	return &stream{tar: tar, ahead: a, raw: raw, cancel: cancel}, nil
+	s := &stream{blob: newAhead(func(a *ahead) error { return unpack(blob, what, a) }), raw: raw, cancel: cancel}
+	tar.r = s.blob
+	s.tar = newAhead(func(a *ahead) error { return a.copy(tar) })
+	return s, nil
 }
 
 // unpack decompresses the blob and makes sure that it was read and checked to its end.
 func unpack(blob *checked, what string, out *ahead) error {
-	content, compressed, done, err := decompress(blob)
+	content, compressed, err := decompress(blob)
 	if err != nil {
 		return blame(blob, what, err)
 	}
-	defer done()
-	for {
-		buf := out.buffer()
-		for len(buf) < cap(buf) && err == nil {
-			var n int
-			n, err = content.Read(buf[len(buf):cap(buf)])
-			buf = buf[:len(buf)+n]
-		}
-		if len(buf) > 0 && !out.emit(buf) {
-			return context.Canceled
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return blame(blob, what, err)
-		}
+	defer content.Close()
+	switch err := out.copy(content); {
+	case err == errNoReader:
+		return err
+	case err != io.EOF:
+		return blame(blob, what, err)
 	}
 	if compressed {
 		// The decompressor stops at the end of its data; the blob's verdict comes at the end of the blob.
@@ -232,81 +243,10 @@ func blame(blob *checked, what string, err error) error {
 
 func (s *stream) Read(b []byte) (int, error) { return s.tar.Read(b) }
 
-// Close ends the reading ahead and closes the blob.
+// Close ends the reading ahead, the first of it first since the other waits for that, and closes the blob.
 func (s *stream) Close() error {
 	s.cancel()
-	s.ahead.stop()
+	s.blob.stop()
+	s.tar.stop()
 	return s.raw.Close()
-}
-
-// ahead runs a producer of chunks in a goroutine, a few chunks in front of its reader.
-type ahead struct {
-	chunks chan []byte
-	free   chan []byte // chunks that were read, to be filled again
-	quit   chan struct{}
-	gone   chan struct{}
-	chunk  []byte // being read
-	pos    int
-	err    error // valid when chunks is closed
-}
-
-func newAhead(produce func(*ahead) error) *ahead {
-	a := &ahead{chunks: make(chan []byte, chunksAhead), free: make(chan []byte, chunksAhead+2),
-		quit: make(chan struct{}), gone: make(chan struct{})}
-	go func() {
-		defer close(a.gone)
-		a.err = produce(a)
-		close(a.chunks)
-	}()
-	return a
-}
-
-// buffer gives the producer an empty chunk to fill.
-func (a *ahead) buffer() []byte {
-	select {
-	case b := <-a.free:
-		return b[:0]
-	default:
-		return make([]byte, 0, chunkBytes)
-	}
-}
-
-// emit hands a chunk to the reader; false says that there is no reader any more.
-func (a *ahead) emit(b []byte) bool {
-	select {
-	case a.chunks <- b:
-		return true
-	case <-a.quit:
-		return false
-	}
-}
-
-func (a *ahead) Read(b []byte) (int, error) {
-	for a.pos == len(a.chunk) {
-		if cap(a.chunk) > 0 {
-			select {
-			case a.free <- a.chunk:
-			default:
-			}
-			a.chunk, a.pos = nil, 0
-		}
-		chunk, ok := <-a.chunks
-		if !ok {
-			return 0, a.err
-		}
-		a.chunk, a.pos = chunk, 0
-	}
-	n := copy(b, a.chunk[a.pos:])
-	a.pos += n
-	return n, nil
-}
-
-// stop ends the producer and waits for it. It may be called again, but not concurrently.
-func (a *ahead) stop() {
-	select {
-	case <-a.quit:
-	default:
-		close(a.quit)
-	}
-	<-a.gone
 }

@@ -104,13 +104,13 @@ func write(ctx context.Context, f *os.File, in io.Reader, o Options) (tree *veri
 	var size int64
 	switch o.Format {
 	case EROFS:
-		info, err := erofs.WriteLayer(f, in, limits)
+		info, err := erofs.WriteLayer(ctx, f, in, limits)
 		if err != nil {
 			return nil, err
 		}
 		size = info.Bytes
 	default:
-		info, err := ext4.WriteLayer(f, in, limits)
+		info, err := ext4.WriteLayer(ctx, f, in, limits)
 		if err != nil {
 			return nil, err
 		}

@@ -11,15 +11,15 @@ import (
 	"github.com/stratavm/strata/verity"
 )
 
-// verityName is the name of the record of a hash tree beside its layer.
-func verityName(f Format) string { return f.FileName() + ".verity.json" }
+// VerityFileName is the name of the record of a hash tree beside its layer.
+func (f Format) VerityFileName() string { return f.FileName() + ".verity.json" }
 
 // ReadVerity reads the record of the hash tree of the layer in dir. Without one the error matches
 // fs.ErrNotExist. The record is as trustworthy as the folder: who does not trust it has to know the
 // root digest from elsewhere.
 func ReadVerity(dir string, f Format) (verity.Info, error) {
 	var info verity.Info
-	path := filepath.Join(dir, verityName(f))
+	path := filepath.Join(dir, f.VerityFileName())
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return info, fmt.Errorf("read the verity record: %w", err)
@@ -34,7 +34,7 @@ func ReadVerity(dir string, f Format) (verity.Info, error) {
 // predecessor.
 func writeVerity(dir string, f Format, info *verity.Info) (err error) {
 	if info == nil {
-		if err := os.Remove(filepath.Join(dir, verityName(f))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(filepath.Join(dir, f.VerityFileName())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		return nil
@@ -43,7 +43,7 @@ func writeVerity(dir string, f Format, info *verity.Info) (err error) {
 	if err != nil {
 		return err
 	}
-	out, err := newOutput(dir, verityName(f))
+	out, err := newOutput(dir, f.VerityFileName())
 	if err != nil {
 		return err
 	}

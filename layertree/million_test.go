@@ -36,11 +36,11 @@ func TestMillionEntries(t *testing.T) {
 		write func(w io.WriteSeeker, r io.Reader) (inodes int, err error)
 	}{
 		{"erofs", func(w io.WriteSeeker, r io.Reader) (int, error) {
-			info, err := erofs.WriteLayer(w, r, layertree.Options{})
+			info, err := erofs.WriteLayer(t.Context(), w, r, layertree.Options{})
 			return info.Inodes, err
 		}},
 		{"ext4", func(w io.WriteSeeker, r io.Reader) (int, error) {
-			info, err := ext4.WriteLayer(w, r, layertree.Options{})
+			info, err := ext4.WriteLayer(t.Context(), w, r, layertree.Options{})
 			return info.Inodes, err
 		}},
 	} {

@@ -1,6 +1,7 @@
 package layertree
 
 import (
+	"context"
 	"fmt"
 	"path"
 	"strings"
@@ -33,7 +34,7 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 				return nil, err
 			}
 			next = impliedDir(t)
-			here.SetChild(part, next)
+			rd.put(here, part, next)
 		case next.Type() == TypeSymlink:
 			if followed++; followed > maxSymlinks {
 				return nil, fmt.Errorf("more than %d symbolic links on the way: %w", maxSymlinks, ErrInvalid)
@@ -46,7 +47,7 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 		case !next.IsDir():
 			// The last entry wins: what was a file is a directory now.
 			next = impliedDir(t)
-			here.SetChild(part, next)
+			rd.put(here, part, next)
 		}
 		if at = append(at, next); len(at) > maxDepth {
 			return nil, fmt.Errorf("more than %d directories deep: %w", maxDepth, ErrInvalid)
@@ -65,7 +66,7 @@ func impliedDir(t time.Time) *Node {
 
 // link makes a hard link, or remembers it when the target has not come yet.
 func (rd *reader) link(dir *Node, base string, l pendingLink) error {
-	target, err := rd.find(l.target)
+	target, _, err := rd.find(l.target)
 	if err != nil {
 		return err
 	}
@@ -73,22 +74,22 @@ func (rd *reader) link(dir *Node, base string, l pendingLink) error {
 		rd.pending = append(rd.pending, l)
 		return nil
 	}
-	return setLink(dir, base, target, l)
+	return rd.setLink(dir, base, target, l)
 }
 
-func setLink(dir *Node, base string, target *Node, l pendingLink) error {
+func (rd *reader) setLink(dir *Node, base string, target *Node, l pendingLink) error {
 	if target.IsDir() {
 		return fmt.Errorf("a hard link to the directory %s: %w", quote(l.target), ErrInvalid)
 	}
 	if dir.Child(base) != target { // else the link is there already
-		dir.SetChild(base, target)
+		rd.put(dir, base, target)
 	}
 	return nil
 }
 
 // find looks an entry up by its name, without making anything. Symbolic links on the way, not at the
-// end, are followed.
-func (rd *reader) find(name string) (*Node, error) {
+// end, are followed. Where there is no such entry, missing is what the way ends at.
+func (rd *reader) find(name string) (n *Node, missing place, err error) {
 	at := []*Node{rd.tree.Root}
 	rest := strings.Split(name, "/")
 	for followed := 0; len(rest) > 0; {
@@ -101,13 +102,14 @@ func (rd *reader) find(name string) (*Node, error) {
 			at = at[:max(len(at)-1, 1)]
 			continue
 		}
-		next := at[len(at)-1].Child(part)
+		here := at[len(at)-1]
+		next := here.Child(part)
 		switch {
 		case next == nil, len(rest) > 0 && !next.IsDir() && next.Type() != TypeSymlink:
-			return nil, nil
+			return nil, place{here, part}, nil
 		case len(rest) > 0 && next.Type() == TypeSymlink:
 			if followed++; followed > maxSymlinks {
-				return nil, fmt.Errorf("hard link to %s: more than %d symbolic links on the way: %w", quote(name), maxSymlinks, ErrInvalid)
+				return nil, place{}, fmt.Errorf("hard link to %s: more than %d symbolic links on the way: %w", quote(name), maxSymlinks, ErrInvalid)
 			}
 			if strings.HasPrefix(next.Target, "/") {
 				at = at[:1]
@@ -117,37 +119,61 @@ func (rd *reader) find(name string) (*Node, error) {
 		}
 		at = append(at, next)
 	}
-	return at[len(at)-1], nil
+	return at[len(at)-1], place{}, nil
 }
 
-// links makes the hard links whose targets came after them.
-func (rd *reader) links() error {
-	for len(rd.pending) > 0 {
-		var left []pendingLink
-		for _, l := range rd.pending {
-			target, err := rd.find(l.target)
-			if err != nil {
-				return fmt.Errorf("layer tar: entry %s: %w", quote(l.name), err)
-			}
-			if target == nil {
-				left = append(left, l)
-				continue
-			}
-			dirName, base := path.Split(l.name)
-			dir, err := rd.dir(dirName, time.Time{})
-			if err == nil && dir.Child(base) == nil { // an entry that came later has won
-				err = setLink(dir, base, target, l)
-			}
-			if err != nil {
-				return fmt.Errorf("layer tar: entry %s: %w", quote(l.name), err)
+// links makes the hard links whose targets came after them. What is missing on the way to a target is a
+// name in a directory: the link waits there until something is put in, and then goes on.
+func (rd *reader) links(ctx context.Context) error {
+	rd.waiting = make(map[place][]pendingLink)
+	for rd.ready = rd.pending; len(rd.ready) > 0; {
+		if ctx.Err() != nil {
+			return fmt.Errorf("layer tar: make the hard links: %w", context.Cause(ctx))
+		}
+		l := rd.ready[0]
+		rd.ready = rd.ready[1:]
+		if err := rd.lateLink(l); err != nil {
+			return fmt.Errorf("layer tar: entry %d, %s: %w", l.entry, quote(l.name), err)
+		}
+	}
+	n := 0
+	var first pendingLink
+	for _, left := range rd.waiting {
+		for _, l := range left {
+			if n++; n == 1 || l.entry < first.entry {
+				first = l
 			}
 		}
-		if len(left) == len(rd.pending) {
-			l := left[0]
-			return fmt.Errorf("layer tar: entry %s: hard link to %s, which is not in the layer or leads back to itself (%d such links): %w",
-				quote(l.name), quote(l.target), len(left), ErrLink)
-		}
-		rd.pending = left
+	}
+	if n > 0 {
+		return fmt.Errorf("layer tar: entry %d, %s: hard link to %s, which is not in the layer or leads back to itself (%d such links): %w",
+			first.entry, quote(first.name), quote(first.target), n, ErrLink)
 	}
 	return nil
+}
+
+// lateLink makes a hard link, or lets it wait for what is missing on the way to its target.
+func (rd *reader) lateLink(l pendingLink) error {
+	target, missing, err := rd.find(l.target)
+	if err != nil {
+		return err
+	}
+	if target == nil {
+		rd.waiting[missing] = append(rd.waiting[missing], l)
+		return nil
+	}
+	dirName, base := path.Split(l.name)
+	dir, err := rd.dir(dirName, time.Time{})
+	if err != nil || dir.Child(base) != nil { // an entry that came later has won
+		return err
+	}
+	return rd.setLink(dir, base, target, l)
+}
+
+// put sets an entry of a directory and calls the links that wait for it.
+func (rd *reader) put(dir *Node, name string, n *Node) {
+	dir.SetChild(name, n)
+	at := place{dir, name}
+	rd.ready = append(rd.ready, rd.waiting[at]...)
+	delete(rd.waiting, at)
 }

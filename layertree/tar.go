@@ -3,6 +3,7 @@ package layertree
 import (
 	"archive/tar"
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -71,17 +72,27 @@ type reader struct {
 	nodes    int // these and what was made for them
 	bytes    int64
 	metadata int64
-	pending  []pendingLink
-	whited   []*Node // directories with whiteouts
+	pending  []pendingLink           // hard links without a target so far
+	waiting  map[place][]pendingLink // those of them, at the end, that wait for an entry
+	ready    []pendingLink           // those that can be tried
+	whited   []*Node                 // directories with whiteouts
 }
 
 type pendingLink struct {
+	entry        int // of the tar
 	name, target string
 }
 
+// place is a name in a directory, whether there is an entry or not.
+type place struct {
+	dir  *Node
+	name string
+}
+
 // FromTar reads an uncompressed layer tar from r, to the end of r, and appends the contents of its
-// files to data, which stands at block firstBlock of the image. All writes are whole blocks.
-func FromTar(r io.Reader, data io.Writer, firstBlock uint32, o Options) (*Tree, error) {
+// files to data, which stands at block firstBlock of the image. All writes are whole blocks. The end of
+// ctx is noticed between two entries.
+func FromTar(ctx context.Context, r io.Reader, data io.Writer, firstBlock uint32, o Options) (*Tree, error) {
 	o.defaults()
 	rd := &reader{o: o, tree: &Tree{Root: impliedDir(time.Time{})}, out: contents{w: data, next: firstBlock}}
 	in := bufio.NewReaderSize(r, copyBuffer)
@@ -91,6 +102,9 @@ func FromTar(r io.Reader, data io.Writer, firstBlock uint32, o Options) (*Tree, 
 	blocks := &blockReader{r: in}
 	t := tar.NewReader(blocks)
 	for {
+		if ctx.Err() != nil {
+			return nil, rd.streamError("read the next entry", context.Cause(ctx))
+		}
 		h, err := t.Next()
 		if err == io.EOF {
 			if !blocks.zero && !o.AllowUnterminated {
@@ -105,7 +119,7 @@ func FromTar(r io.Reader, data io.Writer, firstBlock uint32, o Options) (*Tree, 
 			return nil, fmt.Errorf("layer tar: entry %d, %s: %w", rd.entries, quote(h.Name), err)
 		}
 	}
-	if err := rd.links(); err != nil {
+	if err := rd.links(ctx); err != nil {
 		return nil, err
 	}
 	rd.whiteouts()
@@ -201,7 +215,7 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 		if err != nil {
 			return fmt.Errorf("hard link to %s: %w", quote(h.Linkname), err)
 		}
-		return rd.link(dir, base, pendingLink{name: name, target: target})
+		return rd.link(dir, base, pendingLink{entry: rd.entries, name: name, target: target})
 	}
 	n, err := rd.node(h)
 	if err != nil {

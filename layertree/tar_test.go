@@ -17,7 +17,7 @@ type entry = treetest.Entry
 
 func read(t testing.TB, b []byte, o layertree.Options) (*layertree.Tree, error) {
 	t.Helper()
-	return layertree.FromTar(bytes.NewReader(b), io.Discard, 1, o)
+	return layertree.FromTar(t.Context(), bytes.NewReader(b), io.Discard, 1, o)
 }
 
 // list is one line for each name in a tree.
@@ -168,7 +168,7 @@ func TestSizeLies(t *testing.T) {
 func TestReadsToTheEnd(t *testing.T) {
 	b := append(treetest.Tar(t, entry{Name: "f"}), make([]byte, 100_000)...)
 	r := bytes.NewReader(b)
-	if _, err := layertree.FromTar(r, io.Discard, 1, layertree.Options{}); err != nil || r.Len() != 0 {
+	if _, err := layertree.FromTar(t.Context(), r, io.Discard, 1, layertree.Options{}); err != nil || r.Len() != 0 {
 		t.Errorf("%d bytes were left, error %v", r.Len(), err)
 	}
 	if _, err := read(t, b, layertree.Options{MaxBytes: 50_000}); !errors.Is(err, layertree.ErrTooLarge) {
@@ -196,7 +196,7 @@ func FuzzFromTar(f *testing.F) {
 	f.Add(treetest.Tar(f, entry{Name: "s", Type: tar.TypeSymlink, Link: "../s/t"}, entry{Name: "s/f"}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var out bytes.Buffer
-		tree, err := layertree.FromTar(bytes.NewReader(b), &out, 7, layertree.Options{MaxBytes: 1 << 20, MaxEntries: 1000, MaxMetadata: 1 << 20})
+		tree, err := layertree.FromTar(t.Context(), bytes.NewReader(b), &out, 7, layertree.Options{MaxBytes: 1 << 20, MaxEntries: 1000, MaxMetadata: 1 << 20})
 		if err != nil {
 			return
 		}

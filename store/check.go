@@ -137,6 +137,16 @@ func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
 	if sum != rec.Hash {
 		return st.Size(), fmt.Errorf("%w: the content of %s has changed", ErrDamaged, f.File.FileName())
 	}
+	if f.Verity {
+		// Who changes this record changes what a guest takes for the truth.
+		sum, err := hashFile(ctx, filepath.Join(dir, f.File.VerityFileName()))
+		if err != nil {
+			return st.Size(), fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		if sum != rec.Verity {
+			return st.Size(), fmt.Errorf("%w: the content of %s has changed", ErrDamaged, f.File.VerityFileName())
+		}
+	}
 	return st.Size(), nil
 }
 
@@ -165,6 +175,14 @@ func (s *Store) checkChain(dir string) error {
 	}
 	if layers != 1 {
 		return fmt.Errorf("%w: it holds %d layers, not one", ErrDamaged, layers)
+	}
+	if f, err := ParseFormat(filepath.Base(dir)); err != nil {
+		return err
+	} else if f.Verity {
+		// Without it the layer would be mounted unchecked.
+		if _, err := os.Stat(filepath.Join(dir, f.File.VerityFileName())); err != nil {
+			return fmt.Errorf("%w: its hash tree's record is missing: %w", ErrDamaged, err)
+		}
 	}
 	return nil
 }

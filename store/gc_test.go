@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/store"
 )
 
@@ -169,12 +171,24 @@ func TestCheckAndRepair(t *testing.T) {
 			return os.WriteFile(filepath.Join(chain, "layerchain.json"), []byte("["), 0o644)
 		},
 		"link gone": func(_, chain string) error { return os.Remove(filepath.Join(chain, "layer.erofs")) },
+		"root digest changed": func(layer, _ string) error {
+			b, err := os.ReadFile(layer + ".verity.json")
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(layer+".verity.json", bytes.ToUpper(b), 0o644)
+		},
+		"root digest gone":         func(layer, _ string) error { return os.Remove(layer + ".verity.json") },
+		"link to root digest gone": func(_, chain string) error { return os.Remove(filepath.Join(chain, "layer.erofs.verity.json")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, t.TempDir(), store.Options{})
-			img := mustImport(t, s, request(t, "a", 0, 3))
+			verity := store.Format{File: layerdir.EROFS, Verity: true}
+			want := request(t, "a", 0, 3)
+			want.Formats = []store.Format{verity}
+			img := mustImport(t, s, want)
 			mustImport(t, s, request(t, "untouched", 7, 1))
-			folders, err := s.Folders(img, erofs)
+			folders, err := s.Folders(img, verity)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -195,7 +209,7 @@ func TestCheckAndRepair(t *testing.T) {
 			var again []string
 			err = s.Repair(t.Context(), r, func(ctx context.Context, i store.Image) error {
 				again = append(again, i.Name)
-				_, err := s.Import(ctx, request(t, i.Name, 0, 3))
+				_, err := s.Import(ctx, want)
 				return err
 			})
 			if err != nil {

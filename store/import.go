@@ -75,7 +75,8 @@ type record struct {
 	DiffID   string    `json:"diffID"`
 	Format   string    `json:"format"`
 	Bytes    int64     `json:"bytes"`
-	Hash     string    `json:"hash"` // see hashFile
+	Hash     string    `json:"hash"`             // see hashFile
+	Verity   string    `json:"verity,omitempty"` // the same of the record of the hash tree
 	Imported time.Time `json:"imported"`
 }
 
@@ -237,7 +238,13 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, f Format, li
 	if err != nil {
 		return err
 	}
-	b, err := json.MarshalIndent(record{DiffID: l.DiffID, Format: f.String(), Bytes: res.Bytes, Hash: sum, Imported: now()}, "", " ")
+	rec := record{DiffID: l.DiffID, Format: f.String(), Bytes: res.Bytes, Hash: sum, Imported: now()}
+	if f.Verity {
+		if rec.Verity, err = hashFile(ctx, filepath.Join(out, f.File.VerityFileName())); err != nil {
+			return err
+		}
+	}
+	b, err := json.MarshalIndent(rec, "", " ")
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,6 +47,16 @@ func (s *Store) newTemp() (*temp, error) {
 		}
 		return t, nil
 	}
+}
+
+// TempDir makes a folder on the file system of the store for what an import needs for a while. remove
+// removes it with all that is in it; after the end of this process, however it came, the next Open does.
+func (s *Store) TempDir() (dir string, remove func() error, err error) {
+	t, err := s.newTemp()
+	if err != nil {
+		return "", nil, fmt.Errorf("make a temporary folder in the store: %w", err)
+	}
+	return t.dir, t.remove, nil
 }
 
 // remove removes the folder, then the lock, so that no folder is ever without one.

@@ -332,3 +332,26 @@ func TestFind(t *testing.T) {
 		t.Errorf("collected with a damaged record: %v", err)
 	}
 }
+
+// TestTempDir: a temporary folder stays while its owner has it, whoever else opens the store.
+func TestTempDir(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	s := open(t, dir, store.Options{})
+	tmp, remove, err := s.TempDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tmp, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir, store.Options{})
+	if _, err := os.Stat(filepath.Join(tmp, "file")); err != nil {
+		t.Errorf("swept in use: %v", err)
+	}
+	if err := remove(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(tmp)); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}

@@ -121,8 +121,8 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 	return out, nil
 }
 
-// layerLimit reads --max-layer-size.
-func layerLimit(cmd *cli.Command) (int64, error) {
+// maxLayerSize reads --max-layer-size, in bytes.
+func maxLayerSize(cmd *cli.Command) (int64, error) {
 	limit, err := parseSize(cmd.String("max-layer-size"))
 	if err != nil {
 		return 0, usage(cmd, "--max-layer-size: %w", err)
@@ -147,16 +147,15 @@ func (e *env) importImage(ctx context.Context, cmd *cli.Command, text, name stri
 	return e.importSource(ctx, cmd, st, src, name)
 }
 
-// openImage opens an image with what --platform and --plain-http say. limit is in bytes, for each layer.
-func openImage(ctx context.Context, cmd *cli.Command, src image.Source, limit int64) (*image.Image, error) {
-	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
+// imageOptions are what --platform and --plain-http say. limit is in bytes, for each layer.
+func imageOptions(cmd *cli.Command, limit int64) (o image.Options, err error) {
+	o = image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
 	if s := cmd.String("platform"); s != "" {
-		var err error
 		if o.Platform, err = image.ParsePlatform(s); err != nil {
-			return nil, usage(cmd, "--platform: %w", err)
+			return o, usage(cmd, "--platform: %w", err)
 		}
 	}
-	return image.Open(ctx, src, o)
+	return o, nil
 }
 
 func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Store, src image.Source, name string) (rec store.Image, p pulled, err error) {
@@ -165,15 +164,19 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	if err != nil {
 		return rec, p, err
 	}
-	limit, err := layerLimit(cmd)
+	limit, err := maxLayerSize(cmd)
 	if err != nil {
 		return rec, p, err
 	}
-	img, err := openImage(ctx, cmd, src, limit)
+	o, err := imageOptions(cmd, limit)
 	if err != nil {
 		return rec, p, err
 	}
-	defer func() { err = errors.Join(err, img.Close()) }()
+	img, closeImage, err := openImage(ctx, st, src, o)
+	if err != nil {
+		return rec, p, err
+	}
+	defer func() { err = errors.Join(err, closeImage()) }()
 	if a := img.Platform.Architecture; cmd.String("platform") == "" && a != "" && a != runtime.GOARCH {
 		e.say("strata: image %s is for %s; its programs will not run on this machine", printable(img.Name), img.Platform)
 	}
@@ -185,6 +188,21 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	}
 	return rec, pulled{Name: rec.Name, Digest: rec.Digest, Platform: rec.Platform, Layers: len(rec.Layers), Converted: bars.converted(),
 		Formats: rec.Formats, Millis: time.Since(start).Milliseconds()}, nil
+}
+
+// openImage opens an image to be imported. What has to be unpacked before it can be read lies in the store,
+// which has the room and clears it away if this process is killed.
+func openImage(ctx context.Context, st *store.Store, src image.Source, o image.Options) (*image.Image, func() error, error) {
+	dir, remove, err := st.TempDir()
+	if err != nil {
+		return nil, nil, err
+	}
+	o.TempDir = dir
+	img, err := image.Open(ctx, src, o)
+	if err != nil {
+		return nil, nil, errors.Join(err, remove())
+	}
+	return img, func() error { return errors.Join(img.Close(), remove()) }, nil
 }
 
 // findImage finds an image in the store by the name that a user types.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -11,9 +10,9 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/urfave/cli/v3"
 
+	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/layerdir"
 )
 
@@ -95,7 +94,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 			return res, fmt.Errorf("import: %s holds %s already; remove it first, or choose another folder", printable(dir), f.FileName())
 		}
 	}
-	limit, err := layerLimit(cmd)
+	limit, err := maxLayerSize(cmd)
 	if err != nil {
 		return res, err
 	}
@@ -120,7 +119,11 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 	// Progress is measured where the size is known: before decompression.
 	p := newProgress(e.stderr, name, total, cmd.Bool("json"))
 	defer p.finish()
-	tar, err := decompress(bufio.NewReaderSize(&countingReader{r: in, tell: p.set}, 1<<20))
+	r := bufio.NewReaderSize(&countingReader{r: in, tell: p.set}, 1<<20)
+	if _, err := r.Peek(1); errors.Is(err, io.EOF) {
+		return res, fmt.Errorf("import %s: it is empty", name)
+	}
+	tar, err := image.Decompress(r)
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
@@ -143,25 +146,4 @@ func (c *countingReader) Read(b []byte) (int, error) {
 	c.n += int64(n)
 	c.tell(c.n)
 	return n, err
-}
-
-// decompress unpacks gzip and zstd, told by the first bytes; anything else is taken as it is.
-func decompress(r *bufio.Reader) (io.ReadCloser, error) {
-	magic, err := r.Peek(4)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	switch {
-	case len(magic) == 0:
-		return nil, errors.New("it is empty")
-	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
-		return gzip.NewReader(r)
-	case string(magic) == "\x28\xb5\x2f\xfd":
-		d, err := zstd.NewReader(r)
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
-	}
-	return io.NopCloser(r), nil
 }

@@ -79,7 +79,11 @@ func describeSource(ctx context.Context, cmd *cli.Command, ref string) (rec stor
 	if err != nil {
 		return rec, fmt.Errorf("image %s: %w; it is not in the store either", printable(ref), err)
 	}
-	img, err := openImage(ctx, cmd, src, 0)
+	o, err := imageOptions(cmd, 0)
+	if err != nil {
+		return rec, err
+	}
+	img, err := image.Open(ctx, src, o)
 	if err != nil {
 		return rec, fmt.Errorf("%w; it is not in the store either", err)
 	}

@@ -98,6 +98,10 @@ func (e *env) storeGC(ctx context.Context, cmd *cli.Command) error {
 }
 
 func (e *env) storeCheck(ctx context.Context, cmd *cli.Command) error {
+	limit, err := maxLayerSize(cmd)
+	if err != nil {
+		return err
+	}
 	st, err := e.openStore(ctx, cmd)
 	if err != nil {
 		return err
@@ -111,7 +115,7 @@ func (e *env) storeCheck(ctx context.Context, cmd *cli.Command) error {
 		for _, p := range r.Problems {
 			e.say("strata: %s: %s", p.Object, printable(p.Reason))
 		}
-		rerr = st.Repair(ctx, r, func(ctx context.Context, i store.Image) error { return e.reimport(ctx, cmd, st, i) })
+		rerr = st.Repair(ctx, r, func(ctx context.Context, i store.Image) error { return e.reimport(ctx, cmd, st, i, limit) })
 		if r, err = st.Check(ctx); err != nil {
 			return errors.Join(rerr, err)
 		}
@@ -136,20 +140,20 @@ func (e *env) storeCheck(ctx context.Context, cmd *cli.Command) error {
 }
 
 // reimport imports an image again from where it came, in the formats and for the platform that it had.
-func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, old store.Image) (err error) {
+func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, old store.Image, limit int64) (err error) {
 	src, err := image.ParseSource(old.Source)
 	if err != nil {
 		return err
 	}
-	o := image.Options{PlainHTTP: cmd.Bool("plain-http")}
+	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
 	if p, err := image.ParsePlatform(old.Platform); err == nil {
 		o.Platform = p
 	}
-	img, err := image.Open(ctx, src, o)
+	img, closeImage, err := openImage(ctx, st, src, o)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, img.Close()) }()
+	defer func() { err = errors.Join(err, closeImage()) }()
 	if img.Digest != old.Digest {
 		e.say("strata: %s has changed: it was %s and is %s", printable(old.Source), old.Digest, img.Digest)
 	}
@@ -163,6 +167,6 @@ func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, o
 	}
 	bars := newBars(e.stderr, cmd.Bool("json"))
 	defer bars.finish()
-	_, err = img.Import(ctx, st, image.ImportOptions{Name: old.Name, Formats: fs, Progress: bars.tell})
+	_, err = img.Import(ctx, st, image.ImportOptions{Name: old.Name, Formats: fs, MaxLayerBytes: limit, Progress: bars.tell})
 	return err
 }
