@@ -289,6 +289,10 @@ func (m *Machine) combine(ctx context.Context, g vmm.CombinedLayers, path string
 			}
 		}
 	}
+	if len(o.Lowers) == 1 && o.Upper == "" {
+		// An overlay needs two, and without one whiteouts would be seen: the directory is empty.
+		o.Lowers = append(o.Lowers, path)
+	}
 	return m.mount.MountOverlay(ctx, o, path)
 }
 

@@ -175,6 +175,18 @@ func TestManyLayers(t *testing.T) {
 	undo(t, m, changes)
 }
 
+// TestOneLayer: what one layer hides is not seen either when there is nothing below it.
+func TestOneLayer(t *testing.T) {
+	m := machine(t)
+	changes := []vmm.Change{disk(0, layer(t, layerdir.EROFS, entry{Name: "f"}, entry{Name: ".wh.hidden"})), root(1, "")}
+	apply(t, m, changes...)
+	names, err := os.ReadDir(m.HostPath("/run/c/rootfs"))
+	if err != nil || len(names) != 1 || names[0].Name() != "f" {
+		t.Errorf("the root has %v, %v", names, err)
+	}
+	undo(t, m, changes)
+}
+
 // TestBusy: an open file holds the root; the error names the process, and the removal succeeds after.
 func TestBusy(t *testing.T) {
 	m := machine(t)
