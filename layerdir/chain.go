@@ -69,7 +69,7 @@ func ParseChain(b []byte) ([]string, error) {
 }
 
 // WriteChain writes the parents of the layer in dir, immediate parent first, in one step.
-func WriteChain(dir string, parents []string) (err error) {
+func WriteChain(dir string, parents []string) error {
 	b, err := json.Marshal(append([]string{}, parents...)) // [] and never null
 	if err != nil {
 		return fmt.Errorf("write layer chain: %w", err)
@@ -81,15 +81,7 @@ func WriteChain(dir string, parents []string) (err error) {
 	if err != nil {
 		return fmt.Errorf("write layer chain: %w", err)
 	}
-	out, err := newOutput(abs, ChainName)
-	if err != nil {
-		return fmt.Errorf("write layer chain: %w", err)
-	}
-	defer func() { err = errors.Join(err, out.abandon()) }()
-	if _, err := out.file.Write(append(b, '\n')); err != nil {
-		return fmt.Errorf("write layer chain of %s: %w", dir, explain(err))
-	}
-	if err := out.commit(true); err != nil {
+	if err := writeFile(abs, ChainName, append(b, '\n')); err != nil {
 		return fmt.Errorf("write layer chain of %s: %w", dir, err)
 	}
 	return nil

@@ -22,6 +22,7 @@ type Format string
 const (
 	VHD   Format = "vhd"   // layer.vhd: ext4 and a fixed VHD footer
 	EROFS Format = "erofs" // layer.erofs: uncompressed EROFS with blocks of 4 KiB
+	Tree  Format = "dir"   // layer.dir: a directory tree, for user namespaces, where no disk is mounted
 )
 
 // FileName is the name that a layer of this format has in its folder.
@@ -48,33 +49,40 @@ type Options struct {
 
 // Result tells what Convert made.
 type Result struct {
-	Path  string // of the layer file
-	Bytes int64  // its size, hash tree and footer included
+	Path  string // of the layer file, or of the directory that is the tree
+	Bytes int64  // its size, hash tree and footer included; of a tree that of all files
 	// Verity is set when a hash tree was asked for.
 	Verity *verity.Info
 }
 
 // Convert writes the layer of o.Tar to o.Dir. The file appears complete or not at all: it is written
 // under a temporary name beside the folder, synced, and renamed. After an error or the end of ctx
-// nothing is left, not even the folder if Convert made it.
+// nothing is left, not even the folder if Convert made it. A [Tree] is made in the same way, but takes
+// the place of no other.
 func Convert(ctx context.Context, o Options) (res Result, err error) {
 	if o.Format == "" {
 		o.Format = VHD
 	}
-	if o.Format != VHD && o.Format != EROFS {
-		return res, fmt.Errorf("convert layer: unknown format %q: use %s or %s", o.Format, VHD, EROFS)
+	if o.Format != VHD && o.Format != EROFS && o.Format != Tree {
+		return res, fmt.Errorf("convert layer: unknown format %q: use %s, %s or %s", o.Format, VHD, EROFS, Tree)
 	}
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return res, fmt.Errorf("convert layer: %w", err)
 	}
 	wrap := func(err error) error { return fmt.Errorf("convert layer to %s: %w", dir, explain(err)) }
+	in := &meter{ctx: ctx, r: o.Tar, progress: o.Progress}
+	if o.Format == Tree {
+		if res, err = convertTree(ctx, in, dir, o); err != nil {
+			return Result{}, wrap(err)
+		}
+		return res, nil
+	}
 	out, err := newOutput(dir, o.Format.FileName())
 	if err != nil {
 		return res, wrap(err)
 	}
 	defer func() { err = errors.Join(err, out.abandon()) }()
-	in := &meter{ctx: ctx, r: o.Tar, progress: o.Progress}
 	res.Path = filepath.Join(dir, o.Format.FileName())
 	if res.Verity, err = write(ctx, out.file, in, o); err != nil {
 		return Result{}, wrap(err)
@@ -98,9 +106,13 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 // memory in units of 2 MiB, and a layer of another size could only be a disk.
 const vhdAlign = 2 << 20
 
+func (o Options) limits() layertree.Options {
+	return layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated}
+}
+
 // write writes the layer to f.
 func write(ctx context.Context, f *os.File, in io.Reader, o Options) (tree *verity.Info, err error) {
-	limits := layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated}
+	limits := o.limits()
 	var size int64
 	switch o.Format {
 	case EROFS:

@@ -33,6 +33,19 @@ func newOutput(dir, name string) (*output, error) {
 	return o, nil
 }
 
+// writeFile writes a small file in one step, in place of what has its name.
+func writeFile(dir, name string, b []byte) (err error) {
+	out, err := newOutput(dir, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.abandon()) }()
+	if _, err := out.file.Write(b); err != nil {
+		return explain(err)
+	}
+	return out.commit(true)
+}
+
 // mkdirAll is os.MkdirAll that remembers what it made.
 func (o *output) mkdirAll(dir string) error {
 	if st, err := os.Stat(dir); err == nil {

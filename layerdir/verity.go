@@ -32,7 +32,7 @@ func ReadVerity(dir string, f Format) (verity.Info, error) {
 
 // writeVerity writes the record of a layer that is about to appear, or removes that of its
 // predecessor.
-func writeVerity(dir string, f Format, info *verity.Info) (err error) {
+func writeVerity(dir string, f Format, info *verity.Info) error {
 	if info == nil {
 		if err := os.Remove(filepath.Join(dir, f.VerityFileName())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -43,13 +43,5 @@ func writeVerity(dir string, f Format, info *verity.Info) (err error) {
 	if err != nil {
 		return err
 	}
-	out, err := newOutput(dir, f.VerityFileName())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.abandon()) }()
-	if _, err := out.file.Write(append(b, '\n')); err != nil {
-		return explain(err)
-	}
-	return out.commit(true)
+	return writeFile(dir, f.VerityFileName(), append(b, '\n'))
 }

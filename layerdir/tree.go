@@ -1,0 +1,94 @@
+package layerdir
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/stratavm/strata/internal/userns"
+	"github.com/stratavm/strata/layertree"
+)
+
+// idsName is the name of the record beside a tree of the ids that its user namespace had.
+const idsName = "layer.dir.ids"
+
+// ErrOtherIDs says that a tree was made in a user namespace with other ids.
+var ErrOtherIDs = errors.New("the layer was made in a user namespace with other ids")
+
+// convertTree makes a layer that is a directory tree; see the comment of the package. Where the kernel
+// mounts disks a tree has no use, and its set-user-ID programs would be root's: outside of a user
+// namespace the error matches errors.ErrUnsupported.
+func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res Result, err error) {
+	if o.Verity {
+		return res, fmt.Errorf("a hash tree for a directory tree: %w", errors.ErrUnsupported)
+	}
+	if !userns.Inside() {
+		return res, fmt.Errorf("directory trees are for user namespaces: choose %s or %s: %w", EROFS, VHD, errors.ErrUnsupported)
+	}
+	ids, err := userns.Current()
+	if err != nil {
+		return res, err
+	}
+	path := filepath.Join(dir, Tree.FileName())
+	if _, err := os.Lstat(path); err == nil {
+		return res, fmt.Errorf("%s: %w: remove it first, or choose another folder", path, fs.ErrExist)
+	}
+	// As with the other formats the contents come first: only the end of the tar tells what a name is.
+	data, err := newOutput(dir, Tree.FileName())
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, data.abandon()) }()
+	// Nobody else gets at the tree, which has set-user-ID programs: not while it is made, and not after.
+	work, err := os.MkdirTemp(filepath.Dir(dir), ".strata-*.tmp")
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	bw := bufio.NewWriterSize(data.file, 1<<20)
+	tree, err := layertree.FromTar(ctx, in, bw, 0, o.limits())
+	if err == nil {
+		err = bw.Flush()
+	}
+	if err != nil {
+		return res, err
+	}
+	made := filepath.Join(work, Tree.FileName())
+	if res.Bytes, err = unpack(ctx, tree, data.file, made, ids.One); err != nil {
+		return res, err
+	}
+	if err := data.mkdirAll(dir); err != nil {
+		return res, err
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return res, err
+	}
+	// The record comes first: whoever sees the tree finds it.
+	if err := writeFile(dir, idsName, []byte(ids.Text)); err != nil {
+		return res, err
+	}
+	res.Path = path
+	return res, errors.Join(os.Rename(made, path), syncDir(dir), syncDir(filepath.Dir(dir)))
+}
+
+// CheckTree makes sure that the files of the tree in dir have the owners here that they were given: an
+// error matches ErrOtherIDs when it was made in a user namespace with other ids than this one.
+func CheckTree(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, idsName))
+	if err != nil {
+		return fmt.Errorf("the ids of layer %s: %w", dir, err)
+	}
+	ids, err := userns.Current()
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", dir, err)
+	}
+	if string(b) != ids.Text {
+		return fmt.Errorf("layer %s: %w (%q, here %q): remove it (strata image rm) and import it again", dir, ErrOtherIDs, b, ids.Text)
+	}
+	return nil
+}
