@@ -2,7 +2,7 @@
 // processes at once.
 //
 //	lock                              held shared to take a reference, exclusively to collect garbage
-//	layers/sha256/<diffID>/<format>/  layer.erofs or layer.vhd, record.json
+//	layers/sha256/<diffID>/<format>/  layer.erofs, layer.vhd or layer.dir, record.json
 //	chains/sha256/<chainID>/<format>/ links to the layer's files, layerchain.json with the parents
 //	images/<hash of the name>.json    name, source, configuration, layers
 //	leases/<id>.json                  what somebody works with just now

@@ -197,20 +197,17 @@ func (s *Store) dropLocks() error {
 	return nil
 }
 
-// diskUsage adds up the files of an object. Links count nothing.
+// diskUsage adds up the files of an object. Symbolic links count nothing.
 func diskUsage(dir string) (n int64, err error) {
-	list, err := os.ReadDir(dir)
-	if err != nil {
-		return 0, err
-	}
-	for _, e := range list {
-		fi, err := e.Info()
+	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return 0, err
+			return err
 		}
-		if fi.Mode().IsRegular() {
+		fi, err := d.Info()
+		if err == nil && fi.Mode().IsRegular() {
 			n += allocated(fi)
 		}
-	}
-	return n, nil
+		return err
+	})
+	return n, err
 }

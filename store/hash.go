@@ -8,9 +8,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/stratavm/strata/layerdir"
 )
 
 const hashBlock = 64 << 10
+
+// hashLayer gives the digest of a layer.
+func hashLayer(ctx context.Context, f Format, path string) (string, error) {
+	if f.File == layerdir.Tree {
+		return hashTree(ctx, path)
+	}
+	return hashFile(ctx, path)
+}
 
 // hashFile gives the digest of a file's blocks that are not zero, each with its place, and of its size:
 // holes cost nothing, and a copy without holes has the same digest.
@@ -26,7 +36,7 @@ func hashFile(ctx context.Context, path string) (digest string, err error) {
 	}
 	h := sha256.New()
 	var place [8]byte
-	buf := make([]byte, 16*hashBlock)
+	buf := make([]byte, min(16*hashBlock, st.Size()))
 	for off := int64(0); off < st.Size(); {
 		if err := ctx.Err(); err != nil {
 			return "", context.Cause(ctx)

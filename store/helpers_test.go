@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/store"
@@ -35,6 +36,9 @@ func layer(b []byte) store.Layer {
 // request asks for an image of n layers, counted from first.
 func request(t testing.TB, name string, first, n int) store.Request {
 	r := store.Request{Name: name, Digest: imagetest.Digest([]byte(name)), Source: "file:/none", Platform: "linux/amd64"}
+	if userns.Inside() {
+		r.Formats = []store.Format{{File: layerdir.Tree}}
+	}
 	for i := range n {
 		r.Layers = append(r.Layers, layer(tarball(t, first+i)))
 	}

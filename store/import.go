@@ -75,7 +75,7 @@ type record struct {
 	DiffID   string    `json:"diffID"`
 	Format   string    `json:"format"`
 	Bytes    int64     `json:"bytes"`
-	Hash     string    `json:"hash"`             // see hashFile
+	Hash     string    `json:"hash"`             // see hashFile and hashTree
 	Verity   string    `json:"verity,omitempty"` // the same of the record of the hash tree
 	Imported time.Time `json:"imported"`
 }
@@ -234,7 +234,7 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, f Format, li
 		return explain(err)
 	}
 	s.step("converted")
-	sum, err := hashFile(ctx, res.Path)
+	sum, err := hashLayer(ctx, f, res.Path)
 	if err != nil {
 		return err
 	}

@@ -7,10 +7,10 @@ import (
 	"syscall"
 )
 
-// allocated is what a file takes on the disk.
+// allocated is what a file takes on the disk, or of one with several names the share of each.
 func allocated(fi fs.FileInfo) int64 {
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return int64(st.Blocks) * 512
+		return int64(st.Blocks) * 512 / max(int64(st.Nlink), 1)
 	}
 	return fi.Size()
 }
