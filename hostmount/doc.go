@@ -12,7 +12,7 @@
 //
 // All of it needs root, or CAP_SYS_ADMIN. In a user namespace the kernel lets nobody mount EROFS or
 // ext4; bind mounts and overlays of folders work there (since Linux 5.11), with opaque directories
-// marked by user.overlay.opaque. The errors say so and match fs.ErrPermission.
+// marked by user.overlay.opaque (option userxattr). The errors say so and match fs.ErrPermission.
 //
 // Devices on mounted layers do not work: everything is mounted nodev. Whiteouts are not affected.
 //

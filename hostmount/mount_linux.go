@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/userns"
 )
 
 // MountImage mounts an image at an existing directory.
@@ -166,8 +168,32 @@ func mountDirectory(ctx context.Context, source, target string, readOnly bool) e
 	return unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// CanEROFS reports whether this system mounts EROFS.
+// CanDisks reports whether the kernel mounts disks for somebody here, if only for root: in a user
+// namespace it does so for no one.
+func CanDisks() bool { return !userns.Inside() }
+
+// CheckOverlay looks, without mounting anything, whether this process may mount overlays.
+func CheckOverlay() error {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err == nil {
+		if userns.Inside() {
+			if err = unix.FsconfigSetFlag(fd, "userxattr"); err != nil {
+				err = fmt.Errorf("option userxattr, which Linux has from 5.11 on: %w", err)
+			}
+		}
+		err = errors.Join(err, unix.Close(fd))
+	}
+	if err != nil {
+		return fmt.Errorf("mount overlays: %w", explain(err, "overlay"))
+	}
+	return nil
+}
+
+// CanEROFS reports whether this process may mount EROFS, if it is root.
 func CanEROFS() bool {
+	if !CanDisks() {
+		return false
+	}
 	fd, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC) // loads the module where there is one
 	if err == nil {
 		unix.Close(fd)
@@ -181,19 +207,13 @@ func CanEROFS() bool {
 func explain(err error, fstype string) error {
 	switch {
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
-		hint := "mounting needs root"
-		if inUserNamespace() && (fstype == "ext4" || fstype == "erofs") {
-			hint = fmt.Sprintf("the kernel mounts %s for no one in a user namespace: run as root, use folders as layers, or a virtual machine", fstype)
+		hint := "mounting needs root, or a user namespace with mounts of its own (unshare --map-auto -Urm)"
+		if userns.Inside() && (fstype == "ext4" || fstype == "erofs") {
+			hint = fmt.Sprintf("the kernel mounts %s for no one in a user namespace: use a folder as scratch and layers in the format dir, run as root, or use a virtual machine", fstype)
 		}
 		return fmt.Errorf("%w: %w: %s", fs.ErrPermission, err, hint)
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%w: this kernel has no %s: load its module (modprobe %[2]s), or use the other layer format", err, fstype)
 	}
 	return err
-}
-
-// inUserNamespace reports whether this process has fewer ids than the system.
-func inUserNamespace() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	return err == nil && strings.Join(strings.Fields(string(b)), " ") != "0 0 4294967295"
 }

@@ -22,7 +22,13 @@ func Unmount(context.Context, string) error { return unsupported("unmount") }
 // Mounts gives the mount points at and below a directory.
 func Mounts(string) ([]string, error) { return nil, unsupported("list mounts") }
 
-// CanEROFS reports whether this system mounts EROFS.
+// CanDisks reports whether the kernel mounts disks for somebody here.
+func CanDisks() bool { return false }
+
+// CheckOverlay looks whether this process may mount overlays.
+func CheckOverlay() error { return unsupported("mount overlays") }
+
+// CanEROFS reports whether this process may mount EROFS.
 func CanEROFS() bool { return false }
 
 func unsupported(what string) error { return fail(what, "on this system", errors.ErrUnsupported) }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/userns"
 )
 
 // MountOverlay mounts a stack of directories at an existing directory.
@@ -68,7 +70,8 @@ func mountOverlay(ctx context.Context, o Overlay, target string) error {
 			options += fmt.Sprintf(",%s=%d", dir.option, fd)
 		}
 	}
-	if inUserNamespace() {
+	if userns.Inside() {
+		// Trusted attributes can be neither set nor read there: the marks are those of users.
 		options += ",userxattr"
 	}
 	at, err := open(target)

@@ -81,6 +81,13 @@ func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image)
 
 // attachLayer attaches one layer by itself and gives its guest path.
 func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (string, error) {
+	if img.tree {
+		le, err := r.VM.Plan9().Share(ctx, c, roleLayer, img.path, "", true)
+		if err != nil {
+			return "", fmt.Errorf("layer %s: %w", img.path, err)
+		}
+		return le.GuestPath(), nil
+	}
 	if img.layer.Partition == 0 {
 		le, err := r.VM.VPMEM().Attach(ctx, c, roleLayer, uvm.PMEM{Path: img.path, Version: img.version, Bytes: img.size, Verity: img.layer.Verity})
 		if err == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -25,14 +26,19 @@ func scenarios() []scenario {
 	noPMEM := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.VPMEMDevices = 0; return l }
 	parked := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.VPMEMParked = true; return l }
 	blind := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.Observes = false; return l }
+	trees := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.LayerFolders = true; return l }
 	var out []scenario
 	for _, s := range []scenario{
 		{name: "lcow-vpmem", os: vmm.Linux, limits: vmmtest.LinuxLimits},
 		{name: "lcow-parked", os: vmm.Linux, limits: parked},
 		{name: "lcow-scsi", os: vmm.Linux, limits: noPMEM},
 		{name: "lcow-blind", os: vmm.Linux, limits: blind},
+		{name: "lcow-trees", os: vmm.Linux, limits: trees},
 		{name: "wcow", os: vmm.Windows, limits: vmmtest.WindowsLimits},
 	} {
+		if s.name == "lcow-trees" && runtime.GOOS != "linux" {
+			continue
+		}
 		for _, n := range []int{1, 3} {
 			for _, shared := range []bool{false, true} {
 				s.layers, s.shared = n, shared

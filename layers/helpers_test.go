@@ -2,11 +2,13 @@ package layers
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
@@ -59,6 +61,11 @@ func TestMain(m *testing.M) {
 			if err := makeFolder(filepath.Join(dir, name), file); err != nil {
 				panic(err)
 			}
+			if file == layerVHD {
+				if err := makeTree(filepath.Join(dir, name)); err != nil {
+					panic(err)
+				}
+			}
 		}
 		sweepFolders = dir
 		return m.Run()
@@ -70,6 +77,15 @@ func makeFolder(dir, file string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, file), make([]byte, 4096), 0o600)
+}
+
+// makeTree makes a layer that is a directory tree, where there are such.
+func makeTree(dir string) error {
+	ids, err := userns.Current()
+	if err != nil {
+		return nil // not Linux
+	}
+	return errors.Join(os.Mkdir(filepath.Join(dir, layerTree), 0o755), os.WriteFile(filepath.Join(dir, layerTree+".ids"), []byte(ids.Text), 0o600))
 }
 
 func (w *world) open() {

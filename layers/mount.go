@@ -145,6 +145,7 @@ func releaseOrder(leases []*uvm.Lease, op UnmountOperation) []*uvm.Lease {
 		{role: roleLayer, bit: UnmountOperationVSMB, kind: uvm.KindVSMB},
 		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindVPMEM},
 		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindSCSI},
+		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindPlan9},
 	} {
 		if pass.bit != 0 && op&pass.bit == 0 {
 			continue

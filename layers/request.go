@@ -29,8 +29,8 @@ var (
 
 // Layer is one read-only layer.
 type Layer struct {
-	// Folder is the layer's folder. A Linux layer folder holds layer.vhd or layer.erofs, a Windows
-	// one the layer's files.
+	// Folder is the layer's folder. A Linux layer folder holds layer.vhd, layer.erofs or layer.dir, a
+	// Windows one the layer's files.
 	Folder string
 	// File names the image itself instead of a folder that holds it.
 	File string
@@ -86,10 +86,11 @@ func (hostFS) EvalSymlinks(name string) (string, error) { return filepath.EvalSy
 const (
 	layerVHD    = "layer.vhd"
 	layerEROFS  = "layer.erofs"
+	layerTree   = "layer.dir"
 	sandboxVHDX = "sandbox.vhdx"
 )
 
-// image is the disk image of one layer, looked at and found good.
+// image is the disk image of one layer, looked at and found good, or its directory tree.
 type image struct {
 	layer Layer
 	path  string // resolved
@@ -98,6 +99,7 @@ type image struct {
 	// but a folder may be imported to again.
 	version string
 	erofs   bool
+	tree    bool
 }
 
 // maxID bounds a container id: it becomes a file name in the guest.
@@ -180,10 +182,15 @@ func (r *Request) images() ([]image, error) {
 	return out, nil
 }
 
-// findImage finds the image in a layer folder: layer.erofs where the VM can mount it, else layer.vhd.
+// findImage finds the image in a layer folder: layer.erofs where the VM can mount it, else layer.vhd; or
+// layer.dir where it mounts no disks.
 func (r *Request) findImage(l Layer) (image, error) {
 	names := []string{layerVHD}
-	if r.VM.Limits().EROFS {
+	trees := r.VM.Limits().LayerFolders
+	switch {
+	case trees:
+		names = []string{layerTree}
+	case r.VM.Limits().EROFS:
 		names = []string{layerEROFS, layerVHD}
 	}
 	candidates := []string{l.File}
@@ -199,6 +206,8 @@ func (r *Request) findImage(l Layer) (image, error) {
 			continue
 		}
 		switch {
+		case errors.Is(err, fs.ErrNotExist) && trees:
+			return image{}, fmt.Errorf("layer %s: it holds no %s, and in a user namespace no disk can be mounted: import it with the format dir: %w", l.Folder+l.File, layerTree, err)
 		case errors.Is(err, fs.ErrNotExist):
 			if _, serr := r.FS.Stat(hostpath.Join(l.Folder, layerEROFS)); l.File == "" && serr == nil && !r.VM.Limits().EROFS {
 				return image{}, fmt.Errorf("layer %s: it holds %s, which this machine cannot mount; import the layer as %s: %w", l.Folder, layerEROFS, layerVHD, err)
@@ -206,6 +215,9 @@ func (r *Request) findImage(l Layer) (image, error) {
 			return image{}, fmt.Errorf("layer %s: it holds no %s; import the layer first: %w", l.Folder+l.File, hostpath.Base(path), err)
 		case err != nil:
 			return image{}, fmt.Errorf("layer %s: %w", l.Folder+l.File, err)
+		case trees && !info.IsDir():
+			return image{}, fmt.Errorf("%w: layer %s is no directory, and in a user namespace no disk can be mounted", ErrInvalid, path)
+		case trees:
 		case !info.Mode().IsRegular():
 			return image{}, fmt.Errorf("%w: layer %s is not a regular file", ErrInvalid, path)
 		case info.Size() == 0:
@@ -214,6 +226,9 @@ func (r *Request) findImage(l Layer) (image, error) {
 		resolved, err := r.FS.EvalSymlinks(path)
 		if err != nil {
 			return image{}, fmt.Errorf("layer %s: %w", path, err)
+		}
+		if trees {
+			return image{layer: l, path: resolved, tree: true}, r.checkTree(l)
 		}
 		img := image{layer: l, path: resolved, size: info.Size(), version: fmt.Sprintf("%d.%d", info.Size(), info.ModTime().UnixNano()), erofs: hostpath.Ext(path) == ".erofs"}
 		return img, r.findVerity(&img)
@@ -227,6 +242,14 @@ func (r *Request) checks() bool { return r.VM != nil && r.VM.Limits().Verity }
 func unchecked(layer string) error {
 	return fmt.Errorf("layer %s has a hash tree: %w; import it without one, or mount it in a VM whose guest checks it",
 		layer, ErrUnchecked)
+}
+
+// checkTree refuses a tree whose files have other owners here than when it was made.
+func (r *Request) checkTree(l Layer) error {
+	if _, real := r.FS.(hostFS); !real || l.Folder == "" {
+		return nil
+	}
+	return layerdir.CheckTree(l.Folder)
 }
 
 // findVerity adds the root digest that was recorded when the layer was made with a hash tree, so that

@@ -6,7 +6,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// mountRoots are where disks without a guest path of their own are mounted. The number that follows
+// mountRoots are where disks and shares without a guest path of their own are mounted. The number that follows
 // goes up with every request and is never used twice, so no path is reused while mounted.
 var mountRoots = map[vmm.OS]string{vmm.Linux: "/run/mounts/m", vmm.Windows: `C:\mounts\m`}
 

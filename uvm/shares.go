@@ -137,12 +137,15 @@ type Plan9 struct{ vm *UtilityVM }
 // Plan9 gives the Plan9 side of the VM.
 func (vm *UtilityVM) Plan9() Plan9 { return Plan9{vm} }
 
-// Share shares a folder, or with files only those names in it, and mounts it at guestPath. The same
-// folder with the same options is shared and mounted once.
+// Share shares a folder, or with files only those names in it, and mounts it at guestPath; empty: one is
+// chosen. The same folder with the same options is shared and mounted once.
 func (p Plan9) Share(ctx context.Context, c *Claim, role, folder, guestPath string, readOnly bool, files ...string) (*Lease, error) {
 	l := p.vm.l
 	if !p.vm.Limits().Plan9 {
 		return nil, fmt.Errorf("share %s over Plan9: %w", folder, ErrNotSupported)
+	}
+	if guestPath == "" {
+		guestPath = p.vm.nextMountPath()
 	}
 	key := fmt.Sprintf("plan9|%s|ro=%t|%q", hostpath.Identity(folder), readOnly, slices.Sorted(slices.Values(files)))
 	return l.acquire(ctx, c, role, want{

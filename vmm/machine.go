@@ -72,6 +72,8 @@ type Limits struct {
 
 	// ScratchFolders: a folder shared over Plan9 can be the writable part of an overlay.
 	ScratchFolders bool
+	// LayerFolders: layers are directory trees that are shared over Plan9, and nothing else.
+	LayerFolders bool
 
 	PhysicallyBacked bool // the machine's devices must be: no VPMEM, no direct map
 	CompositeDisks   bool // SCSIDisk.Extents is understood

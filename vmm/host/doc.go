@@ -20,6 +20,9 @@
 // What a machine of this kind does not have: VHDX disks (the scratch is a folder, through a Plan9
 // share, or a raw file with ext4), dm-verity, encryption, persistent memory, composite disks.
 //
+// In a user namespace, where the kernel mounts no disks, layers are directory trees, through Plan9 shares
+// too: Limits.LayerFolders says so. Its mounts end with the namespace.
+//
 // Processes run in namespaces like those of a container in a VM, by the code of the same agent; they
 // see the network and the kernel of this system, and end with the program that started them.
 package host

@@ -60,6 +60,7 @@ func (m *memory) Mounts(string) ([]string, error) {
 	return append([]string(nil), m.points...), nil
 }
 func (m *memory) CanEROFS() bool { return true }
+func (m *memory) CanDisks() bool { return true }
 
 // TestHang: a mount that does not return keeps neither its caller nor others waiting, but holds its
 // own address until it has come to rest.

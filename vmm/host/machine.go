@@ -45,6 +45,7 @@ type Mounter interface {
 	Unmount(ctx context.Context, target string) error
 	Mounts(dir string) ([]string, error)
 	CanEROFS() bool
+	CanDisks() bool
 }
 
 type system struct{}
@@ -63,6 +64,7 @@ func (system) Unmount(ctx context.Context, target string) error {
 }
 func (system) Mounts(dir string) ([]string, error) { return hostmount.Mounts(dir) }
 func (system) CanEROFS() bool                      { return hostmount.CanEROFS() }
+func (system) CanDisks() bool                      { return hostmount.CanDisks() }
 
 // Machine is this system as a machine. All methods may be called concurrently, by several Machines of
 // one directory too as long as these do not change the same address at once.
@@ -156,8 +158,9 @@ func open(o Options) (*Machine, error) {
 		}
 	}
 	m := &Machine{id: want.ID, dir: dir, mount: o.Mounter, done: make(chan struct{}), roots: map[string]string{},
-		locks:  locks{held: map[string]chan struct{}{}},
-		limits: vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true, EROFS: o.Mounter.CanEROFS(), Observes: true}}
+		locks: locks{held: map[string]chan struct{}{}},
+		limits: vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true,
+			EROFS: o.Mounter.CanEROFS(), LayerFolders: !o.Mounter.CanDisks(), Observes: true}}
 	if o.Self != "" {
 		log := o.Logger
 		if log == nil {
