@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/userns"
 )
 
 // defaultPath is where programs are looked for when the environment does not say.
@@ -61,7 +63,7 @@ func (s *spawner) execute(c command, files [3]*os.File, exited func(status sysca
 		return 0, nil, err
 	}
 	attr := &syscall.ProcAttr{Dir: dir, Env: env, Sys: &syscall.SysProcAttr{Setsid: true,
-		Credential: &syscall.Credential{Uid: who.uid, Gid: who.gid, Groups: who.groups}}}
+		Credential: &syscall.Credential{Uid: who.uid, Gid: who.gid, Groups: who.groups, NoSetGroups: !maySetGroups()}}}
 	if c.Terminal {
 		var slave *os.File
 		if master, slave, err = openTerminal(int(who.uid), c.Width, c.Height); err != nil {
@@ -86,11 +88,21 @@ func (s *spawner) execute(c command, files [3]*os.File, exited func(status sysca
 		attr.Files = append(attr.Files, f.Fd())
 	}
 	pid, err = s.start(path, c.Args, attr, exited)
+	if errors.Is(err, syscall.EINVAL) && userns.Inside() {
+		err = fmt.Errorf("%w (user %d:%d: has the user namespace such ids? unshare --map-auto -Urm makes one that has more)", err, who.uid, who.gid)
+	}
 	if err != nil && master != nil {
 		master.Close()
 		master = nil
 	}
 	return pid, master, err
+}
+
+// maySetGroups reports whether processes can have other supplementary groups. In a user namespace that a
+// user made without help they cannot: whom a group keeps out would be let in without it.
+func maySetGroups() bool {
+	b, err := os.ReadFile("/proc/self/setgroups")
+	return err != nil || strings.TrimSpace(string(b)) != "deny"
 }
 
 func lookupEnv(env []string, key string) string {

@@ -48,18 +48,18 @@ var (
 
 // mountSystem mounts what every container has. The root is that of the container already, so that
 // symbolic links in it cannot lead anywhere else.
-func mountSystem() error {
+func mountSystem(b borrowed) error {
 	defer unix.Umask(unix.Umask(0))
 	for _, m := range containerMounts {
 		if err := os.Mkdir(m.target, 0o755); err != nil && !os.IsExist(err) && !m.optional {
 			return fmt.Errorf("the root has no %s and it cannot be made: %w", m.target, err)
 		}
-		if err := unix.Mount(m.fstype, m.target, m.fstype, m.flags, m.data); err != nil && !m.optional {
+		if err := b.mount(m); err != nil && !m.optional {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
 	for _, n := range containerNodes {
-		if err := unix.Mknod(n.path, unix.S_IFCHR|0o666, int(unix.Mkdev(n.major, n.minor))); err != nil {
+		if err := b.node(n.path, unix.Mkdev(n.major, n.minor)); err != nil {
 			return fmt.Errorf("make %s: %w", n.path, err)
 		}
 	}

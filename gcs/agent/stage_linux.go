@@ -215,6 +215,8 @@ func enterRoot(s stageSetup) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	b := borrow()
+	defer b.close()
 	if err := os.Chdir(s.Root); err != nil {
 		return fmt.Errorf("enter the root: %w", err)
 	}
@@ -231,7 +233,7 @@ func enterRoot(s stageSetup) error {
 	if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
 		return fmt.Errorf("set the host name %q: %w", s.Hostname, err)
 	}
-	if err := mountSystem(); err != nil {
+	if err := mountSystem(b); err != nil {
 		return err
 	}
 	return dropCapabilities()
