@@ -19,10 +19,11 @@ const hostDir = "host"
 
 // OpenHost takes up this Linux system itself as if it were a VM: layers are mounted on it, with the
 // same books, journal and recovery. dir is the state directory, made when it does not exist; see
-// HostPath for where a root is. It needs root. A scratch is a folder that is written to, or a raw file
-// with ext4. After a reboot nothing is mounted any more, and the books are empty. From then on dir is
-// one for OpenVM, OpenRunner, InspectVM and KillVM too. On other systems the error matches
-// errors.ErrUnsupported.
+// HostPath for where a root is. It needs root, if only of a user namespace with mounts of its own: there
+// layers are directory trees (layerdir.Tree). A scratch is a folder that is written to, or a raw file
+// with ext4, which a user namespace cannot mount. After a reboot nothing is mounted any more, and the
+// books are empty. From then on dir is one for OpenVM, OpenRunner, InspectVM and KillVM too. On other
+// systems the error matches errors.ErrUnsupported.
 func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
 	o.Logger = discard(o.Logger)
 	if err := checkDir(dir); err != nil {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
+
+	"github.com/stratavm/strata/internal/userns"
 )
 
 // env is what commands work with: everything they know of the outside that is not an argument.
@@ -39,7 +41,7 @@ var groups = []func(*env) []*cli.Command{
 	doctorCommands,
 }
 
-const description = `A layer is a folder with layer.erofs or layer.vhd in it ("strata import" makes one of a tar).
+const description = `A layer is a folder with layer.erofs, layer.vhd or layer.dir in it ("strata import" makes one of a tar).
 A scratch is a folder with a writable disk ("strata scratch create"). "strata mount" puts layers and a
 scratch into a running utility VM and makes one root file system of them; "strata exec" runs programs
 in it; "strata unmount" takes it away again. "strata run" does all of that in one go.
@@ -139,7 +141,7 @@ func (e *env) defaultStateDir() string {
 	if runtime.GOOS == "windows" {
 		return filepath.Join(e.getenv("ProgramData"), "strata")
 	}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && !userns.Inside() { // such a root is a user
 		return "/var/lib/strata"
 	}
 	if dir := e.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {

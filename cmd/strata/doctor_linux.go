@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/hostmount"
+	"github.com/stratavm/strata/internal/userns"
 )
 
 // vmms is the Debian package with the VMM of an architecture, and its program.
@@ -31,6 +33,7 @@ func hostQuestions() []question {
 		{"guest kernel", true, "sudo apt-get install linux-image-" + runtime.GOARCH, askKernel},
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
 		{"vsock", false, "the guest is reached over a serial port instead; or: sudo modprobe vhost_vsock", askVsock},
+		{"layers without a VM", false, "run strata as root, or in a user namespace: unshare --map-auto -Urm strata ...", askHost},
 		{"memory", false, "a VM takes 256 MiB by default; --memory 128M takes less", askMemory},
 	}
 }
@@ -75,6 +78,24 @@ func askVsock(context.Context, *env, *cli.Command) (string, error) {
 		return "", err
 	}
 	return "/dev/vhost-vsock can be opened", f.Close()
+}
+
+// askHost asks how --isolation=process and the machine "host" mount layers.
+func askHost(context.Context, *env, *cli.Command) (string, error) {
+	if err := hostmount.CheckOverlay(); err != nil {
+		return "", err
+	}
+	if hostmount.CanDisks() {
+		return "disks and directories can be mounted", nil
+	}
+	ids, err := userns.Current()
+	if err != nil {
+		return "", err
+	}
+	if ids.One {
+		return "a user namespace with one id: layers are directory trees (format dir), and all files belong to root", nil
+	}
+	return "a user namespace: layers are directory trees (format dir)", nil
 }
 
 func askMemory(context.Context, *env, *cli.Command) (string, error) {

@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/store"
 )
@@ -25,7 +26,7 @@ const sources = "IMAGE is a reference of a registry (debian:12, localhost:5000/a
 func imageFlags() []cli.Flag {
 	return []cli.Flag{
 		platformFlag(),
-		&cli.StringSliceFlag{Name: "format", Usage: "of the layers: erofs or vhd (ext4), each also with +verity (images: repeat; default: erofs, on Windows hosts vhd)"},
+		&cli.StringSliceFlag{Name: "format", Usage: "of the layers: erofs or vhd (ext4), each also with +verity, or dir (images: repeat; default: erofs, on Windows hosts vhd, what is mounted in a user namespace dir)"},
 		&cli.StringFlag{Name: "max-layer-size", Value: "128G", Usage: "refuse layers that unpack to more than this `SIZE`"},
 		plainHTTP(),
 	}
@@ -113,8 +114,11 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 	}
 	if len(out) == 0 {
 		f := store.Format{File: layerdir.EROFS}
-		if runtime.GOOS == "windows" {
+		switch {
+		case runtime.GOOS == "windows":
 			f.File = layerdir.VHD // what Microsoft's guest kernel can mount
+		case wantsTrees(cmd):
+			f.File = layerdir.Tree
 		}
 		out = append(out, f)
 	}
@@ -128,6 +132,11 @@ func maxLayerSize(cmd *cli.Command) (int64, error) {
 		return 0, usage(cmd, "--max-layer-size: %w", err)
 	}
 	return limit, nil
+}
+
+// wantsTrees reports whether a command mounts layers on this system itself where that mounts no disks.
+func wantsTrees(cmd *cli.Command) bool {
+	return (cmd.String("isolation") == "process" || cmd.String("vm") == hostVM) && userns.Inside()
 }
 
 // importImage brings an image from wherever it is into the store.

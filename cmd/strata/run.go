@@ -20,7 +20,7 @@ import (
 func runCommands(e *env) []*cli.Command {
 	flags := []cli.Flag{
 		&cli.StringFlag{Name: "vm", Sources: cli.EnvVars("STRATA_VM"), Usage: "use the running VM `NAME` (default: one of its own, stopped at the end)"},
-		&cli.StringFlag{Name: "isolation", Value: "hypervisor", Usage: "hypervisor: in a VM; process: on this Linux system itself, as root"},
+		&cli.StringFlag{Name: "isolation", Value: "hypervisor", Usage: "hypervisor: in a VM; process: on this Linux system itself, as root or in a user namespace"},
 		&cli.StringFlag{Name: "id", Usage: "of the container (default: made up)"},
 		&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
 		&cli.StringFlag{Name: "scratch-size", Value: defaultScratchSize, Usage: "of the disk of its own, which grows with what is written, such as 512M"},
