@@ -27,7 +27,7 @@ func imageFlags() []cli.Flag {
 	return []cli.Flag{
 		platformFlag(),
 		&cli.StringSliceFlag{Name: "format", Usage: "of the layers: erofs or vhd (ext4), each also with +verity, or dir (images: repeat; default: erofs, on Windows hosts vhd, what is mounted in a user namespace dir)"},
-		&cli.StringFlag{Name: "max-layer-size", Value: "128G", Usage: "refuse layers that unpack to more than this `SIZE`"},
+		maxLayerSizeFlag(),
 		plainHTTP(),
 	}
 }
@@ -123,6 +123,10 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 		out = append(out, f)
 	}
 	return out, nil
+}
+
+func maxLayerSizeFlag() cli.Flag {
+	return &cli.StringFlag{Name: "max-layer-size", Value: "128G", Usage: "refuse layers that unpack to more than this `SIZE`"}
 }
 
 // maxLayerSize reads --max-layer-size, in bytes.

@@ -26,7 +26,7 @@ func storeCommands(e *env) []*cli.Command {
 				Description: "With --repair damaged layers are thrown away, and the images that need them imported again\n" +
 					"from where they came. The exit code is 1 when something is left damaged.\n\n" +
 					examples("strata store check", "strata store check --repair"),
-				Flags: []cli.Flag{&cli.BoolFlag{Name: "repair", Usage: "import damaged layers again"}, plainHTTP()}},
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "repair", Usage: "import damaged layers again"}, maxLayerSizeFlag(), plainHTTP()}},
 		},
 	}}
 }
