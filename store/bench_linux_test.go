@@ -76,8 +76,8 @@ var contenders = []struct {
 // BenchmarkImportImage imports images and has other programs work on the same, each as a process of its
 // own: decompression alone; tar and umoci, which unpack; tar2ext4, which converts tars that are
 // decompressed already, one after the other; mkfs.erofs, which starts from a tree that is unpacked.
-// Only the import and tar wait for the disk. Of several rounds the fastest counts. A ratio with a × is
-// to the import in the same case; one to the name of a case is to the same program there.
+// Only the import and tar wait for the disk. Of several rounds the fastest counts. A ratio is to the
+// import in the same case, or, with the name of another case, to the same program there.
 func BenchmarkImportImage(b *testing.B) {
 	images, spent := map[shape]packedImage{}, map[string]usage{}
 	dir := b.TempDir()
@@ -135,7 +135,7 @@ func (u usage) report(b *testing.B, ours, before usage, than string) {
 			b.ReportMetric(m.used/m.ours, "×"+m.name)
 		}
 		if m.before > 0 {
-			b.ReportMetric(m.used/m.before, m.name+"/"+than)
+			b.ReportMetric(m.used/m.before, "×"+than+"-"+m.name)
 		}
 	}
 }
