@@ -75,15 +75,7 @@ func TestBenchChild(t *testing.T) {
 
 // importJob imports an image into a store.
 func importJob(t *testing.T, out string, in []string) {
-	src, err := image.ParseSource(in[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := image.Open(t.Context(), src, image.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer img.Close()
+	img := openImage(t, in[0])
 	if _, err := img.Import(t.Context(), open(t, out, store.Options{}), image.ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}

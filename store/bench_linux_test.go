@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/layertree/treetest"
 )
 
@@ -167,16 +166,7 @@ func pack(b *testing.B, dir string, s shape) packedImage {
 		treetest.Run(b, "skopeo", "--insecure-policy", "copy", "-q", "--dest-compress-format", s.how, "oci:"+img.layout+":v1", "oci:"+other+":v1")
 		img.layout = other
 	}
-	src, err := image.ParseSource("oci:" + img.layout + ":v1")
-	if err != nil {
-		b.Fatal(err)
-	}
-	opened, err := image.Open(b.Context(), src, image.Options{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer opened.Close()
-	for _, l := range opened.Layers {
+	for _, l := range openImage(b, "oci:"+img.layout+":v1").Layers {
 		img.blobs = append(img.blobs, filepath.Join(img.layout, "blobs", strings.Replace(l.Digest, ":", "/", 1)))
 	}
 	return img

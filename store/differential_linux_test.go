@@ -177,15 +177,7 @@ func TestSameAsUmoci(t *testing.T) {
 	s := open(t, t.TempDir(), store.Options{})
 	for name, text := range sources {
 		t.Run(name, func(t *testing.T) {
-			src, err := image.ParseSource(text)
-			if err != nil {
-				t.Fatal(err)
-			}
-			img, err := image.Open(t.Context(), src, image.Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer img.Close()
+			img := openImage(t, text)
 			rec, err := img.Import(t.Context(), s, image.ImportOptions{Formats: []store.Format{erofs, vhd}})
 			if err != nil {
 				t.Fatal(err)
