@@ -38,8 +38,8 @@ staticcheck: # the tool is built for this machine and told which system to look 
 demo: install-deps build ## boot a VM, mount three layers with a Debian base, run a program, take all away
 	scripts/demo bin/strata
 
-bench: install-deps build ## timings: boot, mount and unmount of 1, 10, 40 layers cold and warm, bookkeeping
-	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m $(PKGS)
+bench: install-deps build ## what is fast and what it costs, next to other programs; ends with a table of ratios
+	GO='$(GO)' scripts/bench
 
 fuzz: ## ten seconds for each fuzz target
 	scripts/fuzz 10s
