@@ -139,7 +139,7 @@ func (e *env) advise(err error, vm, id string) error {
 	case errors.Is(err, layers.ErrLayerOrder):
 		return fmt.Errorf("%w; give the top-most layer first and the base last", err)
 	case errors.Is(err, layers.ErrUnchecked):
-		return fmt.Errorf("%w (--image-format without +verity, --isolation=hypervisor); --allow-unchecked mounts it all the same", err)
+		return fmt.Errorf("%w (--format without +verity, --isolation=hypervisor); --allow-unchecked mounts it all the same", err)
 	}
 	return err
 }
