@@ -169,8 +169,8 @@ func TestOverlayManyLayers(t *testing.T) {
 			if _, err := os.Lstat(root); !os.IsNotExist(err) {
 				t.Errorf("the mount point is left: %v", err)
 			}
-			if len(r.Mounts()) != 0 {
-				t.Errorf("left: %v", r.Mounts())
+			if len(r.known()) != 0 {
+				t.Errorf("left: %v", r.known())
 			}
 		}
 	}

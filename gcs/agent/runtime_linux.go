@@ -30,6 +30,7 @@ type linuxRuntime struct {
 	powerOff func() error
 	procs    processes
 	targets  keyedLocks
+	changes  changes
 
 	// copying is read-held while a new namespace has a copy of all mounts, and write-held while
 	// something is unmounted.
@@ -57,6 +58,7 @@ func newLinuxRuntime(log *slog.Logger, base, self string, d *devices, s *spawner
 
 // Modify implements Runtime.
 func (r *linuxRuntime) Modify(ctx context.Context, m Modification, dial Dialer) error {
+	defer r.changes.begin()()
 	remove := m.RequestType == hcsschema.RequestRemove
 	if !remove && m.RequestType != hcsschema.RequestAdd {
 		return fmt.Errorf("request type %q: %w", m.RequestType, errUnsupported)
@@ -253,17 +255,6 @@ func (r *linuxRuntime) containersAt(root string) []*container {
 		if c.root == root {
 			out = append(out, c)
 		}
-	}
-	return out
-}
-
-// Mounts implements Runtime.
-func (r *linuxRuntime) Mounts() []gcs.Mount {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	out := make([]gcs.Mount, 0, len(r.mounts))
-	for _, m := range r.mounts {
-		out = append(out, m.what)
 	}
 	return out
 }
