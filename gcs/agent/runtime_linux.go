@@ -48,6 +48,7 @@ type mounted struct {
 	layers   []string
 	undo     []func() error // device-mapper devices to remove after the unmount, in order
 	dev      uint64
+	leaving  bool // it is being unmounted: nothing starts in it any more
 }
 
 func newLinuxRuntime(log *slog.Logger, base, self string, d *devices, s *spawner) *linuxRuntime {
@@ -165,6 +166,9 @@ func (r *linuxRuntime) removeMount(path string, same func(gcs.Mount) bool) error
 	if same != nil && !same(m.what) {
 		return nil // something else is there; what the host means is not
 	}
+	// Before it is seen to be free, so that no container starts in between.
+	r.setLeaving(path, true)
+	defer r.setLeaving(path, false) // where it is still there
 	if err := r.free(path, m); err != nil {
 		return err
 	}
@@ -191,6 +195,15 @@ func (r *linuxRuntime) removeMount(path string, same func(gcs.Mount) bool) error
 	delete(r.mounts, path)
 	r.mu.Unlock()
 	return nil
+}
+
+func (r *linuxRuntime) setLeaving(path string, leaving bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m, ok := r.mounts[path]; ok {
+		m.leaving = leaving
+		r.mounts[path] = m
+	}
 }
 
 // keep keeps what is left to be done by the next try.
