@@ -201,7 +201,7 @@ func TestMountDisks(t *testing.T) {
 			t.Errorf("eject of a mounted disk: %v", err)
 		}
 		r.must(t, "Remove", "MappedVirtualDisk", other) // is not there, so is gone
-		if len(r.known()) != 1 {
+		if len(r.real()) != 1 {
 			t.Fatal("the removal of another disk took this one away")
 		}
 		r.must(t, "Remove", "MappedVirtualDisk", hcsschema.LCOWMappedVirtualDisk{MountPath: s.MountPath, Lun: uint8(lun)})
@@ -245,8 +245,8 @@ func TestMountDisks(t *testing.T) {
 		t.Errorf("block device link to %q, %v", to, err)
 	}
 	r.must(t, "Remove", "MappedVirtualDisk", s)
-	if len(r.known()) != 0 {
-		t.Errorf("left: %v", r.known())
+	if len(r.real()) != 0 {
+		t.Errorf("left: %v", r.real())
 	}
 }
 

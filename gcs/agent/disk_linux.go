@@ -247,14 +247,9 @@ func (r *linuxRuntime) addCombined(_ context.Context, s hcsschema.LCOWCombinedLa
 	if same, err := r.have(s.ContainerRootPath, s); same || err != nil {
 		return err
 	}
-	r.mu.Lock()
-	for p, o := range r.mounts {
-		if s.ScratchPath != "" && o.what.ScratchPath == s.ScratchPath {
-			r.mu.Unlock()
-			return fmt.Errorf("scratch %s is %w: %s", s.ScratchPath, errBusy, p)
-		}
+	if err := r.combinable(s.ScratchPath, m.layers); err != nil {
+		return err
 	}
-	r.mu.Unlock()
 	r.load("overlay")
 	empty, err := r.emptyDir()
 	if err != nil {
@@ -264,6 +259,30 @@ func (r *linuxRuntime) addCombined(_ context.Context, s hcsschema.LCOWCombinedLa
 		return err
 	}
 	r.note(s.ContainerRootPath, m)
+	return nil
+}
+
+// combinable fails when the scratch is in use already, or one of the parts, of which the scratch is one,
+// is not on something the host has mounted: what containers write would be in memory, and lost.
+func (r *linuxRuntime) combinable(scratch string, parts []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for p, o := range r.mounts {
+		if scratch != "" && o.what.ScratchPath == scratch {
+			return fmt.Errorf("scratch %s is %w: %s", scratch, errBusy, p)
+		}
+	}
+	for _, part := range parts {
+		at := part
+		for ; at != "/"; at = filepath.Dir(at) {
+			if m, ok := r.mounts[at]; ok && !m.what.BlockDev {
+				break
+			}
+		}
+		if at == "/" {
+			return fmt.Errorf("%s is on no disk or share that is mounted here; mount it first: %w", part, errInvalid)
+		}
+	}
 	return nil
 }
 
