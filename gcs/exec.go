@@ -250,7 +250,7 @@ func (c *Client) start(ctx context.Context, spec ProcessSpec, container string, 
 		}
 		if streams.conns[i], err = acceptOne(ctx, l); err != nil {
 			streams.close()
-			kill(resp.ProcessId)
+			go kill(resp.ProcessId)
 			return nil, fmt.Errorf("the guest did not connect the streams: %w", err)
 		}
 	}
