@@ -144,7 +144,7 @@ func TestContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errNotFound) {
+	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errNoContainer) {
 		t.Errorf("a process in a root that is gone: %v", err)
 	}
 }
@@ -278,8 +278,35 @@ func TestExecAgainstUnmount(t *testing.T) {
 		t.Errorf("a program starts in a root that is being unmounted: %v", err)
 	}
 	r.must(t, "Remove", "CombinedLayers", add)
-	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errNotFound) {
+	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errNoContainer) {
 		t.Errorf("a program starts in a root that is not there: %v", err)
+	}
+}
+
+// TestRootLeavesNothing: of a read-only root nothing is left, neither directory nor container.
+func TestRootLeavesNothing(t *testing.T) {
+	r := testRuntime(t)
+	root := r.base + "/gcs/c/c1/rootfs"
+	add := hcsschema.LCOWCombinedLayers{ContainerRootPath: root, Layers: r.layers(t, 2)}
+	r.must(t, "Add", "CombinedLayers", add)
+	if err := r.Create(t.Context(), "c1", gcs.ContainerConfig{OciSpecification: &specs.Spec{Root: &specs.Root{Path: root}}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		r.must(t, "Remove", "CombinedLayers", add)
+		if _, err := os.Stat(r.base + "/gcs/c/c1"); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the container's directory is left: %v", err)
+		}
+		if _, err := r.container("c1"); !errors.Is(err, errNoContainer) {
+			t.Errorf("the container is left: %v", err)
+		}
+	}
+	// Others' files are not ours to remove.
+	r.must(t, "Add", "CombinedLayers", add)
+	write(t, r.base+"/gcs/c/c1/config.json", "{}", 0o600)
+	r.must(t, "Remove", "CombinedLayers", add)
+	if _, err := os.Stat(r.base + "/gcs/c/c1/config.json"); err != nil {
+		t.Error(err)
 	}
 }
 

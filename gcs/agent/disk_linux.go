@@ -286,8 +286,27 @@ func (r *linuxRuntime) combinable(scratch string, parts []string) error {
 	return nil
 }
 
+// removeCombined also takes away what there is only for the sake of the root: its containers, and the
+// directory that was made around it where the scratch is not mounted there.
 func (r *linuxRuntime) removeCombined(_ context.Context, s hcsschema.LCOWCombinedLayers) error {
-	return r.removeMount(s.ContainerRootPath, func(m gcs.Mount) bool { return m.Kind == "overlay" })
+	root := s.ContainerRootPath
+	if err := r.removeMount(root, func(m gcs.Mount) bool { return m.Kind == "overlay" }); err != nil {
+		return err
+	}
+	if _, mounted := mountedDevice(root); mounted {
+		return nil // something else
+	}
+	for _, c := range r.containersAt(root) {
+		if !c.settle() {
+			r.mu.Lock()
+			delete(r.containers, c.id)
+			r.mu.Unlock()
+		}
+	}
+	if filepath.Base(root) == "rootfs" {
+		_ = atParent(filepath.Dir(root), removeEmpty) // a mount point stays
+	}
+	return nil
 }
 
 // sizeOf is the size of a block device or file in bytes.
