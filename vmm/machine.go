@@ -33,9 +33,10 @@ type Machine interface {
 	DeleteContainerState(ctx context.Context, containerID string) error
 	// Stacks gives the stacks of the guest agent, for diagnosis.
 	Stacks(ctx context.Context) (string, error)
-	// Done is closed as soon as the machine is gone.
+	// Done is closed as soon as the machine is gone, or its VMM cannot be reached any more.
 	Done() <-chan struct{}
-	// Err is nil while the machine runs; after Done it tells the reason and matches ErrGone.
+	// Err is nil while the machine runs; after Done it tells the reason. It matches ErrGone when the
+	// machine is gone; else it may run on, and can be terminated or opened again.
 	Err() error
 	// Shutdown asks the guest to power off and waits; when ctx ends first it terminates the machine.
 	Shutdown(ctx context.Context) error

@@ -78,6 +78,29 @@ func TestStoppedQEMU(t *testing.T) {
 	}
 }
 
+// TestLostControl: a QEMU that runs on when its control connection breaks is not taken for gone, and
+// Shutdown ends it.
+func TestLostControl(t *testing.T) {
+	leaktest.Check(t)
+	m, _, _ := bare(t)
+	m.qmp.close()
+	<-m.Done()
+	if err := m.Err(); errors.Is(err, vmm.ErrGone) || !strings.Contains(err.Error(), "runs on") {
+		t.Errorf("reason: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := m.Shutdown(ctx); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+	if err := unix.Kill(m.proc.pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("process %d is left running: %v", m.proc.pid, err)
+	}
+	if err := m.Err(); !errors.Is(err, vmm.ErrGone) {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
 func TestStateDirectories(t *testing.T) {
 	needQEMU(t)
 	for _, name := range []string{strings.Repeat("deep/", 50) + "vm", "comma,quote\"new\nline %s"} {
@@ -170,7 +193,7 @@ func TestReusedProcessIDIsNotKilled(t *testing.T) {
 	if err := Kill(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the dead machine's files are left: %v", err)
+	if _, err := readDescription(dir); err != nil {
+		t.Errorf("the files are gone, which may have been those of the next machine: %v", err)
 	}
 }

@@ -218,6 +218,46 @@ func TestCompositeDisk(t *testing.T) {
 	}
 }
 
+// TestManyExtents: QEMU may open as many files as the host's hard limit lets it.
+func TestManyExtents(t *testing.T) {
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	// Setting it also ends Go's habit of giving children the limit that it found itself.
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Error(err)
+		}
+	})
+	m, _, _ := bare(t)
+	path := diskFile(t, t.TempDir(), "a.raw", 1<<20)
+	d := vmm.SCSIDisk{LUN: 7, Path: "many", ReadOnly: true}
+	for i := range int64(300) {
+		d.Extents = append(d.Extents, vmm.Extent{Path: path, Offset: i * 512, Length: 512})
+	}
+	apply(t, m, add(d))
+	apply(t, m, remove(d))
+	if nodes, err := m.nodes(t.Context(), ""); err != nil || len(nodes) != 0 {
+		t.Errorf("left open in QEMU: %v %v", nodes, err)
+	}
+}
+
+// TestNodeOfARecord: to detach a disk QEMU need not list all that it has open.
+func TestNodeOfARecord(t *testing.T) {
+	m := &Machine{dir: t.TempDir()} // it has no QEMU to ask
+	name, err := m.record("scsi0-1", vmm.SCSIDisk{LUN: 1, Path: "/x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := m.namesOf(t.Context(), "scsi0-1"); err != nil || len(got) != 1 || got[0] != name {
+		t.Errorf("%q %v, want %q", got, err, name)
+	}
+}
+
 func TestPersistentMemoryIsParked(t *testing.T) {
 	dir := t.TempDir()
 	m, _, c := bare(t)
