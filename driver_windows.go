@@ -2,6 +2,7 @@ package strata
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,11 +50,24 @@ func hcsHost(log *slog.Logger) (hcs.Host, error) {
 	}, nil
 }
 
+// maxIDName leaves room in a compute system's identifier for what is appended to the VM's name: what makes
+// it unique, and the name of a container.
+const maxIDName = 54
+
+// newID makes the identifier of a compute system. The service has one list of them for the whole host, and
+// VMs of several state directories may have the same name.
+func newID(name string) string {
+	var unique [4]byte
+	rand.Read(unique[:])
+	return fmt.Sprintf("%.*s-%x", maxIDName, name, unique)
+}
+
 func newHCS(o VMOptions, build uint32) hcsVM {
-	id := o.Name
-	if id == "" {
-		id = filepath.Base(o.Dir)
+	name := o.Name
+	if name == "" {
+		name = filepath.Base(o.Dir)
 	}
+	id := newID(name)
 	common := func(c *hcs.Options) {
 		c.Persistent, c.ExternalGuestConnection = true, false
 		if o.MemoryMiB > 0 {
@@ -125,15 +139,22 @@ func startMachine(ctx context.Context, o VMOptions) (vmm.Machine, error) {
 	}
 	m, err := v.create(ctx, h)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, forgetHCS(o.Dir))
 	}
 	if err := m.Start(ctx); err != nil {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		return nil, errors.Join(err, m.Terminate(grace), m.Close())
+		ended := m.Terminate(grace)
+		if ended == nil { // else the file is what the VM can be found by
+			ended = forgetHCS(o.Dir)
+		}
+		return nil, errors.Join(err, ended, m.Close())
 	}
 	return m, nil
 }
+
+// forgetHCS removes what is known of a VM that is not there.
+func forgetHCS(dir string) error { return os.Remove(filepath.Join(dir, hcsFile)) }
 
 func openMachine(ctx context.Context, dir string, o OpenOptions) (vmm.Machine, error) {
 	v, err := readHCS(dir)

@@ -23,7 +23,7 @@ import (
 type VMOptions struct {
 	// Dir is the state directory. It is made, for the owner only, and must not hold a running VM.
 	Dir string
-	// Name shows in process lists and logs. Empty: the last part of Dir.
+	// Name shows in process lists and logs, and lists of compute systems. Empty: the last part of Dir.
 	Name string
 	// MemoryMiB is the guest's memory; 0: 256.
 	MemoryMiB int

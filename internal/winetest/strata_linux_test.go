@@ -1,6 +1,7 @@
 package winetest
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -48,6 +49,7 @@ type command struct {
 	stdin string
 	want  []string // in the output
 	code  int
+	state string // the state directory; empty: "state"
 }
 
 func (p *program) run(tests ...command) {
@@ -63,7 +65,7 @@ func (p *program) runOne(tt command) {
 	defer cancel()
 	cmd := p.prefix.Command(ctx, p.exe, tt.args...)
 	cmd.Dir, cmd.Stdin = p.folder, strings.NewReader(tt.stdin)
-	cmd.Env = append(cmd.Env, p.server.Env(), "STRATA_STATE_DIR="+p.path("state"), "STRATA_BOOT_FILES="+p.path("boot"))
+	cmd.Env = append(cmd.Env, p.server.Env(), "STRATA_STATE_DIR="+p.path(cmp.Or(tt.state, "state")), "STRATA_BOOT_FILES="+p.path("boot"))
 	out, err := cmd.CombinedOutput()
 	line := "strata.exe " + strings.Join(tt.args, " ")
 	switch {
@@ -146,6 +148,32 @@ func TestWineStrata(t *testing.T) {
 		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
 		command{args: []string{"vm", "stop"}, want: []string{"default: stopped"}},
 		command{args: []string{"vm", "ls"}},
+	)
+	p.clean()
+}
+
+// TestWineTwoStates: VMs of one name in two state directories have nothing to do with each other, and a start
+// that fails leaves nothing by which a later command would take somebody's VM for its own.
+func TestWineTwoStates(t *testing.T) {
+	p := newProgram(t, standin.ServerOptions{})
+	p.files(map[string]string{"boot/kernel": "k", "boot/initrd.img": "i"})
+	start, stop := []string{"vm", "start"}, []string{"vm", "stop", "--force"}
+	p.run(
+		command{args: start, want: []string{"default: ready in "}},
+		command{args: start, state: "other", want: []string{"default: ready in "}},
+		command{args: stop, state: "other", want: []string{"default: ended"}},
+	)
+	if left := p.server.Service().Systems(); len(left) != 1 {
+		t.Errorf("systems: %q", left)
+	}
+	// The folder is there already, so that the start does not remove all of it.
+	p.files(map[string]string{"other/vms/default/mine": ""})
+	p.server.Service().Step("create", hcstest.Injection{Function: "HcsCreateComputeSystem", Call: 1, HResult: "0x80070005"})
+	p.run(
+		command{args: start, state: "other", code: 1, want: []string{"0x80070005"}},
+		command{args: []string{"vm", "inspect"}, state: "other", code: 1, want: []string{"there is no utility VM"}},
+		command{args: []string{"vm", "ls"}, want: []string{"running"}},
+		command{args: stop, want: []string{"default: ended"}},
 	)
 	p.clean()
 }
