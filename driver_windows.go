@@ -188,15 +188,11 @@ func inspectMachine(ctx context.Context, dir string) (VMInfo, error) {
 	}
 	options := v.options()
 	info.Memory, info.CPUs = int(options.MemorySizeInMB), int(options.ProcessorCount)
-	m, err := openMachine(ctx, dir, OpenOptions{Logger: discard(nil)})
-	if errors.Is(err, vmm.ErrGone) || errors.Is(err, hcs.ErrDoesNotExist) {
-		return info, nil
+	api, err := hcs.Native()
+	if err == nil {
+		info.Running, err = hcs.Inspect(ctx, api, options.ID)
 	}
-	if err != nil {
-		return info, err
-	}
-	info.Running = true
-	return info, m.Close()
+	return info, err
 }
 
 func (v hcsVM) options() hcs.Options {
@@ -219,12 +215,13 @@ func limits(i VMInfo) vmm.Limits {
 }
 
 func killMachine(ctx context.Context, dir string) error {
-	m, err := openMachine(ctx, dir, OpenOptions{Logger: discard(nil)})
-	if errors.Is(err, vmm.ErrGone) || errors.Is(err, hcs.ErrDoesNotExist) {
-		return nil
-	}
+	v, err := readHCS(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(m.Terminate(ctx), m.Close())
+	api, err := hcs.Native()
+	if err != nil {
+		return err
+	}
+	return hcs.Kill(ctx, api, v.options().ID)
 }

@@ -3,6 +3,7 @@ package winetest
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/winetest/standin"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
@@ -174,6 +176,26 @@ func TestWineTwoStates(t *testing.T) {
 		command{args: []string{"vm", "inspect"}, state: "other", code: 1, want: []string{"there is no utility VM"}},
 		command{args: []string{"vm", "ls"}, want: []string{"running"}},
 		command{args: stop, want: []string{"default: ended"}},
+	)
+	p.clean()
+}
+
+// TestWineDeafGuest: a VM whose guest does not answer is listed, is not started twice, and can be ended.
+func TestWineDeafGuest(t *testing.T) {
+	p := newProgram(t, standin.ServerOptions{})
+	p.files(map[string]string{"boot/kernel": "k", "boot/initrd.img": "i"})
+	p.run(command{args: []string{"vm", "start"}, want: []string{"default: ready in "}})
+	p.server.Service().Script(func(_ string, _ int, args map[string]any) (v hcstest.Verdict) {
+		if strings.Contains(fmt.Sprint(args), hcsschema.PropertyGuestConnection) {
+			v.HR = 0xc037010a // the connection is closed
+		}
+		return v
+	})
+	p.run(
+		command{args: []string{"recover"}, code: 1, want: []string{"0xc037010a"}},
+		command{args: []string{"vm", "ls"}, want: []string{"default", "running"}},
+		command{args: []string{"vm", "start"}, code: 1, want: []string{"runs already"}},
+		command{args: []string{"vm", "stop", "--force"}, want: []string{"default: ended"}},
 	)
 	p.clean()
 }
