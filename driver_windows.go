@@ -139,13 +139,16 @@ func startMachine(ctx context.Context, o VMOptions) (vmm.Machine, error) {
 	}
 	m, err := v.create(ctx, h)
 	if err != nil {
-		return nil, errors.Join(err, forgetHCS(o.Dir))
+		if ctx.Err() == nil { // else the service may still be about it, and the file is what the VM can be found by
+			err = errors.Join(err, forgetHCS(o.Dir))
+		}
+		return nil, err
 	}
 	if err := m.Start(ctx); err != nil {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		ended := m.Terminate(grace)
-		if ended == nil { // else the file is what the VM can be found by
+		if ended == nil { // else it may still be there
 			ended = forgetHCS(o.Dir)
 		}
 		return nil, errors.Join(err, ended, m.Close())

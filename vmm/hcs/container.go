@@ -61,12 +61,12 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 	}
 	text, err := json.Marshal(parameters)
 	if err != nil {
-		s.discard(created)
+		s.discard(ctx, created)
 		return nil, fail(err)
 	}
 	p, err := m.startProcess(ctx, s, spec, string(text))
 	if err != nil {
-		s.discard(created)
+		s.discard(ctx, created)
 		return nil, fmt.Errorf("container %q: %w", spec.ContainerID, err)
 	}
 	p.container = s
@@ -84,7 +84,7 @@ func (m *Machine) openContainer(ctx context.Context, container string) (*system,
 		if err == nil && p.State != hcsschema.StateCreated {
 			return s, nil
 		}
-		s.discard(false)
+		s.discard(ctx, false)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +102,7 @@ func (m *Machine) container(ctx context.Context, container, document string) (s 
 		s, err = createSystem(ctx, m.host.API, m.containerID(container), document)
 		if err == nil {
 			if err = s.start(ctx); err != nil {
-				s.discard(true)
+				s.discard(ctx, true)
 			}
 			return s, true, err
 		}

@@ -23,7 +23,7 @@ func Inspect(ctx context.Context, api API, id string) (there bool, err error) {
 	if IsNotExist(err) || IsAlreadyStopped(err) {
 		p.Stopped, err = true, nil
 	}
-	if err = errors.Join(err, s.close()); err != nil {
+	if err = errors.Join(err, s.close(ctx)); err != nil {
 		return false, fmt.Errorf("inspect utility VM: %w", err)
 	}
 	return !p.Stopped && p.State != hcsschema.StateStopped, nil
@@ -37,7 +37,7 @@ func Kill(ctx context.Context, api API, id string) error {
 		return nil
 	}
 	if err == nil {
-		err = errors.Join(s.terminate(ctx), s.close())
+		err = errors.Join(s.terminate(ctx), s.close(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("end utility VM: %w", err)

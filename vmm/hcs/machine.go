@@ -189,7 +189,7 @@ func (m *Machine) create(ctx context.Context, o *Options, doc *hcsschema.Compute
 	if err == nil {
 		if err = m.attach(ctx, s); err != nil {
 			m.end()
-			s.discard(true)
+			s.discard(ctx, true)
 		}
 	}
 	if err != nil {
@@ -352,9 +352,9 @@ func (m *Machine) Close() error {
 	guest := m.guest
 	m.guest = nil
 	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), tidyGrace)
+	defer cancel()
 	if !m.persistent {
-		ctx, cancel := context.WithTimeout(context.Background(), tidyGrace)
-		defer cancel()
 		errs = append(errs, m.sys.terminate(ctx))
 	}
 	if guest != nil {
@@ -364,6 +364,6 @@ func (m *Machine) Close() error {
 	}
 	m.end()
 	m.services.close()
-	errs = append(errs, m.sys.close())
+	errs = append(errs, m.sys.close(ctx))
 	return errors.Join(errs...)
 }
