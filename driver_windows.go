@@ -39,15 +39,13 @@ type hcsVM struct {
 }
 
 func hcsHost(log *slog.Logger) (hcs.Host, error) {
-	api, err := hcs.Native()
+	h, err := hcs.NativeHost()
 	if err != nil {
 		return hcs.Host{}, err
 	}
 	layers := wclayer.NewNative(log, "") // nothing is destroyed here
-	return hcs.Host{
-		API: api, Grant: layers.GrantVMAccess, GrantGroup: layers.GrantVMGroupAccess,
-		Build: hcs.Build(), Listen: hcs.Listen, Logger: log,
-	}, nil
+	h.Grant, h.GrantGroup, h.Logger = layers.GrantVMAccess, layers.GrantVMGroupAccess, log
+	return h, nil
 }
 
 // maxIDName leaves room in a compute system's identifier for what is appended to the VM's name: what makes
