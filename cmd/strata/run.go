@@ -119,6 +119,11 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id stri
 	if _, err := e.vmOptions(cmd, ""); err != nil {
 		return nil, nil, err // before anything is made
 	}
+	if cmd.String("isolation") == "process" {
+		if _, err := e.vmDir(cmd, hostVM); err != nil {
+			return nil, nil, err
+		}
+	}
 	work, err := e.workDir(cmd, id)
 	if err != nil {
 		return nil, nil, err
@@ -152,9 +157,11 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, s *session, id stri
 			}
 		}
 	}
-	if r.VM, err = e.runVM(ctx, cmd, s, id); err != nil {
+	vm, err := e.runVM(ctx, cmd, s, id)
+	if err != nil {
 		return nil, nil, err
 	}
+	e.mountIn(cmd, &r, vm)
 	m, err := layers.Mount(ctx, r)
 	if err != nil {
 		return nil, nil, e.advise(err, cmd.String("vm"), id)

@@ -199,3 +199,27 @@ func TestWineDeafGuest(t *testing.T) {
 	)
 	p.clean()
 }
+
+// TestWineWindowsGuest: a Windows guest starts from its image, with a scratch of its own, and takes layers.
+func TestWineWindowsGuest(t *testing.T) {
+	p := newProgram(t, standin.ServerOptions{Service: hcstest.Options{Exec: copyProcess}})
+	p.files(map[string]string{"uvm/UtilityVM/SystemTemplate.vhdx": "t", "base/Files/a": "", "app/Files/b": "", "scratch/sandbox.vhdx": "s"})
+	p.run(
+		command{args: []string{"vm", "start", "--guest", "windows"}, code: 2, want: []string{"--uvm-layer"}},
+		command{args: []string{"vm", "start", "--guest", "windows", "--uvm-layer", "base"}, code: 1, want: []string{"UtilityVM"}},
+		command{args: []string{"vm", "start", "--guest", "windows", "--uvm-layer", "app", "--uvm-layer", "uvm"}, want: []string{"default: ready in "}},
+		command{args: []string{"mount", "--scratch", "scratch", "web", "app", "base"}, want: []string{"web: 2 layers at C:"}},
+		command{args: []string{"ls"}, want: []string{"web", "mounted"}},
+		command{args: []string{"exec", "--in-vm", "-i", "--", "echo", "a"}, stdin: "words", code: copyCode, want: []string{"words"}},
+		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
+	)
+	if b, err := os.ReadFile(filepath.Join(p.folder, "state", "vms", "default", "scratch", "sandbox.vhdx")); string(b) != "t" {
+		t.Errorf("the VM's scratch: %q, %v", b, err)
+	}
+	p.run(
+		command{args: []string{"vm", "stop"}, want: []string{"default: stopped"}},
+		command{args: []string{"mount", "--vm", "host", "--scratch", "scratch", "web", "base"}, code: 1, want: []string{"on Linux only"}},
+		command{args: []string{"run", "--isolation=process", "base", "--", "a"}, code: 125, want: []string{"on Linux only"}},
+	)
+	p.clean()
+}
