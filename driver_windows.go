@@ -122,19 +122,44 @@ func readHCS(dir string) (v hcsVM, err error) {
 	return v, nil
 }
 
+// write replaces the file as a whole: others may be reading it.
+func (v hcsVM) write(dir string) error {
+	b, err := json.MarshalIndent(v, "", "\t")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, hcsFile)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// remember keeps for later commands what is found out about the guest.
+func (v hcsVM) remember(h *hcs.Host, dir string) {
+	if v.LCOW == nil {
+		return
+	}
+	log, l := h.Logger, *v.LCOW
+	v.LCOW = &l
+	h.Probed = func(g hcs.GuestGeneration) {
+		l.GuestGeneration = g
+		if err := v.write(dir); err != nil {
+			log.Warn("what was found out about the guest is not kept", "vm", l.ID, "error", err)
+		}
+	}
+}
+
 func startMachine(ctx context.Context, o VMOptions) (vmm.Machine, error) {
 	h, err := hcsHost(o.Logger)
 	if err != nil {
 		return nil, err
 	}
 	v := newHCS(o, h.Build)
-	b, err := json.MarshalIndent(v, "", "\t")
-	if err != nil {
+	if err := v.write(o.Dir); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(o.Dir, hcsFile), b, 0o600); err != nil {
-		return nil, err
-	}
+	v.remember(&h, o.Dir)
 	m, err := v.create(ctx, h)
 	if err != nil {
 		if ctx.Err() == nil { // else the service may still be about it, and the file is what the VM can be found by
@@ -166,6 +191,7 @@ func openMachine(ctx context.Context, dir string, o OpenOptions) (vmm.Machine, e
 	if err != nil {
 		return nil, err
 	}
+	v.remember(&h, dir)
 	m, err := v.open(ctx, h)
 	if err != nil {
 		return nil, err

@@ -223,3 +223,23 @@ func TestWineWindowsGuest(t *testing.T) {
 	)
 	p.clean()
 }
+
+// TestWineOldGuest: that a guest knows no request to eject a disk is found out once, not by every command.
+func TestWineOldGuest(t *testing.T) {
+	p := newProgram(t, standin.ServerOptions{Service: hcstest.Options{OldGuest: true}})
+	p.files(map[string]string{"boot/kernel": "k", "boot/initrd.img": "i", "base/layer.vhd": "b", "scratch/sandbox.vhdx": "s"})
+	mount := command{args: []string{"mount", "--scratch", "scratch", "web", "base"}, want: []string{"web: 1 layers"}}
+	unmount := command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}}
+	p.run(command{args: []string{"vm", "start"}, want: []string{"default: ready in "}}, mount, unmount, mount, unmount,
+		command{args: []string{"vm", "stop"}, want: []string{"default: stopped"}})
+	asked := 0
+	for _, call := range p.server.Service().Trace() {
+		if strings.Contains(fmt.Sprint(call.Args), string(hcsschema.ResourceSCSIDevice)) {
+			asked++
+		}
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times", asked)
+	}
+	p.clean()
+}
