@@ -24,8 +24,6 @@ import (
 const (
 	hcsFile = "hcs.json"
 	owner   = "strata"
-	// bootFiles is where the Linux boot files are kept by those who ship them.
-	bootFiles = `C:\Program Files\Linux Containers`
 )
 
 // runsBootImage: the boot files of Windows hosts come from elsewhere.
@@ -82,7 +80,7 @@ func newHCS(o VMOptions, build uint32) hcsVM {
 	}
 	boot := o.BootFiles
 	if boot == "" {
-		boot = bootFiles
+		boot = DefaultBootFiles
 	}
 	l := hcs.DefaultLCOW(id, owner, boot, build)
 	common(&l.Options)

@@ -131,6 +131,7 @@ func TestWineStrata(t *testing.T) {
 		command{args: []string{"--help"}, want: []string{"strata", "mount", "unmount"}},
 		// Wine has no services of Hyper-V: doctor must say so, and find all the rest.
 		command{args: []string{"doctor"}, code: 1, want: []string{"10.0." + Build, "vmcompute.dll", "computestorage.dll",
+			"computecore.dll", "cimfs.dll", p.path("boot"),
 			"Administrators", "vmms", "Enable-WindowsOptionalFeature"}},
 		command{args: []string{"no-such-command"}, code: 2, want: []string{"no-such-command"}},
 	)
