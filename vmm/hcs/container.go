@@ -35,7 +35,8 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 	case !idPattern.MatchString(m.containerID(spec.ContainerID)):
 		return nil, fail(fmt.Errorf("a compute system cannot be called %q", m.containerID(spec.ContainerID)))
 	case m.enc.os != vmm.Linux:
-		return nil, fail(fmt.Errorf("over the service's own guest connection: %w: use an external one", ErrNotSupported))
+		return nil, fail(fmt.Errorf("programs in Windows containers: %w: run it in the VM itself, "+
+			"or have a container engine make the container's compute system on the mounted root", ErrNotSupported))
 	}
 	oci, process := gcs.ContainerSpec(gcs.ProcessSpec{ContainerID: spec.ContainerID, Root: spec.Root, Args: spec.Args, Env: spec.Env,
 		Dir: spec.Dir, User: spec.User, Hostname: spec.Hostname, Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height})

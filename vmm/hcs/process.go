@@ -15,7 +15,8 @@ import (
 )
 
 // Exec implements vmm.Machine. Over the service's own connection a Linux container is a compute system of
-// its own, which ends with the last process that is held open; Windows containers need an external one.
+// its own, which ends with the last process that is held open. Programs in Windows containers are not
+// supported, nor programs in a Windows guest over an external connection.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
