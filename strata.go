@@ -28,7 +28,7 @@ type VMOptions struct {
 	Dir string
 	// Name shows in process lists and logs, and lists of compute systems. Empty: the last part of Dir.
 	Name string
-	// MemoryMiB is the guest's memory; 0: 256.
+	// MemoryMiB is the guest's memory; 0: 256, on Windows hosts 1024.
 	MemoryMiB int
 	// CPUs of the guest; 0: as many as the host has, at most 2.
 	CPUs int

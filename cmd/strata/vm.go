@@ -26,7 +26,7 @@ func vmCommands(e *env) []*cli.Command {
 				Name: "start", Usage: "start a utility VM", ArgsUsage: "[NAME]",
 				Description: "The VM boots the newest kernel installed here and runs on after this command.\n\n" +
 					examples("strata vm start", "strata vm start --memory 512M --cpus 4 big",
-						`strata vm start --memory 1G --guest windows --uvm-layer C:\layers\nanoserver win   # on a Windows host`),
+						`strata vm start --guest windows --uvm-layer C:\layers\nanoserver win   # on a Windows host`),
 				Flags:  startFlags(),
 				Action: e.vmStart,
 			},
@@ -53,10 +53,13 @@ func vmCommands(e *env) []*cli.Command {
 	}}
 }
 
+// windowsMemoryMiB is the default for Windows guests, which do not boot with that of Linux guests.
+const windowsMemoryMiB = 1024
+
 // startFlags are the flags of what starts VMs.
 func startFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest"},
+		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest; 1G for a Windows guest where it is not given"},
 		&cli.IntFlag{Name: "cpus", Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
@@ -75,6 +78,9 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		return o, usage(cmd, "--memory: %w", err)
 	}
 	o.MemoryMiB = int(bytes >> 20)
+	if o.Guest == vmm.Windows && !cmd.IsSet("memory") {
+		o.MemoryMiB = windowsMemoryMiB
+	}
 	state, err := e.stateDir(cmd)
 	if err != nil {
 		return o, err

@@ -211,6 +211,7 @@ func TestWineWindowsGuest(t *testing.T) {
 		command{args: []string{"vm", "start", "--guest", "windows", "--uvm-layer", "app", "--uvm-layer", "uvm"}, want: []string{"default: ready in "}},
 		command{args: []string{"mount", "--scratch", "scratch", "web", "app", "base"}, want: []string{"web: 2 layers at C:"}},
 		command{args: []string{"ls"}, want: []string{"web", "mounted"}},
+		command{args: []string{"vm", "ls"}, want: []string{"running", "1024 MiB"}},
 		command{args: []string{"exec", "--in-vm", "-i", "--", "echo", "a"}, stdin: "words", code: copyCode, want: []string{"words"}},
 		command{args: []string{"exec", "web", "echo", "a"}, code: 125, want: []string{"programs in Windows containers", "not supported"}},
 		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
