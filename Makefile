@@ -24,13 +24,13 @@ test-go: ## the tests alone, with the race detector
 	$(GO) test -run 'TestVM$$' ./vmm/qemu # memory, which the race detector hides
 	$(GO) test -run 'TestMillionEntries$$' ./layertree # and what is too large for it
 
-lint: fmt-check vet staticcheck ## formatting, vet for all platforms, staticcheck
+lint: fmt-check vet staticcheck ## formatting, build and vet for all platforms, staticcheck
 
 fmt-check:
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); test -z "$$out" || { echo "gofmt -w these files:"; echo "$$out"; exit 1; }
 
 vet:
-	@for p in $(PLATFORMS); do echo "vet $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) vet $(PKGS) || exit 1; done
+	@for p in $(PLATFORMS); do echo "build and vet $$p"; export GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0; $(GO) build $(PKGS) && $(GO) vet $(PKGS) || exit 1; done
 
 staticcheck: # the tool is built for this machine and told which system to look at
 	@tool=$$($(GO) tool -n staticcheck) || exit 1; for os in linux windows; do echo "staticcheck $$os"; GOOS=$$os CGO_ENABLED=0 $$tool $(PKGS) || exit 1; done

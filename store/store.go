@@ -202,9 +202,12 @@ func commit(from, to string) error {
 	return errors.Join(syncDir(parent), syncDir(filepath.Dir(parent)), syncDir(filepath.Dir(filepath.Dir(parent))))
 }
 
-// Scratch makes a scratch folder, from a template that the store keeps. See layerdir.CreateScratch.
+// Scratch makes a scratch folder, from a template that the store keeps; on Windows, which has no tool for
+// ext4, one that the guest formats. See layerdir.CreateScratch.
 func (s *Store) Scratch(ctx context.Context, dir string, size int64) (string, error) {
-	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{Dir: dir, Size: size, CacheDir: s.path(templatesDir)})
+	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{
+		Dir: dir, Size: size, CacheDir: s.path(templatesDir), Unformatted: runtime.GOOS == "windows",
+	})
 }
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }

@@ -87,7 +87,7 @@ type Service struct {
 	inject    []Injection
 	script    func(fn string, n int, args map[string]any) Verdict
 	systems   map[hcs.Handle]*system
-	callbacks map[hcs.Handle]*system
+	callbacks map[hcs.Handle]*watcher
 	processes map[hcs.Handle]*process
 	procCalls map[hcs.Handle]*process
 	layers    map[string]*layer
@@ -105,7 +105,7 @@ func New(o Options) *Service {
 		o.Processors = 4
 	}
 	return &Service{opts: o, counts: map[string]int{}, systems: map[hcs.Handle]*system{},
-		callbacks: map[hcs.Handle]*system{}, processes: map[hcs.Handle]*process{},
+		callbacks: map[hcs.Handle]*watcher{}, processes: map[hcs.Handle]*process{},
 		procCalls: map[hcs.Handle]*process{}, layers: map[string]*layer{},
 		granted: map[string][]string{}, last: map[string]int{}}
 }
