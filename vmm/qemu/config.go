@@ -162,7 +162,7 @@ func (c Config) arguments(accel string) []string {
 	mem := c.MemoryMiB
 	args := []string{
 		"-name", "guest=" + c.ID + ",process=strata-" + c.ID[:min(len(c.ID), 8)],
-		"-machine", machineOptions(accel), "-cpu", "max", "-accel", accelOptions(accel),
+		"-machine", machineOptions, "-cpu", "max", "-accel", accelOptions(accel),
 		"-smp", fmt.Sprint(c.CPUs),
 		// The address range above the memory is what devices of persistent memory are put in.
 		"-m", fmt.Sprintf("%dM,slots=%d,maxmem=%dM", mem, pmemDevices, mem+pmemDevices*(mem+2)),
@@ -196,9 +196,7 @@ func (c Config) arguments(accel string) []string {
 	return args
 }
 
-func machineOptions(string) string {
-	return "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,mem-merge=off,dump-guest-core=off"
-}
+const machineOptions = "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,mem-merge=off,dump-guest-core=off"
 
 func accelOptions(accel string) string {
 	if accel == AccelTCG {

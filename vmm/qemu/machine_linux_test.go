@@ -143,13 +143,12 @@ func TestDisksThatAreRefused(t *testing.T) {
 		"writable extent": {vmm.SCSIDisk{Extents: []vmm.Extent{{Length: 512}}}, "read-only", nil},
 		"short extent": {vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{{Path: raw, Offset: 1 << 19, Length: 1 << 20}}},
 			"truncated", nil},
-		"odd extent":     {vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{{Path: raw, Length: 100}}}, "multiples", nil},
-		"no extent":      {vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{}}, "at least one", nil},
-		"odd pmem":       {vmm.VPMEMDevice{Path: raw}, "SCSI", ErrNotPluggable},
-		"slot 16":        {vmm.VPMEMDevice{Slot: 16, Path: raw}, "16 slots", nil},
-		"VSMB":           {vmm.VSMBShare{Name: "s", Path: dir}, "vsmb", errors.ErrUnsupported},
-		"Plan 9":         {vmm.Plan9Share{Name: "s", Path: dir}, "plan9", errors.ErrUnsupported},
-		"pmem of nobody": {vmm.VPMEMMapping{Path: raw}, "vpmem", errors.ErrUnsupported},
+		"odd extent": {vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{{Path: raw, Length: 100}}}, "multiples", nil},
+		"no extent":  {vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{}}, "at least one", nil},
+		"odd pmem":   {vmm.VPMEMDevice{Path: raw}, "SCSI", ErrNotPluggable},
+		"slot 16":    {vmm.VPMEMDevice{Slot: 16, Path: raw}, "16 slots", nil},
+		"VSMB":       {vmm.VSMBShare{Name: "s", Path: dir}, "vsmb", errors.ErrUnsupported},
+		"Plan 9":     {vmm.Plan9Share{Name: "s", Path: dir}, "plan9", errors.ErrUnsupported},
 	} {
 		err := m.Apply(t.Context(), add(tc.d))
 		host, _ := vmm.Outcomes(add(tc.d), err)
