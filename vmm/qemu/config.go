@@ -51,6 +51,8 @@ type Config struct {
 	connect connectFunc
 	// rewrite changes the arguments of QEMU in tests.
 	rewrite func([]string) []string
+	// kvmUsable replaces the look at this host in tests.
+	kvmUsable func() error
 }
 
 // What a machine can hold.
@@ -99,6 +101,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.connect == nil {
 		c.connect = connectGCS
+	}
+	if c.kvmUsable == nil {
+		c.kvmUsable = kvmUsable
 	}
 	if c.ID == "" {
 		if c.ID = filepath.Base(c.Dir); !validID.MatchString(c.ID) {
