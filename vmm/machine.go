@@ -63,8 +63,6 @@ type Limits struct {
 	// VPMEMParked: devices can be added but not removed while the machine runs. After the guest has
 	// let go of one it stays in its slot, parked, and serves the same file again.
 	VPMEMParked bool
-	// VPMEMMappings: files can be packed on one device.
-	VPMEMMappings bool
 
 	VSMB bool // folders can be shared with a Windows guest
 	// VSMBPinned: direct-mapped shares are not removed before the machine exits.

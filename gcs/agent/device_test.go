@@ -303,6 +303,23 @@ func TestRemoveEndsWaitingAdd(t *testing.T) {
 	}
 }
 
+// TestProgramEndsWithItsContext: making a file system ends when the Add is given up.
+func TestProgramEndsWithItsContext(t *testing.T) {
+	s := newSpawner(false)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.run(ctx, "/bin/sleep", "1000") }()
+	for running := false; !running; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		running = len(s.pids) == 1
+		s.mu.Unlock()
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
 func TestVerityParams(t *testing.T) {
 	got, err := verityParams("/dev/sda", hcsschema.DeviceVerityInfo{Ext4SizeInBytes: 8192, RootDigest: "ab", SuperBlock: true})
 	if want := "1 /dev/sda /dev/sda 4096 4096 2 3 sha256 ab -"; err != nil || got != want {

@@ -58,7 +58,7 @@ func (r *linuxRuntime) addDisk(ctx context.Context, s hcsschema.LCOWMappedVirtua
 	if s.BlockDev {
 		err = linkDevice(device, s.MountPath)
 	} else {
-		err = r.mountDevice(device, s)
+		err = r.mountDevice(ctx, device, s)
 	}
 	if err != nil {
 		return errors.Join(err, m.undoAll())
@@ -90,14 +90,14 @@ func linkDevice(device, path string) error {
 }
 
 // mountDevice finds out what is on a device and mounts it.
-func (r *linuxRuntime) mountDevice(device string, s hcsschema.LCOWMappedVirtualDisk) error {
+func (r *linuxRuntime) mountDevice(ctx context.Context, device string, s hcsschema.LCOWMappedVirtualDisk) error {
 	fstype, err := probe(device)
 	if err != nil {
 		return fmt.Errorf("find out the file system of SCSI disk %d:%d: %w", s.Controller, s.Lun, err)
 	}
 	switch {
 	case s.EnsureFilesystem && fstype != s.Filesystem:
-		if err := r.format(device, s.Filesystem); err != nil {
+		if err := r.format(ctx, device, s.Filesystem); err != nil {
 			return fmt.Errorf("format SCSI disk %d:%d: %w", s.Controller, s.Lun, err)
 		}
 		fstype = s.Filesystem

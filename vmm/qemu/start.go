@@ -211,7 +211,7 @@ func kvmFile(c Config) string { return filepath.Join(c.CacheDir, "kvm-does-not-w
 
 // kvmWorth tells why KVM need not be tried.
 func kvmWorth(c Config) error {
-	if err := kvmUsable(); err != nil {
+	if err := c.kvmUsable(); err != nil {
 		return err
 	}
 	if c.CacheDir == "" {
