@@ -223,9 +223,4 @@ func TestXenonCIM(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.checkEmpty()
-	r.CIM.Kind = wclayer.Forked
-	if _, err := Mount(t.Context(), r); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("a forked CIM in a VM: %v", err)
-	}
-	w.checkEmpty()
 }

@@ -140,6 +140,11 @@ func (r *Request) complete() error {
 	if r.CIM != nil && len(r.Layers) > 0 {
 		return fmt.Errorf("%w: give layers or a CIM, not both", ErrInvalid)
 	}
+	if r.CIM != nil {
+		if err := r.checkCIM(); err != nil {
+			return err
+		}
+	}
 	if r.Scratch != "" {
 		return localPath(ErrInvalid, "scratch", r.Scratch)
 	}

@@ -10,13 +10,21 @@ import (
 
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
+	"github.com/stratavm/strata/wclayer"
 )
 
 // The service shares whatever folder it is told, and a layer there may be none, or none of this host's.
 func TestBadWindowsRequests(t *testing.T) {
 	w := newWorld(t, vmm.Windows, vmmtest.WindowsLimits(), 1)
+	linux := newWorld(t, vmm.Linux, vmmtest.LinuxLimits(), 0)
 	good := w.request("a", w.layers)
 	folder := func(p string) func(*Request) { return func(r *Request) { r.Layers = []Layer{{Folder: p}} } }
+	cim := func(edit func(*wclayer.CIMMount)) func(*Request) {
+		return func(r *Request) {
+			*r = cimRequest(w)
+			edit(r.CIM)
+		}
+	}
 	for _, c := range []struct {
 		name string
 		edit func(*Request)
@@ -31,6 +39,14 @@ func TestBadWindowsRequests(t *testing.T) {
 		{"NUL", folder("C:\\l\x00"), ErrInvalid, "NUL"},
 		{"scratch on a share", func(r *Request) { r.Scratch = `\\server\share\s` }, ErrInvalid, "network share"},
 		{"scratch on a device", func(r *Request) { r.Scratch = `\\?\PHYSICALDRIVE1` }, ErrInvalid, "a device"},
+		{"CIM with a digest", cim(func(m *wclayer.CIMMount) { m.Digest = make([]byte, wclayer.DigestSize) }), errors.ErrUnsupported, "root digest"},
+		{"CIM with DAX", cim(func(m *wclayer.CIMMount) { m.DAX = true }), errors.ErrUnsupported, "DAX"},
+		{"CIM of files", cim(func(m *wclayer.CIMMount) { m.Kind, m.Sources = wclayer.Forked, nil }), errors.ErrUnsupported, "block CIM"},
+		{"CIM of one source", cim(func(m *wclayer.CIMMount) { m.Sources = m.Sources[:1] }), ErrInvalid, "one source"},
+		{"CIM of unknown kind", cim(func(m *wclayer.CIMMount) { m.Kind = 9 }), ErrInvalid, "kind 9"},
+		{"CIM without a name", cim(func(m *wclayer.CIMMount) { m.Image.Name = "" }), ErrInvalid, "plain file name"},
+		{"source without a name", cim(func(m *wclayer.CIMMount) { m.Sources[0].Name = "" }), ErrInvalid, "plain file name"},
+		{"CIM in a Linux VM", func(r *Request) { *r = cimRequest(w); r.VM = linux.vm }, ErrInvalid, "runs linux"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := good
@@ -41,7 +57,7 @@ func TestBadWindowsRequests(t *testing.T) {
 			}
 		})
 	}
-	if log := w.f.Log(); len(log) != 0 {
+	if log := append(w.f.Log(), linux.f.Log()...); len(log) != 0 {
 		t.Errorf("bad requests reached the machine: %q", log)
 	}
 	w.checkEmpty()
