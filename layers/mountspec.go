@@ -84,6 +84,9 @@ func (d *Described) Request(vm *uvm.UtilityVM, id string, host wclayer.Host) (*R
 	if vm != nil && d.OS != "" && vm.OS() != d.OS {
 		return nil, fmt.Errorf("%w: layers for %s in VM %s, which runs %s", ErrRootDescription, d.OS, vm.ID(), vm.OS())
 	}
+	if vm == nil && d.OS == vmm.Linux {
+		return nil, fmt.Errorf("%w: layers for Linux on the Windows host itself: mount them in a VM that runs Linux", ErrRootDescription)
+	}
 	return &Request{VM: vm, ID: id, Layers: d.Layers, Scratch: d.Scratch, CIM: d.CIM, Host: host}, nil
 }
 

@@ -131,6 +131,9 @@ func (r *Request) complete() error {
 		if err := localPath(ErrInvalid, "layer", name); err != nil {
 			return err
 		}
+		if r.windows() && l != (Layer{Folder: l.Folder}) {
+			return fmt.Errorf("%w: layer %q: a Windows layer is a folder, without file, partition and hash tree", ErrInvalid, name)
+		}
 		id := fmt.Sprintf("%s#%d", hostpath.Identity(name), l.Partition)
 		if first, twice := seen[id]; twice {
 			return fmt.Errorf("%w: %q (also given as %q)", ErrDuplicateLayer, name, first)
@@ -150,6 +153,9 @@ func (r *Request) complete() error {
 	}
 	return nil
 }
+
+// windows reports whether the layers are for a Windows container.
+func (r *Request) windows() bool { return r.VM == nil || r.VM.OS() == vmm.Windows }
 
 // localPath refuses, with an error that matches invalid, what is no path of a file or folder on a
 // volume of this host.
