@@ -22,7 +22,7 @@ var floors = []struct {
 	packages []string
 }{
 	{"plain formats and documents", []string{
-		"internal/hostpath", "hcsschema", "cpio", "gpt", "vhd", "verity", "layertree", "rootfstar", "ext4", "erofs", "layerdir",
+		"internal/hostpath", "internal/filelock", "hcsschema", "cpio", "gpt", "vhd", "verity", "layertree", "rootfstar", "ext4", "erofs", "layerdir",
 	}},
 	{"what a guest boots, and its protocol", []string{"bootimage", "gcs"}},
 	{"the funnel", []string{"vmm"}},

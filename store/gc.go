@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/stratavm/strata/internal/filelock"
 )
 
 // Removed tells what GC took away, or with a dry run would.
@@ -188,7 +190,7 @@ func (s *Store) dropLocks() error {
 		if err != nil {
 			return err
 		}
-		if err := dropLock(f); err != nil {
+		if err := filelock.Remove(f); err != nil {
 			return err
 		}
 	}

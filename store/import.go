@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stratavm/strata/internal/filelock"
 	"github.com/stratavm/strata/layerdir"
 )
 
@@ -200,11 +201,11 @@ func (s *Store) putLayer(ctx context.Context, obj object, l Layer, f Format, lim
 			return err
 		}
 		if ok, err := s.has(obj); ok || err != nil {
-			return errors.Join(err, dropLock(lock))
+			return errors.Join(err, filelock.Remove(lock))
 		}
 		err = s.makeLayer(ctx, obj, l, f, limit, func(n int64) { tell(Reading, n) })
 		made.Store(err == nil)
-		return errors.Join(err, dropLock(lock))
+		return errors.Join(err, filelock.Remove(lock))
 	})
 	return made.Load(), err
 }

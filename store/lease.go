@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/stratavm/strata/internal/filelock"
 )
 
 // Lease keeps objects of the store from garbage collection: as long as the process that took it lives,
@@ -44,12 +46,12 @@ func (s *Store) hold(ctx context.Context, owner, while string, objects []object)
 			}
 		}
 		if _, err := f.Write(b); err != nil {
-			return errors.Join(explain(err), dropLock(f))
+			return errors.Join(explain(err), filelock.Remove(f))
 		}
 		if while != "" {
 			// Such a lease outlives us, and must outlive a crash of the machine too.
 			if err := errors.Join(f.Sync(), syncDir(s.path(leasesDir))); err != nil {
-				return errors.Join(explain(err), dropLock(f))
+				return errors.Join(explain(err), filelock.Remove(f))
 			}
 		}
 		l = &Lease{f: f}
@@ -91,7 +93,7 @@ func (l *Lease) Release() error {
 	}
 	f := l.f
 	l.f = nil
-	return dropLock(f)
+	return filelock.Remove(f)
 }
 
 // Detach leaves the lease to live as long as the path that it was taken with.
@@ -114,7 +116,7 @@ func (s *Store) leased() (map[object]string, error) {
 	}
 	for _, e := range list {
 		path := s.path(leasesDir, e.Name())
-		b, err := os.ReadFile(path)
+		b, err := filelock.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // released just now
 		}
@@ -137,7 +139,7 @@ func (s *Store) leased() (map[object]string, error) {
 				err = f.Close()
 			} else {
 				s.o.Logger.Info("removing a lease whose owner is gone", "owner", lf.Owner)
-				err = dropLock(f)
+				err = filelock.Remove(f)
 			}
 			if err != nil {
 				return nil, err

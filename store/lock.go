@@ -4,68 +4,24 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
+
+	"github.com/stratavm/strata/internal/filelock"
 )
 
-// How often a lock that somebody else has is tried again.
-const (
-	firstWait   = 2 * time.Millisecond
-	longestWait = 100 * time.Millisecond
-)
-
-// acquire opens and locks the file at path, waiting until ctx ends. Lock files may be removed by whoever
-// holds them, so that a lock counts only when the file is still the one at path.
+// acquire takes the lock of the file at path, waiting until ctx ends.
 func acquire(ctx context.Context, path string, shared bool) (*os.File, error) {
-	for wait := firstWait; ; wait = min(2*wait, longestWait) {
-		f, err := tryAcquire(path, shared, os.O_CREATE)
-		if f != nil || err != nil {
-			return f, err
-		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return nil, fmt.Errorf("wait for the lock %s: %w", path, context.Cause(ctx))
-		}
-	}
+	f, err := filelock.Lock(ctx, path, 0o644, shared)
+	return f, explain(err)
 }
 
 // tryAcquire gives nil when somebody else has the lock, or removed the file.
 func tryAcquire(path string, shared bool, flags int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|flags, 0o644)
-	if err != nil {
-		return nil, explain(err)
-	}
-	ok, err := tryLock(f, shared)
-	if err == nil && ok {
-		var same bool
-		if same, err = still(f, path); same {
-			return f, nil
-		}
-	}
-	return nil, errors.Join(err, f.Close())
-}
-
-// still reports whether f is the file at path.
-func still(f *os.File, path string) (bool, error) {
-	a, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	b, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(a, b), nil
+	f, err := filelock.Try(path, flags, 0o644, shared)
+	return f, explain(err)
 }
 
 // with runs f while holding the lock of the store.
@@ -109,22 +65,7 @@ func (t *temp) remove() error {
 	if err := os.RemoveAll(t.dir); err != nil {
 		return errors.Join(err, t.lock.Close())
 	}
-	return dropLock(t.lock)
-}
-
-// dropLock removes a lock file that is held and lets go of it.
-func dropLock(f *os.File) error {
-	err := os.Remove(f.Name())
-	cerr := f.Close()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		// Windows does not remove open files; then it is removed unlocked. Nobody else can have taken it
-		// for longer than to see that there is nothing.
-		err = os.Remove(f.Name())
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(err, cerr)
+	return filelock.Remove(t.lock)
 }
 
 // sweep removes the folders below tmp whose owners are gone.

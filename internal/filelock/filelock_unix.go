@@ -1,15 +1,19 @@
 //go:build unix
 
-package store
+package filelock
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// tryLock takes the lock of an open file without waiting. The kernel drops it with the process.
+func open(path string, flags int, perm fs.FileMode) (*os.File, error) {
+	return os.OpenFile(path, flags, perm)
+}
+
 func tryLock(f *os.File, shared bool) (bool, error) {
 	how := unix.LOCK_EX
 	if shared {
@@ -22,11 +26,4 @@ func tryLock(f *os.File, shared bool) (bool, error) {
 	return err == nil, err
 }
 
-// syncDir makes renames in dir last.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
+func remove(path string) error { return os.Remove(path) }
