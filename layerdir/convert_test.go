@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -133,9 +134,12 @@ func TestConvertResult(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer f.Close()
 			st, err := f.Stat()
-			if err != nil || st.Size() != res.Bytes || st.Mode().Perm() != 0o644 {
+			mode := os.FileMode(0o644)
+			if runtime.GOOS == "windows" {
+				mode = 0o666 // writable or not is all that there is
+			}
+			if err != nil || st.Size() != res.Bytes || st.Mode().Perm() != mode {
 				t.Errorf("%s: %d bytes, mode %v, %v; result %+v", format, st.Size(), st.Mode(), err, res)
 			}
 			if format == layerdir.VHD {
@@ -144,6 +148,14 @@ func TestConvertResult(t *testing.T) {
 				}
 			}
 			info, err := layerdir.ReadVerity(dir, format)
+			if check && err == nil {
+				if err := verity.Check(t.Context(), f, info); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := f.Close(); err != nil { // Windows replaces no file that is open
+				t.Error(err)
+			}
 			if !check {
 				if !errors.Is(err, os.ErrNotExist) || res.Verity != nil {
 					t.Errorf("a hash tree nobody asked for: %+v, %v", info, err)
@@ -152,9 +164,6 @@ func TestConvertResult(t *testing.T) {
 			}
 			if err != nil || res.Verity == nil || info != *res.Verity {
 				t.Fatalf("recorded %+v, %v; result %+v", info, err, res.Verity)
-			}
-			if err := verity.Check(t.Context(), f, info); err != nil {
-				t.Error(err)
 			}
 			// A conversion without a tree takes the record away.
 			if _, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Tar: bytes.NewReader(tar), Dir: dir}); err != nil {

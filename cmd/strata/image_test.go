@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +38,7 @@ func TestImageScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REGISTRY", reg.Host())
 			env.Setenv("DIGEST", d.Digest)
+			env.Setenv("FORMAT", map[bool]string{true: "vhd", false: "erofs"}[runtime.GOOS == "windows"]) // the default
 			for name, b := range map[string][]byte{"app.tar": app, "windows.tar": windows} {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, name), b, 0o644); err != nil {
 					return err
