@@ -45,6 +45,9 @@ func mountArgon(ctx context.Context, r *Request) (*Mounted, error) {
 	case len(r.Layers) == 0:
 		return nil, fmt.Errorf("%w: give at least one layer and the scratch", ErrInvalid)
 	}
+	if err := r.checkOrder(); err != nil {
+		return nil, err
+	}
 	a := &argon{scratch: r.Scratch}
 	root, err := mount(a, ctx, r)
 	if err != nil {

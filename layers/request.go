@@ -175,7 +175,7 @@ func localPath(invalid error, what, p string) error {
 
 var guestRoots = map[vmm.OS]string{vmm.Linux: "/run/gcs/c/", vmm.Windows: `C:\c\`}
 
-// folders looks at the layers of a Windows container in a VM: the service shares whatever it is told.
+// folders looks at the layers and their order of a Windows container in a VM: the service shares whatever it is told.
 func (r *Request) folders() error {
 	for _, l := range r.Layers {
 		info, err := r.FS.Stat(l.Folder)
@@ -186,12 +186,11 @@ func (r *Request) folders() error {
 			return fmt.Errorf("%w: layer %s is no folder", ErrInvalid, l.Folder)
 		}
 	}
-	return nil
+	return r.checkOrder()
 }
 
 // images finds the disk image of every layer of a Linux container and checks the order.
 func (r *Request) images() ([]image, error) {
-	var folders []string
 	out := make([]image, len(r.Layers))
 	for i, l := range r.Layers {
 		img, err := r.findImage(l)
@@ -199,16 +198,25 @@ func (r *Request) images() ([]image, error) {
 			return nil, err
 		}
 		out[i] = img
+	}
+	return out, r.checkOrder()
+}
+
+// checkOrder compares the order given with what the folders say of their parents.
+func (r *Request) checkOrder() error {
+	if _, real := r.FS.(hostFS); !real {
+		return nil
+	}
+	var folders []string
+	for _, l := range r.Layers {
 		if l.Folder != "" {
 			folders = append(folders, l.Folder)
 		}
 	}
-	if _, real := r.FS.(hostFS); real {
-		if err := layerdir.CheckChain(folders); err != nil {
-			return nil, fmt.Errorf("layers of %s: %w", r.ID, err)
-		}
+	if err := layerdir.CheckChain(folders); err != nil {
+		return fmt.Errorf("layers of %s: %w", r.ID, err)
 	}
-	return out, nil
+	return nil
 }
 
 // findImage finds the image in a layer folder: layer.erofs where the VM can mount it, else layer.vhd.

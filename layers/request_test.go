@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
 	"github.com/stratavm/strata/wclayer"
@@ -62,6 +63,34 @@ func TestBadWindowsRequests(t *testing.T) {
 	}
 	if log := append(w.f.Log(), linux.f.Log()...); len(log) != 0 {
 		t.Errorf("bad requests reached the machine: %q", log)
+	}
+	w.checkEmpty()
+}
+
+// Windows layers have their order checked as those of Linux: in a VM, and on the host.
+func TestWindowsLayerOrder(t *testing.T) {
+	w := newWorld(t, vmm.Windows, vmmtest.WindowsLimits(), 2)
+	top, base := w.layers[0], w.layers[1]
+	if err := layerdir.WriteChain(top.Folder, []string{base.Folder}); err != nil {
+		t.Fatal(err)
+	}
+	host := &fakeHost{}
+	for name, r := range map[string]Request{"VM": w.request("a", nil), "host": {ID: "a", Scratch: `C:\c\a`, Host: host}} {
+		r.Layers = []Layer{base, top}
+		if _, err := Mount(t.Context(), r); !errors.Is(err, ErrLayerOrder) {
+			t.Errorf("%s: reversed: %v", name, err)
+		}
+		r.Layers = []Layer{top, base}
+		m, err := Mount(t.Context(), r)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if len(host.on) > 0 {
+		t.Errorf("left: %v", host.on)
 	}
 	w.checkEmpty()
 }
