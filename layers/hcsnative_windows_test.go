@@ -2,11 +2,13 @@ package layers_test
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/stratavm/strata/internal/winetest/standin"
+	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 	"github.com/stratavm/strata/wclayer"
@@ -54,6 +56,32 @@ func TestXenonCIMNative(t *testing.T) {
 	checkCIMDocuments(t, newCIMWorld(t, false, overLibraries(t, c, false)))
 	if left, err := c.Leftovers(); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+// TestMountedLayersAreNoted: the functions without a host of their own note what they mount, so that no
+// process that shares the notes destroys it.
+func TestMountedLayersAreNoted(t *testing.T) {
+	c := standin.Find()
+	if c == nil {
+		t.Skip("the libraries of this Windows are the real ones: run TestWine of internal/winetest on Linux")
+	}
+	if err := c.Reset(hcstest.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	folders := []string{`C:\l\base`, `C:\c\a`}
+	if _, err := layers.MountContainerLayers(t.Context(), folders, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	other := wclayer.NewNative(nil, wclayer.DefaultUsesDir())
+	if err := other.Destroy(t.Context(), folders[0]); !errors.Is(err, wclayer.ErrInUse) {
+		t.Errorf("destroy a layer that is mounted: %v", err)
+	}
+	if err := layers.UnmountContainerLayers(t.Context(), folders, "", nil, layers.UnmountOperationAll); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Destroy(t.Context(), folders[0]); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -36,7 +36,7 @@ func TestDestroyIsRefusedWhileInUse(t *testing.T) {
 	must(t, r.Activate(t.Context(), scratch))
 	refused("activated", scratch, `C:\containers`)
 	must(t, r.Prepare(t.Context(), scratch, []string{app, base}))
-	refused("prepared", scratch, app, base, `c:/LAYERS/base/`, `C:\layers`, `\\?\C:\layers\app`)
+	refused("prepared", scratch, app, base, `c:/LAYERS/base/`, `C:\layers`, `\\?\C:\layers\app`, base+`\Files`)
 	must(t, other.Destroy(t.Context(), `C:\layers\bas`)) // another folder, in spite of how it begins
 	must(t, r.Unprepare(t.Context(), scratch))
 	refused("unprepared", scratch)
