@@ -175,3 +175,35 @@ func TestConvertResult(t *testing.T) {
 		}
 	}
 }
+
+// TestConvertShares: whoever is to read the layer may do so before it is there, and when that fails
+// there is no layer.
+func TestConvertShares(t *testing.T) {
+	tar := treetest.Tar(t, entry{Name: "a", Body: "12345"})
+	refused := errors.New("refused")
+	for _, fails := range []error{refused, nil} {
+		dir := filepath.Join(t.TempDir(), "layer")
+		var shared os.FileInfo
+		res, err := layerdir.Convert(t.Context(), layerdir.Options{Tar: bytes.NewReader(tar), Dir: dir,
+			Share: func(_ context.Context, file string) (err error) {
+				if _, err := os.Stat(filepath.Join(dir, "layer.vhd")); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("the layer is there before it is shared: %v", err)
+				}
+				shared, err = os.Stat(file)
+				return errors.Join(err, fails)
+			}})
+		if !errors.Is(err, fails) {
+			t.Fatalf("error %v, want %v", err, fails)
+		}
+		if fails != nil {
+			if left, err := os.ReadDir(filepath.Dir(dir)); err != nil || len(left) > 0 {
+				t.Errorf("left: %v, %v", left, err)
+			}
+			continue
+		}
+		st, err := os.Stat(res.Path)
+		if err != nil || shared == nil || shared.Size() != st.Size() {
+			t.Errorf("shared %v, made %v, %v", shared, st, err)
+		}
+	}
+}

@@ -76,6 +76,11 @@ func newHCSWorld(t *testing.T, os vmm.OS, external bool, count int, reach ...fun
 	if err := w.vm.Machine().(*hcs.Machine).Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	for _, f := range w.folders[:count] {
+		if err := w.mounter.Host.GrantVMGroupAccess(t.Context(), f+`\layer.vhd`); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return w
 }
 
@@ -144,6 +149,26 @@ func sweepHCS(t *testing.T, name string, world func(*testing.T) *hcsWorld) {
 			}
 		}
 	})
+}
+
+// TestHCSLayerOfNobody: a VM cannot have a layer that it was not granted, which is done when layers are
+// made and not for each mount; a scratch is granted to the VM by the mount.
+func TestHCSLayerOfNobody(t *testing.T) {
+	w := newHCSWorld(t, vmm.Linux, false, 1)
+	foreign := `C:\layers\foreign`
+	w.files.put(fixture{Path: foreign + `\layer.vhd`, Kind: "file", Size: 4096})
+	own := w.folders
+	w.folders = append([]string{foreign}, own...)
+	if err := w.mount(t.Context()); !errors.Is(err, vmm.ErrAccessDenied) {
+		t.Errorf("error %v", err)
+	}
+	if left := w.service.Leftovers(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	w.folders = own
+	if err := errors.Join(w.mount(t.Context()), w.unmount(t.Context())); err != nil {
+		t.Error(err)
+	}
 }
 
 // cleanRun counts the calls of a mount and an unmount where nothing fails.

@@ -182,7 +182,7 @@ func newStrictReplay(t *testing.T, s *scenario) *replay { return newWorldFor(t, 
 func newWorldFor(t *testing.T, s *scenario, lenient bool) *replay {
 	sockets := hcstest.NewSockets()
 	service := hcstest.New(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS,
-		OldGuest: !s.head, Lenient: lenient, Sockets: sockets})
+		OldGuest: !s.head, Lenient: lenient, Access: !lenient, Sockets: sockets})
 	files := newWindowsFiles(s.Files)
 	host := wclayer.New(wclayer.Options{API: wclayertest.New(service),
 		Sleep: func(context.Context, time.Duration) error { return nil }})

@@ -328,3 +328,19 @@ func TestFind(t *testing.T) {
 		t.Errorf("collected with a damaged record: %v", err)
 	}
 }
+
+// TestLayersAreShared: each layer's file is shared once, when it is made.
+func TestLayersAreShared(t *testing.T) {
+	var n atomic.Int32
+	s := open(t, t.TempDir(), store.Options{Share: func(_ context.Context, file string) error {
+		_, err := os.Stat(file)
+		n.Add(1)
+		return err
+	}})
+	for range 2 {
+		mustImport(t, s, request(t, "a", 0, 3))
+	}
+	if n.Load() != 3 {
+		t.Errorf("%d files were shared, want 3", n.Load())
+	}
+}

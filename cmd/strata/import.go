@@ -103,7 +103,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string, f
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
 	defer tar.Close()
-	res, err = layerdir.Convert(ctx, layerdir.Options{Format: format, Tar: tar, Dir: dir})
+	res, err = layerdir.Convert(ctx, layerdir.Options{Format: format, Tar: tar, Dir: dir, Share: shareLayer()})
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}

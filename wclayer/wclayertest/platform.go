@@ -48,7 +48,6 @@ type Platform struct {
 	disks    map[wclayer.Disk]*disk
 	lastDisk wclayer.Disk
 	cims     map[guid.GUID][]wclayer.CIM
-	group    []string // what the group of all VMs may read
 	revoked  []string
 
 	preparing atomic.Int32
@@ -264,10 +263,7 @@ func (p *Platform) HcsRevokeVmAccess(vmID, file string) wclayer.HRESULT {
 
 // GrantGroup implements wclayer.API.
 func (p *Platform) GrantGroup(path string) wclayer.HRESULT {
-	return p.record("(grant group)", map[string]any{"path": path}, func() (map[string]any, wclayer.HRESULT) {
-		p.group = append(p.group, path)
-		return nil, done
-	})
+	return wclayer.HRESULT(p.svc.GrantGroup(path))
 }
 
 // Races counts how often two layers were prepared at the same time.
