@@ -12,5 +12,7 @@ func Supported() error {
 // matches [errors.ErrUnsupported].
 func Native() API { return missing{} }
 
+func build() uint32 { return 0 }
+
 // DefaultUsesDir is the [Options.UsesDir] that the processes of this host share, or "" where there is none.
 func DefaultUsesDir() string { return "" }

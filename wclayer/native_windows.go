@@ -50,6 +50,8 @@ func Native() API {
 	}
 }
 
+func build() uint32 { return windows.RtlGetVersion().BuildNumber }
+
 // DefaultUsesDir is the [Options.UsesDir] that the processes of this host share, or "" where there is none.
 func DefaultUsesDir() string {
 	dir, err := windows.KnownFolderPath(windows.FOLDERID_ProgramData, 0)

@@ -259,3 +259,18 @@ func TestCIMVolumeIsStable(t *testing.T) {
 		t.Errorf("%v %v %v", a, b, c)
 	}
 }
+
+// TestFormatOnOldBuilds: builds up to 17763 want the file opened as such, later ones the virtual disk.
+func TestFormatOnOldBuilds(t *testing.T) {
+	for build, file := range map[uint32]bool{17763: true, 18362: false, 0: false} {
+		r := newRig(t)
+		r.platform.FormatsFiles = file
+		s := wclayer.New(wclayer.Options{API: r.platform, Build: build})
+		if err := s.FormatVHD(t.Context(), `C:\containers\a\sandbox.vhdx`); err != nil {
+			t.Errorf("build %d: %v", build, err)
+		}
+		if left := r.platform.Leftovers(); len(left) > 0 {
+			t.Errorf("build %d: left behind %q", build, left)
+		}
+	}
+}

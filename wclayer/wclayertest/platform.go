@@ -38,6 +38,9 @@ const defaultSize = 20 << 30
 
 // Platform implements wclayer.API. It may be used concurrently.
 type Platform struct {
+	// FormatsFiles: formatting wants a file, as builds of Windows up to 17763 do. Set it before the first call.
+	FormatsFiles bool
+
 	svc *hcstest.Service
 
 	mu       sync.Mutex
@@ -58,6 +61,7 @@ type Platform struct {
 type disk struct {
 	file     string
 	attached bool
+	plain    bool // opened as a file
 }
 
 var _ wclayer.API = (*Platform)(nil)
