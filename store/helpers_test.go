@@ -124,3 +124,23 @@ func objects(t testing.TB, s *store.Store) (layers, chains int) {
 	}
 	return len(l), len(c)
 }
+
+// layerFile is the file of a layer that the link in a chain's folder leads to, be it a hard one.
+func layerFile(t *testing.T, s *store.Store, folder string) string {
+	t.Helper()
+	link, err := os.Stat(filepath.Join(folder, "layer.erofs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := filepath.Glob(filepath.Join(s.Dir(), "layers", "sha256", "*", "erofs", "layer.erofs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range all {
+		if info, err := os.Stat(file); err == nil && os.SameFile(link, info) {
+			return file
+		}
+	}
+	t.Fatalf("%s links to none of %q", folder, all)
+	return ""
+}

@@ -38,6 +38,8 @@ type Options struct {
 	// InUse gives the host paths of layer folders or files that virtual machines have mounted, which may
 	// lie outside of the store. GC takes none of them, and nothing at all when InUse fails.
 	InUse func(ctx context.Context) ([]string, error)
+	// Share is [layerdir.Options.Share] for all layers.
+	Share func(ctx context.Context, file string) error
 	// Jobs is how many layers are converted at once; 0: one for each processor.
 	Jobs int
 	// Step, when set, is called before each step of what changes the store. It is for tests that kill

@@ -38,8 +38,8 @@ func (e *env) openStore(ctx context.Context, cmd *cli.Command) (*store.Store, er
 		return nil, err
 	}
 	return store.Open(ctx, filepath.Join(state, "store"), store.Options{
-		Logger: e.logger(cmd),
-		InUse:  func(context.Context) ([]string, error) { return e.layersInUse(cmd) },
+		Logger: e.logger(cmd), Share: shareLayer(),
+		InUse: func(context.Context) ([]string, error) { return e.layersInUse(cmd) },
 	})
 }
 
