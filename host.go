@@ -25,7 +25,7 @@ const hostDir = "host"
 // books are empty. From then on dir is one for OpenVM, OpenRunner, InspectVM and KillVM too. On other
 // systems the error matches errors.ErrUnsupported.
 func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
-	o.Logger = discard(o.Logger)
+	o.complete()
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
@@ -34,6 +34,7 @@ func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, e
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 		vm, err := uvm.Open(ctx, dir, func(context.Context) (vmm.Machine, error) {
+			o.Locked()
 			return takeHost(dir, o)
 		}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
 		if _, serr := os.Stat(dir); err != nil && errors.Is(serr, fs.ErrNotExist) && ctx.Err() == nil {

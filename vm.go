@@ -69,9 +69,10 @@ func notRunning(ctx context.Context, dir string, otherwise error) error {
 
 // OpenVM takes up a VM that runs, whoever started it, and mends what was left half done in it. It waits for
 // another process that has it open, until ctx ends. A directory without a VM is an error matching
-// ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone.
+// ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone, one that says nothing
+// uvm.ErrNoAnswer.
 func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
-	o.Logger = discard(o.Logger)
+	o.complete()
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
@@ -79,11 +80,12 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 		return nil, fmt.Errorf("%w in %s", ErrNoVM, dir)
 	}
 	vm, err := uvm.Open(ctx, dir, func(ctx context.Context) (vmm.Machine, error) {
+		o.Locked()
 		if isHost(dir) {
 			return takeHost(dir, o)
 		}
 		return openMachine(ctx, dir, o)
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+	}, uvm.Options{Logger: o.Logger, Undo: o.Undo, Answer: o.Answer})
 	if err != nil {
 		return nil, err
 	}
@@ -97,15 +99,18 @@ type Runner interface {
 }
 
 // OpenRunner connects to a VM that runs, to run programs in it. It takes no lock: any number of
-// processes (of a QEMU VM: eight at a time) may run programs while another one mounts.
+// processes (of a QEMU VM: eight at a time) may run programs while another one mounts. A VM that says
+// nothing is an error matching uvm.ErrNoAnswer.
 func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) {
-	o.Logger = discard(o.Logger)
+	o.complete()
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
 	if isHost(dir) {
 		return openHost(dir, o)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, o.Answer, fmt.Errorf("%w for %s", uvm.ErrNoAnswer, o.Answer))
+	defer cancel()
 	return openExec(ctx, dir, o)
 }
 

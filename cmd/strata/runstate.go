@@ -134,7 +134,9 @@ func (e *env) leaveVM(ctx context.Context, cmd *cli.Command, r *runState) error 
 	if err != nil {
 		return err
 	}
-	vm, err := e.takeUp(ctx, cmd, r.VM)
+	half, done := context.WithTimeout(ctx, cleanup/2)
+	defer done()
+	vm, err := e.takeUp(half, cmd, r.VM)
 	switch {
 	case errors.Is(err, vmm.ErrGone), errors.Is(err, strata.ErrNoVM):
 		if r.Own {
@@ -147,7 +149,7 @@ func (e *env) leaveVM(ctx context.Context, cmd *cli.Command, r *runState) error 
 	case err != nil:
 		return err
 	case r.Own:
-		return e.stop(ctx, vm, dir, cleanup/2)
+		return e.stop(ctx, vm, dir, time.Now().Add(cleanup/2))
 	}
 	m, err := layers.Open(vm, r.id)
 	if err == nil {

@@ -286,12 +286,28 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 		}
 		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: ended\n", name) })
 	}
-	vm, err := e.open(ctx, cmd, name)
+	if err := e.stopIn(ctx, cmd, name, dir, cmd.Duration("timeout")); err != nil {
+		return err
+	}
+	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+}
+
+// stopIn stops a VM, the hard way after timeout: also when until then it said nothing, or another command
+// had it.
+func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
+	limited, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	vm, err := e.takeUp(limited, cmd, name)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil && name != hostVM {
+		e.say("strata: %v; it is ended the hard way", err)
+		return e.explain(name, strata.KillVM(ctx, dir))
+	}
 	if err != nil {
 		return err
 	}
-	if err := e.stop(ctx, vm, dir, cmd.Duration("timeout")); err != nil {
+	if err := e.stop(ctx, vm, dir, deadline); err != nil {
 		return fmt.Errorf("stop VM %q: %w", name, err)
 	}
-	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+	return nil
 }
