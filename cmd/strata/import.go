@@ -63,6 +63,9 @@ func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
 			return fmt.Errorf("parent layer %s: there is no such folder; import it first", printable(p))
 		}
 	}
+	if cmd.Bool("dry-run") {
+		return e.would(cmd, "make a layer of %s in %s", printable(cmd.Args().First()), printable(dirs[0]))
+	}
 	start := time.Now()
 	res, err := e.convert(ctx, cmd, cmd.Args().First(), dirs[0])
 	if err != nil {

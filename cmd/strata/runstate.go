@@ -196,7 +196,9 @@ func (e *env) sweepRuns(ctx context.Context, cmd *cli.Command, which func(runRec
 		r := &runState{id: d.Name(), dir: filepath.Join(all, d.Name())}
 		r.lock, err = lockfile.Try(filepath.Join(r.dir, runFile), false, 0)
 		if errors.Is(err, fs.ErrNotExist) {
-			_ = os.Remove(r.dir) // without the file it is empty; a run that begins makes it again
+			if !cmd.Bool("dry-run") {
+				_ = os.Remove(r.dir) // without the file it is empty; a run that begins makes it again
+			}
 			continue
 		}
 		if err != nil || r.lock == nil {
@@ -206,6 +208,10 @@ func (e *env) sweepRuns(ctx context.Context, cmd *cli.Command, which func(runRec
 		r.read()
 		if !which(r.runRecord) {
 			errs = append(errs, r.lock.Close())
+			continue
+		}
+		if cmd.Bool("dry-run") {
+			errs, ids = append(errs, r.lock.Close()), append(ids, r.id)
 			continue
 		}
 		if err := e.endRun(ctx, cmd, r); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -130,6 +131,12 @@ func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
 	}
 	if name == hostVM {
 		return usage(cmd, "%q is this system itself: it runs already", name)
+	}
+	if cmd.Bool("dry-run") {
+		if info, err := strata.InspectVM(ctx, dir); err == nil && info.Running {
+			return fmt.Errorf("start VM %q: %w", name, strata.ErrRunning)
+		}
+		return e.would(cmd, "start VM %s with %d MiB", name, o.MemoryMiB)
 	}
 	start := time.Now()
 	vm, err := strata.StartVM(ctx, o)
@@ -278,6 +285,9 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if cmd.Bool("dry-run") {
+		return e.stopDry(ctx, cmd, name)
+	}
 	// Runs that were killed have nothing in it any more then, only their folders.
 	defer e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name })
 	if cmd.Bool("force") {
@@ -290,6 +300,35 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 		return err
 	}
 	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+}
+
+// stopDry says what vm stop would do.
+func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error {
+	v, _, err := e.view(ctx, cmd, name)
+	if err != nil {
+		return err
+	}
+	if cmd.Bool("force") {
+		return e.would(cmd, "end VM %s%s without unmounting", name, pid(v.PID, " (process %d)"))
+	}
+	if !v.Running {
+		return e.explain(name, vmm.ErrGone)
+	}
+	vm, err := e.open(ctx, cmd, name)
+	if err != nil {
+		return err
+	}
+	defer e.close(vm)
+	for _, c := range vm.Claims() {
+		m, err := layers.Open(vm, c.ID())
+		if err == nil {
+			err = m.Release(ctx, layers.UnmountOperationAll)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return e.would(cmd, "power VM %s off", name)
 }
 
 // stopIn stops a VM, the hard way after timeout: also when until then it said nothing, or another command
