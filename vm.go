@@ -20,51 +20,59 @@ func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	if err := checkDir(o.Dir); err != nil {
 		return nil, err
 	}
+	if err := notRunning(ctx, o.Dir); err != nil {
+		return nil, err
+	}
+	// The directory is made when there is something to put into it, and locked from then on: one without a
+	// machine that is not locked is taken for what a start left that was cut off.
+	if runsBootImage && o.Image.Kernel == "" {
+		var err error
+		if o.Image, err = bootimage.Build(ctx, o.Boot); err != nil {
+			return nil, err
+		}
+	}
 	_, err := os.Stat(o.Dir)
 	fresh := errors.Is(err, os.ErrNotExist)
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	vm, err := startVM(ctx, o)
+	vm, err := openMade(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
+		if err := notRunning(ctx, o.Dir); err != nil { // somebody may have been faster
+			return nil, err
+		}
+		return startMachine(ctx, o)
+	}, uvm.Options{Logger: o.Logger, Undo: o.Undo, Fresh: true})
 	if err != nil && fresh && !errors.Is(err, ErrRunning) {
 		err = errors.Join(err, RemoveVM(context.WithoutCancel(ctx), o.Dir))
 	}
 	return vm, err
 }
 
-func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
-	// What an earlier VM of this directory left is forgotten, unless it runs.
-	_, err := uvm.Open(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
-		return nil, notRunning(ctx, o.Dir, vmm.ErrGone)
-	}, uvm.Options{})
-	if !errors.Is(err, vmm.ErrGone) {
-		return nil, err
-	}
-	if runsBootImage && o.Image.Kernel == "" {
-		if o.Image, err = bootimage.Build(ctx, o.Boot); err != nil {
-			return nil, err
+// openMade is uvm.Open for a directory that is made when it does not exist.
+func openMade(ctx context.Context, dir string, connect uvm.Connect, o uvm.Options) (*uvm.UtilityVM, error) {
+	for {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
 		}
-	}
-	return uvm.Open(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
-		if err := notRunning(ctx, o.Dir, nil); err != nil { // somebody may have been faster
-			return nil, err
+		locked := false
+		vm, err := uvm.Open(ctx, dir, func(ctx context.Context) (vmm.Machine, error) {
+			locked = true
+			return connect(ctx)
+		}, o)
+		if !locked && errors.Is(err, os.ErrNotExist) && ctx.Err() == nil {
+			continue // RemoveVM came in between
 		}
-		return startMachine(ctx, o)
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+		return vm, err
+	}
 }
 
-// notRunning gives otherwise when no VM of the directory runs, else an error matching ErrRunning.
-func notRunning(ctx context.Context, dir string, otherwise error) error {
+// notRunning gives an error matching ErrRunning when a VM of the directory runs.
+func notRunning(ctx context.Context, dir string) error {
 	info, err := InspectVM(ctx, dir)
-	switch {
-	case errors.Is(err, ErrNoVM):
-		return otherwise
-	case err != nil:
-		return err
-	case info.Running:
+	if errors.Is(err, ErrNoVM) {
+		return nil
+	}
+	if err == nil && info.Running {
 		return fmt.Errorf("%w in %s", ErrRunning, dir)
 	}
-	return otherwise
+	return err
 }
 
 // OpenVM takes up a VM that runs, whoever started it, and mends what was left half done in it. It waits for

@@ -32,6 +32,7 @@ type Options struct {
 	Tracer trace.Tracer  // nil: no spans
 	Meter  metric.Meter  // nil: no metrics
 	Undo   time.Duration // grace for taking back what a failed or cancelled call began; 0: 30 s
+	Fresh  bool          // the machine is new: what the books say was in an earlier one
 	Answer time.Duration // what connecting and asking the machine what is there may take each; 0: no limit
 }
 
@@ -95,6 +96,9 @@ func (vm *UtilityVM) open(ctx context.Context, dir string, connect Connect, opts
 			err = errors.Join(err, j.compact(nil)) // nothing of it is left to take away
 		}
 		return errors.Join(fmt.Errorf("connect to the utility VM: %w", err), j.close())
+	}
+	if opts.Fresh {
+		records = nil
 	}
 	if err := vm.start(ctx, machine, j, records, opts); err != nil {
 		return errors.Join(err, j.close(), machine.Close())
