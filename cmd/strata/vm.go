@@ -285,6 +285,9 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if !exists(dir) {
+		return fmt.Errorf("VM %q: %w; strata vm ls shows those there are", name, strata.ErrNoVM)
+	}
 	if cmd.Bool("dry-run") {
 		return e.stopDry(ctx, cmd, name)
 	}
