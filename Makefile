@@ -27,13 +27,13 @@ test-go: need-go ## the tests alone, with the race detector
 	$(GO) test -run 'TestVM$$' ./vmm/qemu # memory, which the race detector hides
 	$(GO) test -run 'TestMillionEntries$$' ./layertree # and what is too large for it
 
-lint: need-go fmt-check vet staticcheck ## formatting, vet for all platforms, staticcheck
+lint: need-go fmt-check vet staticcheck ## formatting, build and vet for all platforms, staticcheck
 
 fmt-check:
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); test -z "$$out" || { echo "gofmt -w these files:"; echo "$$out"; exit 1; }
 
 vet:
-	@for p in $(PLATFORMS); do echo "vet $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) vet $(PKGS) || exit 1; done
+	@for p in $(PLATFORMS); do echo "build and vet $$p"; export GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0; $(GO) build $(PKGS) && $(GO) vet $(PKGS) || exit 1; done
 
 staticcheck: # the tool is built for this machine and told which system to look at
 	@tool=$$($(GO) tool -n staticcheck) || exit 1; for os in linux windows; do echo "staticcheck $$os"; GOOS=$$os CGO_ENABLED=0 $$tool $(PKGS) || exit 1; done
@@ -41,8 +41,8 @@ staticcheck: # the tool is built for this machine and told which system to look 
 demo: need-go install-deps build ## boot a VM, mount three layers with a Debian base, run a program, take all away
 	scripts/demo bin/strata
 
-bench: need-go install-deps build ## timings: boot, mount and unmount of 1, 10, 40 layers cold and warm, bookkeeping
-	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m $(PKGS)
+bench: need-go install-deps build ## what is fast and what it costs, next to other programs; ends with a table of ratios
+	GO='$(GO)' scripts/bench
 
 fuzz: need-go ## ten seconds for each fuzz target
 	scripts/fuzz 10s

@@ -20,13 +20,16 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
+// DefaultBootFiles is where those who ship kernel and initrd.img of Linux guests put them on Windows hosts.
+const DefaultBootFiles = `C:\Program Files\Linux Containers`
+
 // VMOptions says what VM to start.
 type VMOptions struct {
 	// Dir is the state directory. It is made, for the owner only, and must not hold a running VM.
 	Dir string
-	// Name shows in process lists and logs. Empty: the last part of Dir.
+	// Name shows in process lists and logs, and lists of compute systems. Empty: the last part of Dir.
 	Name string
-	// MemoryMiB is the guest's memory; 0: 256.
+	// MemoryMiB is the guest's memory; 0: 256, on Windows hosts 1024.
 	MemoryMiB int
 	// CPUs of the guest; 0: as many as the host has, at most 2.
 	CPUs int
@@ -37,7 +40,7 @@ type VMOptions struct {
 	Image bootimage.Image
 	// Guest is the system inside; empty: Linux. The next three fields are for Windows hosts only.
 	Guest     vmm.OS
-	BootFiles string   // folder with kernel and initrd.img of a Linux guest; empty: where they are installed
+	BootFiles string   // folder with kernel and initrd.img of a Linux guest; empty: DefaultBootFiles
 	UVMLayers []string // layer folders of the image that a Windows guest boots, top-most first
 	// Undo is the time that taking back a failed or cancelled call may take; 0: 30 s.
 	Undo time.Duration

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/stratavm/strata/bootimage"
 	"github.com/stratavm/strata/uvm"
@@ -33,12 +34,12 @@ func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	}
 	_, err := os.Stat(o.Dir)
 	fresh := errors.Is(err, os.ErrNotExist)
-	vm, err := openMade(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
+	vm, err := openStarted(ctx, o, func(ctx context.Context) (vmm.Machine, error) {
 		if err := notRunning(ctx, o.Dir); err != nil { // somebody may have been faster
 			return nil, err
 		}
 		return startMachine(ctx, o)
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo, Fresh: true})
+	}, killMachine)
 	if err != nil && fresh && !errors.Is(err, ErrRunning) {
 		err = errors.Join(err, RemoveVM(context.WithoutCancel(ctx), o.Dir))
 	}
@@ -61,6 +62,26 @@ func openMade(ctx context.Context, dir string, connect uvm.Connect, o uvm.Option
 		}
 		return vm, err
 	}
+}
+
+// endTime bounds what ending a VM takes that was started in vain.
+const endTime = 10 * time.Second
+
+// openStarted takes up the VM that start starts. When that fails, as it does when ctx ends just then,
+// kill ends the machine.
+func openStarted(ctx context.Context, o VMOptions, start uvm.Connect, kill func(context.Context, string) error) (*uvm.UtilityVM, error) {
+	started := false
+	vm, err := openMade(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
+		m, err := start(ctx)
+		started = err == nil
+		return m, err
+	}, uvm.Options{Logger: o.Logger, Undo: o.Undo, Fresh: true})
+	if err == nil || !started {
+		return vm, err
+	}
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+	defer cancel()
+	return nil, errors.Join(err, kill(limited, o.Dir))
 }
 
 // notRunning gives an error matching ErrRunning when a VM of the directory runs.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"syscall"
 
 	"github.com/mdlayher/vsock"
@@ -14,46 +13,22 @@ import (
 // guest's: two guests of one host cannot be awaited on the same port at the same time, and
 // connections from other guests are turned away.
 func VSock(cid uint32) Transport {
-	return &vsockTransport{cid: cid, open: map[net.Listener]struct{}{}}
-}
-
-type vsockTransport struct {
-	cid  uint32
-	mu   sync.Mutex
-	open map[net.Listener]struct{}
-}
-
-func (t *vsockTransport) Listen(port uint32) (net.Listener, error) {
-	l, err := vsock.Listen(port, nil)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("vsock port %d: %w: %w", port, ErrPortTaken, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
-	}
-	f := &vsockListener{Listener: l, t: t}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.open[f] = struct{}{}
-	return f, nil
-}
-
-func (t *vsockTransport) Close() error {
-	t.mu.Lock()
-	open := t.open
-	t.open = map[net.Listener]struct{}{}
-	t.mu.Unlock()
-	var errs []error
-	for l := range open {
-		errs = append(errs, l.(*vsockListener).Listener.Close())
-	}
-	return errors.Join(errs...)
+	return Sockets(func(port uint32) (net.Listener, error) {
+		l, err := vsock.Listen(port, nil)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("vsock port %d: %w: %w", port, ErrPortTaken, err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
+		}
+		return &vsockListener{l, cid}, nil
+	})
 }
 
 // vsockListener lets only its own guest in.
 type vsockListener struct {
 	net.Listener
-	t *vsockTransport
+	cid uint32
 }
 
 func (l *vsockListener) Accept() (net.Conn, error) {
@@ -62,16 +37,9 @@ func (l *vsockListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if a, ok := c.RemoteAddr().(*vsock.Addr); ok && a.ContextID == l.t.cid {
+		if a, ok := c.RemoteAddr().(*vsock.Addr); ok && a.ContextID == l.cid {
 			return c, nil
 		}
 		c.Close()
 	}
-}
-
-func (l *vsockListener) Close() error {
-	l.t.mu.Lock()
-	delete(l.t.open, l)
-	l.t.mu.Unlock()
-	return l.Listener.Close()
 }

@@ -153,6 +153,9 @@ func (s *System) InitializeWritable(ctx context.Context, folder string, parents 
 	}})
 }
 
+// buildFormatsFiles is the last build of Windows that wants the handle of a file to format.
+const buildFormatsFiles = 17763
+
 // FormatVHD implements [Host].
 func (s *System) FormatVHD(ctx context.Context, file string) error {
 	if err := checkPath("disk file", file); err != nil {
@@ -160,8 +163,12 @@ func (s *System) FormatVHD(ctx context.Context, file string) error {
 	}
 	const op = "HcsFormatWritableLayerVhd"
 	return s.run(ctx, call{op: op, path: file, do: func(context.Context) (err error) {
-		disk, hr := s.api.OpenVirtualDisk(file)
-		if err := result("OpenVirtualDisk", file, hr); err != nil {
+		how, open := "OpenVirtualDisk", s.api.OpenVirtualDisk
+		if s.build != 0 && s.build <= buildFormatsFiles {
+			how, open = "open", s.api.OpenFile
+		}
+		disk, hr := open(file)
+		if err := result(how, file, hr); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, result("close disk", file, s.api.CloseDisk(disk))) }()

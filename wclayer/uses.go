@@ -127,7 +127,7 @@ func (u uses) check(file, folder string) error {
 	}
 	want := identity(folder)
 	for _, f := range v.Folders {
-		if have := identity(f); have == want || strings.HasPrefix(have, want+"/") {
+		if have := identity(f); have == want || strings.HasPrefix(have, want+"/") || strings.HasPrefix(want, have+"/") {
 			return fmt.Errorf("%w: %s by %s, mounted by process %d: unmount it first", ErrInUse, folder, v.User, v.PID)
 		}
 	}

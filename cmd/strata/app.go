@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -168,6 +169,10 @@ func vmFlag() cli.Flag {
 func (e *env) vmDir(cmd *cli.Command, name string) (string, error) {
 	if !validName.MatchString(name) {
 		return "", usage(cmd, "VM name %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", name)
+	}
+	if name == hostVM && runtime.GOOS != "linux" {
+		return "", fmt.Errorf("this program mounts layers without a VM on Linux only: use a VM "+
+			"(on Windows, the Go package layers mounts Argon and CIM roots): %w", errors.ErrUnsupported)
 	}
 	dir, err := e.stateDir(cmd)
 	if err != nil {

@@ -142,7 +142,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
 	defer tar.Close()
-	res, err = layerdir.Convert(ctx, layerdir.Options{Format: fs[0].File, Verity: fs[0].Verity, Tar: tar, Dir: dir, MaxBytes: limit})
+	res, err = layerdir.Convert(ctx, layerdir.Options{Format: fs[0].File, Verity: fs[0].Verity, Tar: tar, Dir: dir, MaxBytes: limit, Share: shareLayer()})
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}

@@ -45,8 +45,8 @@ func (e *env) openStore(ctx context.Context, cmd *cli.Command) (*store.Store, er
 		return nil, fmt.Errorf("%w in %s", errNoStore, printable(dir))
 	}
 	return store.Open(ctx, dir, store.Options{
-		Logger: e.logger(cmd),
-		InUse:  func(context.Context) ([]string, error) { return e.layersInUse(cmd) },
+		Logger: e.logger(cmd), Share: shareLayer(),
+		InUse: func(context.Context) ([]string, error) { return e.layersInUse(cmd) },
 	})
 }
 

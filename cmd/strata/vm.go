@@ -26,7 +26,8 @@ func vmCommands(e *env) []*cli.Command {
 			{
 				Name: "start", Usage: "start a utility VM", ArgsUsage: "[NAME]",
 				Description: "The VM boots the newest kernel installed here and runs on after this command.\n\n" +
-					examples("strata vm start", "strata vm start --memory 512M --cpus 4 big"),
+					examples("strata vm start", "strata vm start --memory 512M --cpus 4 big",
+						`strata vm start --guest windows --uvm-layer C:\layers\nanoserver win   # on a Windows host`),
 				Flags:  startFlags(),
 				Action: e.vmStart,
 			},
@@ -53,25 +54,34 @@ func vmCommands(e *env) []*cli.Command {
 	}}
 }
 
+// windowsMemoryMiB is the default for Windows guests, which do not boot with that of Linux guests.
+const windowsMemoryMiB = 1024
+
 // startFlags are the flags of what starts VMs.
 func startFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest"},
+		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest; 1G for a Windows guest where it is not given"},
 		&cli.IntFlag{Name: "cpus", HideDefault: true, Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
 		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a strata `BINARY` for the guest (default: this one)"},
 		&cli.StringFlag{Name: "boot-files", TakesFile: true, Sources: cli.EnvVars("STRATA_BOOT_FILES"), Usage: "Windows hosts: `DIR` with kernel and initrd.img of a Linux guest (default: where Windows keeps them)"},
+		&cli.StringFlag{Name: "guest", Value: string(vmm.Linux), Usage: "linux, or, on Windows hosts, windows"},
+		&cli.StringSliceFlag{Name: "uvm-layer", TakesFile: true, Usage: "layer folder `DIR` of the image that a Windows guest boots; once for each, the top-most first"},
 	}
 }
 
 func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) {
-	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Logger: e.logger(cmd)}
+	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Guest: vmm.OS(cmd.String("guest")),
+		Logger: e.logger(cmd)}
 	bytes, err := parseSize(cmd.String("memory"))
 	if err != nil {
 		return o, usage(cmd, "--memory: %w", err)
 	}
 	o.MemoryMiB = int(bytes >> 20)
+	if o.Guest == vmm.Windows && !cmd.IsSet("memory") {
+		o.MemoryMiB = windowsMemoryMiB
+	}
 	state, err := e.stateDir(cmd)
 	if err != nil {
 		return o, err
@@ -83,6 +93,9 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		}
 		o.BootFiles = dirs[0]
 	}
+	if o.UVMLayers, err = absolute(cmd, "--uvm-layer", cmd.StringSlice("uvm-layer")...); err != nil {
+		return o, err
+	}
 	o.Boot = bootimage.Options{
 		Kernel: cmd.String("kernel"), Init: cmd.String("init"), Logger: o.Logger,
 		CacheDir: filepath.Join(state, "cache", "boot"),
@@ -92,6 +105,10 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		return o, usage(cmd, "--memory %s is too little: a guest needs 96M", cmd.String("memory"))
 	case o.CPUs < 0:
 		return o, usage(cmd, "--cpus %d: give 1 or more", o.CPUs)
+	case o.Guest != vmm.Linux && o.Guest != vmm.Windows:
+		return o, usage(cmd, "--guest %q: use linux or windows", o.Guest)
+	case (o.Guest == vmm.Windows) != (len(o.UVMLayers) > 0):
+		return o, usage(cmd, "--guest windows and --uvm-layer need each other")
 	case o.Accel != "auto" && o.Accel != "kvm" && o.Accel != "tcg":
 		return o, usage(cmd, "--accel %q: use auto, kvm or tcg", o.Accel)
 	}

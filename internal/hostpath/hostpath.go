@@ -41,6 +41,20 @@ func Identity(p string) string {
 	return root + path.Clean(s)
 }
 
+// NotLocal says why a Windows path is none of a file on a volume of its host: "a device" or "on a
+// network share". It is empty for all other paths.
+func NotLocal(p string) string {
+	s := strings.ToLower(strings.ReplaceAll(p, "/", `\`))
+	rest, literal := strings.CutPrefix(s, `\\?\`)
+	switch {
+	case !IsWindows(p), !strings.HasPrefix(s, `\\`), literal && (IsWindows(rest) || strings.HasPrefix(rest, "volume{")):
+		return ""
+	case literal && !strings.HasPrefix(rest, `unc\`), strings.HasPrefix(s, `\\.\`):
+		return "a device"
+	}
+	return "on a network share"
+}
+
 // Join adds a file name to a folder with the separator that the folder uses.
 func Join(folder, name string) string {
 	sep := "/"
