@@ -11,6 +11,7 @@
 package strata
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"time"
@@ -51,6 +52,12 @@ type VMOptions struct {
 type OpenOptions struct {
 	Undo   time.Duration // as in VMOptions
 	Logger *slog.Logger  // nil: silent
+	// Answer is how long a VM that runs may say nothing (its process is stopped, say) before the error
+	// matches uvm.ErrNoAnswer; 0: a minute. KillVM ends such a VM.
+	Answer time.Duration
+	// Locked, where it is set, is called by OpenVM and OpenHost when no other process has the VM open any more, before the
+	// VM is asked anything.
+	Locked func()
 	// Self is for this system itself (OpenHost): a program whose main calls agent.Stage of package
 	// gcs/agent first thing, usually the running one. It becomes the first process of each container;
 	// without it programs cannot be run.
@@ -77,6 +84,15 @@ var (
 	// ErrRunning says that the VM runs already.
 	ErrRunning = errors.New("the utility VM runs already")
 )
+
+// complete fills in what is not set.
+func (o *OpenOptions) complete() {
+	o.Logger = discard(o.Logger)
+	o.Answer = cmp.Or(o.Answer, time.Minute)
+	if o.Locked == nil {
+		o.Locked = func() {}
+	}
+}
 
 func discard(l *slog.Logger) *slog.Logger {
 	if l == nil {

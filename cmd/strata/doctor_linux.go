@@ -30,9 +30,8 @@ func hostQuestions() []question {
 		{"VMM", true, "sudo apt-get install " + vmm[0], program(vmm[1], "--version")},
 		{"disk tool", true, "sudo apt-get install qemu-utils", program("qemu-img", "--version")},
 		{"file system tool", true, "sudo apt-get install e2fsprogs", program("mkfs.ext4", "-V")},
-		{"guest kernel", true, "sudo apt-get install linux-image-" + runtime.GOARCH, askKernel},
+		{"guest kernel", true, "name one with --kernel", askKernel},
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
-		{"vsock", false, "the guest is reached over a serial port instead; or: sudo modprobe vhost_vsock", askVsock},
 		{"layers without a VM", false, "run strata as root, or in a user namespace: unshare --map-auto -Urm strata ...", askHost},
 		{"memory", false, "a VM takes 256 MiB by default; --memory 128M takes less", askMemory},
 	}
@@ -40,6 +39,9 @@ func hostQuestions() []question {
 
 func askKernel(context.Context, *env, *cli.Command) (string, error) {
 	path, release, err := bootimage.Kernel(bootimage.Options{})
+	if none, ok := errors.AsType[*bootimage.NoKernelError](err); ok {
+		return "", &remedyError{none.Err, none.Remedy}
+	}
 	if err != nil {
 		return "", err
 	}
@@ -70,14 +72,6 @@ func askKVM(context.Context, *env, *cli.Command) (string, error) {
 		}
 	}
 	return "", errors.New("/dev/kvm can be opened, but the CPU has neither vmx nor svm: such a KVM runs no stock kernel")
-}
-
-func askVsock(context.Context, *env, *cli.Command) (string, error) {
-	f, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
-	if err != nil {
-		return "", err
-	}
-	return "/dev/vhost-vsock can be opened", f.Close()
 }
 
 // askHost asks how --isolation=process and the machine "host" mount layers.

@@ -49,6 +49,9 @@ func (e *env) scratchCreate(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if cmd.Bool("dry-run") {
+		return e.would(cmd, "make a scratch of up to %s in %s", size(n), printable(dirs[0]))
+	}
 	file, err := e.makeScratch(ctx, cmd, dirs[0], n)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -147,6 +148,12 @@ func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
 	}
 	if name == hostVM {
 		return usage(cmd, "%q is this system itself: it runs already", name)
+	}
+	if cmd.Bool("dry-run") {
+		if info, err := strata.InspectVM(ctx, dir); err == nil && info.Running {
+			return fmt.Errorf("start VM %q: %w", name, strata.ErrRunning)
+		}
+		return e.would(cmd, "start VM %s with %d MiB", name, o.MemoryMiB)
 	}
 	start := time.Now()
 	vm, err := strata.StartVM(ctx, o)
@@ -295,6 +302,12 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if !exists(dir) {
+		return fmt.Errorf("VM %q: %w; strata vm ls shows those there are", name, strata.ErrNoVM)
+	}
+	if cmd.Bool("dry-run") {
+		return e.stopDry(ctx, cmd, name)
+	}
 	// Runs that were killed have nothing in it any more then, only their folders.
 	defer e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name })
 	if cmd.Bool("force") {
@@ -303,12 +316,57 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 		}
 		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: ended\n", name) })
 	}
+	if err := e.stopIn(ctx, cmd, name, dir, cmd.Duration("timeout")); err != nil {
+		return err
+	}
+	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+}
+
+// stopDry says what vm stop would do.
+func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error {
+	v, _, err := e.view(ctx, cmd, name)
+	if err != nil {
+		return err
+	}
+	if cmd.Bool("force") {
+		return e.would(cmd, "end VM %s%s without unmounting", name, pid(v.PID, " (process %d)"))
+	}
+	if !v.Running {
+		return e.explain(name, vmm.ErrGone)
+	}
 	vm, err := e.open(ctx, cmd, name)
 	if err != nil {
 		return err
 	}
-	if err := e.stop(ctx, vm, dir, cmd.Duration("timeout")); err != nil {
+	defer e.close(vm)
+	for _, c := range vm.Claims() {
+		m, err := layers.Open(vm, c.ID())
+		if err == nil {
+			err = m.Release(ctx, layers.UnmountOperationAll)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return e.would(cmd, "power VM %s off", name)
+}
+
+// stopIn stops a VM, the hard way after timeout: also when until then it said nothing, or another command
+// had it.
+func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
+	limited, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	vm, err := e.takeUp(limited, cmd, name)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil && name != hostVM {
+		e.say("strata: %v; it is ended the hard way", err)
+		return e.explain(name, strata.KillVM(ctx, dir))
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.stop(ctx, vm, dir, deadline); err != nil {
 		return fmt.Errorf("stop VM %q: %w", name, err)
 	}
-	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+	return nil
 }
