@@ -241,3 +241,18 @@ func tidy(d map[string]string) map[string]string {
 	delete(d, "lost+found")
 	return d
 }
+
+// openImage opens an image until the test ends.
+func openImage(t testing.TB, text string) *image.Image {
+	t.Helper()
+	src, err := image.ParseSource(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := image.Open(t.Context(), src, image.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { img.Close() })
+	return img
+}

@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/layerdir"
@@ -44,21 +43,6 @@ func request(t testing.TB, name string, first, n int) store.Request {
 		r.Layers = append(r.Layers, layer(tarball(t, first+i)))
 	}
 	return r
-}
-
-// openImage opens an image until the test ends.
-func openImage(t testing.TB, text string) *image.Image {
-	t.Helper()
-	src, err := image.ParseSource(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := image.Open(t.Context(), src, image.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { img.Close() })
-	return img
 }
 
 func open(t testing.TB, dir string, o store.Options) *store.Store {
