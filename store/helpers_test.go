@@ -132,7 +132,7 @@ func layerFile(t *testing.T, s *store.Store, folder string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := filepath.Glob(filepath.Join(s.Dir(), "layers", "sha256", "*", "erofs", "layer.erofs"))
+	all, err := filepath.Glob(filepath.Join(s.Dir(), "layers", "sha256", "*", "*", "layer.erofs"))
 	if err != nil {
 		t.Fatal(err)
 	}

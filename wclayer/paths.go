@@ -54,11 +54,6 @@ func spelled(p string) string {
 // volumeRoot is a volume path without its trailing backslash, which opens the volume and not its root.
 func volumeRoot(p string) string { return strings.TrimRight(p, `\`) }
 
-// identity makes all spellings of one folder equal.
-func identity(p string) string {
-	return strings.TrimPrefix(hostpath.Identity(p), "//?/")
-}
-
 // checkText refuses a NUL, where the platform would end the text.
 func checkText(what, s string) error {
 	if strings.ContainsRune(s, 0) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/hostpath"
 )
 
 // layerData is the document of computestorage.dll: which layers a volume gets, top-most first.
@@ -194,7 +195,7 @@ func (s *System) VHDMountPath(ctx context.Context, file string) (string, error) 
 			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.disks[identity(file)] = disk
+			s.disks[hostpath.Identity(file)] = disk
 			answer <- volume
 			return nil
 		},
@@ -217,7 +218,7 @@ func (s *System) DetachVHD(ctx context.Context, file string) error {
 func (s *System) disk(file string) (Disk, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d, ok := s.disks[identity(file)]
+	d, ok := s.disks[hostpath.Identity(file)]
 	return d, ok
 }
 
@@ -231,7 +232,7 @@ func (s *System) dropVHD(file string) error {
 		return err
 	}
 	s.mu.Lock()
-	delete(s.disks, identity(file))
+	delete(s.disks, hostpath.Identity(file))
 	s.mu.Unlock()
 	return result("close disk", file, s.api.CloseDisk(disk))
 }

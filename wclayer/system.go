@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/stratavm/strata/internal/hostpath"
 )
 
 // Options of [New].
@@ -85,7 +87,7 @@ type call struct {
 // run makes a call by itself, after those on the same path have ended. When ctx ends first run
 // returns; the turn passes on when the call has really ended and was undone.
 func (s *System) run(ctx context.Context, c call) error {
-	release, err := s.takeTurn(ctx, identity(c.path))
+	release, err := s.takeTurn(ctx, hostpath.Identity(c.path))
 	if err != nil {
 		return fmt.Errorf("%s %s: waiting for an earlier call on it: %w: %w", c.op, c.path, ErrUnfinished, err)
 	}

@@ -24,8 +24,8 @@ func IsAbs(p string) bool {
 }
 
 // Identity makes two spellings of one path equal. Windows paths compare without regard to case,
-// slash direction, dots and trailing separators; other paths only lose dots and trailing separators.
-// Links are to be resolved before.
+// slash direction, dots, trailing separators and the prefix of long paths before a drive; other paths
+// only lose dots and trailing separators. Links are to be resolved before.
 func Identity(p string) string {
 	if p == "" {
 		return ""
@@ -34,6 +34,9 @@ func Identity(p string) string {
 		return path.Clean(p)
 	}
 	s := strings.ToLower(strings.ReplaceAll(p, `\`, "/"))
+	if rest, long := strings.CutPrefix(s, "//?/"); long && IsWindows(rest) {
+		s = rest
+	}
 	root := ""
 	if strings.HasPrefix(s, "//") {
 		root, s = "/", s[1:] // path.Clean folds the two slashes into one

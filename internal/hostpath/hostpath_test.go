@@ -5,7 +5,7 @@ import "testing"
 func TestIdentity(t *testing.T) {
 	for _, same := range [][]string{
 		{`C:\Layers\Top`, `c:\layers\top\`, `C:/layers/./top`, `C:\layers\x\..\top`},
-		{`\\?\C:\a`, `\\?\c:\A\`},
+		{`\\?\C:\a`, `\\?\c:\A\`, `C:\a`, `//?/c:/a`},
 		{`\\server\share\a`, `\\SERVER\share\a\`},
 		{"/a/b", "/a/./b/", "/a//b"},
 	} {
@@ -16,7 +16,7 @@ func TestIdentity(t *testing.T) {
 		}
 	}
 	for _, differ := range [][2]string{
-		{"/a/B", "/a/b"}, {`C:\a`, `D:\a`}, {`\\s\a`, `C:\s\a`}, {"/a", "/a/b"}, {"", "/"},
+		{"/a/B", "/a/b"}, {`C:\a`, `D:\a`}, {`\\?\UNC\s\a`, `\\s\a`}, {`\\s\a`, `C:\s\a`}, {"/a", "/a/b"}, {"", "/"},
 	} {
 		if Identity(differ[0]) == Identity(differ[1]) {
 			t.Errorf("Identity(%q) = Identity(%q) = %q", differ[0], differ[1], Identity(differ[0]))
