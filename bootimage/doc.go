@@ -16,7 +16,7 @@
 //	                          is built into the kernel, or that the kernel lacks, has no line
 //	/sbin/mkfs.ext4           with the shared libraries it names, where the host has it
 //
-// The archive is not compressed: under emulation the guest unpacks it an order of magnitude faster
-// than any compressed form, and QEMU copies it by DMA. For the same reason the kernel is unpacked on
-// the host once (x86): QEMU enters the ELF image directly (PVH) and the guest decompresses nothing.
+// The archive is not compressed, which costs the guest nothing that can be measured, and spares the host
+// the packing; QEMU copies it by DMA. The kernel is unpacked on the host once (x86): QEMU enters the ELF
+// image directly (PVH) and the guest decompresses nothing. ARCHITECTURE.md has figures.
 package bootimage
