@@ -97,7 +97,7 @@ type Runner interface {
 }
 
 // OpenRunner connects to a VM that runs, to run programs in it. It takes no lock: any number of
-// processes (of a QEMU VM: eight at a time) may run programs while another one mounts.
+// processes (of a QEMU VM reached by serial ports: eight at a time) may run programs while another one mounts.
 func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) {
 	o.Logger = discard(o.Logger)
 	if err := checkDir(dir); err != nil {

@@ -32,7 +32,7 @@ func hostQuestions() []question {
 		{"file system tool", true, "sudo apt-get install e2fsprogs", program("mkfs.ext4", "-V")},
 		{"guest kernel", true, "sudo apt-get install linux-image-" + runtime.GOARCH, askKernel},
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
-		{"vsock", false, "the guest is reached over a serial port instead; or: sudo modprobe vhost_vsock", askVsock},
+		{"vsock", false, "guests are reached by serial ports instead, by eight processes at a time; or: sudo modprobe vhost_vsock", askVsock},
 		{"layers without a VM", false, "run strata as root, or in a user namespace: unshare --map-auto -Urm strata ...", askHost},
 		{"memory", false, "a VM takes 256 MiB by default; --memory 128M takes less", askMemory},
 	}
