@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/stratavm/strata/bootimage"
 	"github.com/stratavm/strata/uvm"
@@ -45,12 +46,32 @@ func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 			return nil, err
 		}
 	}
-	return uvm.Open(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
+	return openStarted(ctx, o, func(ctx context.Context) (vmm.Machine, error) {
 		if err := notRunning(ctx, o.Dir, nil); err != nil { // somebody may have been faster
 			return nil, err
 		}
 		return startMachine(ctx, o)
+	}, killMachine)
+}
+
+// endTime bounds what ending a VM takes that was started in vain.
+const endTime = 10 * time.Second
+
+// openStarted takes up the VM that start starts. When that fails, as it does when ctx ends just then,
+// kill ends the machine.
+func openStarted(ctx context.Context, o VMOptions, start uvm.Connect, kill func(context.Context, string) error) (*uvm.UtilityVM, error) {
+	started := false
+	vm, err := uvm.Open(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
+		m, err := start(ctx)
+		started = err == nil
+		return m, err
 	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+	if err == nil || !started {
+		return vm, err
+	}
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+	defer cancel()
+	return nil, errors.Join(err, kill(limited, o.Dir))
 }
 
 // notRunning gives otherwise when no VM of the directory runs, else an error matching ErrRunning.

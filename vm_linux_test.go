@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -225,6 +224,9 @@ func TestRealLayers(t *testing.T) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			top, want := stack(t, n)
 			m := mount(t, layers.Request{VM: vm, ID: fmt.Sprint("stack", n), Layers: top, Scratch: disk})
+			if n == 40 {
+				bothWays(t, vm)
+			}
 			if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
 				t.Error(d)
 			}
@@ -237,6 +239,33 @@ func TestRealLayers(t *testing.T) {
 			release(t, m)
 			empty(t, vm)
 		})
+	}
+}
+
+// bothWays checks that 40 layers travel over persistent memory until that is full, and the rest over SCSI.
+func bothWays(t *testing.T, vm *uvm.UtilityVM) {
+	t.Helper()
+	obs, err := vm.Machine().Observe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	slots, pmem, scsi := 0, 0, 0
+	for _, d := range obs.Devices {
+		if _, ok := d.(vmm.VPMEMDevice); ok {
+			slots++ // also those that parked layers of an earlier stack take
+		}
+	}
+	for _, g := range obs.Mounts {
+		switch g.(type) {
+		case vmm.MappedPMEM:
+			pmem++
+		case vmm.MappedDisk:
+			scsi++
+		}
+	}
+	const layers, scratch = 40, 1
+	if slots != int(vm.Machine().Limits().VPMEMDevices) || pmem == 0 || scsi <= scratch || pmem+scsi != layers+scratch {
+		t.Errorf("%d slots of persistent memory are taken, %d layers are mounted from there and %d disks", slots, pmem, scsi)
 	}
 }
 
@@ -420,34 +449,4 @@ func TestRealReopen(t *testing.T) {
 	}
 	release(t, m)
 	empty(t, again)
-}
-
-// TestRealAgentDies: without its agent the guest panics and the VM is gone; everyone is told at once,
-// and what was mounted counts as released.
-func TestRealAgentDies(t *testing.T) {
-	leaktest.Check(t)
-	vm, dir := startVM(t)
-	top, _ := stack(t, 1)
-	m := mount(t, layers.Request{VM: vm, ID: "doomed", Layers: top})
-	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{
-		Args: []string{m.Root + "/bin/busybox", "sh", "-c", "echo c > /proc/sysrq-trigger"},
-	})
-	if err == nil {
-		defer p.Close()
-	}
-	select {
-	case <-vm.Machine().Done():
-	case <-time.After(time.Minute):
-		t.Fatal("nobody noticed that the VM is gone")
-	}
-	if err := vm.Machine().Err(); !errors.Is(err, vmm.ErrGone) {
-		t.Errorf("the machine says %v, want %v", err, vmm.ErrGone)
-	}
-	release(t, m)
-	if err := vm.Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := strata.OpenVM(t.Context(), dir, strata.OpenOptions{}); !errors.Is(err, vmm.ErrGone) {
-		t.Errorf("opening a VM that is gone: %v", err)
-	}
 }

@@ -123,3 +123,42 @@ func TestRealQEMUStoppedWhileMounting(t *testing.T) {
 	release(t, m)
 	empty(t, vm)
 }
+
+// TestRealAgentDies: when the guest's kernel panics, as it does without its agent, the VM is gone;
+// everyone is told at once, and what was mounted counts as released.
+func TestRealAgentDies(t *testing.T) {
+	for name, script := range map[string]string{
+		"the agent crashes":  "kill -ABRT 1",
+		"the kernel crashes": "echo c > /proc/sysrq-trigger",
+	} {
+		t.Run(name, func(t *testing.T) { agentDies(t, script) })
+	}
+}
+
+func agentDies(t *testing.T, script string) {
+	leaktest.Check(t)
+	vm, dir := startVM(t)
+	top, _ := stack(t, 1)
+	m := mount(t, layers.Request{VM: vm, ID: "doomed", Layers: top})
+	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{
+		Args: []string{m.Root + "/bin/busybox", "sh", "-c", script},
+	})
+	if err == nil {
+		defer p.Close()
+	}
+	select {
+	case <-vm.Machine().Done():
+	case <-time.After(time.Minute):
+		t.Fatal("nobody noticed that the VM is gone")
+	}
+	if err := vm.Machine().Err(); !errors.Is(err, vmm.ErrGone) {
+		t.Errorf("the machine says %v, want %v", err, vmm.ErrGone)
+	}
+	release(t, m)
+	if err := vm.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := strata.OpenVM(t.Context(), dir, strata.OpenOptions{}); !errors.Is(err, vmm.ErrGone) {
+		t.Errorf("opening a VM that is gone: %v", err)
+	}
+}

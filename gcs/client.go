@@ -192,8 +192,9 @@ func (c *Client) fail(reason error) {
 	}
 	close(c.done)
 	c.mu.Unlock()
-	c.conn.Close()
+	// In this order: ending the transport releases whoever writes to a guest that does not read.
 	c.transport.Close()
+	c.conn.Close()
 }
 
 func (c *Client) write() {

@@ -265,3 +265,35 @@ func TestLateStart(t *testing.T) {
 		t.Fatalf("sent %+v, wanted SIGKILL to process 77", r)
 	}
 }
+
+// unheard is a transport on which the guest dials nothing.
+type unheard struct{}
+
+func (unheard) Listen(port uint32) (net.Listener, error) {
+	return &muxListener{t: &muxTransport{}, port: port, done: make(chan struct{})}, nil
+}
+func (unheard) Close() error { return nil }
+
+// TestExecEndsWithItsContext: killing a process whose streams did not come is not waited for.
+func TestExecEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := against(t, func(h Header, _ []byte) []byte {
+			if h.Type == TypeExecuteProcess {
+				return answer(t, h, &ExecuteResponse{ProcessId: 77})
+			}
+			return nil // the guest does not even answer
+		})
+		c.transport = unheard{}
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := c.Exec(ctx, ProcessSpec{Args: []string{"sleep"}, Stdout: io.Discard}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("exec: %v", err)
+		}
+		if took := time.Since(begun); took != time.Minute { // of the clock that runs when everybody waits
+			t.Errorf("Exec took %s", took)
+		}
+		c.Close()
+		synctest.Wait()
+	})
+}

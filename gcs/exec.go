@@ -250,7 +250,7 @@ func (c *Client) start(ctx context.Context, spec ProcessSpec, container string, 
 		}
 		if streams.conns[i], err = acceptOne(ctx, l); err != nil {
 			streams.close()
-			kill(resp.ProcessId)
+			go kill(resp.ProcessId)
 			return nil, fmt.Errorf("the guest did not connect the streams: %w", err)
 		}
 	}
@@ -284,11 +284,14 @@ func (p *Process) run(spec ProcessSpec, conns [3]net.Conn) {
 			}
 		}()
 	}
+	var readers [3]outputReader
 	for i, w := range []io.Writer{1: spec.Stdout, 2: spec.Stderr} {
 		if conn := conns[i]; conn != nil && w != nil {
+			r := &readers[i]
+			r.r = conn
 			p.outputs.Go(func() {
-				if _, err := io.Copy(w, conn); err != nil {
-					_, _ = io.Copy(io.Discard, conn) // a full disk here must not stop the process there
+				if _, err := io.Copy(w, r); err != nil {
+					_, _ = io.Copy(io.Discard, r) // a full disk here must not stop the process there
 				}
 				conn.Close()
 			})
@@ -302,17 +305,34 @@ func (p *Process) run(spec ProcessSpec, conns [3]net.Conn) {
 			p.Close()
 		}
 		p.outputs.Wait()
+		if err := errors.Join(readers[1].err, readers[2].err); err != nil && p.err == nil {
+			p.err = fmt.Errorf("the output of process %d is cut off: %w", p.pid, err)
+		}
 		if p.conns[0] != nil {
 			p.conns[0].Close()
 		}
 	}()
 }
 
+// outputReader remembers why an output ended before its end. That we closed it is no reason.
+type outputReader struct {
+	r   io.Reader
+	err error
+}
+
+func (o *outputReader) Read(p []byte) (int, error) {
+	n, err := o.r.Read(p)
+	if err != nil && o.err == nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		o.err = err
+	}
+	return n, err
+}
+
 // Pid is the number by which the guest knows the process.
 func (p *Process) Pid() uint32 { return p.pid }
 
-// Wait waits for the exit and for the last byte of output. A process that a signal killed has the exit
-// code 128 plus the signal.
+// Wait waits for the exit and for the last byte of output; output that is cut off is an error. A process
+// that a signal killed has the exit code 128 plus the signal.
 func (p *Process) Wait(ctx context.Context) (int, error) {
 	select {
 	case <-p.done:
@@ -338,7 +358,6 @@ func (p *Process) Close() error {
 	for _, c := range p.conns {
 		if c != nil {
 			c.Close()
-			_ = c.SetReadDeadline(time.Unix(1, 0)) // Close alone is a half-close on some transports
 		}
 	}
 	return nil

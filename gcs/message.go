@@ -16,7 +16,6 @@ const ProtocolVersion = 4
 // Ports that are fixed. Streams of processes come on PortStdio and above, never the same one twice.
 const (
 	PortEntropy uint32 = 1
-	PortLog     uint32 = 109
 	PortPlan9   uint32 = 564
 	PortBridge  uint32 = 0x40000000
 	PortStdio   uint32 = 0x40000001

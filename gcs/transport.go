@@ -40,7 +40,10 @@ func muxConfig() *yamux.Config {
 	c.EnableKeepAlive = false
 	c.ConnectionWriteTimeout = 24 * time.Hour
 	c.StreamOpenTimeout = 0
-	c.StreamCloseTimeout = time.Minute
+	// A stream that one end has closed lives until the other has read it to its end, however long that
+	// takes: a reader may be a pager. See letGo for what bounds streams that nobody reads.
+	c.StreamCloseTimeout = 0
+	c.AcceptBacklog = maxUnrouted
 	c.LogOutput, c.Logger = nil, log.New(io.Discard, "", 0) // its errors reach us by the session's end
 	return c
 }
@@ -53,6 +56,7 @@ type muxTransport struct {
 	mu        sync.Mutex
 	listeners map[uint32]*muxListener
 	closed    bool
+	going     []*muxConn // let go, and not yet ended
 }
 
 func newMuxTransport(conn io.ReadWriteCloser, log *slog.Logger, first ...uint32) (*muxTransport, []net.Listener, error) {
@@ -82,19 +86,20 @@ func (t *muxTransport) accept() {
 			t.Close()
 			return
 		}
+		conn := &muxConn{Stream: stream, t: t}
 		select {
 		case slots <- struct{}{}:
 			go func() {
 				defer func() { <-slots }()
-				t.route(stream)
+				t.route(conn)
 			}()
 		default:
-			stream.Close()
+			conn.Close()
 		}
 	}
 }
 
-func (t *muxTransport) route(stream *yamux.Stream) {
+func (t *muxTransport) route(stream *muxConn) {
 	var raw [4]byte
 	_ = stream.SetReadDeadline(time.Now().Add(dialHeader))
 	if _, err := io.ReadFull(stream, raw[:]); err != nil {

@@ -291,7 +291,7 @@ func kindOf(r *resource) (Kind, string) {
 	switch r.device.(type) {
 	case vmm.SCSIDisk:
 		return KindSCSI, r.device.Addr()
-	case vmm.VPMEMDevice, vmm.VPMEMMapping:
+	case vmm.VPMEMDevice:
 		return KindVPMEM, r.device.Addr()
 	case vmm.VSMBShare:
 		return KindVSMB, r.device.Addr()

@@ -85,7 +85,7 @@ func (c Change) String() string {
 }
 
 // Device is the closed set of things a host attaches to a machine: [SCSIDisk], [VPMEMDevice],
-// [VPMEMMapping], [VSMBShare], [Plan9Share].
+// [VSMBShare], [Plan9Share].
 type Device interface {
 	fmt.Stringer
 	// Addr is where the device sits in the machine, such as "scsi 0:3" or "vpmem 2". Two devices

@@ -68,15 +68,6 @@ type VPMEMDevice struct {
 	Format DiskFormat `json:"format,omitempty"`
 }
 
-// VPMEMMapping is a file placed at an offset of a packed persistent-memory device.
-type VPMEMMapping struct {
-	Slot   uint32     `json:"slot,omitempty"`
-	Offset uint64     `json:"offset,omitempty"` // bytes, a multiple of 4096
-	Size   uint64     `json:"size"`             // bytes, a multiple of 4096
-	Path   string     `json:"path"`
-	Format DiskFormat `json:"format,omitempty"`
-}
-
 // VSMBOptions are the options of a VSMB share, as HCS names them.
 type VSMBOptions struct {
 	ReadOnly            bool `json:",omitempty"`
@@ -106,11 +97,10 @@ type Plan9Share struct {
 	AllowedFiles []string `json:"allowedFiles,omitempty"` // names in Path; empty: the whole folder
 }
 
-func (SCSIDisk) device()     {}
-func (VPMEMDevice) device()  {}
-func (VPMEMMapping) device() {}
-func (VSMBShare) device()    {}
-func (Plan9Share) device()   {}
+func (SCSIDisk) device()    {}
+func (VPMEMDevice) device() {}
+func (VSMBShare) device()   {}
+func (Plan9Share) device()  {}
 
 // SCSIAddr is the address of a SCSI slot as Addr gives it.
 func SCSIAddr(controller, lun uint8) string { return fmt.Sprintf("scsi %d:%d", controller, lun) }
@@ -120,9 +110,6 @@ func (d SCSIDisk) Addr() string { return SCSIAddr(d.Controller, d.LUN) }
 
 // Addr implements Device.
 func (d VPMEMDevice) Addr() string { return fmt.Sprintf("vpmem %d", d.Slot) }
-
-// Addr implements Device.
-func (d VPMEMMapping) Addr() string { return fmt.Sprintf("vpmem %d+%d", d.Slot, d.Offset) }
 
 // Addr implements Device.
 func (d VSMBShare) Addr() string { return "vsmb " + d.Name }
@@ -138,8 +125,7 @@ func describe(addr, path string, readOnly bool) string {
 	return strings.TrimSpace(fmt.Sprintf("%s %s", addr, path)) + " (" + mode + ")"
 }
 
-func (d SCSIDisk) String() string     { return describe(d.Addr(), d.Path, d.ReadOnly) }
-func (d VPMEMDevice) String() string  { return describe(d.Addr(), d.Path, true) }
-func (d VPMEMMapping) String() string { return describe(d.Addr(), d.Path, true) }
-func (d VSMBShare) String() string    { return describe(d.Addr(), d.Path, d.Options.ReadOnly) }
-func (d Plan9Share) String() string   { return describe(d.Addr(), d.Path, d.ReadOnly) }
+func (d SCSIDisk) String() string    { return describe(d.Addr(), d.Path, d.ReadOnly) }
+func (d VPMEMDevice) String() string { return describe(d.Addr(), d.Path, true) }
+func (d VSMBShare) String() string   { return describe(d.Addr(), d.Path, d.Options.ReadOnly) }
+func (d Plan9Share) String() string  { return describe(d.Addr(), d.Path, d.ReadOnly) }

@@ -9,11 +9,10 @@ import (
 // extend when a Device or Guest is added.
 var (
 	deviceKinds = kindTable[Device]{
-		"scsi":         decodeAs[SCSIDisk, Device],
-		"vpmem":        decodeAs[VPMEMDevice, Device],
-		"vpmemMapping": decodeAs[VPMEMMapping, Device],
-		"vsmb":         decodeAs[VSMBShare, Device],
-		"plan9":        decodeAs[Plan9Share, Device],
+		"scsi":  decodeAs[SCSIDisk, Device],
+		"vpmem": decodeAs[VPMEMDevice, Device],
+		"vsmb":  decodeAs[VSMBShare, Device],
+		"plan9": decodeAs[Plan9Share, Device],
 	}
 	guestKinds = kindTable[Guest]{
 		"disk":      decodeAs[MappedDisk, Guest],
@@ -41,8 +40,6 @@ func deviceKind(d Device) string {
 		return "scsi"
 	case VPMEMDevice:
 		return "vpmem"
-	case VPMEMMapping:
-		return "vpmemMapping"
 	case VSMBShare:
 		return "vsmb"
 	case Plan9Share:

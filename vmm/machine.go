@@ -33,9 +33,10 @@ type Machine interface {
 	DeleteContainerState(ctx context.Context, containerID string) error
 	// Stacks gives the stacks of the guest agent, for diagnosis.
 	Stacks(ctx context.Context) (string, error)
-	// Done is closed as soon as the machine is gone.
+	// Done is closed as soon as the machine is gone, or its VMM cannot be reached any more.
 	Done() <-chan struct{}
-	// Err is nil while the machine runs; after Done it tells the reason and matches ErrGone.
+	// Err is nil while the machine runs; after Done it tells the reason. It matches ErrGone when the
+	// machine is gone; else it may run on, and can be terminated or opened again.
 	Err() error
 	// Shutdown asks the guest to power off and waits; when ctx ends first it terminates the machine.
 	Shutdown(ctx context.Context) error
@@ -62,8 +63,6 @@ type Limits struct {
 	// VPMEMParked: devices can be added but not removed while the machine runs. After the guest has
 	// let go of one it stays in its slot, parked, and serves the same file again.
 	VPMEMParked bool
-	// VPMEMMappings: files can be packed on one device.
-	VPMEMMappings bool
 
 	VSMB bool // folders can be shared with a Windows guest
 	// VSMBPinned: direct-mapped shares are not removed before the machine exits.

@@ -61,7 +61,9 @@ func (c *container) exec(r *linuxRuntime, p *process, cmd command, pipes *stdioP
 		if !errors.Is(err, errEnding) {
 			return master, err
 		}
-		<-c.init.exited
+		if !c.init.gone() {
+			return nil, fmt.Errorf("container %s: what ran last in it does not end: %w", c.id, errBusy)
+		}
 		c.init = nil
 	}
 }
@@ -94,16 +96,34 @@ func (c *container) settle() bool {
 	c.init.mu.Lock()
 	closing := c.init.closing
 	c.init.mu.Unlock()
+	ended := false
 	if closing {
-		<-c.init.exited
+		ended = c.init.gone()
+	} else {
+		select {
+		case <-c.init.exited:
+			ended = true
+		default:
+		}
 	}
-	select {
-	case <-c.init.exited:
+	if ended {
 		c.init = nil
-		return false
-	default:
-		return true
 	}
+	return !ended
+}
+
+// usable fails when a container's root is not mounted, or will not be for long. r.copying is held.
+func (r *linuxRuntime) usable(c *container) error {
+	r.mu.Lock()
+	leaving := r.mounts[c.root].leaving
+	r.mu.Unlock()
+	if leaving {
+		return fmt.Errorf("container %s: its root %s is %w: it is being unmounted", c.id, c.root, errBusy)
+	}
+	if _, ok := mountedDevice(c.root); !ok {
+		return fmt.Errorf("container %s: nothing is mounted at its root %s: %w", c.id, c.root, errNotFound)
+	}
+	return nil
 }
 
 func startContainer(r *linuxRuntime, c *container) (*containerProcess, error) {
@@ -128,6 +148,10 @@ func startContainer(r *linuxRuntime, c *container) (*containerProcess, error) {
 	// unmounted for good.
 	r.copying.RLock()
 	defer r.copying.RUnlock()
+	if err := r.usable(c); err != nil {
+		conn.Close()
+		return nil, err
+	}
 	ip := &containerProcess{conn: conn, procs: &r.procs, log: r.log, exited: make(chan struct{}),
 		pending: map[uint32]chan startReply{}, running: map[uint32]*process{}}
 	_, err = r.spawn.start(r.self, []string{stageName}, &syscall.ProcAttr{
@@ -155,7 +179,7 @@ func startContainer(r *linuxRuntime, c *container) (*containerProcess, error) {
 	}
 	if err != nil {
 		conn.Close()
-		<-ip.exited
+		ip.gone()
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
 	go ip.listen()
@@ -215,6 +239,16 @@ func (ip *containerProcess) exec(p *process, cmd command, pipes *stdioPipes) (*o
 		return ip.conn.send(stageMessage{Kind: "signal", ID: p.id, Signal: int(sig)})
 	}, r.master)
 	return r.master, nil
+}
+
+// gone waits for namespaces that are on their way out, not for ever: a process may hang in the kernel.
+func (ip *containerProcess) gone() bool {
+	select {
+	case <-ip.exited:
+		return true
+	case <-time.After(deviceTime):
+		return false
+	}
 }
 
 // end lets the first process go, and with it all others.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -154,7 +155,7 @@ func TestContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errNotFound) {
+	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errNoContainer) {
 		t.Errorf("a process in a root that is gone: %v", err)
 	}
 }
@@ -251,6 +252,72 @@ func TestBusyNamesTheHolder(t *testing.T) {
 	}
 	if _, err := os.Stat(r.base + "/scratch/c1/upper"); err != nil {
 		t.Errorf("the scratch is not: %v", err)
+	}
+}
+
+// TestExecAgainstUnmount: either the program runs or the root goes away, never both.
+func TestExecAgainstUnmount(t *testing.T) {
+	r := testRuntime(t)
+	root := r.testContainer(t, "c1")
+	add := hcsschema.LCOWCombinedLayers{ContainerID: "c1", ContainerRootPath: root,
+		Layers: []hcsschema.Layer{{Path: r.base + "/layers/c1"}}, ScratchPath: r.base + "/scratch/c1"}
+	for i := range 40 {
+		var wg sync.WaitGroup
+		var execErr, removeErr error
+		wg.Go(func() {
+			time.Sleep(time.Duration(i) * 500 * time.Microsecond) // wherever the other is by then
+			_, execErr = r.Exec(t.Context(), Process{Container: "c1", Args: []string{"sleep", "100"}})
+		})
+		wg.Go(func() { removeErr = r.try(t, "Remove", "CombinedLayers", add) })
+		wg.Wait()
+		if execErr == nil && removeErr == nil {
+			t.Fatal("a program runs in a root that has been unmounted")
+		}
+		if removeErr != nil && !errors.Is(removeErr, errBusy) {
+			t.Error(removeErr)
+		}
+		if err := r.Delete(t.Context(), "c1"); err != nil {
+			t.Fatal(err)
+		}
+		r.must(t, "Add", "CombinedLayers", add)
+		if err := r.Create(t.Context(), "c1", gcs.ContainerConfig{OciSpecification: &specs.Spec{Root: &specs.Root{Path: root}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.setLeaving(root, true)
+	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errBusy) {
+		t.Errorf("a program starts in a root that is being unmounted: %v", err)
+	}
+	r.must(t, "Remove", "CombinedLayers", add)
+	if _, err := r.Exec(t.Context(), Process{Container: "c1", Args: []string{"true"}}); !errors.Is(err, errNoContainer) {
+		t.Errorf("a program starts in a root that is not there: %v", err)
+	}
+}
+
+// TestRootLeavesNothing: of a read-only root nothing is left, neither directory nor container.
+func TestRootLeavesNothing(t *testing.T) {
+	r := testRuntime(t)
+	root := r.base + "/gcs/c/c1/rootfs"
+	add := hcsschema.LCOWCombinedLayers{ContainerRootPath: root, Layers: r.layers(t, 2)}
+	r.must(t, "Add", "CombinedLayers", add)
+	if err := r.Create(t.Context(), "c1", gcs.ContainerConfig{OciSpecification: &specs.Spec{Root: &specs.Root{Path: root}}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		r.must(t, "Remove", "CombinedLayers", add)
+		if _, err := os.Stat(r.base + "/gcs/c/c1"); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the container's directory is left: %v", err)
+		}
+		if _, err := r.container("c1"); !errors.Is(err, errNoContainer) {
+			t.Errorf("the container is left: %v", err)
+		}
+	}
+	// Others' files are not ours to remove.
+	r.must(t, "Add", "CombinedLayers", add)
+	write(t, r.base+"/gcs/c/c1/config.json", "{}", 0o600)
+	r.must(t, "Remove", "CombinedLayers", add)
+	if _, err := os.Stat(r.base + "/gcs/c/c1/config.json"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -201,7 +201,7 @@ func TestMountDisks(t *testing.T) {
 			t.Errorf("eject of a mounted disk: %v", err)
 		}
 		r.must(t, "Remove", "MappedVirtualDisk", other) // is not there, so is gone
-		if len(r.Mounts()) != 1 {
+		if len(r.real()) != 1 {
 			t.Fatal("the removal of another disk took this one away")
 		}
 		r.must(t, "Remove", "MappedVirtualDisk", hcsschema.LCOWMappedVirtualDisk{MountPath: s.MountPath, Lun: uint8(lun)})
@@ -245,8 +245,40 @@ func TestMountDisks(t *testing.T) {
 		t.Errorf("block device link to %q, %v", to, err)
 	}
 	r.must(t, "Remove", "MappedVirtualDisk", s)
-	if len(r.Mounts()) != 0 {
-		t.Errorf("left: %v", r.Mounts())
+	if len(r.real()) != 0 {
+		t.Errorf("left: %v", r.real())
+	}
+}
+
+// TestMountsWaitForChanges: who asks what is mounted hears the outcome of what is under way, whoever
+// asked for that.
+func TestMountsWaitForChanges(t *testing.T) {
+	r := testRuntime(t)
+	s := hcsschema.LCOWMappedVirtualDisk{MountPath: r.base + "/m", Lun: 5}
+	added := make(chan error, 1)
+	go func() { added <- r.try(t, "Add", "MappedVirtualDisk", s) }()
+	for waiting := false; !waiting; time.Sleep(time.Millisecond) {
+		r.targets.mu.Lock()
+		waiting = len(r.targets.held) != 0
+		r.targets.mu.Unlock()
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Mounts(over); !errors.Is(err, errBusy) {
+		t.Errorf("while a disk is added: %v", err)
+	}
+	heard := make(chan error, 1)
+	go func() {
+		_, err := r.Mounts(t.Context())
+		heard <- err
+	}()
+	r.must(t, "Remove", "MappedVirtualDisk", s)
+	if err := <-heard; err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	<-added
+	if _, err := r.Mounts(over); err != nil {
+		t.Errorf("when nothing is under way: %v", err)
 	}
 }
 
@@ -268,6 +300,23 @@ func TestRemoveEndsWaitingAdd(t *testing.T) {
 	}
 	if len(r.targets.held) != 0 {
 		t.Error("a lock is left")
+	}
+}
+
+// TestProgramEndsWithItsContext: making a file system ends when the Add is given up.
+func TestProgramEndsWithItsContext(t *testing.T) {
+	s := newSpawner(false)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.run(ctx, "/bin/sleep", "1000") }()
+	for running := false; !running; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		running = len(s.pids) == 1
+		s.mu.Unlock()
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ends with %v", err)
 	}
 }
 

@@ -58,7 +58,7 @@ func (r *linuxRuntime) addDisk(ctx context.Context, s hcsschema.LCOWMappedVirtua
 	if s.BlockDev {
 		err = linkDevice(device, s.MountPath)
 	} else {
-		err = r.mountDevice(device, s)
+		err = r.mountDevice(ctx, device, s)
 	}
 	if err != nil {
 		return errors.Join(err, m.undoAll())
@@ -90,14 +90,14 @@ func linkDevice(device, path string) error {
 }
 
 // mountDevice finds out what is on a device and mounts it.
-func (r *linuxRuntime) mountDevice(device string, s hcsschema.LCOWMappedVirtualDisk) error {
+func (r *linuxRuntime) mountDevice(ctx context.Context, device string, s hcsschema.LCOWMappedVirtualDisk) error {
 	fstype, err := probe(device)
 	if err != nil {
 		return fmt.Errorf("find out the file system of SCSI disk %d:%d: %w", s.Controller, s.Lun, err)
 	}
 	switch {
 	case s.EnsureFilesystem && fstype != s.Filesystem:
-		if err := r.format(device, s.Filesystem); err != nil {
+		if err := r.format(ctx, device, s.Filesystem); err != nil {
 			return fmt.Errorf("format SCSI disk %d:%d: %w", s.Controller, s.Lun, err)
 		}
 		fstype = s.Filesystem
@@ -247,14 +247,9 @@ func (r *linuxRuntime) addCombined(_ context.Context, s hcsschema.LCOWCombinedLa
 	if same, err := r.have(s.ContainerRootPath, s); same || err != nil {
 		return err
 	}
-	r.mu.Lock()
-	for p, o := range r.mounts {
-		if s.ScratchPath != "" && o.what.ScratchPath == s.ScratchPath {
-			r.mu.Unlock()
-			return fmt.Errorf("scratch %s is %w: %s", s.ScratchPath, errBusy, p)
-		}
+	if err := r.combinable(s.ScratchPath, m.layers); err != nil {
+		return err
 	}
-	r.mu.Unlock()
 	r.load("overlay")
 	empty, err := r.emptyDir()
 	if err != nil {
@@ -267,8 +262,51 @@ func (r *linuxRuntime) addCombined(_ context.Context, s hcsschema.LCOWCombinedLa
 	return nil
 }
 
+// combinable fails when the scratch is in use already, or one of the parts, of which the scratch is one,
+// is not on something the host has mounted: what containers write would be in memory, and lost.
+func (r *linuxRuntime) combinable(scratch string, parts []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for p, o := range r.mounts {
+		if scratch != "" && o.what.ScratchPath == scratch {
+			return fmt.Errorf("scratch %s is %w: %s", scratch, errBusy, p)
+		}
+	}
+	for _, part := range parts {
+		at := part
+		for ; at != "/"; at = filepath.Dir(at) {
+			if m, ok := r.mounts[at]; ok && !m.what.BlockDev {
+				break
+			}
+		}
+		if at == "/" {
+			return fmt.Errorf("%s is on no disk or share that is mounted here; mount it first: %w", part, errInvalid)
+		}
+	}
+	return nil
+}
+
+// removeCombined also takes away what there is only for the sake of the root: its containers, and the
+// directory that was made around it where the scratch is not mounted there.
 func (r *linuxRuntime) removeCombined(_ context.Context, s hcsschema.LCOWCombinedLayers) error {
-	return r.removeMount(s.ContainerRootPath, func(m gcs.Mount) bool { return m.Kind == "overlay" })
+	root := s.ContainerRootPath
+	if err := r.removeMount(root, func(m gcs.Mount) bool { return m.Kind == "overlay" }); err != nil {
+		return err
+	}
+	if _, mounted := mountedDevice(root); mounted {
+		return nil // something else
+	}
+	for _, c := range r.containersAt(root) {
+		if !c.settle() {
+			r.mu.Lock()
+			delete(r.containers, c.id)
+			r.mu.Unlock()
+		}
+	}
+	if filepath.Base(root) == "rootfs" {
+		_ = atParent(filepath.Dir(root), removeEmpty) // a mount point stays
+	}
+	return nil
 }
 
 // sizeOf is the size of a block device or file in bytes.

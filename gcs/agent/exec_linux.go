@@ -70,9 +70,6 @@ func (r *linuxRuntime) Exec(_ context.Context, p Process) (uint32, error) {
 		if c, err = r.container(p.Container); err != nil {
 			return 0, err
 		}
-		if _, ok := mountedDevice(c.root); !ok {
-			return 0, fmt.Errorf("container %s: nothing is mounted at its root %s: %w", c.id, c.root, errNotFound)
-		}
 	}
 	if p.Terminal {
 		if p.Streams[2] != nil {

@@ -158,10 +158,10 @@ func (m *memory) Signal(_ context.Context, _ string, pid uint32, sig int) error 
 
 func (m *memory) Resize(context.Context, string, uint32, uint16, uint16) error { return nil }
 
-func (m *memory) Mounts() []gcs.Mount {
+func (m *memory) Mounts(context.Context) ([]gcs.Mount, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Collect(maps.Values(m.mounts))
+	return slices.Collect(maps.Values(m.mounts)), nil
 }
 
 func (m *memory) Processes(string) ([]uint32, error)      { return nil, nil }

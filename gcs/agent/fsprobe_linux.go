@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -48,8 +49,8 @@ func knownFilesystem(t string) bool {
 	return t == "ext4" || t == "xfs" || t == "erofs" || t == "squashfs"
 }
 
-// format makes a file system.
-func (r *linuxRuntime) format(device, fstype string) error {
+// format makes a file system. When ctx ends before that, there is none or a torn one.
+func (r *linuxRuntime) format(ctx context.Context, device, fstype string) error {
 	var program string
 	var args []string
 	switch fstype {
@@ -61,7 +62,7 @@ func (r *linuxRuntime) format(device, fstype string) error {
 	default:
 		return fmt.Errorf("format as %q: %w", fstype, errUnsupported)
 	}
-	err := r.spawn.run(program, args...)
+	err := r.spawn.run(ctx, program, args...)
 	if errors.Is(err, syscall.ENOENT) {
 		return fmt.Errorf("the guest image has no %s; format the disk on the host: %w", program, errUnsupported)
 	}

@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stratavm/strata/gcs"
 	"github.com/stratavm/strata/hcsschema"
 )
 
@@ -88,8 +90,19 @@ func testRuntime(t *testing.T) *linuxRuntime {
 		t.Fatal(err)
 	}
 	events := &uevents{wake: make(chan struct{})}
-	return newLinuxRuntime(slog.New(slog.DiscardHandler), dir, self,
+	r := newLinuxRuntime(slog.New(slog.DiscardHandler), dir, self,
 		&devices{sys: filepath.Join(dir, "sys"), dev: "/dev", events: events}, newSpawner(false))
+	for _, d := range []string{"layers", layersDir, "scratch"} {
+		r.mounts[filepath.Join(dir, d)] = mounted{what: gcs.Mount{Kind: "pretended"}}
+	}
+	return r
+}
+
+const layersDir = "layers-with-a-name-of-some-length"
+
+// real are the mounts but for those that testRuntime pretends.
+func (r *linuxRuntime) real() []gcs.Mount {
+	return slices.DeleteFunc(r.known(), func(m gcs.Mount) bool { return m.Kind == "pretended" })
 }
 
 func (r *linuxRuntime) try(t *testing.T, op hcsschema.RequestType, kind hcsschema.ResourceType, settings any) error {
@@ -123,7 +136,7 @@ func (r *linuxRuntime) layers(t *testing.T, n int) []hcsschema.Layer {
 	t.Helper()
 	var out []hcsschema.Layer
 	for i := range n {
-		dir := fmt.Sprintf("%s/layers-with-a-name-of-some-length/p%03d", r.base, i)
+		dir := fmt.Sprintf("%s/%s/p%03d", r.base, layersDir, i)
 		write(t, fmt.Sprintf("%s/file%d", dir, i), "x", 0o644)
 		write(t, dir+"/same", fmt.Sprint(i), 0o644)
 		out = append(out, hcsschema.Layer{Path: dir})
@@ -169,9 +182,33 @@ func TestOverlayManyLayers(t *testing.T) {
 			if _, err := os.Lstat(root); !os.IsNotExist(err) {
 				t.Errorf("the mount point is left: %v", err)
 			}
-			if len(r.Mounts()) != 0 {
-				t.Errorf("left: %v", r.Mounts())
+			if len(r.real()) != 0 {
+				t.Errorf("left: %v", r.real())
 			}
+		}
+	}
+}
+
+// TestCombinedOnMemory: a scratch or layer that nobody has mounted would be in the guest's memory.
+func TestCombinedOnMemory(t *testing.T) {
+	r := testRuntime(t)
+	layers := r.layers(t, 1)
+	write(t, r.base+"/elsewhere/file", "x", 0o644)
+	elsewhere := []hcsschema.Layer{{Path: r.base + "/elsewhere"}}
+	for name, s := range map[string]hcsschema.LCOWCombinedLayers{
+		"scratch":         {Layers: layers, ScratchPath: r.base + "/elsewhere"},
+		"name alike":      {Layers: layers, ScratchPath: r.base + "/scratch2"},
+		"layer":           {Layers: elsewhere, ScratchPath: r.base + "/scratch/c"},
+		"read-only layer": {Layers: elsewhere},
+	} {
+		s.ContainerRootPath = r.base + "/gcs/c/c/rootfs"
+		if err := r.try(t, "Add", "CombinedLayers", s); !errors.Is(err, errInvalid) || !strings.Contains(err.Error(), "mount it first") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, left := range []string{"elsewhere/upper", "scratch2", "gcs"} {
+		if _, err := os.Stat(filepath.Join(r.base, left)); !os.IsNotExist(err) {
+			t.Errorf("%s was made", left)
 		}
 	}
 }

@@ -46,7 +46,9 @@ type Runtime interface {
 	Wait(ctx context.Context, container string, pid uint32) (int, error)
 	Signal(ctx context.Context, container string, pid uint32, signal int) error
 	Resize(ctx context.Context, container string, pid uint32, width, height uint16) error
-	Mounts() []gcs.Mount
+	// Mounts lists what is mounted, after each Modify that began before has ended, whoever asked for it.
+	// When one takes too long the error matches errBusy.
+	Mounts(ctx context.Context) ([]gcs.Mount, error)
 	Processes(container string) ([]uint32, error)
 	// Stop sends a signal to the first process of a container.
 	Stop(ctx context.Context, container string, signal int) error

@@ -30,6 +30,7 @@ type linuxRuntime struct {
 	powerOff func() error
 	procs    processes
 	targets  keyedLocks
+	changes  changes
 
 	// copying is read-held while a new namespace has a copy of all mounts, and write-held while
 	// something is unmounted.
@@ -47,6 +48,7 @@ type mounted struct {
 	layers   []string
 	undo     []func() error // device-mapper devices to remove after the unmount, in order
 	dev      uint64
+	leaving  bool // it is being unmounted: nothing starts in it any more
 }
 
 func newLinuxRuntime(log *slog.Logger, base, self string, d *devices, s *spawner) *linuxRuntime {
@@ -57,6 +59,7 @@ func newLinuxRuntime(log *slog.Logger, base, self string, d *devices, s *spawner
 
 // Modify implements Runtime.
 func (r *linuxRuntime) Modify(ctx context.Context, m Modification, dial Dialer) error {
+	defer r.changes.begin()()
 	remove := m.RequestType == hcsschema.RequestRemove
 	if !remove && m.RequestType != hcsschema.RequestAdd {
 		return fmt.Errorf("request type %q: %w", m.RequestType, errUnsupported)
@@ -163,6 +166,9 @@ func (r *linuxRuntime) removeMount(path string, same func(gcs.Mount) bool) error
 	if same != nil && !same(m.what) {
 		return nil // something else is there; what the host means is not
 	}
+	// Before it is seen to be free, so that no container starts in between.
+	r.setLeaving(path, true)
+	defer r.setLeaving(path, false) // where it is still there
 	if err := r.free(path, m); err != nil {
 		return err
 	}
@@ -189,6 +195,15 @@ func (r *linuxRuntime) removeMount(path string, same func(gcs.Mount) bool) error
 	delete(r.mounts, path)
 	r.mu.Unlock()
 	return nil
+}
+
+func (r *linuxRuntime) setLeaving(path string, leaving bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m, ok := r.mounts[path]; ok {
+		m.leaving = leaving
+		r.mounts[path] = m
+	}
 }
 
 // keep keeps what is left to be done by the next try.
@@ -253,17 +268,6 @@ func (r *linuxRuntime) containersAt(root string) []*container {
 		if c.root == root {
 			out = append(out, c)
 		}
-	}
-	return out
-}
-
-// Mounts implements Runtime.
-func (r *linuxRuntime) Mounts() []gcs.Mount {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	out := make([]gcs.Mount, 0, len(r.mounts))
-	for _, m := range r.mounts {
-		out = append(out, m.what)
 	}
 	return out
 }

@@ -156,7 +156,7 @@ func (s *session) route(ctx context.Context, t gcs.MessageType, b gcs.RequestBas
 		}
 		return nil, s.rt.Resize(ctx, container, r.ProcessId, r.Width, r.Height)
 	case gcs.TypeGetProperties:
-		return s.properties(container, payload)
+		return s.properties(ctx, container, payload)
 	case gcs.TypeDumpStacks:
 		return &gcs.StacksResponse{GuestStacks: stacks()}, nil
 	case gcs.TypeDeleteContainerState:
@@ -268,7 +268,7 @@ func (s *session) signal(ctx context.Context, container string, payload []byte) 
 // quotes.
 const pageBytes = 24 << 10
 
-func (s *session) properties(container string, payload []byte) (base, error) {
+func (s *session) properties(ctx context.Context, container string, payload []byte) (base, error) {
 	var r gcs.PropertiesRequest
 	if err := decode(payload, &r); err != nil {
 		return nil, err
@@ -281,7 +281,11 @@ func (s *session) properties(container string, payload []byte) (base, error) {
 	for _, name := range q.PropertyTypes {
 		switch {
 		case name == gcs.PropertyMounts && container == "":
-			p.StrataMounts, p.StrataNext = page(s.rt.Mounts(), q.StrataOffset)
+			mounts, err := s.rt.Mounts(ctx)
+			if err != nil {
+				return nil, err
+			}
+			p.StrataMounts, p.StrataNext = page(mounts, q.StrataOffset)
 		case name == gcs.PropertyProcesses:
 			pids, err := s.rt.Processes(container)
 			if err != nil {

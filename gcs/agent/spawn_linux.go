@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -126,8 +127,9 @@ func (s *spawner) tellIfIdle() {
 	}
 }
 
-// run runs a program of the guest to its end and returns its output, shortened, with an error.
-func (s *spawner) run(path string, args ...string) error {
+// run runs a program of the guest to its end, or until ctx ends, and returns its output, shortened, with
+// an error.
+func (s *spawner) run(ctx context.Context, path string, args ...string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -140,12 +142,14 @@ func (s *spawner) run(path string, args ...string) error {
 	}
 	defer null.Close()
 	done := make(chan syscall.WaitStatus, 1)
-	_, err = s.start(path, append([]string{path}, args...), &syscall.ProcAttr{Dir: "/", Env: []string{"PATH=" + defaultPath},
+	pid, err := s.start(path, append([]string{path}, args...), &syscall.ProcAttr{Dir: "/", Env: []string{"PATH=" + defaultPath},
 		Files: []uintptr{null.Fd(), w.Fd(), w.Fd()}}, func(st syscall.WaitStatus, _ bool) { done <- st })
 	w.Close()
 	if err != nil {
 		return err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = s.signal(pid, syscall.SIGKILL) }) // it may just have ended
+	defer stop()
 	out := make([]byte, 0, 2048)
 	buf := make([]byte, 2048)
 	for {
@@ -157,7 +161,11 @@ func (s *spawner) run(path string, args ...string) error {
 			break
 		}
 	}
-	if code := exitCode(<-done); code != 0 {
+	code := exitCode(<-done)
+	if code != 0 && ctx.Err() != nil {
+		return fmt.Errorf("%s was ended: %w", path, context.Cause(ctx))
+	}
+	if code != 0 {
 		return fmt.Errorf("%s ended with %d: %s", path, code, out)
 	}
 	return nil

@@ -46,7 +46,6 @@ type stageMessage struct {
 type stageSetup struct {
 	Root     string
 	Hostname string
-	ReadOnly bool
 }
 
 // stageConn carries stageMessages and the files that belong to them.

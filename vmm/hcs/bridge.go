@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 
 	"github.com/stratavm/strata/gcs"
 	"github.com/stratavm/strata/hcsschema"
@@ -16,7 +15,8 @@ import (
 // agents, and ours.
 func ConnectGCS(ctx context.Context, conn net.Conn, info GuestInfo) (Guest, error) {
 	windows := info.OS == vmm.Windows
-	client, err := gcs.NewClient(ctx, conn, &hvTransport{info: info}, gcs.Options{Windows: windows})
+	sockets := gcs.Sockets(func(port uint32) (net.Listener, error) { return info.Listen(ServiceID(port)) })
+	client, err := gcs.NewClient(ctx, conn, sockets, gcs.Options{Windows: windows})
 	if err != nil {
 		return nil, err
 	}
@@ -89,38 +89,4 @@ func guestCause(err error) error {
 func refused(err error) bool {
 	_, answered := errors.AsType[*gcs.Error](err)
 	return answered && !errors.Is(err, gcs.ErrTimeout) || errors.Is(err, gcs.ErrNotSent)
-}
-
-// hvTransport reaches the ports of a guest over Hyper-V sockets.
-type hvTransport struct {
-	info GuestInfo
-
-	mu   sync.Mutex
-	open []net.Listener
-}
-
-// Listen implements gcs.Transport.
-func (t *hvTransport) Listen(port uint32) (net.Listener, error) {
-	l, err := t.info.Listen(ServiceID(port))
-	if err != nil {
-		return nil, err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.open = append(t.open, l)
-	return l, nil
-}
-
-// Close implements gcs.Transport.
-func (t *hvTransport) Close() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var errs []error
-	for _, l := range t.open {
-		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
-			errs = append(errs, err)
-		}
-	}
-	t.open = nil
-	return errors.Join(errs...)
 }

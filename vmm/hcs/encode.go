@@ -36,9 +36,6 @@ func (e encoder) host(op vmm.Op, d vmm.Device, repeat bool) (hcsschema.ModifySet
 		r.ResourcePath = hcsschema.VPMemPath(d.Slot)
 		settings = hcsschema.VirtualPMemDevice{HostPath: d.Path, ReadOnly: true,
 			ImageFormat: imageFormat(d.Path, string(d.Format))}
-	case vmm.VPMEMMapping:
-		r.ResourcePath = hcsschema.VPMemMappingPath(d.Slot, d.Offset)
-		settings = hcsschema.VirtualPMemMapping{HostPath: d.Path, ImageFormat: imageFormat(d.Path, string(d.Format))}
 	case vmm.VSMBShare:
 		r.ResourcePath = hcsschema.VSMBSharesPath
 		if op == vmm.Remove {

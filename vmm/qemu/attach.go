@@ -32,6 +32,16 @@ func (m *Machine) record(id string, d vmm.Device) (name string, err error) {
 	return nodeName(id, b), writeFile(filepath.Join(m.attachedDir(), id+".json"), b)
 }
 
+// namesOf gives the name of a device's node as its record tells it. Without one QEMU is asked for all the
+// nodes it has, which may be many.
+func (m *Machine) namesOf(ctx context.Context, id string) ([]string, error) {
+	b, err := os.ReadFile(filepath.Join(m.attachedDir(), id+".json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return m.nodes(ctx, id+"-")
+	}
+	return []string{nodeName(id, b)}, err
+}
+
 // recorded reads the record of the device called id, if it is that of the node called name.
 func (m *Machine) recorded(id, name string) vmm.Device {
 	b, err := os.ReadFile(filepath.Join(m.attachedDir(), id+".json"))
@@ -157,8 +167,8 @@ func (m *Machine) detachSCSI(ctx context.Context, controller, lun uint8) (vmm.Ou
 		}
 		return vmm.Unknown, err
 	}
-	nodes, err := m.nodes(ctx, id+"-")
-	for _, n := range nodes {
+	names, err := m.namesOf(ctx, id)
+	for _, n := range names {
 		err = errors.Join(err, m.deleteNode(ctx, n))
 	}
 	if err == nil {

@@ -161,6 +161,9 @@ func compositeNode(d vmm.SCSIDisk, name, dir string) (_ blockNode, err error) {
 	if len(d.Extents) == 0 {
 		return nil, fmt.Errorf("%s: a disk of extents needs at least one", d.Path)
 	}
+	if err := removeDescriptor(dir, name); err != nil { // of a process that died before it opened it
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, removeDescriptor(dir, name))

@@ -61,6 +61,8 @@ type Config struct {
 	connect connectFunc
 	// rewrite changes the arguments of QEMU in tests.
 	rewrite func([]string) []string
+	// kvmUsable replaces the look at this host in tests.
+	kvmUsable func() error
 }
 
 // What a machine can hold.
@@ -112,6 +114,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.connect == nil {
 		c.connect = connectGCS
+	}
+	if c.kvmUsable == nil {
+		c.kvmUsable = kvmUsable
 	}
 	if c.ID == "" {
 		if c.ID = filepath.Base(c.Dir); !validID.MatchString(c.ID) {
@@ -181,7 +186,7 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 	mem := c.MemoryMiB
 	args := []string{
 		"-name", "guest=" + c.ID + ",process=strata-" + c.ID[:min(len(c.ID), 8)],
-		"-machine", machineOptions(accel), "-cpu", "max", "-accel", accelOptions(accel),
+		"-machine", machineOptions, "-cpu", "max", "-accel", accelOptions(accel),
 		"-smp", fmt.Sprint(c.CPUs),
 		// The address range above the memory is what devices of persistent memory are put in.
 		"-m", fmt.Sprintf("%dM,slots=%d,maxmem=%dM", mem, pmemDevices, mem+pmemDevices*(mem+2)),
@@ -222,9 +227,7 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 	return args
 }
 
-func machineOptions(string) string {
-	return "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,mem-merge=off,dump-guest-core=off"
-}
+const machineOptions = "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,mem-merge=off,dump-guest-core=off"
 
 func accelOptions(accel string) string {
 	if accel == AccelTCG {

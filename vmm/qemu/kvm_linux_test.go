@@ -2,8 +2,12 @@ package qemu
 
 import (
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/stratavm/strata/internal/leaktest"
 )
 
 func TestKVMFlags(t *testing.T) {
@@ -25,13 +29,11 @@ func TestKVMFailureIsRemembered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.kvmUsable = func() error { return nil }
 	kvmRemember(c, os.ErrInvalid)
 	b, err := os.ReadFile(kvmFile(c))
 	if err != nil || string(b) != bootID() || len(b) == 0 {
 		t.Fatalf("%q %v", b, err)
-	}
-	if kvmUsable() != nil {
-		t.Skip("KVM is not usable on this host in the first place; there is nothing to forget")
 	}
 	if err := kvmWorth(c); err == nil || !strings.Contains(err.Error(), kvmFile(c)) {
 		t.Errorf("KVM is tried again: %v", err)
@@ -41,5 +43,50 @@ func TestKVMFailureIsRemembered(t *testing.T) {
 	}
 	if err := kvmWorth(c); err != nil {
 		t.Errorf("KVM is not tried after the host booted again: %v", err)
+	}
+}
+
+// TestKVMTrial: where KVM seems to be there, a machine runs with it or else without it; a failure is
+// remembered, so that the next machine is not tried out.
+func TestKVMTrial(t *testing.T) {
+	for name, tc := range map[string]struct {
+		works  bool
+		accel  string
+		trials int // of two starts
+	}{
+		"works":         {true, AccelKVM, 2},
+		"does not work": {false, AccelTCG, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			needQEMU(t)
+			leaktest.Check(t)
+			trials, cache := 0, t.TempDir()
+			for range 2 {
+				c := Config{Dir: filepath.Join(t.TempDir(), "vm"), CacheDir: cache, connect: (&fakeGuest{}).connect,
+					kvmUsable: func() error { return nil },
+					rewrite: func(args []string) []string {
+						args = slices.Clone(args)
+						if i := slices.Index(args, "-accel"); args[i+1] == AccelKVM {
+							trials++
+							if args[i+1] = AccelTCG; !tc.works { // no host of these tests need have KVM
+								args[i+1] = "no-such-accelerator"
+							}
+						}
+						return args
+					}}
+				m, err := Start(t.Context(), c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				info, err := Inspect(c.Dir)
+				if err != nil || info.Accel != tc.accel || !info.Running {
+					t.Errorf("the machine is %+v, %v, want one with %s", info, err, tc.accel)
+				}
+				end(t, m)
+			}
+			if trials != tc.trials {
+				t.Errorf("KVM was tried %d times, want %d", trials, tc.trials)
+			}
+		})
 	}
 }

@@ -115,6 +115,10 @@ func launch(c Config, accel string, v *vsockDevice) (_ *process, err error) {
 		return nil, fmt.Errorf("qemu: start %s: %w", program, err)
 	}
 	pid := child.Pid
+	// A disk takes a descriptor for each of its extents; the soft limit of most systems is 1024.
+	if err := raiseFileLimit(pid); err != nil {
+		c.Logger.Warn("QEMU can open few files only", "error", err)
+	}
 	if err := child.Release(); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
@@ -133,6 +137,16 @@ func launch(c Config, accel string, v *vsockDevice) (_ *process, err error) {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	return p, nil
+}
+
+// raiseFileLimit lets a process open as many files as its hard limit says.
+func raiseFileLimit(pid int) error {
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		return err
+	}
+	limit.Cur = limit.Max
+	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
 }
 
 // portLock is the right to use a port of the guest. It ends with the process that holds it.

@@ -292,7 +292,9 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	if err == nil || m.Err() != nil {
 		select {
 		case <-m.done:
-			return m.tidy()
+			if err = m.Err(); errors.Is(err, vmm.ErrGone) {
+				return m.tidy()
+			} // else it runs on, out of control
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
@@ -311,12 +313,20 @@ func (m *Machine) Terminate(ctx context.Context) error {
 	if err := m.proc.kill(); err != nil && m.Err() == nil {
 		return fmt.Errorf("terminate machine %s: %w", m.desc.ID, err)
 	}
-	select {
-	case <-m.done:
-		return m.tidy()
-	case <-ctx.Done():
-		return fmt.Errorf("terminate machine %s: process %d does not end: %w", m.desc.ID, m.proc.pid, context.Cause(ctx))
+	// The process first: done alone may mean that control of it was lost.
+	for _, ended := range []<-chan struct{}{m.proc.exited, m.done} {
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return fmt.Errorf("terminate machine %s: process %d does not end: %w", m.desc.ID, m.proc.pid, context.Cause(ctx))
+		}
 	}
+	m.mu.Lock()
+	if !errors.Is(m.err, vmm.ErrGone) {
+		m.err = fmt.Errorf("machine %s: %w: it was terminated (before that: %w)", m.desc.ID, vmm.ErrGone, m.err)
+	}
+	m.mu.Unlock()
+	return m.tidy()
 }
 
 func (m *Machine) tidy() error {

@@ -17,8 +17,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// maxQMPLine bounds one message of QEMU, in bytes. The list of 256 disks takes about 1 MiB.
-const maxQMPLine = 8 << 20
+// maxQMPLine bounds one message of QEMU, in bytes. The list of block nodes, one of them for each extent
+// of a disk, takes about 550 bytes for each.
+const maxQMPLine = 64 << 20
 
 var (
 	// errQMPClosed says that the control connection is gone. What became of a command that was under

@@ -93,6 +93,17 @@ func TestQMPAnswersFindTheirCommands(t *testing.T) {
 	wg.Wait()
 }
 
+// TestQMPLongAnswer: the list of what a full machine has open is long.
+func TestQMPLongAnswer(t *testing.T) {
+	const nodes, each = 20_000, 550
+	long := strings.Repeat("x", nodes*each)
+	q := scripted(t, func(_ string, id uint64) string { return fmt.Sprintf(`{"return":%q,"id":%d}`, long, id) }, nil)
+	var got string
+	if err := q.do(t.Context(), "query-named-block-nodes", nil, &got); err != nil || got != long {
+		t.Errorf("%d bytes arrived, %v", len(got), err)
+	}
+}
+
 func TestQMPEventsComeInOrder(t *testing.T) {
 	var got []string
 	q := scripted(t, func(_ string, id uint64) string {

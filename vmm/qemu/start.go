@@ -128,7 +128,13 @@ func (m *Machine) lastWords(ctx context.Context) string {
 func discard(ctx context.Context, dir string) error {
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), terminateTime)
 	defer cancel()
-	return Kill(limited, dir)
+	if err := Kill(limited, dir); err != nil {
+		return err
+	}
+	if err := removeState(dir); err != nil {
+		return fmt.Errorf("qemu: %w", err)
+	}
+	return nil
 }
 
 // Open takes control of a machine that another process, or this one before, started. It waits for
@@ -195,8 +201,9 @@ func Inspect(dir string) (Info, error) {
 	return info, nil
 }
 
-// Kill ends the machine in a state directory at once, whoever controls it and whatever it does, and
-// removes its files. It succeeds when nothing runs there.
+// Kill ends the machine in a state directory at once, whoever controls it and whatever it does. It
+// succeeds when nothing runs there. Files stay, for they may be those of the next machine by now: Start
+// removes them, and so may whoever makes sure that nobody starts one meanwhile.
 func Kill(ctx context.Context, dir string) error {
 	proc, err := findProcess(dir)
 	if err == nil {
@@ -210,9 +217,6 @@ func Kill(ctx context.Context, dir string) error {
 	} else if !errors.Is(err, errNoProcess) {
 		return fmt.Errorf("qemu: %w", err)
 	}
-	if err := removeState(dir); err != nil {
-		return fmt.Errorf("qemu: %w", err)
-	}
 	return nil
 }
 
@@ -221,7 +225,7 @@ func kvmFile(c Config) string { return filepath.Join(c.CacheDir, "kvm-does-not-w
 
 // kvmWorth tells why KVM need not be tried.
 func kvmWorth(c Config) error {
-	if err := kvmUsable(); err != nil {
+	if err := c.kvmUsable(); err != nil {
 		return err
 	}
 	if c.CacheDir == "" {

@@ -234,16 +234,17 @@ func hangs(t *testing.T, s *suite) {
 	a, b := s.Disk(0), s.Disk(1)
 	s.apply(a)
 	resume := s.Hang()
-	short := func() context.Context {
-		ctx, cancel := context.WithTimeout(s.Context(), 100*time.Millisecond)
+	within := func(d time.Duration) context.Context {
+		ctx, cancel := context.WithTimeout(s.Context(), d)
 		s.Cleanup(cancel)
 		return ctx
 	}
 	add := b.HostOnly()
-	s.fails(short(), add, vmm.Unknown, vmm.NotDone, context.DeadlineExceeded)
+	// Long enough for the call to begin, also on a busy host.
+	s.fails(within(time.Second), add, vmm.Unknown, vmm.NotDone, context.DeadlineExceeded)
 	// The abandoned call holds its address.
-	s.fails(short(), add.Inverse(), vmm.NotDone, vmm.NotDone, context.DeadlineExceeded)
-	if _, err := s.Machine.Observe(short()); !errors.Is(err, context.DeadlineExceeded) {
+	s.fails(within(100*time.Millisecond), add.Inverse(), vmm.NotDone, vmm.NotDone, context.DeadlineExceeded)
+	if _, err := s.Machine.Observe(within(100 * time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Observe of a machine that hangs: %v", err)
 	}
 	resume()
