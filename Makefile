@@ -13,38 +13,41 @@ PLATFORMS  = linux/amd64 linux/arm64 windows/amd64 windows/arm64
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## bin/strata for this machine, and bin/strata.exe for Windows; static, so that they can be a guest's /init
+need-go:
+	@out=$$($(GO) list -m 2>&1) || { echo "Go $$(awk '$$1 == "go" {print $$2}' go.mod) or later is needed, see https://go.dev/dl/ ($$out)" >&2; exit 1; }
+
+build: need-go ## bin/strata for this machine, and bin/strata.exe for Windows; static, so that they can be a guest's /init
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata ./cmd/strata
 	CGO_ENABLED=0 GOOS=windows GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata.exe ./cmd/strata
 
-test: install-deps lint test-go ## everything that is checked: lint, unit tests, real VMs, Wine
+test: need-go install-deps lint test-go ## everything that is checked: lint, unit tests, real VMs, Wine
 
-test-go: ## the tests alone, with the race detector
+test-go: need-go ## the tests alone, with the race detector
 	$(GO) test -race $(TESTFLAGS) $(PKGS)
 	$(GO) test -run 'TestVM$$' ./vmm/qemu # memory, which the race detector hides
 	$(GO) test -run 'TestMillionEntries$$' ./layertree # and what is too large for it
 
-test-vsock: ## VMs over vsock: on a host without it in a VM inside a VM, which takes minutes
+test-vsock: need-go ## VMs over vsock: on a host without it in a VM inside a VM, which takes minutes
 	STRATA_TEST_NESTED=1 $(GO) test -v $(TESTFLAGS) -run 'TestVSock$$' ./vmm/qemu
 
-lint: fmt-check vet staticcheck ## formatting, vet for all platforms, staticcheck
+lint: need-go fmt-check vet staticcheck ## formatting, build and vet for all platforms, staticcheck
 
 fmt-check:
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); test -z "$$out" || { echo "gofmt -w these files:"; echo "$$out"; exit 1; }
 
 vet:
-	@for p in $(PLATFORMS); do echo "vet $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) vet $(PKGS) || exit 1; done
+	@for p in $(PLATFORMS); do echo "build and vet $$p"; export GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0; $(GO) build $(PKGS) && $(GO) vet $(PKGS) || exit 1; done
 
 staticcheck: # the tool is built for this machine and told which system to look at
 	@tool=$$($(GO) tool -n staticcheck) || exit 1; for os in linux windows; do echo "staticcheck $$os"; GOOS=$$os CGO_ENABLED=0 $$tool $(PKGS) || exit 1; done
 
-demo: install-deps build ## boot a VM, mount three layers with a Debian base, run a program, take all away
+demo: need-go install-deps build ## boot a VM, mount three layers with a Debian base, run a program, take all away
 	scripts/demo bin/strata
 
-bench: install-deps build ## timings: boot, mount and unmount of 1, 10, 40 layers cold and warm, bookkeeping
-	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m $(PKGS)
+bench: need-go install-deps build ## what is fast and what it costs, next to other programs; ends with a table of ratios
+	GO='$(GO)' scripts/bench
 
-fuzz: ## ten seconds for each fuzz target
+fuzz: need-go ## ten seconds for each fuzz target
 	scripts/fuzz 10s
 
 install-deps: ## the Debian packages that tests and demo need (asks sudo unless root)
@@ -53,4 +56,4 @@ install-deps: ## the Debian packages that tests and demo need (asks sudo unless 
 clean: ## remove what make build made
 	rm -rf bin
 
-.PHONY: help build test test-go test-vsock lint fmt-check vet staticcheck demo bench fuzz install-deps clean
+.PHONY: help need-go build test test-go test-vsock lint fmt-check vet staticcheck demo bench fuzz install-deps clean

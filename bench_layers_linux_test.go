@@ -44,13 +44,7 @@ func BenchmarkOneDisk(b *testing.B) {
 				if n == 1 {
 					one = s
 				}
-				b.ReportMetric(inMS(s.mount), "ms/mount")
-				b.ReportMetric(inMS(s.unmount), "ms/unmount")
-				b.ReportMetric(0, "ns/op") // most of it is making layers
-				if one.mount > 0 {         // a filter of benchmarks may leave it out
-					b.ReportMetric(float64(s.mount)/float64(one.mount), "×mount")
-					b.ReportMetric(float64(s.unmount)/float64(one.unmount), "×unmount")
-				}
+				s.report(b, one)
 			})
 		}
 	}

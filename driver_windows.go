@@ -2,6 +2,7 @@ package strata
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,8 +24,6 @@ import (
 const (
 	hcsFile = "hcs.json"
 	owner   = "strata"
-	// bootFiles is where the Linux boot files are kept by those who ship them.
-	bootFiles = `C:\Program Files\Linux Containers`
 )
 
 // runsBootImage: the boot files of Windows hosts come from elsewhere.
@@ -38,22 +37,33 @@ type hcsVM struct {
 }
 
 func hcsHost(log *slog.Logger) (hcs.Host, error) {
-	api, err := hcs.Native()
+	h, err := hcs.NativeHost()
 	if err != nil {
 		return hcs.Host{}, err
 	}
 	layers := wclayer.NewNative(log, "") // nothing is destroyed here
-	return hcs.Host{
-		API: api, Grant: layers.GrantVMAccess, GrantGroup: layers.GrantVMGroupAccess,
-		Build: hcs.Build(), Listen: hcs.Listen, Logger: log,
-	}, nil
+	h.Grant, h.GrantGroup, h.Logger = layers.GrantVMAccess, layers.GrantVMGroupAccess, log
+	return h, nil
+}
+
+// maxIDName leaves room in a compute system's identifier for what is appended to the VM's name: what makes
+// it unique, and the name of a container.
+const maxIDName = 54
+
+// newID makes the identifier of a compute system. The service has one list of them for the whole host, and
+// VMs of several state directories may have the same name.
+func newID(name string) string {
+	var unique [4]byte
+	rand.Read(unique[:])
+	return fmt.Sprintf("%.*s-%x", maxIDName, name, unique)
 }
 
 func newHCS(o VMOptions, build uint32) hcsVM {
-	id := o.Name
-	if id == "" {
-		id = filepath.Base(o.Dir)
+	name := o.Name
+	if name == "" {
+		name = filepath.Base(o.Dir)
 	}
+	id := newID(name)
 	common := func(c *hcs.Options) {
 		c.Persistent, c.ExternalGuestConnection = true, false
 		if o.MemoryMiB > 0 {
@@ -70,7 +80,7 @@ func newHCS(o VMOptions, build uint32) hcsVM {
 	}
 	boot := o.BootFiles
 	if boot == "" {
-		boot = bootFiles
+		boot = DefaultBootFiles
 	}
 	l := hcs.DefaultLCOW(id, owner, boot, build)
 	common(&l.Options)
@@ -110,30 +120,65 @@ func readHCS(dir string) (v hcsVM, err error) {
 	return v, nil
 }
 
+// write replaces the file as a whole: others may be reading it.
+func (v hcsVM) write(dir string) error {
+	b, err := json.MarshalIndent(v, "", "\t")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, hcsFile)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// remember keeps for later commands what is found out about the guest.
+func (v hcsVM) remember(h *hcs.Host, dir string) {
+	if v.LCOW == nil {
+		return
+	}
+	log, l := h.Logger, *v.LCOW
+	v.LCOW = &l
+	h.Probed = func(g hcs.GuestGeneration) {
+		l.GuestGeneration = g
+		if err := v.write(dir); err != nil {
+			log.Warn("what was found out about the guest is not kept", "vm", l.ID, "error", err)
+		}
+	}
+}
+
 func startMachine(ctx context.Context, o VMOptions) (vmm.Machine, error) {
 	h, err := hcsHost(o.Logger)
 	if err != nil {
 		return nil, err
 	}
 	v := newHCS(o, h.Build)
-	b, err := json.MarshalIndent(v, "", "\t")
-	if err != nil {
+	if err := v.write(o.Dir); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(o.Dir, hcsFile), b, 0o600); err != nil {
-		return nil, err
-	}
+	v.remember(&h, o.Dir)
 	m, err := v.create(ctx, h)
 	if err != nil {
+		if ctx.Err() == nil { // else the service may still be about it, and the file is what the VM can be found by
+			err = errors.Join(err, forgetHCS(o.Dir))
+		}
 		return nil, err
 	}
 	if err := m.Start(ctx); err != nil {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		return nil, errors.Join(err, m.Terminate(grace), m.Close())
+		ended := m.Terminate(grace)
+		if ended == nil { // else it may still be there
+			ended = forgetHCS(o.Dir)
+		}
+		return nil, errors.Join(err, ended, m.Close())
 	}
 	return m, nil
 }
+
+// forgetHCS removes what is known of a VM that is not there.
+func forgetHCS(dir string) error { return os.Remove(filepath.Join(dir, hcsFile)) }
 
 func openMachine(ctx context.Context, dir string, o OpenOptions) (vmm.Machine, error) {
 	v, err := readHCS(dir)
@@ -144,6 +189,7 @@ func openMachine(ctx context.Context, dir string, o OpenOptions) (vmm.Machine, e
 	if err != nil {
 		return nil, err
 	}
+	v.remember(&h, dir)
 	m, err := v.open(ctx, h)
 	if err != nil {
 		return nil, err
@@ -167,15 +213,11 @@ func inspectMachine(ctx context.Context, dir string) (VMInfo, error) {
 	}
 	options := v.options()
 	info.Memory, info.CPUs = int(options.MemorySizeInMB), int(options.ProcessorCount)
-	m, err := openMachine(ctx, dir, OpenOptions{Logger: discard(nil)})
-	if errors.Is(err, vmm.ErrGone) || errors.Is(err, hcs.ErrDoesNotExist) {
-		return info, nil
+	api, err := hcs.Native()
+	if err == nil {
+		info.Running, err = hcs.Inspect(ctx, api, options.ID)
 	}
-	if err != nil {
-		return info, err
-	}
-	info.Running = true
-	return info, m.Close()
+	return info, err
 }
 
 func (v hcsVM) options() hcs.Options {
@@ -198,12 +240,13 @@ func limits(i VMInfo) vmm.Limits {
 }
 
 func killMachine(ctx context.Context, dir string) error {
-	m, err := openMachine(ctx, dir, OpenOptions{Logger: discard(nil)})
-	if errors.Is(err, vmm.ErrGone) || errors.Is(err, hcs.ErrDoesNotExist) {
-		return nil
-	}
+	v, err := readHCS(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(m.Terminate(ctx), m.Close())
+	api, err := hcs.Native()
+	if err != nil {
+		return err
+	}
+	return hcs.Kill(ctx, api, v.options().ID)
 }

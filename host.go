@@ -3,8 +3,6 @@ package strata
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -25,22 +23,14 @@ const hostDir = "host"
 // books are empty. From then on dir is one for OpenVM, OpenRunner, InspectVM and KillVM too. On other
 // systems the error matches errors.ErrUnsupported.
 func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
-	o.Logger = discard(o.Logger)
+	o.complete()
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
-	for {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("state directory: %w", err)
-		}
-		vm, err := uvm.Open(ctx, dir, func(context.Context) (vmm.Machine, error) {
-			return takeHost(dir, o)
-		}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
-		if _, serr := os.Stat(dir); err != nil && errors.Is(serr, fs.ErrNotExist) && ctx.Err() == nil {
-			continue // RemoveVM came in between
-		}
-		return vm, err
-	}
+	return openMade(ctx, dir, func(context.Context) (vmm.Machine, error) {
+		o.Locked()
+		return takeHost(dir, o)
+	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
 }
 
 // HostPath is where a guest path of a VM that is this system itself is; for other VMs "".

@@ -11,6 +11,7 @@
 package strata
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"time"
@@ -19,13 +20,16 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
+// DefaultBootFiles is where those who ship kernel and initrd.img of Linux guests put them on Windows hosts.
+const DefaultBootFiles = `C:\Program Files\Linux Containers`
+
 // VMOptions says what VM to start.
 type VMOptions struct {
 	// Dir is the state directory. It is made, for the owner only, and must not hold a running VM.
 	Dir string
-	// Name shows in process lists and logs. Empty: the last part of Dir.
+	// Name shows in process lists and logs, and lists of compute systems. Empty: the last part of Dir.
 	Name string
-	// MemoryMiB is the guest's memory; 0: 256.
+	// MemoryMiB is the guest's memory; 0: 256, on Windows hosts 1024.
 	MemoryMiB int
 	// CPUs of the guest; 0: as many as the host has, at most 2.
 	CPUs int
@@ -39,7 +43,7 @@ type VMOptions struct {
 	Image bootimage.Image
 	// Guest is the system inside; empty: Linux. The next three fields are for Windows hosts only.
 	Guest     vmm.OS
-	BootFiles string   // folder with kernel and initrd.img of a Linux guest; empty: where they are installed
+	BootFiles string   // folder with kernel and initrd.img of a Linux guest; empty: DefaultBootFiles
 	UVMLayers []string // layer folders of the image that a Windows guest boots, top-most first
 	// Undo is the time that taking back a failed or cancelled call may take; 0: 30 s.
 	Undo time.Duration
@@ -51,6 +55,12 @@ type VMOptions struct {
 type OpenOptions struct {
 	Undo   time.Duration // as in VMOptions
 	Logger *slog.Logger  // nil: silent
+	// Answer is how long a VM that runs may say nothing (its process is stopped, say) before the error
+	// matches uvm.ErrNoAnswer; 0: a minute. KillVM ends such a VM.
+	Answer time.Duration
+	// Locked, where it is set, is called by OpenVM and OpenHost when no other process has the VM open any more, before the
+	// VM is asked anything.
+	Locked func()
 	// Self is for this system itself (OpenHost): a program whose main calls agent.Stage of package
 	// gcs/agent first thing, usually the running one. It becomes the first process of each container;
 	// without it programs cannot be run.
@@ -79,6 +89,15 @@ var (
 	// ErrRunning says that the VM runs already.
 	ErrRunning = errors.New("the utility VM runs already")
 )
+
+// complete fills in what is not set.
+func (o *OpenOptions) complete() {
+	o.Logger = discard(o.Logger)
+	o.Answer = cmp.Or(o.Answer, time.Minute)
+	if o.Locked == nil {
+		o.Locked = func() {}
+	}
+}
 
 func discard(l *slog.Logger) *slog.Logger {
 	if l == nil {

@@ -21,37 +21,47 @@ func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	if err := checkDir(o.Dir); err != nil {
 		return nil, err
 	}
+	if err := notRunning(ctx, o.Dir); err != nil {
+		return nil, err
+	}
+	// The directory is made when there is something to put into it, and locked from then on: one without a
+	// machine that is not locked is taken for what a start left that was cut off.
+	if runsBootImage && o.Image.Kernel == "" {
+		var err error
+		if o.Image, err = bootimage.Build(ctx, o.Boot); err != nil {
+			return nil, err
+		}
+	}
 	_, err := os.Stat(o.Dir)
 	fresh := errors.Is(err, os.ErrNotExist)
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	vm, err := startVM(ctx, o)
+	vm, err := openStarted(ctx, o, func(ctx context.Context) (vmm.Machine, error) {
+		if err := notRunning(ctx, o.Dir); err != nil { // somebody may have been faster
+			return nil, err
+		}
+		return startMachine(ctx, o)
+	}, killMachine)
 	if err != nil && fresh && !errors.Is(err, ErrRunning) {
 		err = errors.Join(err, RemoveVM(context.WithoutCancel(ctx), o.Dir))
 	}
 	return vm, err
 }
 
-func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
-	// What an earlier VM of this directory left is forgotten, unless it runs.
-	_, err := uvm.Open(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
-		return nil, notRunning(ctx, o.Dir, vmm.ErrGone)
-	}, uvm.Options{})
-	if !errors.Is(err, vmm.ErrGone) {
-		return nil, err
-	}
-	if runsBootImage && o.Image.Kernel == "" {
-		if o.Image, err = bootimage.Build(ctx, o.Boot); err != nil {
-			return nil, err
+// openMade is uvm.Open for a directory that is made when it does not exist.
+func openMade(ctx context.Context, dir string, connect uvm.Connect, o uvm.Options) (*uvm.UtilityVM, error) {
+	for {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
 		}
-	}
-	return openStarted(ctx, o, func(ctx context.Context) (vmm.Machine, error) {
-		if err := notRunning(ctx, o.Dir, nil); err != nil { // somebody may have been faster
-			return nil, err
+		locked := false
+		vm, err := uvm.Open(ctx, dir, func(ctx context.Context) (vmm.Machine, error) {
+			locked = true
+			return connect(ctx)
+		}, o)
+		if !locked && errors.Is(err, os.ErrNotExist) && ctx.Err() == nil {
+			continue // RemoveVM came in between
 		}
-		return startMachine(ctx, o)
-	}, killMachine)
+		return vm, err
+	}
 }
 
 // endTime bounds what ending a VM takes that was started in vain.
@@ -61,11 +71,11 @@ const endTime = 10 * time.Second
 // kill ends the machine.
 func openStarted(ctx context.Context, o VMOptions, start uvm.Connect, kill func(context.Context, string) error) (*uvm.UtilityVM, error) {
 	started := false
-	vm, err := uvm.Open(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
+	vm, err := openMade(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
 		m, err := start(ctx)
 		started = err == nil
 		return m, err
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+	}, uvm.Options{Logger: o.Logger, Undo: o.Undo, Fresh: true})
 	if err == nil || !started {
 		return vm, err
 	}
@@ -74,25 +84,24 @@ func openStarted(ctx context.Context, o VMOptions, start uvm.Connect, kill func(
 	return nil, errors.Join(err, kill(limited, o.Dir))
 }
 
-// notRunning gives otherwise when no VM of the directory runs, else an error matching ErrRunning.
-func notRunning(ctx context.Context, dir string, otherwise error) error {
+// notRunning gives an error matching ErrRunning when a VM of the directory runs.
+func notRunning(ctx context.Context, dir string) error {
 	info, err := InspectVM(ctx, dir)
-	switch {
-	case errors.Is(err, ErrNoVM):
-		return otherwise
-	case err != nil:
-		return err
-	case info.Running:
+	if errors.Is(err, ErrNoVM) {
+		return nil
+	}
+	if err == nil && info.Running {
 		return fmt.Errorf("%w in %s", ErrRunning, dir)
 	}
-	return otherwise
+	return err
 }
 
 // OpenVM takes up a VM that runs, whoever started it, and mends what was left half done in it. It waits for
 // another process that has it open, until ctx ends. A directory without a VM is an error matching
-// ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone.
+// ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone, one that says nothing
+// uvm.ErrNoAnswer.
 func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
-	o.Logger = discard(o.Logger)
+	o.complete()
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
@@ -100,11 +109,12 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 		return nil, fmt.Errorf("%w in %s", ErrNoVM, dir)
 	}
 	vm, err := uvm.Open(ctx, dir, func(ctx context.Context) (vmm.Machine, error) {
+		o.Locked()
 		if isHost(dir) {
 			return takeHost(dir, o)
 		}
 		return openMachine(ctx, dir, o)
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+	}, uvm.Options{Logger: o.Logger, Undo: o.Undo, Answer: o.Answer})
 	if err != nil {
 		return nil, err
 	}
@@ -118,15 +128,18 @@ type Runner interface {
 }
 
 // OpenRunner connects to a VM that runs, to run programs in it. It takes no lock: any number of
-// processes (of a QEMU VM reached by serial ports: eight at a time) may run programs while another one mounts.
+// processes (of a QEMU VM reached by serial ports: eight at a time) may run programs while another one
+// mounts. A VM that says nothing is an error matching uvm.ErrNoAnswer.
 func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) {
-	o.Logger = discard(o.Logger)
+	o.complete()
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
 	if isHost(dir) {
 		return openHost(dir, o)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, o.Answer, fmt.Errorf("%w for %s", uvm.ErrNoAnswer, o.Answer))
+	defer cancel()
 	return openExec(ctx, dir, o)
 }
 

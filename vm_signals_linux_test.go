@@ -20,23 +20,24 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// onChange is a log handler that calls f when the n-th Change from its arming on is logged.
-type onChange struct {
+// onMessage is a log handler that calls f when a message is logged for the n-th time from its arming on.
+type onMessage struct {
 	slog.Handler
-	left *atomic.Int32
-	f    func()
+	message string
+	left    *atomic.Int32
+	f       func()
 }
 
-func (h onChange) Enabled(context.Context, slog.Level) bool { return true }
+func (h onMessage) Enabled(context.Context, slog.Level) bool { return true }
 
-func (h onChange) Handle(_ context.Context, r slog.Record) error {
-	if r.Message == "change" && h.left.Add(-1) == 0 {
+func (h onMessage) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == h.message && h.left.Add(-1) == 0 {
 		h.f()
 	}
 	return nil
 }
 
-func (h onChange) WithAttrs([]slog.Attr) slog.Handler { return h }
+func (h onMessage) WithAttrs([]slog.Attr) slog.Handler { return h }
 
 // signalled starts a VM whose QEMU gets a signal after the n-th Change that follows arm(n).
 func signalled(t *testing.T, sig syscall.Signal) (vm *uvm.UtilityVM, dir string, pid func() int, arm func(n int32)) {
@@ -52,7 +53,7 @@ func signalled(t *testing.T, sig syscall.Signal) (vm *uvm.UtilityVM, dir string,
 	}
 	var left atomic.Int32
 	left.Store(-1)
-	h := onChange{Handler: slog.DiscardHandler, left: &left, f: func() {
+	h := onMessage{Handler: slog.DiscardHandler, message: "change", left: &left, f: func() {
 		if err := syscall.Kill(pid(), sig); err != nil {
 			t.Error(err)
 		}

@@ -34,36 +34,47 @@ func installCommand() string {
 	return "sudo apt-get install " + p + " (Debian) or linux-image-generic (Ubuntu)"
 }
 
+// NoKernelError says why there is no kernel that can be booted. It matches ErrNoKernel and Err.
+type NoKernelError struct {
+	Err    error  // of each kernel there is
+	Remedy string // a command
+}
+
+func (e *NoKernelError) Error() string {
+	return fmt.Sprintf("bootimage: %v: %v; remedy: %s", ErrNoKernel, e.Err, e.Remedy)
+}
+
+func (e *NoKernelError) Unwrap() []error { return []error{ErrNoKernel, e.Err} }
+
 // findKernel picks the newest kernel that has the modules a utility VM needs.
 func findKernel(o Options) (kernel, error) {
 	candidates := kernelFiles(o)
 	if len(candidates) == 0 {
-		return kernel{}, fmt.Errorf("bootimage: no kernel in %s or %s: %w; remedy: %s",
-			o.KernelDir, o.ModulesDir, ErrNoKernel, installCommand())
+		return kernel{}, &NoKernelError{fmt.Errorf("nothing in %s or %s", o.KernelDir, o.ModulesDir), installCommand()}
 	}
 	var errs []error
+	remedy := installCommand()
 	for _, k := range candidates {
 		var err error
 		if k.modules, err = loadModules(filepath.Join(o.ModulesDir, k.release)); err == nil {
 			err = k.modules.check()
 		}
 		if err == nil {
-			err = readable(k.path)
+			if err = readable(k.path); errors.Is(err, fs.ErrPermission) { // Ubuntu installs them for root only
+				remedy = fmt.Sprintf("sudo chmod 0644 '%s'", k.path)
+			}
 		}
 		if err == nil {
 			return k, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", k.path, err))
 	}
-	return kernel{}, fmt.Errorf("bootimage: %w: %w; remedy: %s", ErrNoKernel, errors.Join(errs...), installCommand())
+	return kernel{}, &NoKernelError{errors.Join(errs...), remedy}
 }
 
-// readable tells why a kernel cannot be read: Ubuntu installs them for root only.
+// readable tells why a kernel cannot be read.
 func readable(path string) error {
 	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w; to allow it: sudo chmod 0644 '%s'", err, path)
-	}
 	if err != nil {
 		return err
 	}

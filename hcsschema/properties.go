@@ -41,14 +41,6 @@ type GuestConnectionInfo struct {
 	GuestDefinedCapabilities json.RawMessage `json:",omitempty"`
 }
 
-// GuestCapabilities are the members of GuestDefinedCapabilities that both kinds of guests share.
-type GuestCapabilities struct {
-	NamespaceAddRequestSupported  bool `json:",omitempty"`
-	SignalProcessSupported        bool `json:",omitempty"`
-	DumpStacksSupported           bool `json:",omitempty"`
-	DeleteContainerStateSupported bool `json:",omitempty"`
-}
-
 // ServiceProperties is the answer of HcsGetServiceProperties: one entry per property type asked for.
 type ServiceProperties struct {
 	Properties []json.RawMessage `json:",omitempty"`

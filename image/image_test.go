@@ -368,7 +368,7 @@ func TestParseSource(t *testing.T) {
 		{in: "docker://localhost:5000/a/b", want: "docker://localhost:5000/a/b:latest"},
 		{in: "oci:" + dir + ":v:1", want: "oci:" + dir + ":v:1"},
 		{in: dir, want: "file:" + dir},
-		{in: "docker-archive:/x.tar:app:v1", want: "docker-archive:/x.tar:app:v1"},
+		{in: "docker-archive:" + dir + "/x.tar:app:v1", want: "docker-archive:" + filepath.Join(dir, "x.tar") + ":app:v1"},
 		{in: "", text: "empty"},
 		{in: "a\nb", text: "control"},
 		{in: "https://example.org/app", text: "leave out https://"},

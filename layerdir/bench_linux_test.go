@@ -3,20 +3,15 @@ package layerdir_test
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
-
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree/treetest"
 )
 
 // rootTar writes a tar like a small distribution: 6,000 files, most of them small, 140 MB in all, half
@@ -63,8 +58,8 @@ func rootTar(b *testing.B) (path string, size int64) {
 	return path, st.Size()
 }
 
-// BenchmarkImport compares our conversions with what else turns a tar into files, from the same tar
-// in the same run. Ours sync the file to the disk; none of the others does.
+// BenchmarkImport converts a tar into each kind of layer, which is synced to the disk. See package store
+// for other programs that do the like.
 func BenchmarkImport(b *testing.B) {
 	path, size := rootTar(b)
 	open := func(b *testing.B) *os.File {
@@ -84,9 +79,6 @@ func BenchmarkImport(b *testing.B) {
 			}
 		}
 	}
-	tree := b.TempDir() // mkfs.erofs starts from a tree
-	treetest.Run(b, "tar", "-xpf", path, "-C", tree)
-	layout := umociLayout(b, path)
 	for _, c := range []struct {
 		name string
 		do   func(b *testing.B, dir string)
@@ -100,28 +92,6 @@ func BenchmarkImport(b *testing.B) {
 			if _, err := io.Copy(io.Discard, struct{ io.Reader }{f}); err != nil {
 				b.Fatal(err)
 			}
-		}},
-		{"tar2ext4", func(b *testing.B, dir string) {
-			in := open(b)
-			defer in.Close()
-			out, err := os.Create(filepath.Join(dir, "layer.vhd"))
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer out.Close()
-			if err := tar2ext4.Convert(in, out, tar2ext4.ConvertWhiteout, tar2ext4.AppendVhdFooter); err != nil {
-				b.Fatal(err)
-			}
-		}},
-		{"tar xf", func(b *testing.B, dir string) { treetest.Run(b, "tar", "-xpf", path, "-C", dir) }},
-		{"mkfs.erofs from a tree", func(b *testing.B, dir string) {
-			treetest.Run(b, "mkfs.erofs", "--quiet", filepath.Join(dir, "layer.erofs"), tree)
-		}},
-		{"umoci unpack", func(b *testing.B, dir string) {
-			if layout == "" {
-				b.Skip("umoci is not installed: install the package umoci")
-			}
-			treetest.Run(b, "umoci", "unpack", "--image", layout+":x", filepath.Join(dir, "bundle"))
 		}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
@@ -139,45 +109,5 @@ func BenchmarkImport(b *testing.B) {
 				b.StartTimer()
 			}
 		})
-	}
-}
-
-// umociLayout makes an image with the tar as its only layer, or gives "" without umoci. umoci
-// compresses layers; the time to decompress is part of its unpacking.
-func umociLayout(b *testing.B, path string) string {
-	if _, err := exec.LookPath("umoci"); err != nil {
-		return ""
-	}
-	dir := filepath.Join(b.TempDir(), "layout")
-	treetest.Run(b, "umoci", "init", "--layout", dir)
-	treetest.Run(b, "umoci", "new", "--image", dir+":x")
-	treetest.Run(b, "umoci", "raw", "add-layer", "--image", dir+":x", path)
-	return dir
-}
-
-// BenchmarkGunzip is the floor of an import from gzip.
-func BenchmarkGunzip(b *testing.B) {
-	path, size := rootTar(b)
-	data, err := os.ReadFile(path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	var z bytes.Buffer
-	w := gzip.NewWriter(&z)
-	if _, err := w.Write(data); err != nil {
-		b.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		b.Fatal(err)
-	}
-	b.SetBytes(size)
-	for b.Loop() {
-		r, err := gzip.NewReader(bytes.NewReader(z.Bytes()))
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := io.Copy(io.Discard, r); err != nil {
-			b.Fatal(err)
-		}
 	}
 }

@@ -45,6 +45,9 @@ type Options struct {
 	// Verity appends a dm-verity hash tree, so that a guest can check what it reads. What the guest
 	// has to know is in the Result, and is kept beside the layer for ReadVerity.
 	Verity bool
+	// Share, when set, is called with the finished file before it gets its name: it lets those read it
+	// that a new file is closed to, as the virtual machines of a Windows host. Its error fails Convert.
+	Share func(ctx context.Context, file string) error
 }
 
 // Result tells what Convert made.
@@ -92,6 +95,11 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 		return Result{}, wrap(err)
 	}
 	res.Bytes = st.Size()
+	if o.Share != nil {
+		if err := o.Share(ctx, out.file.Name()); err != nil {
+			return Result{}, wrap(err)
+		}
+	}
 	// The record comes first: whoever sees the layer finds it.
 	if err := writeVerity(dir, o.Format, res.Verity); err != nil {
 		return Result{}, wrap(err)

@@ -6,18 +6,31 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
+
+	"github.com/stratavm/strata/internal/lockfile"
 )
 
-// output is a file that appears complete or not at all. It is written under a temporary name beside
-// the folder it is meant for, which is made only when the file is whole.
+// output is a file that appears complete or not at all. It is written in a temporary folder beside the
+// folder it is meant for, which is made only when the file is whole.
 type output struct {
 	file *os.File
 	dir  string
 	name string
 	made []string // folders that newOutput made, outermost first
 	done bool
+
+	work string   // the temporary folder, for nobody but us
+	lock *os.File // in work; says that we live
 }
+
+// The names of temporary folders, and of the lock in each. One whose lock is free is of a process that was
+// killed; whoever makes the next output beside it removes it.
+const (
+	workPrefix, workSuffix = ".strata-", ".tmp"
+	workLock               = "lock"
+)
 
 func newOutput(dir, name string) (*output, error) {
 	o := &output{dir: dir, name: name}
@@ -25,12 +38,87 @@ func newOutput(dir, name string) (*output, error) {
 	if err := o.mkdirAll(parent); err != nil {
 		return nil, errors.Join(err, o.removeMade())
 	}
-	f, err := os.CreateTemp(parent, ".strata-*.tmp")
-	if err != nil {
-		return nil, errors.Join(explain(err), o.removeMade())
+	sweep(parent)
+	err := o.makeWork(parent)
+	if err == nil {
+		o.file, err = os.OpenFile(filepath.Join(o.work, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	}
-	o.file = f
+	if err != nil {
+		return nil, errors.Join(explain(err), o.removeWork(), o.removeMade())
+	}
 	return o, nil
+}
+
+// makeWork makes the temporary folder and takes its lock.
+func (o *output) makeWork(parent string) error {
+	for {
+		work, err := os.MkdirTemp(parent, workPrefix+"*"+workSuffix)
+		if err != nil {
+			return err
+		}
+		o.lock, err = lockfile.Try(filepath.Join(work, workLock), false, os.O_CREATE)
+		if o.lock != nil {
+			o.work = work
+			return nil
+		}
+		// Somebody who sweeps may have come before the lock was taken.
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(err, os.RemoveAll(work))
+		}
+	}
+}
+
+// removeWork removes the temporary folder, its lock last.
+func (o *output) removeWork() error {
+	if o.lock == nil {
+		return nil
+	}
+	lock := o.lock
+	o.lock = nil
+	return removeLocked(o.work, lock)
+}
+
+// removeLocked removes a temporary folder whose lock is held, and lets go of it.
+func removeLocked(work string, lock *os.File) error {
+	entries, err := os.ReadDir(work)
+	for _, e := range entries {
+		if e.Name() != workLock {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(work, e.Name())))
+		}
+	}
+	if err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	if err := lockfile.Drop(lock); err != nil {
+		return err
+	}
+	if err := os.Remove(work); err != nil && !errors.Is(err, fs.ErrNotExist) { // somebody who sweeps was faster
+		return err
+	}
+	return nil
+}
+
+// sweep removes from a folder what processes left in it that were killed. What cannot be removed, that of
+// other users above all, does not hinder us.
+func sweep(parent string) {
+	entries, _ := os.ReadDir(parent)
+	for _, e := range entries {
+		if !e.IsDir() || !strings.HasPrefix(e.Name(), workPrefix) || !strings.HasSuffix(e.Name(), workSuffix) {
+			continue
+		}
+		work := filepath.Join(parent, e.Name())
+		path := filepath.Join(work, workLock)
+		fi, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			_ = os.Remove(work) // it is empty, or not ours
+		}
+		if err != nil || !fi.Mode().IsRegular() {
+			continue
+		}
+		if lock, _ := lockfile.Try(path, false, 0); lock != nil {
+			_ = removeLocked(work, lock)
+		}
+	}
 }
 
 // writeFile writes a small file in one step, in place of what has its name.
@@ -74,7 +162,7 @@ func (o *output) commit(replace bool) error {
 	if err := o.file.Sync(); err != nil {
 		return explain(err)
 	}
-	// CreateTemp makes files private; layers and scratches have the usual mode.
+	// So far it was private; layers and scratches have the usual mode.
 	if err := o.file.Chmod(0o644); err != nil {
 		return err
 	}
@@ -97,11 +185,8 @@ func (o *output) commit(replace bool) error {
 			return err
 		}
 		o.done = true
-		if err := os.Remove(tmp); err != nil {
-			return err
-		}
 	}
-	return errors.Join(syncDir(o.dir), syncDir(filepath.Dir(o.dir)))
+	return errors.Join(o.removeWork(), syncDir(o.dir), syncDir(filepath.Dir(o.dir)))
 }
 
 // abandon removes what was made, unless it was committed. It may be called more than once.
@@ -114,7 +199,7 @@ func (o *output) abandon() error {
 	if errors.Is(closeErr, os.ErrClosed) {
 		closeErr = nil
 	}
-	return errors.Join(closeErr, os.Remove(o.file.Name()), o.removeMade())
+	return errors.Join(closeErr, o.removeWork(), o.removeMade())
 }
 
 // removeMade removes the folders that were made, as far as they are empty: somebody else may have

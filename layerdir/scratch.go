@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/stratavm/strata/vhd"
 )
 
 // ScratchName is the name of the disk in a scratch folder.
@@ -32,11 +34,14 @@ type ScratchOptions struct {
 	// CacheDir keeps one template per size, which later scratches are cloned from (by reflink where
 	// the file system can, else by a copy that keeps holes). Empty: no template is kept.
 	CacheDir string
+	// Unformatted leaves the disk empty: the guest formats it when it is first mounted, for which it has to
+	// have mkfs.ext4 (Linux guests of 2021 do not format). It needs no programs here, and so works on Windows.
+	Unformatted bool
 }
 
 // CreateScratch makes Dir/sandbox.vhdx: a dynamic VHDX with an empty ext4 file system in it, without a
 // journal because a scratch does not outlive a crash of its machine. It needs the programs mkfs.ext4
-// and qemu-img, but no rights. An existing disk is never overwritten: the error then matches
+// and qemu-img unless it is to be Unformatted, but no rights. An existing disk is never overwritten: the error then matches
 // fs.ErrExist. Several processes may call it at once, with the same CacheDir too.
 func CreateScratch(ctx context.Context, o ScratchOptions) (path string, err error) {
 	if o.Size == 0 {
@@ -56,7 +61,7 @@ func CreateScratch(ctx context.Context, o ScratchOptions) (path string, err erro
 	wrap := func(err error) error { return fmt.Errorf("create scratch %s: %w", path, err) }
 
 	source := ""
-	if o.CacheDir != "" {
+	if o.CacheDir != "" && !o.Unformatted {
 		if source, err = scratchTemplate(ctx, o.CacheDir, o.Size); err != nil {
 			return "", wrap(err)
 		}
@@ -66,11 +71,18 @@ func CreateScratch(ctx context.Context, o ScratchOptions) (path string, err erro
 		return "", wrap(err)
 	}
 	defer func() { err = errors.Join(err, out.abandon()) }()
-	if source != "" {
-		if err := cloneFile(ctx, out.file, source); err != nil {
-			return "", wrap(err)
+	switch {
+	case o.Unformatted:
+		var length int64
+		if length, err = vhd.WriteVHDX(out.file, o.Size); err == nil {
+			err = out.file.Truncate(length)
 		}
-	} else if err := formatScratch(ctx, out.file.Name(), o.Size); err != nil {
+	case source != "":
+		err = cloneFile(ctx, out.file, source)
+	default:
+		err = formatScratch(ctx, out.file.Name(), o.Size)
+	}
+	if err != nil {
 		return "", wrap(err)
 	}
 	if err := out.commit(false); err != nil {

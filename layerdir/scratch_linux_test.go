@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,6 +17,32 @@ import (
 	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/vhd"
 )
+
+// An unformatted scratch needs no programs, and is a disk that qemu-img finds nothing wrong with.
+func TestUnformattedScratch(t *testing.T) {
+	treetest.Need(t, haveProgram("qemu-img"), "qemu-img", "install the package qemu-utils")
+	dir := t.TempDir()
+	o := layerdir.ScratchOptions{Dir: filepath.Join(dir, "s"), CacheDir: filepath.Join(dir, "cache"), Unformatted: true}
+	path, err := layerdir.CreateScratch(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	treetest.Run(t, "qemu-img", "check", "-q", path)
+	if out := treetest.Run(t, "qemu-img", "info", path); !strings.Contains(out, "20 GiB (21474836480 bytes)") {
+		t.Error(out)
+	}
+	if _, err := os.Stat(o.CacheDir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a template: %v", err)
+	}
+	if _, err := layerdir.CreateScratch(t.Context(), o); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("again: %v", err)
+	}
+}
+
+func haveProgram(name string) bool {
+	_, err := exec.LookPath(name)
+	return err == nil
+}
 
 func TestScratch(t *testing.T) {
 	base := t.TempDir()

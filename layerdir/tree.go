@@ -44,12 +44,6 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 		return res, err
 	}
 	defer func() { err = errors.Join(err, data.abandon()) }()
-	// Nobody else gets at the tree, which has set-user-ID programs: not while it is made, and not after.
-	work, err := os.MkdirTemp(filepath.Dir(dir), ".strata-*.tmp")
-	if err != nil {
-		return res, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	bw := bufio.NewWriterSize(data.file, 1<<20)
 	tree, err := layertree.FromTar(ctx, in, bw, 0, o.limits())
 	if err == nil {
@@ -58,7 +52,8 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 	if err != nil {
 		return res, err
 	}
-	made := filepath.Join(work, Tree.FileName())
+	made := filepath.Join(data.work, "tree")
+	// Nobody else gets at the tree, which has set-user-ID programs: not while it is made, and not after.
 	if res.Bytes, err = unpack(ctx, tree, data.file, made, ids.One); err != nil {
 		return res, err
 	}

@@ -45,14 +45,28 @@ func mountArgon(ctx context.Context, r *Request) (*Mounted, error) {
 	case len(r.Layers) == 0:
 		return nil, fmt.Errorf("%w: give at least one layer and the scratch", ErrInvalid)
 	}
+	if err := r.checkOrder(); err != nil {
+		return nil, err
+	}
 	a := &argon{scratch: r.Scratch}
 	root, err := mount(a, ctx, r)
 	if err != nil {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoGrace)
-		defer cancel()
-		return nil, errors.Join(err, a.release(grace, UnmountOperationAll))
+		return nil, errors.Join(err, a.takeBack(context.WithoutCancel(ctx)))
 	}
 	return &Mounted{ID: r.ID, Root: root, ScratchPath: root, argon: a}, nil
+}
+
+// takeBack releases what a failed mount did. A call of the platform that hangs holds up the steps behind
+// it; when it outlasts undoGrace they are left to follow it, whenever it ends, and the error says so.
+func (a *argon) takeBack(ctx context.Context) error {
+	grace, cancel := context.WithTimeout(ctx, undoGrace)
+	defer cancel()
+	err := a.release(grace, UnmountOperationAll)
+	if errors.Is(err, wclayer.ErrUnfinished) {
+		err = fmt.Errorf("%w; this goes on in the background", err)
+		go a.release(ctx, UnmountOperationAll)
+	}
+	return err
 }
 
 // mountFiltered activates the scratch and attaches the layer filter with the layers as parents.

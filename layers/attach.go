@@ -94,15 +94,24 @@ func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (stri
 			return le.GuestPath(), nil
 		}
 		if !vpmemFallback(err) {
-			return "", fmt.Errorf("layer %s: %w", img.path, err)
+			return "", attachError(img, err)
 		}
 	}
 	le, err := r.VM.SCSI().Attach(ctx, c, roleLayer, uvm.Disk{Path: img.path, Version: img.version, ReadOnly: true,
 		Mount: &uvm.DiskMount{Identity: img.identity(), Partition: img.layer.Partition, Verity: img.layer.Verity}})
 	if err != nil {
-		return "", fmt.Errorf("layer %s: %w", img.path, err)
+		return "", attachError(img, err)
 	}
 	return le.GuestPath(), nil
+}
+
+// attachError names the layer that an error of the VM is about. What the guest finds nothing on was whole
+// once.
+func attachError(img image, err error) error {
+	if errors.Is(err, vmm.ErrInvalid) {
+		return fmt.Errorf("layer %s is damaged: %w; import it again", img.path, err)
+	}
+	return fmt.Errorf("layer %s: %w", img.path, err)
 }
 
 // vpmemFallback reports whether SCSI may serve where VPMEM does not.

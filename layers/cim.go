@@ -50,12 +50,30 @@ func (a *argon) mountCIM(ctx context.Context, r *Request) (string, error) {
 	return root, nil
 }
 
+// checkCIM refuses an image that cannot be mounted as it is asked for. A VM's guest is told the names
+// and disks of block images and nothing else, so what it could not be told is refused, too.
+func (r *Request) checkCIM() error {
+	if err := r.CIM.Check(); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	switch {
+	case r.VM == nil:
+		return nil
+	case r.VM.OS() != vmm.Windows:
+		return fmt.Errorf("%w: a CIM for VM %s, which runs %s", ErrInvalid, r.VM.ID(), r.VM.OS())
+	case r.CIM.Kind == wclayer.Forked:
+		return fmt.Errorf("a CIM made of files in a VM: %w: use a block CIM", uvm.ErrNotSupported)
+	case r.CIM.Digest != nil:
+		return fmt.Errorf("a CIM with a root digest in a VM, whose guest does not check it: %w: mount it on the host", uvm.ErrNotSupported)
+	case r.CIM.DAX:
+		return fmt.Errorf("a CIM with DAX in a VM, where it is on a disk: %w: leave DAX out", uvm.ErrNotSupported)
+	}
+	return nil
+}
+
 // attachCIM brings block images into a Windows VM, mounts them there and gives the one layer that
 // they make up.
 func attachCIM(ctx context.Context, r *Request, c *uvm.Claim) ([]vmm.GuestLayer, error) {
-	if r.CIM.Kind == wclayer.Forked {
-		return nil, fmt.Errorf("a CIM made of files in a VM: %w: use a block CIM", uvm.ErrNotSupported)
-	}
 	volume, err := guid.NewV4()
 	if err != nil {
 		return nil, fmt.Errorf("choose a volume GUID: %w", err)

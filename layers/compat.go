@@ -62,7 +62,7 @@ type Mounter struct {
 
 // systemHost is this Windows host. There is one for each process because the platform wants the
 // preparations of layers in a process to follow each other.
-var systemHost = sync.OnceValue(func() wclayer.Host { return wclayer.NewNative(slog.New(slog.DiscardHandler), "") })
+var systemHost = sync.OnceValue(func() wclayer.Host { return wclayer.NewNative(slog.New(slog.DiscardHandler), wclayer.DefaultUsesDir()) })
 
 func (mt Mounter) host() wclayer.Host {
 	if mt.Host == nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
+	"github.com/stratavm/strata/wclayer"
 )
 
 // hcsWorld is a VM of the Host Compute Service in memory, with its rules in force.
@@ -21,9 +22,11 @@ type hcsWorld struct {
 	vm      *uvm.UtilityVM
 	folders []string
 	root    string
+	cim     *wclayer.CIMMount
 }
 
-func newHCSWorld(t *testing.T, os vmm.OS, external bool, count int) *hcsWorld {
+// newHCSWorld starts the VM. reach, when given, puts something between it and the service.
+func newHCSWorld(t *testing.T, os vmm.OS, external bool, count int, reach ...func(*replay)) *hcsWorld {
 	t.Helper()
 	s := &scenario{OSBuild: 19041, Processors: 4, head: true}
 	add := func(path string) { s.Files = append(s.Files, fixture{Path: path, Kind: "file", Size: 4096}) }
@@ -57,6 +60,9 @@ func newHCSWorld(t *testing.T, os vmm.OS, external bool, count int) *hcsWorld {
 	}
 	st.Inputs.Options = raw
 	w.replay = newStrictReplay(t, s)
+	for _, f := range reach {
+		f(w.replay)
+	}
 	if _, err := w.create(t.Context(), st); err != nil {
 		t.Fatal(err)
 	}
@@ -65,15 +71,24 @@ func newHCSWorld(t *testing.T, os vmm.OS, external bool, count int) *hcsWorld {
 		if err := w.vm.Close(); err != nil {
 			t.Error(err)
 		}
-		w.service.Wait()
+		w.calls.Wait()
 	})
 	if err := w.vm.Machine().(*hcs.Machine).Start(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range w.folders[:count] {
+		if err := w.mounter.Host.GrantVMGroupAccess(t.Context(), f+`\layer.vhd`); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return w
 }
 
 func (w *hcsWorld) mount(ctx context.Context) error {
+	if w.cim != nil {
+		_, err := layers.Mount(ctx, layers.Request{VM: w.vm, ID: "a", CIM: w.cim, Scratch: w.folders[0], FS: w.files})
+		return err
+	}
 	_, err := w.mounter.MountContainerLayers(ctx, w.folders, w.root, w.vm)
 	return err
 }
@@ -112,22 +127,47 @@ func later(cancel func()) <-chan struct{} {
 // TestHCSFaultSweep fails every call of a mount and an unmount in every way. Afterwards a retry ends
 // well, or the machine is gone, and in no case is anything left.
 func TestHCSFaultSweep(t *testing.T) {
-	for _, os := range []vmm.OS{vmm.Linux, vmm.Windows} {
-		for kind, external := range map[string]bool{"internal": false, "external": true} {
+	for kind, external := range map[string]bool{"internal": false, "external": true} {
+		for _, os := range []vmm.OS{vmm.Linux, vmm.Windows} {
 			for _, count := range []int{1, 3} {
-				t.Run(fmt.Sprintf("%s %s %d layers", os, kind, count), func(t *testing.T) {
-					t.Parallel()
-					total := cleanRun(t, newHCSWorld(t, os, external, count))
-					for name, fault := range hcsFaults {
-						for k := 1; k <= total; k++ {
-							t.Run(fmt.Sprintf("call %d %s", k, name), func(t *testing.T) {
-								sweepOne(t, newHCSWorld(t, os, external, count), k, fault)
-							})
-						}
-					}
+				sweepHCS(t, fmt.Sprintf("%s %s %d layers", os, kind, count), func(t *testing.T) *hcsWorld {
+					return newHCSWorld(t, os, external, count)
 				})
 			}
 		}
+		sweepHCS(t, "windows "+kind+" block CIMs", func(t *testing.T) *hcsWorld { return newCIMWorld(t, external) })
+	}
+}
+
+func sweepHCS(t *testing.T, name string, world func(*testing.T) *hcsWorld) {
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		total := cleanRun(t, world(t))
+		for name, fault := range hcsFaults {
+			for k := 1; k <= total; k++ {
+				t.Run(fmt.Sprintf("call %d %s", k, name), func(t *testing.T) { sweepOne(t, world(t), k, fault) })
+			}
+		}
+	})
+}
+
+// TestHCSLayerOfNobody: a VM cannot have a layer that it was not granted, which is done when layers are
+// made and not for each mount; a scratch is granted to the VM by the mount.
+func TestHCSLayerOfNobody(t *testing.T) {
+	w := newHCSWorld(t, vmm.Linux, false, 1)
+	foreign := `C:\layers\foreign`
+	w.files.put(fixture{Path: foreign + `\layer.vhd`, Kind: "file", Size: 4096})
+	own := w.folders
+	w.folders = append([]string{foreign}, own...)
+	if err := w.mount(t.Context()); !errors.Is(err, vmm.ErrAccessDenied) {
+		t.Errorf("error %v", err)
+	}
+	if left := w.service.Leftovers(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	w.folders = own
+	if err := errors.Join(w.mount(t.Context()), w.unmount(t.Context())); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -13,6 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
@@ -72,9 +75,12 @@ func runHead(t *testing.T, r *replay) {
 		run := headStep(t, st, mounts)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		r.calls.Step(st.Step, st.Inject...)
-		_, err := r.do(ctx, run)
+		result, err := r.do(ctx, run)
 		cancel()
 		r.checkHead(st, err)
+		if root, mounted := result.(string); mounted && err == nil {
+			r.checkMounted(st, run, root)
+		}
 	}
 	r.calls.Wait()
 }
@@ -147,6 +153,30 @@ func (r *replay) checkHead(st step, err error) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		r.t.Errorf("step %q: documents differ (-hcsshim +ours):\n%s", st.Step, diff)
+	}
+}
+
+// checkMounted compares what a mount gave: the root, and in a Linux VM the container's own directory on
+// the scratch.
+func (r *replay) checkMounted(st, run step, root string) {
+	r.t.Helper()
+	var want struct{ Rootfs, Scratch string }
+	if err := json.Unmarshal(st.Result, &want); err != nil {
+		r.t.Errorf("step %q: the recorded result: %v", st.Step, err)
+		return
+	}
+	if root != want.Rootfs {
+		r.t.Errorf("step %q: the root is %s, hcsshim's %s", st.Step, root, want.Rootfs)
+	}
+	vm := r.vmOf(run)
+	if vm == nil || vm.OS() != vmm.Linux {
+		return
+	}
+	m, err := layers.Open(vm, hostpath.Base(run.Inputs.GuestRoot))
+	if err != nil {
+		r.t.Errorf("step %q: %v", st.Step, err)
+	} else if m.ScratchPath != want.Scratch {
+		r.t.Errorf("step %q: the scratch is %s, hcsshim's %s", st.Step, m.ScratchPath, want.Scratch)
 	}
 }
 

@@ -2,11 +2,13 @@ package layers_test
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/stratavm/strata/internal/winetest/standin"
+	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 	"github.com/stratavm/strata/wclayer"
@@ -31,19 +33,7 @@ func TestHCSConformanceNative(t *testing.T) {
 		s := loadScenario(t, filepath.Dir(f))
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(f)))+"/"+s.Name, func(t *testing.T) {
 			r := newReplay(t, s)
-			err := c.Reset(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS, OldGuest: !s.head, Lenient: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			api, err := hcs.Native()
-			if err != nil {
-				t.Fatal(err)
-			}
-			host := wclayer.New(wclayer.Options{API: wclayer.Native(),
-				Sleep: func(context.Context, time.Duration) error { return nil }})
-			r.service, r.calls = nil, remote{t, c}
-			r.mounter.Host = host
-			r.host.API, r.host.Grant, r.host.Listen = api, host.GrantVMAccess, c.Listen
+			overLibraries(t, c, true)(r)
 			if s.head {
 				runHead(t, r)
 			} else {
@@ -54,6 +44,65 @@ func TestHCSConformanceNative(t *testing.T) {
 	// The scenarios leave their systems running.
 	if err := c.Reset(hcstest.Options{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestXenonCIMNative is TestXenonCIMDocuments by way of the libraries, with the service's rules in force.
+func TestXenonCIMNative(t *testing.T) {
+	c := standin.Find()
+	if c == nil {
+		t.Skip("the libraries of this Windows are the real ones: run TestWine of internal/winetest on Linux")
+	}
+	checkCIMDocuments(t, newCIMWorld(t, false, overLibraries(t, c, false)))
+	if left, err := c.Leftovers(); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+// TestMountedLayersAreNoted: the functions without a host of their own note what they mount, so that no
+// process that shares the notes destroys it.
+func TestMountedLayersAreNoted(t *testing.T) {
+	c := standin.Find()
+	if c == nil {
+		t.Skip("the libraries of this Windows are the real ones: run TestWine of internal/winetest on Linux")
+	}
+	if err := c.Reset(hcstest.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	folders := []string{`C:\l\base`, `C:\c\a`}
+	if _, err := layers.MountContainerLayers(t.Context(), folders, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	other := wclayer.NewNative(nil, wclayer.DefaultUsesDir())
+	if err := other.Destroy(t.Context(), folders[0]); !errors.Is(err, wclayer.ErrInUse) {
+		t.Errorf("destroy a layer that is mounted: %v", err)
+	}
+	if err := layers.UnmountContainerLayers(t.Context(), folders, "", nil, layers.UnmountOperationAll); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Destroy(t.Context(), folders[0]); err != nil {
+		t.Error(err)
+	}
+}
+
+// overLibraries has a replay reach the service through the libraries of Windows, and begins anew there.
+func overLibraries(t *testing.T, c *standin.Client, lenient bool) func(*replay) {
+	return func(r *replay) {
+		t.Helper()
+		s := r.s
+		err := c.Reset(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS, OldGuest: !s.head, Lenient: lenient})
+		if err != nil {
+			t.Fatal(err)
+		}
+		api, err := hcs.Native()
+		if err != nil {
+			t.Fatal(err)
+		}
+		host := wclayer.New(wclayer.Options{API: wclayer.Native(),
+			Sleep: func(context.Context, time.Duration) error { return nil }})
+		r.service, r.calls = nil, remote{t, c}
+		r.mounter.Host = host
+		r.host.API, r.host.Grant, r.host.Listen = api, host.GrantVMAccess, c.Listen
 	}
 }
 

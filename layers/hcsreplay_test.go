@@ -182,7 +182,7 @@ func newStrictReplay(t *testing.T, s *scenario) *replay { return newWorldFor(t, 
 func newWorldFor(t *testing.T, s *scenario, lenient bool) *replay {
 	sockets := hcstest.NewSockets()
 	service := hcstest.New(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS,
-		OldGuest: !s.head, Lenient: lenient, Sockets: sockets})
+		OldGuest: !s.head, Lenient: lenient, Access: !lenient, Sockets: sockets})
 	files := newWindowsFiles(s.Files)
 	host := wclayer.New(wclayer.Options{API: wclayertest.New(service),
 		Sleep: func(context.Context, time.Duration) error { return nil }})
@@ -200,12 +200,7 @@ func newWorldFor(t *testing.T, s *scenario, lenient bool) *replay {
 
 // do does one step and gives what it returned.
 func (r *replay) do(ctx context.Context, st step) (any, error) {
-	vm := r.vms[st.UVM]
-	if st.UVM == "" && len(r.vms) == 1 && r.s.head {
-		for _, only := range r.vms {
-			vm = only
-		}
-	}
+	vm := r.vmOf(st)
 	switch st.Op {
 	case "CreateLCOW", "CreateWCOW":
 		return r.create(ctx, st)
@@ -245,6 +240,17 @@ func operation(names []string) (op layers.UnmountOperation) {
 		op |= bits[n]
 	}
 	return op
+}
+
+// vmOf gives the VM of a step: that of its name, or of the newer set the only one.
+func (r *replay) vmOf(st step) *uvm.UtilityVM {
+	vm := r.vms[st.UVM]
+	if st.UVM == "" && len(r.vms) == 1 && r.s.head {
+		for _, only := range r.vms {
+			vm = only
+		}
+	}
+	return vm
 }
 
 func (r *replay) create(ctx context.Context, st step) (any, error) {

@@ -237,6 +237,9 @@ func buildWCOW(ctx context.Context, r *Request) (func(context.Context, *Mounted)
 	if r.Host == nil && r.CIM == nil {
 		return nil, fmt.Errorf("%w: Request.Host is needed for the layers' identities", ErrInvalid)
 	}
+	if err := r.folders(); err != nil {
+		return nil, err
+	}
 	disk, err := r.scratchDisk()
 	if err != nil {
 		return nil, err

@@ -84,6 +84,9 @@ func (d *Described) Request(vm *uvm.UtilityVM, id string, host wclayer.Host) (*R
 	if vm != nil && d.OS != "" && vm.OS() != d.OS {
 		return nil, fmt.Errorf("%w: layers for %s in VM %s, which runs %s", ErrRootDescription, d.OS, vm.ID(), vm.OS())
 	}
+	if vm == nil && d.OS == vmm.Linux {
+		return nil, fmt.Errorf("%w: layers for Linux on the Windows host itself: mount them in a VM that runs Linux", ErrRootDescription)
+	}
 	return &Request{VM: vm, ID: id, Layers: d.Layers, Scratch: d.Scratch, CIM: d.CIM, Host: host}, nil
 }
 
@@ -205,13 +208,13 @@ func (d *Described) folders(folders []string) error {
 	return distinct("layer folder", append(slices.Clone(folders), d.Scratch))
 }
 
-func (d *Described) scratch() error { return localPath("scratch", d.Scratch) }
+func (d *Described) scratch() error { return localPath(ErrRootDescription, "scratch", d.Scratch) }
 
 // distinct checks paths and that no two are one, however they are spelled.
 func distinct(what string, paths []string) error {
 	seen := map[string]string{}
 	for _, p := range paths {
-		if err := localPath(what, p); err != nil {
+		if err := localPath(ErrRootDescription, what, p); err != nil {
 			return err
 		}
 		id := hostpath.Identity(p)
@@ -219,26 +222,6 @@ func distinct(what string, paths []string) error {
 			return fmt.Errorf("%w: %w: %q is also given as %q", ErrRootDescription, ErrDuplicateLayer, p, first)
 		}
 		seen[id] = p
-	}
-	return nil
-}
-
-// localPath refuses what is no path of a file or folder on a volume of this host.
-func localPath(what, p string) error {
-	s := strings.ToLower(strings.ReplaceAll(p, "/", `\`))
-	switch {
-	case p == "":
-		return fmt.Errorf("%w: the path of a %s is empty", ErrRootDescription, what)
-	case strings.ContainsRune(p, 0):
-		return fmt.Errorf("%w: %s %q has a NUL character", ErrRootDescription, what, p)
-	case !hostpath.IsAbs(p):
-		return fmt.Errorf("%w: %s %q: give an absolute path", ErrRootDescription, what, p)
-	case !hostpath.IsWindows(p), strings.HasPrefix(s, `\\?\`) && !strings.HasPrefix(s, `\\?\unc\`):
-		return nil
-	case strings.HasPrefix(s, `\\.\`):
-		return fmt.Errorf("%w: %s %q is a device", ErrRootDescription, what, p)
-	case strings.HasPrefix(s, `\\`):
-		return fmt.Errorf("%w: %s %q is on a network share: copy it to a local volume", ErrRootDescription, what, p)
 	}
 	return nil
 }
@@ -260,7 +243,7 @@ func (d *Described) readPartitioned(opts map[string]string) error {
 			return fmt.Errorf("%w: %w: partition %d of %q", ErrRootDescription, ErrDuplicateLayer, l.Partition, l.Path)
 		}
 		seen[key] = true
-		if err := localPath("layer", l.Path); err != nil {
+		if err := localPath(ErrRootDescription, "layer", l.Path); err != nil {
 			return err
 		}
 		d.Layers = append(d.Layers, Layer{File: l.Path, Partition: l.Partition})

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layerdir"
@@ -135,12 +136,16 @@ func (r *Request) complete() error {
 	seen := map[string]string{}
 	for i, l := range r.Layers {
 		name := l.Folder + l.File
-		switch {
-		case (l.Folder == "") == (l.File == ""):
+		if (l.Folder == "") == (l.File == "") {
 			return fmt.Errorf("%w: layer %d: give a folder or a file", ErrInvalid, i+1)
-		case !hostpath.IsAbs(name):
-			return fmt.Errorf("%w: layer %q: give an absolute path", ErrInvalid, name)
-		case l.Verity != nil && !r.checks() && !r.AllowUnchecked:
+		}
+		if err := localPath(ErrInvalid, "layer", name); err != nil {
+			return err
+		}
+		if r.windows() && (l.File != "" || l.Partition != 0) {
+			return fmt.Errorf("%w: layer %q: a Windows layer is a folder, without file and partition", ErrInvalid, name)
+		}
+		if l.Verity != nil && !r.checks() && !r.AllowUnchecked {
 			return unchecked(name)
 		}
 		id := fmt.Sprintf("%s#%d", hostpath.Identity(name), l.Partition)
@@ -152,17 +157,54 @@ func (r *Request) complete() error {
 	if r.CIM != nil && len(r.Layers) > 0 {
 		return fmt.Errorf("%w: give layers or a CIM, not both", ErrInvalid)
 	}
-	if r.Scratch != "" && !hostpath.IsAbs(r.Scratch) {
-		return fmt.Errorf("%w: scratch %q: give an absolute path", ErrInvalid, r.Scratch)
+	if r.CIM != nil {
+		if err := r.checkCIM(); err != nil {
+			return err
+		}
+	}
+	if r.Scratch != "" {
+		return localPath(ErrInvalid, "scratch", r.Scratch)
+	}
+	return nil
+}
+
+// windows reports whether the layers are for a Windows container.
+func (r *Request) windows() bool { return r.VM == nil || r.VM.OS() == vmm.Windows }
+
+// localPath refuses, with an error that matches invalid, what is no path of a file or folder on a
+// volume of this host.
+func localPath(invalid error, what, p string) error {
+	switch why := hostpath.NotLocal(p); {
+	case p == "":
+		return fmt.Errorf("%w: the path of a %s is empty", invalid, what)
+	case strings.ContainsRune(p, 0):
+		return fmt.Errorf("%w: %s %q has a NUL character", invalid, what, p)
+	case !hostpath.IsAbs(p):
+		return fmt.Errorf("%w: %s %q: give an absolute path", invalid, what, p)
+	case why != "":
+		return fmt.Errorf("%w: %s %q is %s: copy it to a local volume", invalid, what, p, why)
 	}
 	return nil
 }
 
 var guestRoots = map[vmm.OS]string{vmm.Linux: "/run/gcs/c/", vmm.Windows: `C:\c\`}
 
+// folders looks at the layers and their order of a Windows container in a VM: the service shares whatever it is told.
+func (r *Request) folders() error {
+	for _, l := range r.Layers {
+		info, err := r.FS.Stat(l.Folder)
+		if err != nil {
+			return fmt.Errorf("layer %s: import the layer first: %w", l.Folder, err)
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("%w: layer %s is no folder", ErrInvalid, l.Folder)
+		}
+	}
+	return r.checkOrder()
+}
+
 // images finds the disk image of every layer of a Linux container and checks the order.
 func (r *Request) images() ([]image, error) {
-	var folders []string
 	out := make([]image, len(r.Layers))
 	for i, l := range r.Layers {
 		img, err := r.findImage(l)
@@ -170,16 +212,25 @@ func (r *Request) images() ([]image, error) {
 			return nil, err
 		}
 		out[i] = img
+	}
+	return out, r.checkOrder()
+}
+
+// checkOrder compares the order given with what the folders say of their parents.
+func (r *Request) checkOrder() error {
+	if _, real := r.FS.(hostFS); !real {
+		return nil
+	}
+	var folders []string
+	for _, l := range r.Layers {
 		if l.Folder != "" {
 			folders = append(folders, l.Folder)
 		}
 	}
-	if _, real := r.FS.(hostFS); real {
-		if err := layerdir.CheckChain(folders); err != nil {
-			return nil, fmt.Errorf("layers of %s: %w", r.ID, err)
-		}
+	if err := layerdir.CheckChain(folders); err != nil {
+		return fmt.Errorf("layers of %s: %w", r.ID, err)
 	}
-	return out, nil
+	return nil
 }
 
 // findImage finds the image in a layer folder: layer.erofs where the VM can mount it, else layer.vhd; or

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -145,9 +146,29 @@ func (s *Store) objectsOf(path string) []object {
 			continue
 		}
 		for _, e := range files {
-			if real, err := filepath.EvalSymlinks(s.path(string(o), e.Name())); err == nil {
+			file := s.path(string(o), e.Name())
+			if real, err := filepath.EvalSymlinks(file); err == nil {
 				add(real)
 			}
+			out = append(out, s.hardLinked(file)...)
+		}
+	}
+	return out
+}
+
+// hardLinked gives the layers that have the file at path, too: on Windows a chain's links are hard ones.
+func (s *Store) hardLinked(path string) (out []object) {
+	if runtime.GOOS != "windows" {
+		return nil
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil
+	}
+	layers, _ := s.list(layersDir) // whoever collects lists them again
+	for _, o := range layers {
+		if there, err := os.Lstat(s.path(string(o), filepath.Base(path))); err == nil && os.SameFile(info, there) {
+			out = append(out, o)
 		}
 	}
 	return out

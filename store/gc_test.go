@@ -79,10 +79,7 @@ func TestGC(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := filepath.EvalSymlinks(filepath.Join(folders[0], "layer.erofs"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	file := layerFile(t, s, folders[0])
 	inUse = []string{folders[0], "/elsewhere/layer.vhd"}
 	if r := gc(t, s); len(r.Objects) != 0 {
 		t.Errorf("collected %v of what a machine uses", r.Objects)
@@ -192,10 +189,7 @@ func TestCheckAndRepair(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			layer, err := filepath.EvalSymlinks(filepath.Join(folders[1], "layer.erofs"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			layer := layerFile(t, s, folders[1])
 			if err := damage(layer, folders[1]); err != nil {
 				t.Fatal(err)
 			}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/layerdir"
@@ -43,6 +44,21 @@ func request(t testing.TB, name string, first, n int) store.Request {
 		r.Layers = append(r.Layers, layer(tarball(t, first+i)))
 	}
 	return r
+}
+
+// openImage opens an image until the test ends.
+func openImage(t testing.TB, text string) *image.Image {
+	t.Helper()
+	src, err := image.ParseSource(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := image.Open(t.Context(), src, image.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { img.Close() })
+	return img
 }
 
 func open(t testing.TB, dir string, o store.Options) *store.Store {
@@ -107,4 +123,24 @@ func objects(t testing.TB, s *store.Store) (layers, chains int) {
 		t.Fatal(err)
 	}
 	return len(l), len(c)
+}
+
+// layerFile is the file of a layer that the link in a chain's folder leads to, be it a hard one.
+func layerFile(t *testing.T, s *store.Store, folder string) string {
+	t.Helper()
+	link, err := os.Stat(filepath.Join(folder, "layer.erofs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := filepath.Glob(filepath.Join(s.Dir(), "layers", "sha256", "*", "*", "layer.erofs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range all {
+		if info, err := os.Stat(file); err == nil && os.SameFile(link, info) {
+			return file
+		}
+	}
+	t.Fatalf("%s links to none of %q", folder, all)
+	return ""
 }

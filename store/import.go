@@ -226,7 +226,8 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, f Format, li
 	}
 	out := filepath.Join(t.dir, "layer")
 	// A bare or sloppily written tar may lack its end; here the digest says whether it is whole.
-	res, err := s.o.Convert(ctx, layerdir.Options{Format: f.File, Verity: f.Verity, Tar: in, Dir: out, MaxBytes: limit, AllowUnterminated: true})
+	res, err := s.o.Convert(ctx, layerdir.Options{Format: f.File, Verity: f.Verity, Tar: in, Dir: out, MaxBytes: limit,
+		AllowUnterminated: true, Share: s.o.Share})
 	if err == nil {
 		err = drain(in)
 	}

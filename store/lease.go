@@ -116,7 +116,7 @@ func (s *Store) leased() (map[object]string, error) {
 	}
 	for _, e := range list {
 		path := s.path(leasesDir, e.Name())
-		b, err := os.ReadFile(path)
+		b, err := lockfile.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // released just now
 		}

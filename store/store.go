@@ -38,6 +38,8 @@ type Options struct {
 	// InUse gives the host paths of layer folders or files that virtual machines have mounted, which may
 	// lie outside of the store. GC takes none of them, and nothing at all when InUse fails.
 	InUse func(ctx context.Context) ([]string, error)
+	// Share is [layerdir.Options.Share] for all layers.
+	Share func(ctx context.Context, file string) error
 	// Jobs is how many layers are converted at once; 0: one for each processor.
 	Jobs int
 	// Step, when set, is called before each step of what changes the store. It is for tests that kill
@@ -202,9 +204,12 @@ func commit(from, to string) error {
 	return errors.Join(syncDir(parent), syncDir(filepath.Dir(parent)), syncDir(filepath.Dir(filepath.Dir(parent))))
 }
 
-// Scratch makes a scratch folder, from a template that the store keeps. See layerdir.CreateScratch.
+// Scratch makes a scratch folder, from a template that the store keeps; on Windows, which has no tool for
+// ext4, one that the guest formats. See layerdir.CreateScratch.
 func (s *Store) Scratch(ctx context.Context, dir string, size int64) (string, error) {
-	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{Dir: dir, Size: size, CacheDir: s.path(templatesDir)})
+	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{
+		Dir: dir, Size: size, CacheDir: s.path(templatesDir), Unformatted: runtime.GOOS == "windows",
+	})
 }
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }

@@ -92,11 +92,7 @@ func TestSameLayerTwice(t *testing.T) {
 		if err := layerdir.CheckChain(folders); err != nil {
 			t.Error(err)
 		}
-		file, err := filepath.EvalSymlinks(filepath.Join(folders[0], "layer.erofs"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		paths[file]++
+		paths[layerFile(t, s, folders[0])]++
 	}
 	if len(paths) != 1 {
 		t.Errorf("the layer that both have on top is not one file: %v", paths)
@@ -353,5 +349,21 @@ func TestTempDir(t *testing.T) {
 	}
 	if left, err := os.ReadDir(filepath.Dir(tmp)); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestLayersAreShared: each layer's file is shared once, when it is made.
+func TestLayersAreShared(t *testing.T) {
+	var n atomic.Int32
+	s := open(t, t.TempDir(), store.Options{Share: func(_ context.Context, file string) error {
+		_, err := os.Stat(file)
+		n.Add(1)
+		return err
+	}})
+	for range 2 {
+		mustImport(t, s, request(t, "a", 0, 3))
+	}
+	if n.Load() != 3 {
+		t.Errorf("%d files were shared, want 3", n.Load())
 	}
 }

@@ -21,7 +21,7 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	f, err := lockfile.Wait(ctx, path, false)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
-			holder, _ := os.ReadFile(path)
+			holder, _ := lockfile.ReadFile(path)
 			err = fmt.Errorf("%w (process %s): %w", ErrLocked, strings.TrimSpace(string(holder)), cause)
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)

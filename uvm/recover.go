@@ -46,14 +46,11 @@ func replay(records []record) books {
 	return b
 }
 
-// recover makes the ledger agree with the machine and takes back what was under way.
-func (l *ledger) recover(ctx context.Context, records []record) error {
-	obs, err := l.machine.Observe(ctx)
-	if err != nil {
-		return fmt.Errorf("ask the machine what is there: %w", err)
-	}
+// recover makes the ledger agree with what is in the machine and takes back what was under way.
+func (l *ledger) recover(ctx context.Context, records []record, obs vmm.Observation) error {
 	l.mu.Lock()
-	if err = l.rebuild(replay(records), obs); err == nil {
+	err := l.rebuild(replay(records), obs)
+	if err == nil {
 		// On a full disk things can still be taken away; nothing is added before the rewriting succeeds.
 		if cerr := l.journal.compact(l.snapshot()); cerr != nil {
 			l.journal.stale = true

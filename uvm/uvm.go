@@ -32,6 +32,16 @@ type Options struct {
 	Tracer trace.Tracer  // nil: no spans
 	Meter  metric.Meter  // nil: no metrics
 	Undo   time.Duration // grace for taking back what a failed or cancelled call began; 0: 30 s
+	Fresh  bool          // the machine is new: what the books say was in an earlier one
+	Answer time.Duration // what connecting and asking the machine what is there may take each; 0: no limit
+}
+
+// awaitAnswer bounds a context by o.Answer.
+func (o *Options) awaitAnswer(ctx context.Context) (context.Context, context.CancelFunc) {
+	if o.Answer == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, o.Answer, fmt.Errorf("%w for %s", ErrNoAnswer, o.Answer))
 }
 
 const defaultUndo = 30 * time.Second
@@ -50,7 +60,8 @@ func (o *Options) complete() {
 // connects to the machine, compares, and undoes what such a process had under way. An empty dir keeps
 // the books in memory only.
 //
-// When the machine is gone Open forgets what was in it and fails with an error matching vmm.ErrGone.
+// When the machine is gone Open forgets what was in it and fails with an error matching vmm.ErrGone;
+// when it says nothing, with one matching ErrNoAnswer.
 // When something that was under way cannot be undone the VM is usable all the same: the rest stays
 // in claims that are releasing, and Recover tries again.
 func Open(ctx context.Context, dir string, connect Connect, opts Options) (*UtilityVM, error) {
@@ -77,12 +88,17 @@ func (vm *UtilityVM) open(ctx context.Context, dir string, connect Connect, opts
 	if err != nil {
 		return err
 	}
-	machine, err := connect(ctx)
+	limited, cancel := opts.awaitAnswer(ctx)
+	machine, err := connect(limited)
+	cancel()
 	if err != nil {
 		if isGone(err) {
 			err = errors.Join(err, j.compact(nil)) // nothing of it is left to take away
 		}
 		return errors.Join(fmt.Errorf("connect to the utility VM: %w", err), j.close())
+	}
+	if opts.Fresh {
+		records = nil
 	}
 	if err := vm.start(ctx, machine, j, records, opts); err != nil {
 		return errors.Join(err, j.close(), machine.Close())
@@ -103,7 +119,13 @@ func (vm *UtilityVM) start(ctx context.Context, machine vmm.Machine, j *journal,
 		claims: map[string]*Claim{},
 		slots:  newSlotTable(machine.Limits()),
 	}
-	if err := vm.l.recover(ctx, records); err != nil {
+	limited, cancel := opts.awaitAnswer(ctx)
+	obs, err := machine.Observe(limited)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("ask the machine what is there: %w", err)
+	}
+	if err := vm.l.recover(ctx, records, obs); err != nil {
 		return fmt.Errorf("recover the utility VM: %w", err)
 	}
 	return nil

@@ -14,6 +14,8 @@ var (
 	ErrBusy = errors.New("in use")
 	// ErrOccupied: something else sits at the address.
 	ErrOccupied = errors.New("address is occupied")
+	// ErrInvalid: the guest finds no sense in what it was asked, such as mounting a disk without a file system.
+	ErrInvalid = errors.New("refused by the guest as invalid")
 	// ErrGuestUnreachable: the machine runs but its agent does not answer.
 	ErrGuestUnreachable = errors.New("the guest agent does not answer")
 	// ErrAccessDenied: the host may not open the file or do the operation.

@@ -42,6 +42,7 @@ type API interface {
 	HcsAttachLayerStorageFilter(volume, layerData string) HRESULT
 	HcsDetachLayerStorageFilter(volume string) HRESULT
 	HcsInitializeWritableLayer(folder, layerData, options string) HRESULT
+	// HcsFormatWritableLayerVhd takes a disk of OpenVirtualDisk, on builds up to 17763 one of OpenFile.
 	HcsFormatWritableLayerVhd(disk Disk) HRESULT
 	HcsGetLayerVhdMountPath(disk Disk) (string, HRESULT)
 	HcsAttachOverlayFilter(volume, layerData string) HRESULT
@@ -64,6 +65,8 @@ type API interface {
 
 	// The file system.
 
+	// OpenFile opens a disk image for reading and writing, as a file. CloseDisk closes it.
+	OpenFile(file string) (Disk, HRESULT)
 	// VolumeSize gives the length of the partition under a volume, and of its file system, in bytes.
 	// volume has no trailing backslash.
 	VolumeSize(volume string) (partition, fileSystem uint64, hr HRESULT)

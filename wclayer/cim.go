@@ -72,6 +72,12 @@ func (s *System) MountCIM(ctx context.Context, volume guid.GUID, m CIMMount) (st
 	})
 }
 
+// Check refuses, with an error that matches [ErrInvalid], a mount that no Windows can do.
+func (m CIMMount) Check() error {
+	_, err := m.images()
+	return err
+}
+
 // images checks a mount and gives the images in the order that the platform wants: the merged one,
 // then its sources.
 func (m CIMMount) images() ([]CIM, error) {

@@ -38,6 +38,8 @@ type Host interface {
 	ExpandScratch(ctx context.Context, folder string, size uint64) error
 	// Destroy deletes a layer folder. It is refused with ErrInUse while the folder is mounted or is a
 	// parent of something mounted, by this process or another: the platform would destroy data.
+	// The same goes for folders above and below it. What is mounted is known of Systems with the same
+	// UsesDir; layers that virtual machines have are not: ask those.
 	Destroy(ctx context.Context, folder string) error
 
 	// GrantVMAccess lets one VM open a file; for scratches. RevokeVMAccess takes that back.

@@ -30,6 +30,7 @@ func (missing) HcsGetLayerVhdMountPath(Disk) (string, HRESULT)               { r
 func (missing) HcsAttachOverlayFilter(string, string) HRESULT                { return absent }
 func (missing) HcsDetachOverlayFilter(string, string) HRESULT                { return absent }
 func (missing) OpenVirtualDisk(string) (Disk, HRESULT)                       { return 0, absent }
+func (missing) OpenFile(string) (Disk, HRESULT)                              { return 0, absent }
 func (missing) AttachVirtualDisk(Disk) HRESULT                               { return absent }
 func (missing) DetachVirtualDisk(Disk) HRESULT                               { return absent }
 func (missing) CloseDisk(Disk) HRESULT                                       { return absent }

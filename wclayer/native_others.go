@@ -11,3 +11,8 @@ func Supported() error {
 // Native is the platform of this system. Here every function is missing, which is an error that
 // matches [errors.ErrUnsupported].
 func Native() API { return missing{} }
+
+func build() uint32 { return 0 }
+
+// DefaultUsesDir is the [Options.UsesDir] that the processes of this host share, or "" where there is none.
+func DefaultUsesDir() string { return "" }

@@ -70,6 +70,12 @@ func (n *native) OpenVirtualDisk(file string) (Disk, HRESULT) {
 	return Disk(h), hresult(err)
 }
 
+func (n *native) OpenFile(file string) (Disk, HRESULT) {
+	h, err := windows.CreateFile(text(file), windows.GENERIC_READ|windows.GENERIC_WRITE,
+		windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE, nil, windows.OPEN_EXISTING, windows.FILE_ATTRIBUTE_NORMAL, 0)
+	return Disk(h), hresult(err)
+}
+
 func (n *native) AttachVirtualDisk(disk Disk) HRESULT {
 	return hresult(vhd.AttachVirtualDisk(syscall.Handle(disk), vhd.AttachVirtualDiskFlagNone,
 		&vhd.AttachVirtualDiskParameters{Version: 2}))

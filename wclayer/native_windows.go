@@ -2,6 +2,7 @@ package wclayer
 
 import (
 	"errors"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -47,6 +48,17 @@ func Native() API {
 		cimfs:          windows.NewLazySystemDLL("cimfs.dll"),
 		virtdisk:       windows.NewLazySystemDLL("virtdisk.dll"),
 	}
+}
+
+func build() uint32 { return windows.RtlGetVersion().BuildNumber }
+
+// DefaultUsesDir is the [Options.UsesDir] that the processes of this host share, or "" where there is none.
+func DefaultUsesDir() string {
+	dir, err := windows.KnownFolderPath(windows.FOLDERID_ProgramData, 0)
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "strata", "uses")
 }
 
 // Supported is nil where this program can work on layers of a Windows host, and tells why not

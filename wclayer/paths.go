@@ -32,12 +32,8 @@ func checkFolder(what, p string) error {
 	if err := checkPath(what, p); err != nil {
 		return err
 	}
-	s := strings.ReplaceAll(p, "/", `\`)
-	switch {
-	case strings.HasPrefix(s, `\\.\`):
-		return fmt.Errorf("%w: %s %q is a device, give a folder", ErrInvalid, what, p)
-	case strings.HasPrefix(strings.ToUpper(s), `\\?\UNC\`), strings.HasPrefix(s, `\\`) && !strings.HasPrefix(s, `\\?\`):
-		return fmt.Errorf("%w: %s %q is on a network share: copy the layer to a local volume", ErrInvalid, what, p)
+	if why := hostpath.NotLocal(p); why != "" {
+		return fmt.Errorf("%w: %s %q is %s: give a folder on a local volume", ErrInvalid, what, p, why)
 	}
 	return nil
 }
@@ -57,11 +53,6 @@ func spelled(p string) string {
 
 // volumeRoot is a volume path without its trailing backslash, which opens the volume and not its root.
 func volumeRoot(p string) string { return strings.TrimRight(p, `\`) }
-
-// identity makes all spellings of one folder equal.
-func identity(p string) string {
-	return strings.TrimPrefix(hostpath.Identity(p), "//?/")
-}
 
 // checkText refuses a NUL, where the platform would end the text.
 func checkText(what, s string) error {

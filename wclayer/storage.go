@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/hostpath"
 )
 
 // layerData is the document of computestorage.dll: which layers a volume gets, top-most first.
@@ -153,6 +154,9 @@ func (s *System) InitializeWritable(ctx context.Context, folder string, parents 
 	}})
 }
 
+// buildFormatsFiles is the last build of Windows that wants the handle of a file to format.
+const buildFormatsFiles = 17763
+
 // FormatVHD implements [Host].
 func (s *System) FormatVHD(ctx context.Context, file string) error {
 	if err := checkPath("disk file", file); err != nil {
@@ -160,8 +164,12 @@ func (s *System) FormatVHD(ctx context.Context, file string) error {
 	}
 	const op = "HcsFormatWritableLayerVhd"
 	return s.run(ctx, call{op: op, path: file, do: func(context.Context) (err error) {
-		disk, hr := s.api.OpenVirtualDisk(file)
-		if err := result("OpenVirtualDisk", file, hr); err != nil {
+		how, open := "OpenVirtualDisk", s.api.OpenVirtualDisk
+		if s.build != 0 && s.build <= buildFormatsFiles {
+			how, open = "open", s.api.OpenFile
+		}
+		disk, hr := open(file)
+		if err := result(how, file, hr); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, result("close disk", file, s.api.CloseDisk(disk))) }()
@@ -187,7 +195,7 @@ func (s *System) VHDMountPath(ctx context.Context, file string) (string, error) 
 			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.disks[identity(file)] = disk
+			s.disks[hostpath.Identity(file)] = disk
 			answer <- volume
 			return nil
 		},
@@ -210,7 +218,7 @@ func (s *System) DetachVHD(ctx context.Context, file string) error {
 func (s *System) disk(file string) (Disk, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d, ok := s.disks[identity(file)]
+	d, ok := s.disks[hostpath.Identity(file)]
 	return d, ok
 }
 
@@ -224,7 +232,7 @@ func (s *System) dropVHD(file string) error {
 		return err
 	}
 	s.mu.Lock()
-	delete(s.disks, identity(file))
+	delete(s.disks, hostpath.Identity(file))
 	s.mu.Unlock()
 	return result("close disk", file, s.api.CloseDisk(disk))
 }

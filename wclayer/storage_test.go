@@ -36,7 +36,7 @@ func TestDestroyIsRefusedWhileInUse(t *testing.T) {
 	must(t, r.Activate(t.Context(), scratch))
 	refused("activated", scratch, `C:\containers`)
 	must(t, r.Prepare(t.Context(), scratch, []string{app, base}))
-	refused("prepared", scratch, app, base, `c:/LAYERS/base/`, `C:\layers`, `\\?\C:\layers\app`)
+	refused("prepared", scratch, app, base, `c:/LAYERS/base/`, `C:\layers`, `\\?\C:\layers\app`, base+`\Files`)
 	must(t, other.Destroy(t.Context(), `C:\layers\bas`)) // another folder, in spite of how it begins
 	must(t, r.Unprepare(t.Context(), scratch))
 	refused("unprepared", scratch)
@@ -257,5 +257,20 @@ func TestCIMVolumeIsStable(t *testing.T) {
 	c, errC := wclayer.CIMVolume("c2")
 	if a != b || a == c || errors.Join(errA, errB, errC) != nil || a.Version() != 5 {
 		t.Errorf("%v %v %v", a, b, c)
+	}
+}
+
+// TestFormatOnOldBuilds: builds up to 17763 want the file opened as such, later ones the virtual disk.
+func TestFormatOnOldBuilds(t *testing.T) {
+	for build, file := range map[uint32]bool{17763: true, 18362: false, 0: false} {
+		r := newRig(t)
+		r.platform.FormatsFiles = file
+		s := wclayer.New(wclayer.Options{API: r.platform, Build: build})
+		if err := s.FormatVHD(t.Context(), `C:\containers\a\sandbox.vhdx`); err != nil {
+			t.Errorf("build %d: %v", build, err)
+		}
+		if left := r.platform.Leftovers(); len(left) > 0 {
+			t.Errorf("build %d: left behind %q", build, left)
+		}
 	}
 }

@@ -7,12 +7,16 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/stratavm/strata/internal/hostpath"
 )
 
 // Options of [New].
 type Options struct {
 	// API is the platform.
 	API API
+	// Build is the build of Windows; 0 is the newest.
+	Build uint32
 	// Log gets one line for each call. Nil is silence.
 	Log *slog.Logger
 	// UsesDir is a directory in which all processes of this host note what they have mounted. Without
@@ -26,6 +30,7 @@ type Options struct {
 // race when layers are prepared at the same time, and only the calls of one System follow each other.
 type System struct {
 	api   API
+	build uint32
 	log   *slog.Logger
 	uses  uses
 	sleep func(context.Context, time.Duration) error
@@ -46,7 +51,7 @@ type turn struct {
 // New makes a System.
 func New(o Options) *System {
 	s := &System{
-		api: o.API, log: o.Log, uses: uses{dir: o.UsesDir}, sleep: o.Sleep,
+		api: o.API, build: o.Build, log: o.Log, uses: uses{dir: o.UsesDir}, sleep: o.Sleep,
 		preparing: make(chan struct{}, 1), turns: map[string]*turn{}, disks: map[string]Disk{},
 	}
 	s.preparing <- struct{}{}
@@ -82,7 +87,7 @@ type call struct {
 // run makes a call by itself, after those on the same path have ended. When ctx ends first run
 // returns; the turn passes on when the call has really ended and was undone.
 func (s *System) run(ctx context.Context, c call) error {
-	release, err := s.takeTurn(ctx, identity(c.path))
+	release, err := s.takeTurn(ctx, hostpath.Identity(c.path))
 	if err != nil {
 		return fmt.Errorf("%s %s: waiting for an earlier call on it: %w: %w", c.op, c.path, ErrUnfinished, err)
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/lockedfile"
+
+	"github.com/stratavm/strata/internal/hostpath"
 )
 
 // uses is a directory with one file for each thing that is mounted: who (a scratch or a volume) uses
@@ -29,7 +31,7 @@ type use struct {
 const useSuffix = ".use.json"
 
 func (u uses) file(user string) string {
-	return filepath.Join(u.dir, fmt.Sprintf("%x%s", sha256.Sum256([]byte(identity(user))), useSuffix))
+	return filepath.Join(u.dir, fmt.Sprintf("%x%s", sha256.Sum256([]byte(hostpath.Identity(user))), useSuffix))
 }
 
 // locked runs do while no other process looks at or changes the directory.
@@ -125,9 +127,9 @@ func (u uses) check(file, folder string) error {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return fmt.Errorf("what is mounted: %s is damaged; remove it once nothing is mounted: %w", file, err)
 	}
-	want := identity(folder)
+	want := hostpath.Identity(folder)
 	for _, f := range v.Folders {
-		if have := identity(f); have == want || strings.HasPrefix(have, want+"/") {
+		if have := hostpath.Identity(f); have == want || strings.HasPrefix(have, want+"/") || strings.HasPrefix(want, have+"/") {
 			return fmt.Errorf("%w: %s by %s, mounted by process %d: unmount it first", ErrInUse, folder, v.User, v.PID)
 		}
 	}

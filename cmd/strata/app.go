@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
@@ -25,6 +27,7 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
+	silence        time.Duration
 }
 
 // groups are the commands in the order of the help. Each group is one file.
@@ -71,7 +74,7 @@ func (e *env) root() *cli.Command {
 			&cli.StringFlag{Name: "state-dir", Sources: cli.EnvVars("STRATA_STATE_DIR"), TakesFile: true,
 				Usage: "where VMs keep their state (default: /var/lib/strata, or ~/.local/state/strata when not root)"},
 			&cli.BoolFlag{Name: "json", Usage: "print results as JSON"},
-			&cli.BoolFlag{Name: "dry-run", Usage: "print the changes that would be made to the VM; make none"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done, each change of a VM on a line, and do nothing"},
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "log every step to standard error"},
 		},
 		Action: func(_ context.Context, cmd *cli.Command) error {
@@ -166,6 +169,10 @@ func vmFlag() cli.Flag {
 func (e *env) vmDir(cmd *cli.Command, name string) (string, error) {
 	if !validName.MatchString(name) {
 		return "", usage(cmd, "VM name %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", name)
+	}
+	if name == hostVM && runtime.GOOS != "linux" {
+		return "", fmt.Errorf("this program mounts layers without a VM on Linux only: use a VM "+
+			"(on Windows, the Go package layers mounts Argon and CIM roots): %w", errors.ErrUnsupported)
 	}
 	dir, err := e.stateDir(cmd)
 	if err != nil {

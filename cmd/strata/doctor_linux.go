@@ -30,7 +30,7 @@ func hostQuestions() []question {
 		{"VMM", true, "sudo apt-get install " + vmm[0], program(vmm[1], "--version")},
 		{"disk tool", true, "sudo apt-get install qemu-utils", program("qemu-img", "--version")},
 		{"file system tool", true, "sudo apt-get install e2fsprogs", program("mkfs.ext4", "-V")},
-		{"guest kernel", true, "sudo apt-get install linux-image-" + runtime.GOARCH, askKernel},
+		{"guest kernel", true, "name one with --kernel", askKernel},
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
 		{"vsock", false, "guests are reached by serial ports instead, by eight processes at a time; or: sudo modprobe vhost_vsock", askVsock},
 		{"layers without a VM", false, "run strata as root, or in a user namespace: unshare --map-auto -Urm strata ...", askHost},
@@ -40,6 +40,9 @@ func hostQuestions() []question {
 
 func askKernel(context.Context, *env, *cli.Command) (string, error) {
 	path, release, err := bootimage.Kernel(bootimage.Options{})
+	if none, ok := errors.AsType[*bootimage.NoKernelError](err); ok {
+		return "", &remedyError{none.Err, none.Remedy}
+	}
 	if err != nil {
 		return "", err
 	}

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/svc"
 	"golang.org/x/sys/windows/svc/mgr"
+
+	"github.com/stratavm/strata"
 )
 
 // minBuild is Windows Server 2019 and Windows 10 1809, the first with all that is called.
@@ -19,6 +24,10 @@ func hostQuestions() []question {
 		{"Windows build", true, "update to Windows Server 2019, Windows 10 1809 or later", askBuild},
 		{"Host Compute Service", true, "Enable-WindowsOptionalFeature -Online -FeatureName Containers, then restart", askDLL("vmcompute.dll")},
 		{"layer functions", false, "layers that are disks need a newer Windows", askDLL("computestorage.dll")},
+		{"revoking access", false, "taking a VM's right to a file back needs a newer Windows", askDLL("computecore.dll")},
+		{"composite images", false, "CIM layers need a newer Windows", askDLL("cimfs.dll")},
+		{"boot files", false, "VMs for Linux containers need kernel and initrd.img in " + strata.DefaultBootFiles +
+			"; name another folder with STRATA_BOOT_FILES or --boot-files", askBootFiles},
 		{"service vmcompute", true, "Start-Service vmcompute", askService("vmcompute")},
 		{"Hyper-V", true, "Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All, then restart", askService("vmms")},
 		{"rights", true, "start an elevated prompt, or: Add-LocalGroupMember -Group 'Hyper-V Administrators' -Member $env:USERNAME", askRights},
@@ -41,6 +50,17 @@ func askDLL(name string) func(context.Context, *env, *cli.Command) (string, erro
 		}
 		return name, nil
 	}
+}
+
+// askBootFiles looks where vm start would.
+func askBootFiles(_ context.Context, e *env, _ *cli.Command) (string, error) {
+	dir := cmp.Or(e.getenv("STRATA_BOOT_FILES"), strata.DefaultBootFiles)
+	for _, name := range []string{"kernel", "initrd.img"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return "", err
+		}
+	}
+	return printable(dir), nil
 }
 
 func askService(name string) func(context.Context, *env, *cli.Command) (string, error) {

@@ -51,6 +51,14 @@ func (d *dryMachine) Shutdown(context.Context) error                     { retur
 func (d *dryMachine) Terminate(context.Context) error                    { return nil }
 func (d *dryMachine) Close() error                                       { return nil }
 
+// would says in a dry run what a command would do besides Changes of a VM.
+func (e *env) would(cmd *cli.Command, format string, args ...any) error {
+	text := fmt.Sprintf(format, args...)
+	return e.print(cmd, struct {
+		Would string `json:"would"`
+	}{text}, func(w io.Writer) { fmt.Fprintln(w, text) })
+}
+
 // openDry opens a copy of the books of a VM, with a machine that only prints. Neither the VM nor its
 // state directory are touched; a VM that does not exist is taken as an empty one.
 func (e *env) openDry(ctx context.Context, cmd *cli.Command, name, dir string) (*uvm.UtilityVM, error) {

@@ -92,8 +92,7 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 		}
 	}
 	if cmd.Bool("dry-run") {
-		_, err := fmt.Fprintf(e.stdout, "run %q in %s\n", spec.Args, cmp.Or(spec.Root, "the VM"))
-		return err
+		return e.would(cmd, "run %q in %s", spec.Args, cmp.Or(spec.Root, "the VM"))
 	}
 	return e.runIn(ctx, cmd, name, spec)
 }

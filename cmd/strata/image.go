@@ -83,6 +83,13 @@ func (e *env) pull(ctx context.Context, cmd *cli.Command) error {
 	if !cmd.Args().Present() {
 		return usage(cmd, "give at least one image")
 	}
+	if cmd.Bool("dry-run") {
+		var errs []error
+		for _, arg := range cmd.Args().Slice() {
+			errs = append(errs, e.importDry(cmd, arg))
+		}
+		return errors.Join(errs...)
+	}
 	out := []pulled{}
 	for _, arg := range cmd.Args().Slice() {
 		_, p, err := e.importImage(ctx, cmd, arg, "")
@@ -147,7 +154,7 @@ func wantsTrees(cmd *cli.Command) bool {
 func (e *env) importImage(ctx context.Context, cmd *cli.Command, text, name string) (store.Image, pulled, error) {
 	var none store.Image
 	if cmd.Bool("dry-run") {
-		return none, pulled{}, fmt.Errorf("image %s: a dry run imports nothing; import it first: strata pull %s", printable(text), printable(text))
+		return none, pulled{}, notImported(text)
 	}
 	src, err := image.ParseSource(text)
 	if err != nil {
@@ -158,6 +165,19 @@ func (e *env) importImage(ctx context.Context, cmd *cli.Command, text, name stri
 		return none, pulled{}, err
 	}
 	return e.importSource(ctx, cmd, st, src, name)
+}
+
+// importDry says what importing an image would do, without looking at it.
+func (e *env) importDry(cmd *cli.Command, text string) error {
+	if _, err := image.ParseSource(text); err != nil {
+		return err
+	}
+	return e.would(cmd, "import image %s into the store", printable(text))
+}
+
+// notImported is the error of a dry run that needs an image.
+func notImported(text string) error {
+	return fmt.Errorf("image %s: a dry run imports nothing; import it first: strata pull %s", printable(text), printable(text))
 }
 
 // imageOptions are what --platform and --plain-http say. limit is in bytes, for each layer.
@@ -278,7 +298,11 @@ func (e *env) imageRemove(ctx context.Context, cmd *cli.Command) error {
 	var errs []error
 	for _, ref := range cmd.Args().Slice() {
 		img, err := findImage(st, ref)
-		if err == nil && !cmd.Bool("dry-run") {
+		if err == nil && cmd.Bool("dry-run") {
+			errs = append(errs, e.would(cmd, "remove image %s", printable(img.Name)))
+			continue
+		}
+		if err == nil {
 			err = st.Remove(ctx, img.Name)
 		}
 		if err != nil {
@@ -287,8 +311,11 @@ func (e *env) imageRemove(ctx context.Context, cmd *cli.Command) error {
 		}
 		removed = append(removed, img.Name)
 	}
+	if cmd.Bool("dry-run") {
+		return errors.Join(errs...)
+	}
 	var freed store.Removed
-	if !cmd.Bool("keep-layers") && !cmd.Bool("dry-run") && len(removed) > 0 {
+	if !cmd.Bool("keep-layers") && len(removed) > 0 {
 		if freed, err = st.GC(ctx, false); err != nil {
 			errs = append(errs, err)
 		}

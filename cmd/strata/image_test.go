@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +44,7 @@ func TestImageScripts(t *testing.T) {
 			env.Setenv("REGISTRY", reg.Host())
 			env.Setenv("WINDOWS", winReg.Host()+"/org/win:v1")
 			env.Setenv("DIGEST", d.Digest)
+			env.Setenv("FORMAT", map[bool]string{true: "vhd", false: "erofs"}[runtime.GOOS == "windows"]) // the default
 			for name, b := range map[string][]byte{"app.tar": app, "windows.tar": windows} {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, name), b, 0o644); err != nil {
 					return err

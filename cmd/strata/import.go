@@ -63,6 +63,12 @@ func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
 			return fmt.Errorf("parent layer %s: there is no such folder; import it first", printable(p))
 		}
 	}
+	if err := checkFree(dirs[0]); err != nil {
+		return err
+	}
+	if cmd.Bool("dry-run") {
+		return e.would(cmd, "make a layer of %s in %s", printable(cmd.Args().First()), printable(dirs[0]))
+	}
 	start := time.Now()
 	res, err := e.convert(ctx, cmd, cmd.Args().First(), dirs[0])
 	if err != nil {
@@ -79,6 +85,20 @@ func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
+// checkFree makes sure that a layer folder holds no layer yet: a VM may have that mounted, and which of two
+// is mounted depends on the VM.
+func checkFree(dir string) error {
+	if fi, err := os.Stat(dir); err == nil && !fi.IsDir() {
+		return fmt.Errorf("import: %s is a file; give a folder, which is made for the layer", printable(dir))
+	}
+	for _, f := range []layerdir.Format{layerdir.EROFS, layerdir.VHD, layerdir.Tree} {
+		if exists(filepath.Join(dir, f.FileName())) {
+			return fmt.Errorf("import: %s holds %s already; remove it first, or choose another folder", printable(dir), f.FileName())
+		}
+	}
+	return nil
+}
+
 // convert makes a layer folder of the tar called name.
 func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (res layerdir.Result, err error) {
 	fs, err := formats(cmd)
@@ -87,12 +107,6 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 	}
 	if len(fs) != 1 {
 		return res, usage(cmd, "--format: a layer folder has one format")
-	}
-	for _, f := range []layerdir.Format{layerdir.EROFS, layerdir.VHD} {
-		// Which of two files is mounted depends on the VM.
-		if f != fs[0].File && exists(filepath.Join(dir, f.FileName())) {
-			return res, fmt.Errorf("import: %s holds %s already; remove it first, or choose another folder", printable(dir), f.FileName())
-		}
 	}
 	limit, err := maxLayerSize(cmd)
 	if err != nil {
@@ -128,7 +142,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
 	defer tar.Close()
-	res, err = layerdir.Convert(ctx, layerdir.Options{Format: fs[0].File, Verity: fs[0].Verity, Tar: tar, Dir: dir, MaxBytes: limit})
+	res, err = layerdir.Convert(ctx, layerdir.Options{Format: fs[0].File, Verity: fs[0].Verity, Tar: tar, Dir: dir, MaxBytes: limit, Share: shareLayer()})
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}

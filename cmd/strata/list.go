@@ -100,15 +100,11 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 	}
 	out := []recovered{}
 	var errs []error
-	var ids []string // of runs, whose own VMs went with them
-	if !cmd.Bool("dry-run") {
-		var err error
-		ids, err = e.sweepRuns(ctx, cmd, func(r runRecord) bool { return cmd.Args().Len() == 0 || slices.Contains(names, r.VM) })
-		for _, id := range ids {
-			out = append(out, recovered{Run: id})
-		}
-		errs = append(errs, err)
+	ids, err := e.sweepRuns(ctx, cmd, func(r runRecord) bool { return cmd.Args().Len() == 0 || slices.Contains(names, r.VM) })
+	for _, id := range ids {
+		out = append(out, recovered{Run: id})
 	}
+	errs = append(errs, err)
 	if len(names) == 0 {
 		var err error
 		if names, err = e.vmNames(cmd); err != nil {
@@ -118,7 +114,7 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 	for _, name := range names {
 		r, err := e.recoverVM(ctx, cmd, name)
 		if errors.Is(err, strata.ErrNoVM) && slices.Contains(ids, name) {
-			continue
+			continue // the run's own, which went with it
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -126,17 +122,21 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 		}
 		out = append(out, r)
 	}
-	err := e.print(cmd, out, func(w io.Writer) {
+	verb := "is taken away"
+	if cmd.Bool("dry-run") {
+		verb = "would be taken away"
+	}
+	err = e.print(cmd, out, func(w io.Writer) {
 		for _, r := range out {
 			switch {
 			case r.Run != "":
-				fmt.Fprintf(w, "%s: what this interrupted run left is taken away\n", r.Run)
+				fmt.Fprintf(w, "%s: what this interrupted run left %s\n", r.Run, verb)
 			case r.Error != "":
 				fmt.Fprintf(w, "%s: not everything could be mended\n", r.VM)
 			case r.Running:
 				fmt.Fprintf(w, "%s: in order, %d containers\n", r.VM, r.Containers)
 			default:
-				fmt.Fprintf(w, "%s: does not run; its state is removed\n", r.VM)
+				fmt.Fprintf(w, "%s: does not run; its state %s\n", r.VM, verb)
 			}
 		}
 	})
@@ -153,6 +153,15 @@ func (e *env) recoverVM(ctx context.Context, cmd *cli.Command, name string) (rec
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
 		return r, err
+	}
+	if cmd.Bool("dry-run") {
+		info, err := strata.InspectVM(ctx, dir)
+		if errors.Is(err, strata.ErrNoVM) && exists(dir) {
+			err = nil
+		}
+		if err != nil || !info.Running {
+			return r, e.explain(name, err)
+		}
 	}
 	vm, err := e.open(ctx, cmd, name)
 	if errors.Is(err, vmm.ErrGone) || errors.Is(err, strata.ErrNoVM) && exists(dir) {

@@ -24,7 +24,7 @@ func main() {
 	// The first signal ends ctx: what is under way is taken back or left for the next command to
 	// mend. From then on signals have their usual effect, so that a second one ends us at once.
 	context.AfterFunc(ctx, stop)
-	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
+	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, silence: silence}
 	os.Exit(e.run(ctx, os.Args))
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/wclayer"
 )
 
 // unmountOps are the names of what --only takes.
@@ -89,6 +90,14 @@ func request(cmd *cli.Command, id string, folders []string) (layers.Request, err
 	return r, nil
 }
 
+// mountIn says where a root is to be. The layers of a Windows VM have identities that its host knows.
+func (e *env) mountIn(cmd *cli.Command, r *layers.Request, vm *uvm.UtilityVM) {
+	r.VM = vm
+	if vm.Machine().OS() == vmm.Windows {
+		r.Host = wclayer.NewNative(e.logger(cmd), "") // nothing is destroyed here
+	}
+}
+
 func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 	if cmd.Args().Len() < 2 {
 		return usage(cmd, "give an id and an image, or at least one layer")
@@ -111,7 +120,7 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 		return err
 	}
 	defer e.close(vm)
-	r.VM = vm
+	e.mountIn(cmd, &r, vm)
 	start := time.Now()
 	m, err := layers.Mount(ctx, r)
 	if err != nil {
@@ -139,7 +148,7 @@ func (e *env) advise(err error, vm, id string) error {
 	case errors.Is(err, layers.ErrLayerOrder):
 		return fmt.Errorf("%w; give the top-most layer first and the base last", err)
 	case errors.Is(err, layers.ErrUnchecked):
-		return fmt.Errorf("%w (--image-format without +verity, --isolation=hypervisor); --allow-unchecked mounts it all the same", err)
+		return fmt.Errorf("%w (--format without +verity, --isolation=hypervisor); --allow-unchecked mounts it all the same", err)
 	}
 	return err
 }

@@ -18,6 +18,9 @@ import (
 // patience is how long a command waits for another one that works with the same VM before it says so.
 const patience = time.Second
 
+// silence is how long a VM may say nothing before a command gives up.
+const silence = time.Minute
+
 // open takes up the VM called name, waiting for another command that works with it, and takes away what
 // runs that were killed left in it. With --dry-run it is a copy of the books, with a machine that only
 // prints.
@@ -33,7 +36,7 @@ func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.Uti
 	return e.takeUp(ctx, cmd, name)
 }
 
-// takeUp is open without what runs left.
+// takeUp is open without what runs left, and never dry.
 func (e *env) takeUp(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
@@ -47,7 +50,9 @@ func (e *env) takeUp(ctx context.Context, cmd *cli.Command, name string) (*uvm.U
 	if name == hostVM {
 		take = strata.OpenHost
 	}
-	vm, err := take(ctx, dir, e.openOptions(cmd))
+	o := e.openOptions(cmd)
+	o.Locked = func() { waiting.Stop() }
+	vm, err := take(ctx, dir, o)
 	if err != nil {
 		return nil, e.explain(name, err)
 	}
@@ -58,16 +63,20 @@ func (e *env) takeUp(ctx context.Context, cmd *cli.Command, name string) (*uvm.U
 // process of each container.
 func (e *env) openOptions(cmd *cli.Command) strata.OpenOptions {
 	self, _ := os.Executable() // without it programs cannot be run, and the error then says so
-	return strata.OpenOptions{Logger: e.logger(cmd), Self: self}
+	return strata.OpenOptions{Logger: e.logger(cmd), Self: self, Answer: e.silence}
 }
 
 // explain says what to do about a VM that cannot be opened.
 func (e *env) explain(name string, err error) error {
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, strata.ErrNoVM):
 		return fmt.Errorf("VM %q: %w; start it with: strata vm start %s", name, err, name)
 	case errors.Is(err, vmm.ErrGone):
 		return fmt.Errorf("VM %q does not run any more: %w; start it again with: strata vm start %s", name, err, name)
+	case errors.Is(err, uvm.ErrNoAnswer):
+		return fmt.Errorf("VM %q: %w; end it with: strata vm stop --force %s", name, err, name)
 	}
 	return fmt.Errorf("VM %q: %w", name, err)
 }
@@ -79,10 +88,10 @@ func (e *env) close(vm *uvm.UtilityVM) {
 	}
 }
 
-// stop releases what is mounted in a VM, powers it off and removes its state. When the releasing
-// fails the VM is stopped all the same, as what could not be released goes with it.
-func (e *env) stop(ctx context.Context, vm *uvm.UtilityVM, dir string, timeout time.Duration) error {
-	limited, cancel := context.WithTimeout(ctx, timeout)
+// stop releases what is mounted in a VM, powers it off (the hard way from the deadline on) and removes its
+// state. When the releasing fails the VM is stopped all the same, as what could not be released goes with it.
+func (e *env) stop(ctx context.Context, vm *uvm.UtilityVM, dir string, deadline time.Time) error {
+	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	var errs []error
 	for _, c := range vm.Claims() {

@@ -55,6 +55,11 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	if _, err := e.vmOptions(cmd, ""); err != nil {
 		return err
 	}
+	if cmd.String("isolation") == "process" {
+		if _, err := e.vmDir(cmd, hostVM); err != nil {
+			return err
+		}
+	}
 	scratchSize, err := parseSize(cmd.String("scratch-size"))
 	if err != nil {
 		return usage(cmd, "--scratch-size: %w", err)
@@ -146,11 +151,13 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *runState, scratc
 			}
 		}
 	}
-	if req.VM, err = e.runVM(ctx, cmd, r); err != nil {
+	vm, err := e.runVM(ctx, cmd, r)
+	if err != nil {
 		return err
 	}
 	// While the program runs others may use the VM.
-	defer func() { err = errors.Join(err, req.VM.Close()) }()
+	defer func() { err = errors.Join(err, vm.Close()) }()
+	e.mountIn(cmd, &req, vm)
 	m, err := layers.Mount(ctx, req)
 	if err != nil {
 		return e.advise(err, r.VM, r.id)

@@ -43,6 +43,9 @@ type imageInUse struct {
 // useImage finds an image in the store, or imports it. The caller releases the lease.
 func (e *env) useImage(ctx context.Context, cmd *cli.Command, ref, owner string) (use imageInUse, err error) {
 	st, err := e.openStore(ctx, cmd)
+	if errors.Is(err, errNoStore) {
+		err = notImported(ref)
+	}
 	if err != nil {
 		return use, err
 	}
@@ -124,6 +127,9 @@ func (e *env) importToStore(ctx context.Context, cmd *cli.Command) error {
 	arg := cmd.Args().First()
 	if src, err := image.ParseSource(arg); err == nil && src.Kind == image.Registry {
 		return usage(cmd, "give a tar and a folder, or a file with an image; for an image of a registry: strata pull %s", printable(arg))
+	}
+	if cmd.Bool("dry-run") {
+		return e.importDry(cmd, arg)
 	}
 	_, p, err := e.importImage(ctx, cmd, arg, cmd.String("name"))
 	if err != nil {

@@ -134,7 +134,9 @@ func (e *env) leaveVM(ctx context.Context, cmd *cli.Command, r *runState) error 
 	if err != nil {
 		return err
 	}
-	vm, err := e.takeUp(ctx, cmd, r.VM)
+	half, done := context.WithTimeout(ctx, cleanup/2)
+	defer done()
+	vm, err := e.takeUp(half, cmd, r.VM)
 	switch {
 	case errors.Is(err, vmm.ErrGone), errors.Is(err, strata.ErrNoVM):
 		if r.Own {
@@ -147,7 +149,7 @@ func (e *env) leaveVM(ctx context.Context, cmd *cli.Command, r *runState) error 
 	case err != nil:
 		return err
 	case r.Own:
-		return e.stop(ctx, vm, dir, cleanup/2)
+		return e.stop(ctx, vm, dir, time.Now().Add(cleanup/2))
 	}
 	m, err := layers.Open(vm, r.id)
 	if err == nil {
@@ -194,7 +196,9 @@ func (e *env) sweepRuns(ctx context.Context, cmd *cli.Command, which func(runRec
 		r := &runState{id: d.Name(), dir: filepath.Join(all, d.Name())}
 		r.lock, err = lockfile.Try(filepath.Join(r.dir, runFile), false, 0)
 		if errors.Is(err, fs.ErrNotExist) {
-			_ = os.Remove(r.dir) // without the file it is empty; a run that begins makes it again
+			if !cmd.Bool("dry-run") {
+				_ = os.Remove(r.dir) // without the file it is empty; a run that begins makes it again
+			}
 			continue
 		}
 		if err != nil || r.lock == nil {
@@ -204,6 +208,10 @@ func (e *env) sweepRuns(ctx context.Context, cmd *cli.Command, which func(runRec
 		r.read()
 		if !which(r.runRecord) {
 			errs = append(errs, r.lock.Close())
+			continue
+		}
+		if cmd.Bool("dry-run") {
+			errs, ids = append(errs, r.lock.Close()), append(ids, r.id)
 			continue
 		}
 		if err := e.endRun(ctx, cmd, r); err != nil {

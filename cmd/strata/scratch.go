@@ -15,7 +15,9 @@ func scratchCommands(e *env) []*cli.Command {
 		Name: "scratch", Usage: "make writable disks",
 		Commands: []*cli.Command{{
 			Name: "create", Usage: "make a scratch folder with an empty disk", ArgsUsage: "DIR",
-			Description: "The disk (sandbox.vhdx) grows with what is written to it, up to --size.\n\n" +
+			Description: "The disk (sandbox.vhdx) grows with what is written to it, up to --size.\n" +
+				"Made on Windows it is formatted by the guest that mounts it first. The scratch of a Windows container is another\n" +
+				"disk, which the Go package wclayer makes.\n\n" +
 				examples("strata scratch create /scratch/web", "strata scratch create --size 5G /scratch/db"),
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "size", Value: defaultScratchSize, Usage: "of the disk, such as 512M or 20G"},
@@ -46,6 +48,9 @@ func (e *env) scratchCreate(ctx context.Context, cmd *cli.Command) error {
 	dirs, err := absolute(cmd, "scratch folder", cmd.Args().First())
 	if err != nil {
 		return err
+	}
+	if cmd.Bool("dry-run") {
+		return e.would(cmd, "make a scratch of up to %s in %s", size(n), printable(dirs[0]))
 	}
 	file, err := e.makeScratch(ctx, cmd, dirs[0], n)
 	if err != nil {

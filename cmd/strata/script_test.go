@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -28,7 +29,12 @@ func setup(env *testscript.Env) error {
 			break
 		}
 	}
-	env.Setenv("ODD", "a, b=c,readonly=off 'x' \"y\"\nz;$(id) %s\\ ü")
+	odd := "a, b=c,readonly=off 'x' \"y\"\nz;$(id) %s\\ ü"
+	env.Setenv("ODD", odd)
+	if runtime.GOOS == "windows" { // no file has such a name there
+		odd = strings.NewReplacer(`"`, "", "\n", "", `\`, "").Replace(odd)
+	}
+	env.Setenv("ODDFILE", odd)
 	return nil
 }
 
@@ -40,6 +46,13 @@ func fileExists(path string) bool {
 // commands are what scripts can do besides running strata.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"mktar": mktar,
+	"shorten": func(ts *testscript.TestScript, _ bool, args []string) { // shorten GLOB: files to a page
+		files, err := filepath.Glob(ts.MkAbs(args[0]))
+		ts.Check(err)
+		for _, f := range files {
+			ts.Check(os.Truncate(f, 4096))
+		}
+	},
 }
 
 // mktar writes a tar: mktar FILE NAME=CONTENT... A name that ends in / is a folder, NAME->TARGET a

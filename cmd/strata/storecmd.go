@@ -31,15 +31,22 @@ func storeCommands(e *env) []*cli.Command {
 	}}
 }
 
+// errNoStore: nothing was ever imported, and a dry run makes no store.
+var errNoStore = errors.New("there is no store yet")
+
 // openStore opens the store in the state directory.
 func (e *env) openStore(ctx context.Context, cmd *cli.Command) (*store.Store, error) {
 	state, err := e.stateDir(cmd)
 	if err != nil {
 		return nil, err
 	}
-	return store.Open(ctx, filepath.Join(state, "store"), store.Options{
-		Logger: e.logger(cmd),
-		InUse:  func(context.Context) ([]string, error) { return e.layersInUse(cmd) },
+	dir := filepath.Join(state, "store")
+	if cmd.Bool("dry-run") && !exists(dir) {
+		return nil, fmt.Errorf("%w in %s", errNoStore, printable(dir))
+	}
+	return store.Open(ctx, dir, store.Options{
+		Logger: e.logger(cmd), Share: shareLayer(),
+		InUse: func(context.Context) ([]string, error) { return e.layersInUse(cmd) },
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -25,7 +26,8 @@ func vmCommands(e *env) []*cli.Command {
 			{
 				Name: "start", Usage: "start a utility VM", ArgsUsage: "[NAME]",
 				Description: "The VM boots the newest kernel installed here and runs on after this command.\n\n" +
-					examples("strata vm start", "strata vm start --memory 512M --cpus 4 big"),
+					examples("strata vm start", "strata vm start --memory 512M --cpus 4 big",
+						`strata vm start --guest windows --uvm-layer C:\layers\nanoserver win   # on a Windows host`),
 				Flags:  startFlags(),
 				Action: e.vmStart,
 			},
@@ -52,26 +54,35 @@ func vmCommands(e *env) []*cli.Command {
 	}}
 }
 
+// windowsMemoryMiB is the default for Windows guests, which do not boot with that of Linux guests.
+const windowsMemoryMiB = 1024
+
 // startFlags are the flags of what starts VMs.
 func startFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest"},
+		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest; 1G for a Windows guest where it is not given"},
 		&cli.IntFlag{Name: "cpus", HideDefault: true, Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "transport", Value: "auto", Usage: "to a guest under QEMU: auto, vsock or serial"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
 		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a strata `BINARY` for the guest (default: this one)"},
 		&cli.StringFlag{Name: "boot-files", TakesFile: true, Sources: cli.EnvVars("STRATA_BOOT_FILES"), Usage: "Windows hosts: `DIR` with kernel and initrd.img of a Linux guest (default: where Windows keeps them)"},
+		&cli.StringFlag{Name: "guest", Value: string(vmm.Linux), Usage: "linux, or, on Windows hosts, windows"},
+		&cli.StringSliceFlag{Name: "uvm-layer", TakesFile: true, Usage: "layer folder `DIR` of the image that a Windows guest boots; once for each, the top-most first"},
 	}
 }
 
 func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) {
-	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Transport: cmd.String("transport"), Logger: e.logger(cmd)}
+	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
+		Guest: vmm.OS(cmd.String("guest")), Logger: e.logger(cmd)}
 	bytes, err := parseSize(cmd.String("memory"))
 	if err != nil {
 		return o, usage(cmd, "--memory: %w", err)
 	}
 	o.MemoryMiB = int(bytes >> 20)
+	if o.Guest == vmm.Windows && !cmd.IsSet("memory") {
+		o.MemoryMiB = windowsMemoryMiB
+	}
 	state, err := e.stateDir(cmd)
 	if err != nil {
 		return o, err
@@ -83,6 +94,9 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		}
 		o.BootFiles = dirs[0]
 	}
+	if o.UVMLayers, err = absolute(cmd, "--uvm-layer", cmd.StringSlice("uvm-layer")...); err != nil {
+		return o, err
+	}
 	o.Boot = bootimage.Options{
 		Kernel: cmd.String("kernel"), Init: cmd.String("init"), Logger: o.Logger,
 		CacheDir: filepath.Join(state, "cache", "boot"),
@@ -92,6 +106,10 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		return o, usage(cmd, "--memory %s is too little: a guest needs 96M", cmd.String("memory"))
 	case o.CPUs < 0:
 		return o, usage(cmd, "--cpus %d: give 1 or more", o.CPUs)
+	case o.Guest != vmm.Linux && o.Guest != vmm.Windows:
+		return o, usage(cmd, "--guest %q: use linux or windows", o.Guest)
+	case (o.Guest == vmm.Windows) != (len(o.UVMLayers) > 0):
+		return o, usage(cmd, "--guest windows and --uvm-layer need each other")
 	case o.Accel != "auto" && o.Accel != "kvm" && o.Accel != "tcg":
 		return o, usage(cmd, "--accel %q: use auto, kvm or tcg", o.Accel)
 	case o.Transport != "auto" && o.Transport != "vsock" && o.Transport != "serial":
@@ -133,6 +151,12 @@ func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
 	}
 	if name == hostVM {
 		return usage(cmd, "%q is this system itself: it runs already", name)
+	}
+	if cmd.Bool("dry-run") {
+		if info, err := strata.InspectVM(ctx, dir); err == nil && info.Running {
+			return fmt.Errorf("start VM %q: %w", name, strata.ErrRunning)
+		}
+		return e.would(cmd, "start VM %s with %d MiB", name, o.MemoryMiB)
 	}
 	start := time.Now()
 	vm, err := strata.StartVM(ctx, o)
@@ -284,6 +308,12 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if !exists(dir) {
+		return fmt.Errorf("VM %q: %w; strata vm ls shows those there are", name, strata.ErrNoVM)
+	}
+	if cmd.Bool("dry-run") {
+		return e.stopDry(ctx, cmd, name)
+	}
 	// Runs that were killed have nothing in it any more then, only their folders.
 	defer e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name })
 	if cmd.Bool("force") {
@@ -292,12 +322,57 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 		}
 		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: ended\n", name) })
 	}
+	if err := e.stopIn(ctx, cmd, name, dir, cmd.Duration("timeout")); err != nil {
+		return err
+	}
+	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+}
+
+// stopDry says what vm stop would do.
+func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error {
+	v, _, err := e.view(ctx, cmd, name)
+	if err != nil {
+		return err
+	}
+	if cmd.Bool("force") {
+		return e.would(cmd, "end VM %s%s without unmounting", name, pid(v.PID, " (process %d)"))
+	}
+	if !v.Running {
+		return e.explain(name, vmm.ErrGone)
+	}
 	vm, err := e.open(ctx, cmd, name)
 	if err != nil {
 		return err
 	}
-	if err := e.stop(ctx, vm, dir, cmd.Duration("timeout")); err != nil {
+	defer e.close(vm)
+	for _, c := range vm.Claims() {
+		m, err := layers.Open(vm, c.ID())
+		if err == nil {
+			err = m.Release(ctx, layers.UnmountOperationAll)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return e.would(cmd, "power VM %s off", name)
+}
+
+// stopIn stops a VM, the hard way after timeout: also when until then it said nothing, or another command
+// had it.
+func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
+	limited, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	vm, err := e.takeUp(limited, cmd, name)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil && name != hostVM {
+		e.say("strata: %v; it is ended the hard way", err)
+		return e.explain(name, strata.KillVM(ctx, dir))
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.stop(ctx, vm, dir, deadline); err != nil {
 		return fmt.Errorf("stop VM %q: %w", name, err)
 	}
-	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+	return nil
 }

@@ -24,8 +24,8 @@ func IsAbs(p string) bool {
 }
 
 // Identity makes two spellings of one path equal. Windows paths compare without regard to case,
-// slash direction, dots and trailing separators; other paths only lose dots and trailing separators.
-// Links are to be resolved before.
+// slash direction, dots, trailing separators and the prefix of long paths before a drive; other paths
+// only lose dots and trailing separators. Links are to be resolved before.
 func Identity(p string) string {
 	if p == "" {
 		return ""
@@ -34,11 +34,28 @@ func Identity(p string) string {
 		return path.Clean(p)
 	}
 	s := strings.ToLower(strings.ReplaceAll(p, `\`, "/"))
+	if rest, long := strings.CutPrefix(s, "//?/"); long && IsWindows(rest) {
+		s = rest
+	}
 	root := ""
 	if strings.HasPrefix(s, "//") {
 		root, s = "/", s[1:] // path.Clean folds the two slashes into one
 	}
 	return root + path.Clean(s)
+}
+
+// NotLocal says why a Windows path is none of a file on a volume of its host: "a device" or "on a
+// network share". It is empty for all other paths.
+func NotLocal(p string) string {
+	s := strings.ToLower(strings.ReplaceAll(p, "/", `\`))
+	rest, literal := strings.CutPrefix(s, `\\?\`)
+	switch {
+	case !IsWindows(p), !strings.HasPrefix(s, `\\`), literal && (IsWindows(rest) || strings.HasPrefix(rest, "volume{")):
+		return ""
+	case literal && !strings.HasPrefix(rest, `unc\`), strings.HasPrefix(s, `\\.\`):
+		return "a device"
+	}
+	return "on a network share"
 }
 
 // Join adds a file name to a folder with the separator that the folder uses.

@@ -5,7 +5,7 @@ import "testing"
 func TestIdentity(t *testing.T) {
 	for _, same := range [][]string{
 		{`C:\Layers\Top`, `c:\layers\top\`, `C:/layers/./top`, `C:\layers\x\..\top`},
-		{`\\?\C:\a`, `\\?\c:\A\`},
+		{`\\?\C:\a`, `\\?\c:\A\`, `C:\a`, `//?/c:/a`},
 		{`\\server\share\a`, `\\SERVER\share\a\`},
 		{"/a/b", "/a/./b/", "/a//b"},
 	} {
@@ -16,10 +16,22 @@ func TestIdentity(t *testing.T) {
 		}
 	}
 	for _, differ := range [][2]string{
-		{"/a/B", "/a/b"}, {`C:\a`, `D:\a`}, {`\\s\a`, `C:\s\a`}, {"/a", "/a/b"}, {"", "/"},
+		{"/a/B", "/a/b"}, {`C:\a`, `D:\a`}, {`\\?\UNC\s\a`, `\\s\a`}, {`\\s\a`, `C:\s\a`}, {"/a", "/a/b"}, {"", "/"},
 	} {
 		if Identity(differ[0]) == Identity(differ[1]) {
 			t.Errorf("Identity(%q) = Identity(%q) = %q", differ[0], differ[1], Identity(differ[0]))
+		}
+	}
+}
+
+func TestNotLocal(t *testing.T) {
+	for p, want := range map[string]string{
+		`C:\l`: "", `\\?\C:\l`: "", `//?/c:/l`: "", `\\?\Volume{1}\l`: "", "/l": "", "//l": "", "": "",
+		`\\.\PHYSICALDRIVE1`: "a device", `\\?\PHYSICALDRIVE1`: "a device", `\\?\GLOBALROOT\Device\x`: "a device",
+		`\\server\share\l`: "on a network share", `\\?\UNC\server\share`: "on a network share", `//?/unc/s/l`: "on a network share",
+	} {
+		if got := NotLocal(p); got != want {
+			t.Errorf("NotLocal(%q) = %q, want %q", p, got, want)
 		}
 	}
 }

@@ -1,11 +1,13 @@
 // Package lockfile has locks between processes that are files. The system drops a lock with the
-// process that holds it, however that ends, so that a lock also tells whether its owner lives.
+// process that holds it, however that ends, so that a lock also tells whether its owner lives. Files are
+// opened such that they can be removed meanwhile, which Windows otherwise refuses.
 package lockfile
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"time"
@@ -39,7 +41,7 @@ func Wait(ctx context.Context, path string, shared bool) (*os.File, error) {
 // gives nil when somebody else has the lock, or has just removed the file: a lock counts only while the
 // file is the one that others find.
 func Try(path string, shared bool, flags int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|flags, 0o644)
+	f, err := open(path, os.O_RDWR|flags)
 	if err != nil {
 		return nil, err
 	}
@@ -74,15 +76,19 @@ func inPlace(f *os.File) (bool, error) {
 
 // Drop removes a file whose lock is held and lets go of it.
 func Drop(f *os.File) error {
-	err := os.Remove(f.Name())
-	cerr := f.Close()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		// Windows does not remove open files; then it is removed unlocked. Nobody else can have taken it
-		// for longer than to see that there is nothing.
-		err = os.Remove(f.Name())
-	}
+	err := remove(f.Name())
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, cerr)
+	return errors.Join(err, f.Close())
+}
+
+// ReadFile reads a lock file, whoever holds it, and does not keep it from being removed meanwhile.
+func ReadFile(path string) ([]byte, error) {
+	f, err := open(path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(f)
+	return b, errors.Join(err, f.Close())
 }

@@ -8,3 +8,7 @@ import (
 )
 
 func try(*os.File, bool) (bool, error) { return false, errors.ErrUnsupported }
+
+func open(path string, flags int) (*os.File, error) { return os.OpenFile(path, flags, 0o644) }
+
+func remove(path string) error { return os.Remove(path) }

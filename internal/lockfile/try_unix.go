@@ -20,3 +20,7 @@ func try(f *os.File, shared bool) (bool, error) {
 	}
 	return err == nil, err
 }
+
+func open(path string, flags int) (*os.File, error) { return os.OpenFile(path, flags, 0o644) }
+
+func remove(path string) error { return os.Remove(path) }

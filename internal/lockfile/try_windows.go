@@ -1,13 +1,39 @@
 package lockfile
 
 import (
+	"crypto/rand"
 	"errors"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/windows"
 )
 
-// try locks a byte that lies far behind the content, which others may still read.
+// open is os.OpenFile, but that the file can be renamed and removed while it is open.
+func open(path string, flags int) (*os.File, error) {
+	name, err := windows.UTF16PtrFromString(path)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	access, create := uint32(windows.GENERIC_READ), uint32(windows.OPEN_EXISTING)
+	if flags&os.O_RDWR != 0 {
+		access |= windows.GENERIC_WRITE
+	}
+	switch flags & (os.O_CREATE | os.O_EXCL) {
+	case os.O_CREATE:
+		create = windows.OPEN_ALWAYS
+	case os.O_CREATE | os.O_EXCL:
+		create = windows.CREATE_NEW
+	}
+	h, err := windows.CreateFile(name, access, windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE,
+		nil, create, windows.FILE_ATTRIBUTE_NORMAL, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(h), path), nil
+}
+
+// try locks a byte far behind the content, which others may still read.
 func try(f *os.File, shared bool) (bool, error) {
 	flags := uint32(windows.LOCKFILE_FAIL_IMMEDIATELY)
 	if !shared {
@@ -18,4 +44,14 @@ func try(f *os.File, shared bool) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// remove gives the file another name of its kind first: where a removed file keeps its name until all
+// have closed it, others could otherwise neither open it nor make a new one.
+func remove(path string) error {
+	aside := filepath.Join(filepath.Dir(path), rand.Text()+filepath.Ext(path))
+	if err := os.Rename(path, aside); err != nil {
+		return err
+	}
+	return os.Remove(aside)
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/stratavm/strata/bootimage/bootimagetest"
 	"github.com/stratavm/strata/internal/leaktest"
 	"github.com/stratavm/strata/internal/winetest/standin"
-	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
@@ -85,9 +84,6 @@ func TestWineRealVM(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := layerdir.CreateScratch(t.Context(), layerdir.ScratchOptions{Dir: filepath.Join(p.folder, "scratch"), Size: 64 << 20}); err != nil {
-		t.Fatal(err)
-	}
 	const root = "/run/gcs/c/web/rootfs"
 	program := func(shell string) []string {
 		return []string{"exec", "-i", "--env", "A=b c", "web", "/bin/busybox", "sh", "-c", shell}
@@ -96,8 +92,9 @@ func TestWineRealVM(t *testing.T) {
 	p.run(
 		command{args: []string{"import", "base.tar", `layers\base`}},
 		command{args: []string{"import", "--parent", `layers\base`, "app.tar", `layers\app`}},
+		command{args: []string{"scratch", "create", "--size", "64M", "scratch"}, want: []string{"sandbox.vhdx", "64"}},
 		command{args: []string{"vm", "start"}, want: []string{"default: ready in "}},
-		mount,
+		mount, // the guest formats the scratch
 		command{args: program(`read word; busybox cat /etc/motd; echo $A; echo $word > /note; echo oops >&2; exit 7`), stdin: "kept\n",
 			want: []string{"app", "b c", "oops"}, code: 7},
 		command{args: []string{"exec", "--in-vm", "--", root + "/bin/busybox", "cat", root + "/note"}, want: []string{"kept"}},

@@ -178,14 +178,25 @@ func (w *work) eject(ctx context.Context) error {
 	if err == nil || isAbsent(err) {
 		return nil
 	}
+	if !m.probed(err) {
+		return fmt.Errorf("let the guest eject the disk: %w", err)
+	}
+	m.host.Logger.Info("the guest unplugs disks on unmount", "vm", m.sys.id, "answer", err)
+	if m.host.Probed != nil {
+		m.host.Probed(GuestUnplugs)
+	}
+	return nil
+}
+
+// probed reports whether an answer to a request to eject tells of a guest that does not know it, and notes that.
+func (m *Machine) probed(answer error) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.enc.generation == GuestProbe && unknownResource(err) {
-		m.enc.noEject = true
-		m.host.Logger.Info("the guest unplugs disks on unmount", "vm", m.sys.id, "answer", err)
-		return nil
+	if g := m.enc.generation; g != GuestProbe && g != GuestUnplugs || !unknownResource(answer) {
+		return false
 	}
-	return fmt.Errorf("let the guest eject the disk: %w", err)
+	m.enc.generation = GuestUnplugs
+	return true
 }
 
 // unknownResource reports whether a Linux guest does not know the kind of resource: it answers with

@@ -208,15 +208,19 @@ func TestEject(t *testing.T) {
 		old        bool
 		generation hcs.GuestGeneration
 		ejects     int // of two removals
+		probed     bool
 	}{
-		{"probe finds an old guest", true, hcs.GuestProbe, 1},
-		{"probe finds a guest of today", false, hcs.GuestProbe, 2},
-		{"told of an old guest", true, hcs.Guest2021, 0},
-		{"told of a guest of today", false, hcs.GuestCurrent, 2},
+		{"probe finds an old guest", true, hcs.GuestProbe, 1, true},
+		{"probe finds a guest of today", false, hcs.GuestProbe, 2, false},
+		{"told of an old guest", true, hcs.Guest2021, 0, false},
+		{"an old guest was found earlier", true, hcs.GuestUnplugs, 0, false},
+		{"told of a guest of today", false, hcs.GuestCurrent, 2, false},
 	} {
 		for kind, external := range both {
 			t.Run(c.name+" "+kind, func(t *testing.T) {
 				r := newRig(t, hcstest.Options{OldGuest: c.old})
+				probed := false
+				r.host.Probed = func(g hcs.GuestGeneration) { probed = g == hcs.GuestUnplugs }
 				o := r.lcow(external)
 				o.GuestGeneration = c.generation
 				m := r.start(o)
@@ -236,8 +240,8 @@ func TestEject(t *testing.T) {
 						}
 					}
 				}
-				if n != c.ejects {
-					t.Errorf("%d requests to eject, want %d", n, c.ejects)
+				if n != c.ejects || probed != c.probed {
+					t.Errorf("%d requests to eject, want %d; probed: %v", n, c.ejects, probed)
 				}
 				if left := r.s.Leftovers(); len(left) != 0 {
 					t.Error(left)

@@ -70,6 +70,7 @@ func (g *gcsGuest) Close() error                       { return g.client.Close()
 var guestSentinels = []struct{ from, to error }{
 	{gcs.ErrBusy, vmm.ErrBusy},
 	{gcs.ErrExists, vmm.ErrOccupied},
+	{gcs.ErrInvalid, vmm.ErrInvalid},
 	{gcs.ErrNotFound, ErrElementNotFound},
 	{gcs.ErrUnsupported, ErrNotSupported},
 	{gcs.ErrTimeout, ErrTimeout},

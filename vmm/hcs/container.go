@@ -35,7 +35,8 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 	case !idPattern.MatchString(m.containerID(spec.ContainerID)):
 		return nil, fail(fmt.Errorf("a compute system cannot be called %q", m.containerID(spec.ContainerID)))
 	case m.enc.os != vmm.Linux:
-		return nil, fail(fmt.Errorf("over the service's own guest connection: %w: use an external one", ErrNotSupported))
+		return nil, fail(fmt.Errorf("programs in Windows containers: %w: run it in the VM itself, "+
+			"or have a container engine make the container's compute system on the mounted root", ErrNotSupported))
 	}
 	oci, process := gcs.ContainerSpec(gcs.ProcessSpec{ContainerID: spec.ContainerID, Root: spec.Root, Args: spec.Args, Env: spec.Env,
 		Dir: spec.Dir, User: spec.User, Hostname: spec.Hostname, Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height})
@@ -61,12 +62,12 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 	}
 	text, err := json.Marshal(parameters)
 	if err != nil {
-		s.discard(created)
+		s.discard(ctx, created)
 		return nil, fail(err)
 	}
 	p, err := m.startProcess(ctx, s, spec, string(text))
 	if err != nil {
-		s.discard(created)
+		s.discard(ctx, created)
 		return nil, fmt.Errorf("container %q: %w", spec.ContainerID, err)
 	}
 	p.container = s
@@ -84,7 +85,7 @@ func (m *Machine) openContainer(ctx context.Context, container string) (*system,
 		if err == nil && p.State != hcsschema.StateCreated {
 			return s, nil
 		}
-		s.discard(false)
+		s.discard(ctx, false)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +103,7 @@ func (m *Machine) container(ctx context.Context, container, document string) (s 
 		s, err = createSystem(ctx, m.host.API, m.containerID(container), document)
 		if err == nil {
 			if err = s.start(ctx); err != nil {
-				s.discard(true)
+				s.discard(ctx, true)
 			}
 			return s, true, err
 		}

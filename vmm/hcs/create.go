@@ -168,7 +168,7 @@ func (m *Machine) open(ctx context.Context, o *Options) error {
 	}
 	if err != nil {
 		m.end()
-		s.discard(false)
+		s.discard(ctx, false)
 		return fmt.Errorf("open utility VM: %w", err)
 	}
 	return nil

@@ -12,11 +12,10 @@ type encoder struct {
 	os         vmm.OS
 	byGUID     bool // SCSI controllers are named by GUID
 	generation GuestGeneration
-	noEject    bool // it was found out that the guest knows no SCSIDevice
 }
 
 // ejects reports whether the guest unplugs a disk by a request of its own.
-func (e encoder) ejects() bool { return e.generation != Guest2021 && !e.noEject }
+func (e encoder) ejects() bool { return e.generation != Guest2021 && e.generation != GuestUnplugs }
 
 var requestTypes = map[vmm.Op]hcsschema.RequestType{
 	vmm.Add: hcsschema.RequestAdd, vmm.Remove: hcsschema.RequestRemove, vmm.Update: hcsschema.RequestUpdate,

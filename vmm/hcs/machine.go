@@ -2,7 +2,6 @@ package hcs
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,7 +33,10 @@ type Host struct {
 	// Connect speaks the guest protocol on a connection that the guest has made: it negotiates and
 	// returns when the guest is ready. Needed for external guest connections.
 	Connect func(ctx context.Context, conn net.Conn, info GuestInfo) (Guest, error)
-	Logger  *slog.Logger // nil: silent
+	// Probed, when set, is told what a guest was found out to be whose generation is GuestProbe. Who stores the
+	// options puts it there, so that the next process need not find out again. It may be called more than once.
+	Probed func(GuestGeneration)
+	Logger *slog.Logger // nil: silent
 }
 
 // NativeHost is this Windows host, without the right to grant access, which package wclayer has: set
@@ -94,7 +96,6 @@ type Machine struct {
 
 	mu    sync.Mutex
 	guest Guest
-	caps  hcsschema.GuestCapabilities
 	life  context.Context // ends with the machine
 	end   context.CancelFunc
 }
@@ -189,7 +190,7 @@ func (m *Machine) create(ctx context.Context, o *Options, doc *hcsschema.Compute
 	if err == nil {
 		if err = m.attach(ctx, s); err != nil {
 			m.end()
-			s.discard(true)
+			s.discard(ctx, true)
 		}
 	}
 	if err != nil {
@@ -230,19 +231,9 @@ func (m *Machine) connect(ctx context.Context) error {
 		m.mu.Unlock()
 		return nil
 	}
-	p, err := m.sys.properties(ctx, hcsschema.PropertyGuestConnection)
-	if err != nil {
-		return err
-	}
-	if p.GuestConnectionInfo == nil || len(p.GuestConnectionInfo.GuestDefinedCapabilities) == 0 {
-		return nil
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if err := json.Unmarshal(p.GuestConnectionInfo.GuestDefinedCapabilities, &m.caps); err != nil {
-		return fmt.Errorf("capabilities of the guest: %w", err)
-	}
-	return nil
+	// What the guest can do is of no interest: it is asked for nothing that depends on it.
+	_, err := m.sys.properties(ctx, hcsschema.PropertyGuestConnection)
+	return err
 }
 
 // external gives the guest connection that is ours.
@@ -352,9 +343,9 @@ func (m *Machine) Close() error {
 	guest := m.guest
 	m.guest = nil
 	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), tidyGrace)
+	defer cancel()
 	if !m.persistent {
-		ctx, cancel := context.WithTimeout(context.Background(), tidyGrace)
-		defer cancel()
 		errs = append(errs, m.sys.terminate(ctx))
 	}
 	if guest != nil {
@@ -364,6 +355,6 @@ func (m *Machine) Close() error {
 	}
 	m.end()
 	m.services.close()
-	errs = append(errs, m.sys.close())
+	errs = append(errs, m.sys.close(ctx))
 	return errors.Join(errs...)
 }

@@ -86,6 +86,8 @@ const (
 	Guest2021
 	// GuestCurrent: a disk is unplugged by a request of its own.
 	GuestCurrent
+	// GuestUnplugs is what probing found out: as GuestProbe, but unmounting a disk also unplugs it.
+	GuestUnplugs
 )
 
 // OptionsLCOW are the options of a VM for Linux containers. See [DefaultLCOW].

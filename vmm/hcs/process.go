@@ -15,7 +15,8 @@ import (
 )
 
 // Exec implements vmm.Machine. Over the service's own connection a Linux container is a compute system of
-// its own, which ends with the last process that is held open; Windows containers need an external one.
+// its own, which ends with the last process that is held open. Programs in Windows containers are not
+// supported, nor programs in a Windows guest over an external connection.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
@@ -124,33 +125,37 @@ const opProcess = "create process"
 // startProcess starts a process in a compute system: the VM, or a container in it.
 func (m *Machine) startProcess(ctx context.Context, s *system, spec vmm.ProcessSpec, parameters string) (*process, error) {
 	p := &process{m: m, name: spec.Args[0], exited: make(chan struct{})}
+	giveUp := func() {
+		m.sys.api.TerminateProcess(p.info.Process)
+		p.release()
+	}
+	registered := OK
 	o, err := detached(ctx, func() outcome {
 		info, result, hr := m.sys.api.CreateProcess(s.handle, parameters)
 		p.info = info
+		if !hr.Failed() {
+			p.callback, registered = m.sys.api.RegisterProcessCallback(info.Process, func(n Notification) {
+				if n.Type == ProcessExited || n.Type == ServiceDisconnect {
+					p.once.Do(func() { close(p.exited) })
+				}
+			})
+		}
 		return outcome{result: result, hr: hr}
 	}, func(o outcome) {
 		if !o.hr.Failed() {
-			m.sys.api.TerminateProcess(p.info.Process)
-			p.release()
+			giveUp()
 		}
 	})
 	if err == nil {
 		err = o.err(opProcess, m.ID())
 	}
+	if err == nil && registered.Failed() {
+		overrun(ctx, giveUp)
+		err = newError("register for notifications of process", m.ID(), registered, "")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
-	callback, hr := m.sys.api.RegisterProcessCallback(p.info.Process, func(n Notification) {
-		if n.Type == ProcessExited || n.Type == ServiceDisconnect {
-			p.once.Do(func() { close(p.exited) })
-		}
-	})
-	if hr.Failed() {
-		m.sys.api.TerminateProcess(p.info.Process)
-		p.release()
-		return nil, fmt.Errorf("start %s: %w", p.name, newError("register for notifications of process", m.ID(), hr, ""))
-	}
-	p.callback = callback
 	p.pump(spec)
 	return p, nil
 }
@@ -291,7 +296,9 @@ func (p *process) Close() error {
 	}
 	p.closed = true
 	p.mu.Unlock()
-	return p.release()
+	ctx, cancel := context.WithTimeout(context.Background(), tidyGrace)
+	defer cancel()
+	return closeDetached(ctx, "close "+p.name, p.release)
 }
 
 func (p *process) release() error {
@@ -310,7 +317,7 @@ func (p *process) release() error {
 		errs = append(errs, newError("close process", p.m.ID(), hr, ""))
 	}
 	if p.container != nil {
-		errs = append(errs, p.container.close())
+		errs = append(errs, p.container.release())
 	}
 	return errors.Join(errs...)
 }

@@ -77,42 +77,6 @@ func (s *system) err() error {
 	return s.exitErr
 }
 
-// detached runs f, which cannot be cancelled, and returns when it has returned or ctx has ended. In
-// the latter case late gets the result when there is one.
-func detached[T any](ctx context.Context, f func() T, late func(T)) (T, error) {
-	var none T
-	if err := context.Cause(ctx); err != nil {
-		return none, err
-	}
-	var mu sync.Mutex
-	abandoned := false
-	done := make(chan T, 1)
-	go func() {
-		v := f()
-		mu.Lock()
-		defer mu.Unlock()
-		if abandoned {
-			late(v)
-			return
-		}
-		done <- v
-	}()
-	select {
-	case v := <-done:
-		return v, nil
-	case <-ctx.Done():
-		mu.Lock()
-		defer mu.Unlock()
-		select {
-		case v := <-done: // it came at the last moment
-			return v, nil
-		default:
-			abandoned = true
-			return none, context.Cause(ctx)
-		}
-	}
-}
-
 type outcome struct {
 	value, result string
 	hr            HRESULT
@@ -131,32 +95,14 @@ const opCreate = "create compute system"
 // of it remains.
 func createSystem(ctx context.Context, api API, id, document string) (*system, error) {
 	s := newSystem(api, id)
-	o, err := detached(ctx, func() outcome {
-		handle, result, hr := api.CreateComputeSystem(id, document)
-		s.handle = handle
-		return outcome{result: result, hr: hr}
-	}, func(o outcome) {
-		if !o.hr.Failed() || o.hr == Pending {
-			s.discard(true)
-		}
-	})
+	hr, err := s.take(ctx, opCreate, true, func() (Handle, string, HRESULT) { return api.CreateComputeSystem(id, document) })
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", opCreate, id, err)
-	}
-	if o.hr != Pending {
-		if err := o.err(opCreate, id); err != nil {
-			return nil, err
-		}
-	}
-	// The callback is needed at once: the completion may be on its way.
-	if err := s.register(); err != nil {
-		s.discard(true)
 		return nil, err
 	}
-	if o.hr == Pending {
+	if hr == Pending {
 		terminate, err := s.complete(ctx, opCreate, s.created)
 		if err != nil {
-			s.discard(terminate)
+			s.discard(ctx, terminate)
 			return nil, err
 		}
 	}
@@ -166,40 +112,46 @@ func createSystem(ctx context.Context, api API, id, document string) (*system, e
 // openSystem takes up a system that another process made.
 func openSystem(ctx context.Context, api API, id string) (*system, error) {
 	s := newSystem(api, id)
-	o, err := detached(ctx, func() outcome {
-		handle, result, hr := api.OpenComputeSystem(id)
-		s.handle = handle
-		return outcome{result: result, hr: hr}
-	}, func(o outcome) {
-		if !o.hr.Failed() {
-			s.discard(false)
-		}
-	})
-	if err == nil {
-		err = o.err("open compute system", id)
-	} else {
-		err = fmt.Errorf("open compute system %s: %w", id, err)
-	}
+	_, err := s.take(ctx, "open compute system", false, func() (Handle, string, HRESULT) { return api.OpenComputeSystem(id) })
 	if err != nil {
 		if IsNotExist(err) {
 			err = fmt.Errorf("%w: %w", vmm.ErrGone, err)
 		}
 		return nil, err
 	}
-	if err := s.register(); err != nil {
-		s.discard(false)
-		return nil, err
-	}
 	return s, nil
 }
 
-func (s *system) register() error {
-	callback, hr := s.api.RegisterComputeSystemCallback(s.handle, s.notify)
-	if hr.Failed() {
-		return newError("register for notifications of compute system", s.id, hr, "")
+// take gets the handle of a system and registers for its notifications, at once: the one that tells of a
+// completed creation may be on its way. When it fails or ctx ends nothing is held, and made says that the
+// system goes too.
+func (s *system) take(ctx context.Context, op string, made bool, get func() (Handle, string, HRESULT)) (HRESULT, error) {
+	type taken struct {
+		outcome
+		held       bool
+		registered HRESULT
 	}
-	s.callback = callback
-	return nil
+	t, err := detached(ctx, func() (t taken) {
+		s.handle, t.result, t.hr = get()
+		if t.held = !t.hr.Failed() || t.hr == Pending; t.held {
+			s.callback, t.registered = s.api.RegisterComputeSystemCallback(s.handle, s.notify)
+		}
+		return t
+	}, func(t taken) {
+		if t.held {
+			s.giveUp(made)
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("%s %s: %w", op, s.id, err)
+	case !t.held:
+		return 0, t.err(op, s.id)
+	case t.registered.Failed():
+		s.discard(ctx, made)
+		return 0, newError("register for notifications of compute system", s.id, t.registered, "")
+	}
+	return t.hr, nil
 }
 
 // complete waits for the notification that ends a pending call. timedOut says that ctx ended first.
@@ -216,15 +168,24 @@ func (s *system) complete(ctx context.Context, op string, ch <-chan Notification
 
 // discard closes a system that nobody will use, after ending it if asked. What fails is of no use
 // to anyone: the handle goes in any case.
-func (s *system) discard(terminate bool) {
+func (s *system) discard(ctx context.Context, terminate bool) {
+	overrun(ctx, func() { s.giveUp(terminate) })
+}
+
+func (s *system) giveUp(terminate bool) {
 	if terminate {
 		s.api.TerminateComputeSystem(s.handle, "")
 	}
-	s.close()
+	s.release()
 }
 
-// close gives the handles back; the system lives on unless its document says otherwise.
-func (s *system) close() error {
+// close gives the handles back; the system lives on unless its document says otherwise. When ctx ends first,
+// they are given back later.
+func (s *system) close(ctx context.Context) error {
+	return closeDetached(ctx, "close compute system "+s.id, s.release)
+}
+
+func (s *system) release() error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

@@ -92,7 +92,7 @@ func guestOutcome(err error) (vmm.Outcome, error) {
 	e := &guestError{err: err}
 	for from, to := range map[error]error{
 		gcs.ErrBusy: vmm.ErrBusy, gcs.ErrExists: vmm.ErrOccupied, gcs.ErrClosed: vmm.ErrGuestUnreachable,
-		gcs.ErrProtocol: vmm.ErrGuestUnreachable, gcs.ErrUnsupported: errors.ErrUnsupported,
+		gcs.ErrProtocol: vmm.ErrGuestUnreachable, gcs.ErrUnsupported: errors.ErrUnsupported, gcs.ErrInvalid: vmm.ErrInvalid,
 	} {
 		if errors.Is(err, from) {
 			e.kind = to

@@ -38,6 +38,9 @@ const defaultSize = 20 << 30
 
 // Platform implements wclayer.API. It may be used concurrently.
 type Platform struct {
+	// FormatsFiles: formatting wants a file, as builds of Windows up to 17763 do. Set it before the first call.
+	FormatsFiles bool
+
 	svc *hcstest.Service
 
 	mu       sync.Mutex
@@ -48,7 +51,6 @@ type Platform struct {
 	disks    map[wclayer.Disk]*disk
 	lastDisk wclayer.Disk
 	cims     map[guid.GUID][]wclayer.CIM
-	group    []string // what the group of all VMs may read
 	revoked  []string
 
 	preparing atomic.Int32
@@ -59,6 +61,7 @@ type Platform struct {
 type disk struct {
 	file     string
 	attached bool
+	plain    bool // opened as a file
 }
 
 var _ wclayer.API = (*Platform)(nil)
@@ -264,10 +267,7 @@ func (p *Platform) HcsRevokeVmAccess(vmID, file string) wclayer.HRESULT {
 
 // GrantGroup implements wclayer.API.
 func (p *Platform) GrantGroup(path string) wclayer.HRESULT {
-	return p.record("(grant group)", map[string]any{"path": path}, func() (map[string]any, wclayer.HRESULT) {
-		p.group = append(p.group, path)
-		return nil, done
-	})
+	return wclayer.HRESULT(p.svc.GrantGroup(path))
 }
 
 // Races counts how often two layers were prepared at the same time.

@@ -90,7 +90,7 @@ func (p *Platform) HcsInitializeWritableLayer(folder, layerData, options string)
 // onDisk records a call that needs an open disk.
 func (p *Platform) onDisk(fn string, d wclayer.Disk, do func(*disk) (map[string]any, wclayer.HRESULT)) wclayer.HRESULT {
 	return p.record(fn, map[string]any{"handle": "<disk>"}, func() (map[string]any, wclayer.HRESULT) {
-		if p.disks[d] == nil {
+		if v := p.disks[d]; v == nil || v.plain && fn != "(close disk)" {
 			return nil, badHandle
 		}
 		return do(p.disks[d])
@@ -99,7 +99,12 @@ func (p *Platform) onDisk(fn string, d wclayer.Disk, do func(*disk) (map[string]
 
 // HcsFormatWritableLayerVhd implements wclayer.API.
 func (p *Platform) HcsFormatWritableLayerVhd(d wclayer.Disk) wclayer.HRESULT {
-	return p.onDisk("HcsFormatWritableLayerVhd", d, func(*disk) (map[string]any, wclayer.HRESULT) { return nil, done })
+	return p.record("HcsFormatWritableLayerVhd", map[string]any{"handle": "<disk>"}, func() (map[string]any, wclayer.HRESULT) {
+		if v := p.disks[d]; v == nil || v.plain != p.FormatsFiles {
+			return nil, badHandle
+		}
+		return nil, done
+	})
 }
 
 // HcsGetLayerVhdMountPath implements wclayer.API. As on the real platform the path has no backslash
@@ -121,6 +126,17 @@ func (p *Platform) OpenVirtualDisk(file string) (d wclayer.Disk, hr wclayer.HRES
 		p.lastDisk++
 		d = p.lastDisk
 		p.disks[d] = &disk{file: file}
+		return nil, done
+	})
+	return d, hr
+}
+
+// OpenFile implements wclayer.API.
+func (p *Platform) OpenFile(file string) (d wclayer.Disk, hr wclayer.HRESULT) {
+	hr = p.record("(open file)", map[string]any{"path": file}, func() (map[string]any, wclayer.HRESULT) {
+		p.lastDisk++
+		d = p.lastDisk
+		p.disks[d] = &disk{file: file, plain: true}
 		return nil, done
 	})
 	return d, hr

@@ -3,8 +3,11 @@ package hcstest
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/google/uuid"
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm/hcs"
@@ -20,8 +23,8 @@ type guestRequest struct {
 // guest is the agent in a VM: what it mounted and combined. It is guarded by the service's lock.
 type guest struct {
 	y      *system
-	old    bool              // a Linux guest of 2021
-	mounts map[string]string // by target: the resource path of the device
+	old    bool                // a Linux guest of 2021
+	mounts map[string][]string // by target: the resource paths of the devices
 	roots  map[string]root
 	conn   *bridge
 }
@@ -30,7 +33,7 @@ type guest struct {
 type root struct{ needs []string }
 
 func newGuest(y *system, old bool) *guest {
-	return &guest{y: y, old: old, mounts: map[string]string{}, roots: map[string]root{}}
+	return &guest{y: y, old: old, mounts: map[string][]string{}, roots: map[string]root{}}
 }
 
 // halt forgets everything: the VM has ended.
@@ -59,6 +62,10 @@ type guestSettings struct {
 	ContainerRootPath        string
 	ScratchPath              string
 	Layers                   []hcsschema.Layer
+	FilterType               hcsschema.FileSystemFilterType
+	BlockCIMs                []hcsschema.BlockCIM
+	VolumeGUID               string
+	MountFlags               uint32
 }
 
 // modify does a request and says what went wrong.
@@ -86,7 +93,9 @@ func (g *guest) modify(r guestRequest) (hcs.HRESULT, string) {
 			return fail, "the disk is mounted at " + target
 		}
 		return ok, ""
-	case r.ResourceType == hcsschema.ResourceHvSocket && !linux, r.ResourceType == hcsschema.ResourceWCOWBlockCims && !linux:
+	case r.ResourceType == hcsschema.ResourceWCOWBlockCims && !linux:
+		return g.mountCIMs(r.RequestType, s)
+	case r.ResourceType == hcsschema.ResourceHvSocket && !linux:
 		return ok, ""
 	}
 	return fail, fmt.Sprintf("the ResourceType %q is not supported: invalid resource type", r.ResourceType)
@@ -103,7 +112,7 @@ func (g *guest) disk(controller, lun uint8) string {
 	return hcsschema.SCSIPath(hcsschema.ControllerGUID(controller), lun)
 }
 
-func (g *guest) mount(op hcsschema.RequestType, target, device string) (hcs.HRESULT, string) {
+func (g *guest) mount(op hcsschema.RequestType, target string, devices ...string) (hcs.HRESULT, string) {
 	if op == hcsschema.RequestRemove {
 		if user := g.user(target); user != "" {
 			return fail, target + ": device or resource busy: " + user
@@ -111,8 +120,10 @@ func (g *guest) mount(op hcsschema.RequestType, target, device string) (hcs.HRES
 		delete(g.mounts, target)
 		return ok, ""
 	}
-	if _, found := g.y.devices[device]; !found {
-		return fail, target + ": no such device: " + device
+	for _, d := range devices {
+		if _, found := g.y.devices[d]; !found {
+			return fail, target + ": no such device: " + d
+		}
 	}
 	if target == "" {
 		return ok, ""
@@ -120,9 +131,31 @@ func (g *guest) mount(op hcsschema.RequestType, target, device string) (hcs.HRES
 	if _, taken := g.mounts[target]; taken {
 		return fail, target + ": something is mounted there"
 	}
-	g.mounts[target] = device
+	g.mounts[target] = devices
 	return ok, ""
 }
+
+// blockCIMs is the mount flag of images on block devices.
+const blockCIMs = 0x10
+
+// mountCIMs mounts one image, or the one that at least two others were merged to and these.
+func (g *guest) mountCIMs(op hcsschema.RequestType, s guestSettings) (hcs.HRESULT, string) {
+	volume := cimVolume(s.VolumeGUID)
+	var disks []string
+	for _, c := range s.BlockCIMs {
+		if c.CimName == "" || c.Lun < 0 || c.Lun > 63 {
+			return invalidArgument, fmt.Sprintf("%s: image %q on LUN %d", volume, c.CimName, c.Lun)
+		}
+		disks = append(disks, g.disk(0, uint8(c.Lun)))
+	}
+	if _, err := uuid.Parse(s.VolumeGUID); err != nil || s.MountFlags != blockCIMs || len(disks) == 0 || len(disks) == 2 {
+		return invalidArgument, fmt.Sprintf("%s: %d images, flags %#x", volume, len(disks), s.MountFlags)
+	}
+	return g.mount(op, volume, disks...)
+}
+
+// cimVolume is the root of a volume of images.
+func cimVolume(guid string) string { return `\\?\Volume{` + strings.ToLower(guid) + `}\` }
 
 func (g *guest) combine(op hcsschema.RequestType, s guestSettings) (hcs.HRESULT, string) {
 	if op == hcsschema.RequestRemove {
@@ -135,7 +168,7 @@ func (g *guest) combine(op hcsschema.RequestType, s guestSettings) (hcs.HRESULT,
 	var r root
 	if g.y.linux() {
 		for _, l := range s.Layers {
-			if g.mounts[l.Path] == "" {
+			if g.mounts[l.Path] == nil {
 				return fail, l.Path + ": no layer is mounted there"
 			}
 			r.needs = append(r.needs, l.Path)
@@ -148,7 +181,7 @@ func (g *guest) combine(op hcsschema.RequestType, s guestSettings) (hcs.HRESULT,
 			r.needs = append(r.needs, below)
 		}
 	} else {
-		if g.mounts[s.ContainerRootPath] == "" {
+		if g.mounts[s.ContainerRootPath] == nil {
 			return fail, s.ContainerRootPath + ": no scratch volume is mounted there"
 		}
 		r.needs = append(r.needs, s.ContainerRootPath)
@@ -156,14 +189,29 @@ func (g *guest) combine(op hcsschema.RequestType, s guestSettings) (hcs.HRESULT,
 			if l.Id == "" {
 				return fail, l.Path + ": a layer without identity"
 			}
-			share := l.Path[strings.LastIndex(l.Path, `\`)+1:]
-			if g.y.devices[hcsschema.VSMBSharesPath+"#"+share] == nil {
-				return fail, l.Path + ": no such share"
+			volume, filter, found := g.filtered(l.Path)
+			switch {
+			case !found:
+				return fail, l.Path + ": no such share or volume"
+			case s.FilterType != filter:
+				return invalidJSON, fmt.Sprintf("%s: filter %q, want %q", l.Path, s.FilterType, filter)
+			case volume != "":
+				r.needs = append(r.needs, volume)
 			}
 		}
 	}
 	g.roots[s.ContainerRootPath] = r
 	return ok, ""
+}
+
+// filtered finds a layer of a Windows root, and the filter that it is for: the files of a volume of
+// images, or a share.
+func (g *guest) filtered(path string) (volume string, filter hcsschema.FileSystemFilterType, found bool) {
+	i := strings.LastIndex(path, `\`) + 1
+	if path[i:] == "Files" && g.mounts[path[:i]] != nil {
+		return path[:i], hcsschema.FilterUnionFS, true
+	}
+	return "", "", g.y.devices[hcsschema.VSMBSharesPath+"#"+path[i:]] != nil
 }
 
 // below gives the mount that a path lies in.
@@ -190,8 +238,8 @@ func (g *guest) user(target string) string {
 
 // restingOn names a mount of a device.
 func (g *guest) restingOn(device string) string {
-	for target, d := range g.mounts {
-		if d == device {
+	for target, devices := range g.mounts {
+		if slices.Contains(devices, device) {
 			return target
 		}
 	}

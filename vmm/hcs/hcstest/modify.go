@@ -32,7 +32,12 @@ func (s *Service) ModifyComputeSystem(handle hcs.Handle, configuration string) (
 		if json.Unmarshal([]byte(configuration), &r) != nil {
 			return nil, "", invalidJSON
 		}
-		hr, message := y.modify(r)
+		hr, message := accessDenied, "the VM may not open "
+		if file, may := s.mayOpen(y, r); may {
+			hr, message = y.modify(r)
+		} else {
+			message += file
+		}
 		if hr == ok {
 			return nil, "", ok
 		}

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/google/uuid"
 
+	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm/hcs"
 )
 
@@ -16,6 +18,7 @@ const (
 	ok              hcs.HRESULT = 0
 	fail            hcs.HRESULT = 0x80004005
 	invalidHandle   hcs.HRESULT = 0x80070006
+	accessDenied    hcs.HRESULT = 0x80070005
 	invalidArgument hcs.HRESULT = 0x80070057
 	alreadyThere    hcs.HRESULT = 0x800700B7
 	notFound        hcs.HRESULT = 0x80070490
@@ -69,6 +72,8 @@ type Options struct {
 	// Lenient answers success where only the service's rules, and no one who told it to fail, stand
 	// against it, as the stand-ins did that the conformance traces were taken with.
 	Lenient bool
+	// Access makes VMs open only those files that they, or all VMs, were granted.
+	Access bool
 	// Sockets are the Hyper-V sockets that guests with an external connection dial over.
 	Sockets *Sockets
 	// Exec plays the processes of guests; nil: they end at once with code 0.
@@ -87,7 +92,7 @@ type Service struct {
 	inject    []Injection
 	script    func(fn string, n int, args map[string]any) Verdict
 	systems   map[hcs.Handle]*system
-	callbacks map[hcs.Handle]*system
+	callbacks map[hcs.Handle]*watcher
 	processes map[hcs.Handle]*process
 	procCalls map[hcs.Handle]*process
 	layers    map[string]*layer
@@ -105,7 +110,7 @@ func New(o Options) *Service {
 		o.Processors = 4
 	}
 	return &Service{opts: o, counts: map[string]int{}, systems: map[hcs.Handle]*system{},
-		callbacks: map[hcs.Handle]*system{}, processes: map[hcs.Handle]*process{},
+		callbacks: map[hcs.Handle]*watcher{}, processes: map[hcs.Handle]*process{},
 		procCalls: map[hcs.Handle]*process{}, layers: map[string]*layer{},
 		granted: map[string][]string{}, last: map[string]int{}}
 }
@@ -239,9 +244,36 @@ func GUID(text string) string { return uuid.NewSHA1(uuid.NameSpaceDNS, []byte(te
 // GrantVmAccess gives a VM the right to open a file.
 func (s *Service) GrantVmAccess(vmID, path string) hcs.HRESULT {
 	return s.Record("GrantVmAccess", map[string]any{"vmId": vmID, "path": path}, func() (map[string]any, hcs.HRESULT) {
-		if !slices.Contains(s.granted[path], vmID) {
-			s.granted[path] = append(s.granted[path], vmID)
-		}
+		s.grant(path, vmID)
 		return nil, ok
 	})
+}
+
+// everyVM stands for the group of all VMs among those that may open a file.
+const everyVM = "*"
+
+// GrantGroup gives all VMs the right to open a file.
+func (s *Service) GrantGroup(path string) hcs.HRESULT {
+	return s.Record("(grant group)", map[string]any{"path": path}, func() (map[string]any, hcs.HRESULT) {
+		s.grant(path, everyVM)
+		return nil, ok
+	})
+}
+
+// grant notes who may open a file; the service is locked.
+func (s *Service) grant(path, who string) {
+	if key := strings.ToLower(path); !slices.Contains(s.granted[key], who) {
+		s.granted[key] = append(s.granted[key], who)
+	}
+}
+
+// mayOpen reports whether a VM may open the file that a request attaches; the service is locked.
+func (s *Service) mayOpen(y *system, r modification) (file string, may bool) {
+	var d struct{ Path, HostPath string } // of a disk, of persistent memory
+	if !s.opts.Access || r.RequestType != hcsschema.RequestAdd || strings.HasSuffix(r.ResourcePath, "/Shares") || json.Unmarshal(r.Settings, &d) != nil {
+		return "", true
+	}
+	file = d.Path + d.HostPath
+	who := s.granted[strings.ToLower(file)]
+	return file, file == "" || slices.Contains(who, y.id) || slices.Contains(who, everyVM)
 }

@@ -17,11 +17,17 @@ type system struct {
 	doc       hcsschema.ComputeSystem
 	state     string
 	refs      int // open handles
-	notify    func(hcs.Notification)
-	callback  string
+	watchers  []*watcher
 	completed *hcs.Notification // create notification that waits for a callback
 	devices   map[string]json.RawMessage
 	guest     *guest
+}
+
+// watcher is who registered for the notifications of a system.
+type watcher struct {
+	system *system
+	name   string // as traces call the callback
+	notify func(hcs.Notification)
 }
 
 // inVM reports whether this is a container in a VM rather than a VM.
@@ -204,14 +210,14 @@ func (s *Service) post(y *system, n hcs.Notification, then func()) {
 
 func (s *Service) deliver(y *system, n hcs.Notification) {
 	s.mu.Lock()
-	notify := y.notify
-	if notify != nil {
+	watchers := slices.Clone(y.watchers)
+	for range watchers {
 		s.trace = append(s.trace, &Call{Seq: len(s.trace) + 1, Step: s.step, Fn: "(notification)",
 			Args: map[string]any{"type": n.Type.String(), "status": hex(n.Status)}})
 	}
 	s.mu.Unlock()
-	if notify != nil {
-		notify(n)
+	for _, w := range watchers {
+		w.notify(n)
 	}
 }
 
@@ -294,14 +300,15 @@ func (s *Service) RegisterComputeSystemCallback(handle hcs.Handle, notify func(h
 		if y == nil {
 			return nil, "", invalidHandle
 		}
-		callback, y.callback = s.newHandle("callback")
-		y.notify = notify
-		s.callbacks[callback] = y
+		w := &watcher{system: y, notify: notify}
+		callback, w.name = s.newHandle("callback")
+		y.watchers = append(y.watchers, w)
+		s.callbacks[callback] = w
 		if n := y.completed; n != nil {
 			y.completed = nil
 			s.post(y, *n, nil)
 		}
-		return map[string]any{"callbackHandle": y.callback}, "", ok
+		return map[string]any{"callbackHandle": w.name}, "", ok
 	})
 	return callback, hr
 }
@@ -309,18 +316,18 @@ func (s *Service) RegisterComputeSystemCallback(handle hcs.Handle, notify func(h
 // UnregisterComputeSystemCallback implements hcs.API.
 func (s *Service) UnregisterComputeSystemCallback(callback hcs.Handle) hcs.HRESULT {
 	s.mu.Lock()
-	y := s.callbacks[callback]
+	w := s.callbacks[callback]
 	args := map[string]any{"callbackHandle": "<closed>"}
-	if y != nil {
-		args["callbackHandle"] = y.callback
+	if w != nil {
+		args["callbackHandle"] = w.name
 	}
 	s.mu.Unlock()
 	_, hr := s.call("HcsUnregisterComputeSystemCallback", nil, args, func() (map[string]any, string, hcs.HRESULT) {
-		if y == nil {
+		if w == nil {
 			return nil, "", invalidHandle
 		}
 		delete(s.callbacks, callback)
-		y.notify = nil
+		w.system.watchers = slices.DeleteFunc(w.system.watchers, func(o *watcher) bool { return o == w })
 		return nil, "", ok
 	})
 	return hr

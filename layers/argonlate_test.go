@@ -1,0 +1,55 @@
+package layers_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/vmm/hcs/hcstest"
+	"github.com/stratavm/strata/wclayer"
+	"github.com/stratavm/strata/wclayer/wclayertest"
+)
+
+// A call of the platform outlasts its caller and all the time that there is for taking back, and then
+// succeeds: nothing stays on, be it the call before it or what it did itself.
+func TestArgonSlowCallLeavesNothing(t *testing.T) {
+	for _, slow := range []string{"ActivateLayer", "PrepareLayer", "GetLayerMountPath"} {
+		t.Run(slow, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				service := hcstest.New(hcstest.Options{})
+				host := wclayer.New(wclayer.Options{API: wclayertest.New(service)})
+				hang := make(chan struct{})
+				service.Script(func(fn string, _ int, _ map[string]any) (v hcstest.Verdict) {
+					if fn == slow {
+						v.After = hang
+					}
+					return v
+				})
+				r := layers.Request{ID: "a", Layers: []layers.Layer{{Folder: `C:\l`}}, Scratch: `C:\s`, Host: host}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				if _, err := layers.Mount(ctx, r); !errors.Is(err, wclayer.ErrUnfinished) || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("error %v", err)
+				}
+				close(hang)
+				synctest.Wait()
+				if diff := cmp.Diff([]string(nil), service.Leftovers()); diff != "" {
+					t.Error(diff)
+				}
+				service.Script(nil)
+				m, err := layers.Mount(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := m.Release(t.Context(), layers.UnmountOperationAll); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

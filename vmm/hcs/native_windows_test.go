@@ -1,0 +1,32 @@
+package hcs_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stratavm/strata/vmm/hcs"
+)
+
+func TestFileID(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "слой")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, file} {
+		if err := hcs.FileID(path); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, path := range []string{filepath.Join(dir, "none"), "nul\x00inside"} {
+		if err := hcs.FileID(path); err == nil {
+			t.Errorf("%q has an identity", path)
+		}
+	}
+	if err := hcs.FileID(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that does not exist: %v", err)
+	}
+}
