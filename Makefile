@@ -20,14 +20,14 @@ build: need-go ## bin/strata for this machine, and bin/strata.exe for Windows; s
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata ./cmd/strata
 	CGO_ENABLED=0 GOOS=windows GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata.exe ./cmd/strata
 
-test: need-go install-deps lint test-go ## everything that is checked: lint, unit tests, real VMs, Wine
+test: need-go install-deps lint test-go test-vsock ## everything that is checked: lint, unit tests, real VMs, Wine
 
 test-go: need-go ## the tests alone, with the race detector
 	$(GO) test -race $(TESTFLAGS) $(PKGS)
 	$(GO) test -run 'TestVM$$' ./vmm/qemu # memory, which the race detector hides
 	$(GO) test -run 'TestMillionEntries$$' ./layertree # and what is too large for it
 
-test-vsock: need-go ## VMs over vsock: on a host without it in a VM inside a VM, which takes minutes
+test-vsock: need-go ## VMs over vsock: on a host without it in a VM inside a VM, which takes about three minutes
 	STRATA_TEST_NESTED=1 $(GO) test -v $(TESTFLAGS) -run 'TestVSock$$' ./vmm/qemu
 
 lint: need-go fmt-check vet staticcheck ## formatting, build and vet for all platforms, staticcheck
