@@ -58,7 +58,7 @@ func (m *Machine) overVSock(ctx context.Context, c Config, desc description) err
 	case c.Transport == TransportAuto && m.Err() == nil && ctx.Err() == nil:
 		m.log.Warn("the guest is reached by serial ports, since vsock does not work", "error", err)
 		return nil
-	default:
+	case m.Err() == nil:
 		err = errors.Join(err, errors.New("the guest's kernel may lack vmw_vsock_virtio_transport; the transport serial needs none"))
 	}
 	if err != nil {
