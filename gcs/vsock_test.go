@@ -76,7 +76,7 @@ func checkEcho(t *testing.T, s io.ReadWriter, text string) {
 	}
 }
 
-// closed reports whether the other end hung up without saying anything.
+// closed checks that the other end hung up without saying anything.
 func closed(t *testing.T, c io.Reader) {
 	t.Helper()
 	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) && !isReset(err) {
