@@ -28,7 +28,7 @@ func startMachine(ctx context.Context, o VMOptions) (vmm.Machine, error) {
 	}
 	m, err := qemu.Start(ctx, qemu.Config{
 		Dir: o.Dir, ID: o.Name, Kernel: o.Image.Kernel, Initrd: o.Image.Initrd, Cmdline: o.Image.Cmdline,
-		MemoryMiB: o.MemoryMiB, CPUs: cpus, Accel: o.Accel, CacheDir: kvmCache(o), Logger: o.Logger,
+		MemoryMiB: o.MemoryMiB, CPUs: cpus, Accel: o.Accel, Transport: o.Transport, CacheDir: kvmCache(o), Logger: o.Logger,
 	})
 	if err != nil {
 		return nil, runningError(err)
@@ -77,7 +77,7 @@ func inspectMachine(_ context.Context, dir string) (VMInfo, error) {
 		return VMInfo{}, runningError(err)
 	}
 	return VMInfo{Dir: dir, Running: i.Running, PID: i.PID, Driver: "qemu", Accel: i.Accel, Memory: i.MemoryMiB,
-		CPUs: i.CPUs, Kernel: i.Kernel, Started: i.Started, OS: vmm.Linux}, nil
+		CPUs: i.CPUs, Kernel: i.Kernel, Transport: i.Transport, Started: i.Started, OS: vmm.Linux}, nil
 }
 
 func killMachine(ctx context.Context, dir string) error { return qemu.Kill(ctx, dir) }

@@ -35,6 +35,9 @@ type VMOptions struct {
 	CPUs int
 	// Accel is "auto" (or empty), "kvm" or "tcg". auto takes KVM only where a VM truly runs with it.
 	Accel string
+	// Transport is how a Linux host reaches the guest: "auto" (or empty), "vsock" or "serial". auto takes
+	// vsock where both have it.
+	Transport string
 	// Boot says what the VM boots; Image, when its Kernel is set, is taken instead of building one.
 	Boot  bootimage.Options
 	Image bootimage.Image
@@ -76,6 +79,8 @@ type VMInfo struct {
 	CPUs    int       `json:"cpus,omitempty"`
 	Kernel  string    `json:"kernel,omitempty"`
 	Started time.Time `json:"started,omitzero"`
+	// Transport is how the guest of a QEMU VM is reached: "vsock" or "serial".
+	Transport string `json:"transport,omitempty"`
 }
 
 var (

@@ -128,8 +128,8 @@ type Runner interface {
 }
 
 // OpenRunner connects to a VM that runs, to run programs in it. It takes no lock: any number of
-// processes (of a QEMU VM: eight at a time) may run programs while another one mounts. A VM that says
-// nothing is an error matching uvm.ErrNoAnswer.
+// processes (of a QEMU VM reached by serial ports: eight at a time) may run programs while another one
+// mounts. A VM that says nothing is an error matching uvm.ErrNoAnswer.
 func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) {
 	o.complete()
 	if err := checkDir(dir); err != nil {

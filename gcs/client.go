@@ -65,7 +65,8 @@ const (
 // maxAbandoned bounds the answers that are still to be swallowed.
 const maxAbandoned = 4096
 
-// Connect makes a Client over a byte stream to our agent, such as the socket of a virtio-serial port.
+// Connect makes a Client over a byte stream to our agent: the socket of a virtio-serial port, or what
+// [DialVSock] gives.
 // It waits until the agent is there, or ctx ends. It takes conn over and closes it on failure.
 func Connect(ctx context.Context, conn net.Conn, opts Options) (*Client, error) {
 	r, err := hostHandshake(ctx, conn)
@@ -78,27 +79,12 @@ func Connect(ctx context.Context, conn net.Conn, opts Options) (*Client, error) 
 		conn.Close()
 		return nil, fmt.Errorf("connect to the guest: %w", err)
 	}
-	return accept(ctx, t, listeners[0], opts)
-}
-
-// Accept makes a Client over a transport on which the guest dials the bridge port, as Linux guests do
-// over vsock and hvsock. It takes t over and closes it on failure.
-func Accept(ctx context.Context, t Transport, opts Options) (*Client, error) {
-	l, err := t.Listen(PortBridge)
-	if err != nil {
-		t.Close()
-		return nil, fmt.Errorf("connect to the guest: %w", err)
-	}
-	return accept(ctx, t, l, opts)
-}
-
-func accept(ctx context.Context, t Transport, l net.Listener, opts Options) (*Client, error) {
-	conn, err := acceptOne(ctx, l)
+	bridge, err := acceptOne(ctx, listeners[0])
 	if err != nil {
 		t.Close()
 		return nil, fmt.Errorf("the guest agent did not dial the bridge: %w", err)
 	}
-	return NewClient(ctx, conn, t, opts)
+	return NewClient(ctx, bridge, t, opts)
 }
 
 func logger(l *slog.Logger) *slog.Logger {

@@ -10,7 +10,7 @@
 // with its context, and a guest that breaks the protocol costs its own bridge and nothing else. A
 // call whose context ends is abandoned alone; the bridge lives on and swallows the late answer.
 //
-// Bytes travel over vsock (or hvsock) where the host has it, through a [Transport]; elsewhere over any
-// byte stream, such as the socket of a virtio-serial port, by way of [Connect], which puts a stream
-// multiplexer on it.
+// Microsoft's guests dial the ports of their host over hvsock, through a [Transport]. Our own agent takes
+// a byte stream, to which [Connect] puts a stream multiplexer: a vsock connection ([DialVSock]) where the
+// host has vsock, else the socket of a virtio-serial port.
 package gcs

@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// Sockets is the transport of guests that connect to sockets of the host, as over vsock and hvsock:
+// Sockets is the transport of guests that connect to sockets of the host, as over hvsock:
 // listen makes the one of a port.
 func Sockets(listen func(port uint32) (net.Listener, error)) Transport {
 	return &sockets{listen: listen, open: map[io.Closer]struct{}{}}

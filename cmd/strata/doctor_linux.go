@@ -32,6 +32,7 @@ func hostQuestions() []question {
 		{"file system tool", true, "sudo apt-get install e2fsprogs", program("mkfs.ext4", "-V")},
 		{"guest kernel", true, "name one with --kernel", askKernel},
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
+		{"vsock", false, "guests are reached by serial ports instead, by eight processes at a time; or: sudo modprobe vhost_vsock", askVsock},
 		{"layers without a VM", false, "run strata as root, or in a user namespace: unshare --map-auto -Urm strata ...", askHost},
 		{"memory", false, "a VM takes 256 MiB by default; --memory 128M takes less", askMemory},
 	}
@@ -72,6 +73,14 @@ func askKVM(context.Context, *env, *cli.Command) (string, error) {
 		}
 	}
 	return "", errors.New("/dev/kvm can be opened, but the CPU has neither vmx nor svm: such a KVM runs no stock kernel")
+}
+
+func askVsock(context.Context, *env, *cli.Command) (string, error) {
+	f, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	return "/dev/vhost-vsock can be opened", f.Close()
 }
 
 // askHost asks how --isolation=process and the machine "host" mount layers.

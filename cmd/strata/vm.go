@@ -63,6 +63,7 @@ func startFlags() []cli.Flag {
 		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest; 1G for a Windows guest where it is not given"},
 		&cli.IntFlag{Name: "cpus", HideDefault: true, Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
+		&cli.StringFlag{Name: "transport", Value: "auto", Usage: "to a guest under QEMU: auto, vsock or serial"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
 		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a strata `BINARY` for the guest (default: this one)"},
 		&cli.StringFlag{Name: "boot-files", TakesFile: true, Sources: cli.EnvVars("STRATA_BOOT_FILES"), Usage: "Windows hosts: `DIR` with kernel and initrd.img of a Linux guest (default: where Windows keeps them)"},
@@ -72,8 +73,8 @@ func startFlags() []cli.Flag {
 }
 
 func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) {
-	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Guest: vmm.OS(cmd.String("guest")),
-		Logger: e.logger(cmd)}
+	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
+		Guest: vmm.OS(cmd.String("guest")), Logger: e.logger(cmd)}
 	bytes, err := parseSize(cmd.String("memory"))
 	if err != nil {
 		return o, usage(cmd, "--memory: %w", err)
@@ -111,6 +112,8 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		return o, usage(cmd, "--guest windows and --uvm-layer need each other")
 	case o.Accel != "auto" && o.Accel != "kvm" && o.Accel != "tcg":
 		return o, usage(cmd, "--accel %q: use auto, kvm or tcg", o.Accel)
+	case o.Transport != "auto" && o.Transport != "vsock" && o.Transport != "serial":
+		return o, usage(cmd, "--transport %q: use auto, vsock or serial", o.Transport)
 	}
 	return o, nil
 }
@@ -270,6 +273,9 @@ func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 			return
 		}
 		fmt.Fprintf(w, "%saccelerator\t%s\nmemory\t%d MiB\nCPUs\t%d\n", pid(v.PID, "process\t%d\n"), v.Accel, v.Memory, v.CPUs)
+		if v.Transport != "" {
+			fmt.Fprintf(w, "transport\t%s\n", v.Transport)
+		}
 		if v.Kernel != "" {
 			fmt.Fprintf(w, "kernel\t%s\n", v.Kernel)
 		}

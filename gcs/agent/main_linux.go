@@ -7,14 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/gcs"
@@ -89,7 +87,7 @@ func Run(ctx context.Context, config Config) error {
 	go loopbackUp(log)
 	g := &guest{rt: rt, log: log, modules: modules, serving: map[string]bool{}}
 	log.Info("agent is up", "after", time.Since(started), "mounts", mounted, "modules", loaded)
-	go g.serveVsock(ctx, words)
+	g.serveVSock(ctx, words)
 	return g.servePorts(ctx, events)
 }
 
@@ -231,39 +229,6 @@ func (g *guest) session(ctx context.Context, stream io.ReadWriteCloser) {
 	go g.modules.background()
 	if err := Serve(ctx, conn, mux.Dial, g.rt, g.log); err != nil {
 		g.log.Warn("session ended", "err", err)
-	}
-}
-
-// vsockHost is the context id of the host.
-const vsockHost = 2
-
-// serveVsock dials the host over vsock, again and again, where the machine has a vsock device.
-func (g *guest) serveVsock(ctx context.Context, words map[string]string) {
-	if _, ok := words["strata.vsock"]; !ok {
-		return
-	}
-	g.modules.load("vmw_vsock_virtio_transport")
-	dial := func(ctx context.Context, port uint32) (net.Conn, error) {
-		return vsock.DialContext(ctx, vsockHost, port, nil)
-	}
-	if seed, err := dial(ctx, gcs.PortEntropy); err == nil {
-		_ = seed.SetReadDeadline(time.Now().Add(time.Second))
-		b, _ := io.ReadAll(io.LimitReader(seed, 512))
-		seed.Close()
-		_ = os.WriteFile("/dev/urandom", b, 0)
-	}
-	for ctx.Err() == nil {
-		conn, err := dial(ctx, gcs.PortBridge)
-		if err != nil {
-			select { // nobody tells when the host begins to listen
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-			}
-			continue
-		}
-		if err := Serve(ctx, conn, dial, g.rt, g.log); err != nil {
-			g.log.Warn("session ended", "err", err)
-		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stratavm/strata/gcs"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -17,6 +18,13 @@ const (
 	AccelAuto = "auto" // KVM where a VM truly runs with it, else TCG
 	AccelKVM  = "kvm"
 	AccelTCG  = "tcg" // software emulation
+)
+
+// Transports: how bytes reach the guest's agent.
+const (
+	TransportAuto   = "auto"   // vsock where host and guest have it, else serial ports
+	TransportVSock  = "vsock"  // any number of processes may work with the machine at a time
+	TransportSerial = "serial" // virtio-serial, a port for each process
 )
 
 // Config says what machine to start.
@@ -39,8 +47,10 @@ type Config struct {
 	// host. Empty: nothing is remembered.
 	CacheDir string
 	// KVMTrial is how long a guest may take to get ready under AccelAuto before KVM is given up; 0: 20 s.
-	KVMTrial time.Duration
-	// ExecPorts is how many processes at a time may work with the machine by OpenExec; 0: 8.
+	KVMTrial  time.Duration
+	Transport string // TransportAuto (or empty), TransportVSock, TransportSerial
+	// ExecPorts is how many processes at a time may work with the machine by OpenExec where it is
+	// reached by serial ports; 0: 8.
 	ExecPorts int
 	// Program is the QEMU to run; empty: the one for this processor in PATH.
 	Program string
@@ -90,6 +100,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Accel == "" {
 		c.Accel = AccelAuto
 	}
+	if c.Transport == "" {
+		c.Transport = TransportAuto
+	}
 	if c.KVMTrial == 0 {
 		c.KVMTrial = 20 * time.Second
 	}
@@ -124,6 +137,8 @@ func (c Config) withDefaults() (Config, error) {
 		return bad("%d CPUs: give 1 to 255", c.CPUs)
 	case c.Accel != AccelAuto && c.Accel != AccelKVM && c.Accel != AccelTCG:
 		return bad("accelerator %q: use auto, kvm or tcg", c.Accel)
+	case c.Transport != TransportAuto && c.Transport != TransportVSock && c.Transport != TransportSerial:
+		return bad("transport %q: use auto, vsock or serial", c.Transport)
 	case c.ExecPorts < 0 || c.ExecPorts > maxPorts-1:
 		return bad("%d ports for programs: give at most %d", c.ExecPorts, maxPorts-1)
 	case strings.ContainsAny(strings.Join(c.Cmdline, ""), "\n\x00"):
@@ -141,6 +156,9 @@ type description struct {
 	CPUs      int       `json:"cpus"`
 	Accel     string    `json:"accel"`
 	ExecPorts int       `json:"execPorts"`
+	Transport string    `json:"transport"`       // vsock or serial
+	CID       uint32    `json:"cid,omitempty"`   // the guest's address on vsock
+	Token     string    `json:"token,omitempty"` // what a host shows to the guest there
 	Started   time.Time `json:"started"`
 }
 
@@ -162,8 +180,9 @@ func Limits(memoryMiB int) vmm.Limits {
 // that the length of their paths does not matter.
 const firstFD = 3
 
-// arguments of QEMU. The sockets are inherited: QMP first, then the guest's ports.
-func (c Config) arguments(accel string) []string {
+// arguments of QEMU. The sockets are inherited: QMP first, then the guest's ports, then the vsock device,
+// if there is one.
+func (c Config) arguments(accel string, v *vsockDevice) []string {
 	mem := c.MemoryMiB
 	args := []string{
 		"-name", "guest=" + c.ID + ",process=strata-" + c.ID[:min(len(c.ID), 8)],
@@ -190,10 +209,17 @@ func (c Config) arguments(accel string) []string {
 		args = append(args, "-device", fmt.Sprintf(
 			"virtio-scsi-pci,id=scsi%d,addr=3.%d,multifunction=on,num_queues=1,disable-legacy=on", i, i))
 	}
+	if v != nil {
+		args = append(args, "-device", fmt.Sprintf("vhost-vsock-pci,addr=4,guest-cid=%d,vhostfd=%d,disable-legacy=on", v.cid, firstFD+1+c.ExecPorts+1))
+	}
 	if c.Kernel == "" {
 		return append(args, "-S")
 	}
-	words := append([]string{"console=ttyS0", "swiotlb=noforce", fmt.Sprintf("strata.pmem=pci:0000:00:%02x.0", pmemFirst)}, c.Cmdline...)
+	words := []string{"console=ttyS0", "swiotlb=noforce", fmt.Sprintf("strata.pmem=pci:0000:00:%02x.0", pmemFirst)}
+	if v != nil {
+		words = append(words, "strata.vsock="+gcs.TokenDigest(v.token))
+	}
+	words = append(words, c.Cmdline...)
 	args = append(args, "-kernel", c.Kernel, "-append", strings.Join(words, " "))
 	if c.Initrd != "" {
 		args = append(args, "-initrd", c.Initrd)

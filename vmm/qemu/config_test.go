@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stratavm/strata/gcs"
 	"github.com/stratavm/strata/vhd"
 	"github.com/stratavm/strata/vmm"
 )
@@ -20,6 +21,7 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		"memory":      {Dir: dir, MemoryMiB: 16},
 		"CPUs":        {Dir: dir, CPUs: -1},
 		"accelerator": {Dir: dir, Accel: "hvf"},
+		"transport":   {Dir: dir, Transport: "smoke"},
 		"ports":       {Dir: dir, ExecPorts: 31},
 		"newline":     {Dir: dir, Cmdline: []string{"quiet\ninit=/bin/sh"}},
 	} {
@@ -37,7 +39,8 @@ func TestArguments(t *testing.T) {
 	if c.ID != "strata" {
 		t.Errorf("an odd directory gives the id %q", c.ID)
 	}
-	args := c.arguments(AccelTCG)
+	v := &vsockDevice{cid: 77, token: gcs.NewToken()}
+	args := c.arguments(AccelTCG, v)
 	value := func(option string) string {
 		i := slices.Index(args, option)
 		if i < 0 || i+1 == len(args) {
@@ -47,12 +50,15 @@ func TestArguments(t *testing.T) {
 	}
 	for option, want := range map[string]string{
 		"-kernel": "/k,1", "-initrd": "/i,1", "-nic": "none", "-display": "none",
-		"-append":  "console=ttyS0 swiotlb=noforce strata.pmem=pci:0000:00:10.0 quiet",
+		"-append":  "console=ttyS0 swiotlb=noforce strata.pmem=pci:0000:00:10.0 strata.vsock=" + gcs.TokenDigest(v.token) + " quiet",
 		"-sandbox": "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	} {
 		if got := value(option); got != want {
 			t.Errorf("%s %q, want %q", option, got, want)
 		}
+	}
+	if !slices.Contains(args, "vhost-vsock-pci,addr=4,guest-cid=77,vhostfd=6,disable-legacy=on") {
+		t.Errorf("there is no vsock device, or its descriptor is not the last one: %q", args)
 	}
 	if !slices.Contains(args, "-nodefaults") || !slices.Contains(args, "-no-user-config") {
 		t.Errorf("QEMU gets its default devices: %q", args)

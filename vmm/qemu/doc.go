@@ -6,7 +6,8 @@
 //	machine.json   how it was started
 //	pid            process id and start time, so that a reused id is never taken for the machine
 //	qmp.sock       QEMU's control socket
-//	gcs.N.sock     the guest's virtio-serial ports: 0 for control, the others for [OpenExec]
+//	gcs.N.sock     the guest's virtio-serial ports: 0 for control, the others for [OpenExec]; where the
+//	               machine is reached over vsock, 0 serves until it is ready, and then none
 //	port.N.lock    whoever works with a port holds a flock on it
 //	attached/      what is attached where, and the descriptors of composite disks
 //	qemu.log       what QEMU has to say

@@ -12,11 +12,11 @@ import (
 // ExecSession runs programs in a machine that another process may control at the same time.
 type ExecSession struct {
 	g    guest
-	lock *portLock
+	lock *portLock // nil over vsock
 }
 
-// OpenExec takes a free port of the machine in dir. Its error matches ErrPortsTaken when there is
-// none, ErrNoMachine, or vmm.ErrGone.
+// OpenExec connects to the guest of the machine in dir. Its error matches ErrPortsTaken when the guest
+// is reached by serial ports and none is free, ErrNoMachine, or vmm.ErrGone.
 func OpenExec(ctx context.Context, dir string, log *slog.Logger) (*ExecSession, error) {
 	return openExec(ctx, dir, log, connectGCS)
 }
@@ -37,9 +37,12 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 		return nil, fmt.Errorf("qemu: open %s: %w", dir, err)
 	}
 	defer proc.close()
-	lock, port, err := freePort(dir, desc.ExecPorts)
-	if err != nil {
-		return nil, err
+	s := &ExecSession{}
+	port := 0
+	if desc.Transport != TransportVSock {
+		if s.lock, port, err = freePort(dir, desc.ExecPorts); err != nil {
+			return nil, err
+		}
 	}
 	// A machine that dies meanwhile would keep us waiting for its agent.
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -51,13 +54,12 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 		case <-ctx.Done():
 		}
 	}()
-	p := &guestPort{dir: dir, port: port, connect: connect, log: log}
-	g, err := p.dial(ctx)
-	if err != nil {
-		lock.unlock()
+	p := &guestPort{connect: connect, log: log}
+	if s.g, err = p.dial(ctx, desc.reach(dir, port)); err != nil {
+		s.unlock()
 		return nil, fmt.Errorf("qemu: machine %s: %w: %w", desc.ID, errNoGuest, err)
 	}
-	return &ExecSession{g: g, lock: lock}, nil
+	return s, nil
 }
 
 func freePort(dir string, ports int) (*portLock, int, error) {
@@ -83,9 +85,15 @@ func (s *ExecSession) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Proce
 // Done is closed when the connection to the agent is gone, with the machine or without.
 func (s *ExecSession) Done() <-chan struct{} { return s.g.Done() }
 
-// Close gives the port back.
+// Close ends the connection, and gives the port back if it took one.
 func (s *ExecSession) Close() error {
 	err := s.g.Close()
-	s.lock.unlock()
+	s.unlock()
 	return ignoreClosed(err)
+}
+
+func (s *ExecSession) unlock() {
+	if s.lock != nil {
+		s.lock.unlock()
+	}
 }

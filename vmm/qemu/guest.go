@@ -108,11 +108,20 @@ func guestOutcome(err error) (vmm.Outcome, error) {
 // errNoGuest is matched when there was no agent to ask: the request had no effect.
 var errNoGuest = fmt.Errorf("%w", vmm.ErrGuestUnreachable)
 
-// guestPort keeps the connection to the agent on one port, and makes a new one after the agent was
-// restarted.
+// reachFunc gives a connection to where the agent listens.
+type reachFunc func(ctx context.Context) (net.Conn, error)
+
+// reach is how the agent is reached: over vsock, or by a serial port.
+func (d description) reach(dir string, port int) reachFunc {
+	if d.Transport == TransportVSock {
+		return func(ctx context.Context) (net.Conn, error) { return gcs.DialVSock(ctx, d.CID, d.Token) }
+	}
+	return func(ctx context.Context) (net.Conn, error) { return dialSocket(ctx, dir, portSocket(port)) }
+}
+
+// guestPort keeps the connection to the agent, and makes a new one after the agent was restarted.
 type guestPort struct {
-	dir     string
-	port    int
+	reach   reachFunc
 	connect connectFunc
 	log     *slog.Logger
 
@@ -156,9 +165,10 @@ func (p *guestPort) get(ctx context.Context) (guest, error) {
 		}
 		done := make(chan struct{})
 		p.dialing = done
+		reach := p.reach
 		p.mu.Unlock()
 
-		g, err := p.dial(ctx)
+		g, err := p.dial(ctx, reach)
 		p.mu.Lock()
 		p.dialing = nil
 		close(done)
@@ -176,12 +186,32 @@ func (p *guestPort) get(ctx context.Context) (guest, error) {
 	}
 }
 
-func (p *guestPort) dial(ctx context.Context) (guest, error) {
-	conn, err := dialSocket(ctx, p.dir, portSocket(p.port))
+func (p *guestPort) dial(ctx context.Context, reach reachFunc) (guest, error) {
+	conn, err := reach(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return p.connect(ctx, conn, p.log)
+}
+
+// move makes another way the one by which the agent is reached, if it answers on a connection made so.
+func (p *guestPort) move(ctx context.Context, conn net.Conn, reach reachFunc) error {
+	g, err := p.connect(ctx, conn, p.log)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return errors.Join(errors.New("the machine was closed"), g.Close())
+	}
+	old := p.live
+	p.live, p.reach = g, reach
+	p.mu.Unlock()
+	if old != nil {
+		_ = old.Close() // nothing is under way on it
+	}
+	return nil
 }
 
 // close ends the connection and all that is under way on it.

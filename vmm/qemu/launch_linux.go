@@ -60,7 +60,7 @@ func dialSocket(ctx context.Context, dir, name string) (conn net.Conn, err error
 
 // launch starts QEMU, detached from us, and returns the process. The state directory holds nothing of
 // an earlier one.
-func launch(c Config, accel string) (_ *process, err error) {
+func launch(c Config, accel string, v *vsockDevice) (_ *process, err error) {
 	program := c.Program
 	if program == "" {
 		// The devices and the boot image are those of a PC; other processors have other machines.
@@ -88,6 +88,9 @@ func launch(c Config, accel string) (_ *process, err error) {
 		}
 		files = append(files, f)
 	}
+	if v != nil {
+		files = append(files, v.f)
+	}
 	log, err := os.OpenFile(filepath.Join(c.Dir, logFile), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
@@ -98,7 +101,7 @@ func launch(c Config, accel string) (_ *process, err error) {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	defer null.Close()
-	args := c.arguments(accel)
+	args := c.arguments(accel, v)
 	if c.rewrite != nil {
 		args = c.rewrite(args)
 	}

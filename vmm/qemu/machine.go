@@ -46,7 +46,7 @@ var _ vmm.Machine = (*Machine)(nil)
 func connect(ctx context.Context, dir string, desc description, proc *process, lock *portLock, c Config) (*Machine, error) {
 	m := &Machine{dir: dir, desc: desc, log: c.Logger.With("vm", desc.ID), proc: proc, lock: lock, done: make(chan struct{}),
 		attached: map[string]vmm.Device{}, unplugged: map[string]chan struct{}{}}
-	m.port = &guestPort{dir: dir, port: controlPort, connect: c.connect, log: m.log}
+	m.port = &guestPort{reach: desc.reach(dir, controlPort), connect: c.connect, log: m.log}
 	m.base, m.cancel = context.WithCancelCause(context.Background())
 	conn, err := dialSocket(ctx, dir, qmpSocket)
 	if err == nil {

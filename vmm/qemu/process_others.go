@@ -36,10 +36,12 @@ func tryLockPort(string, int) (*portLock, error) { return nil, errHost }
 
 func dialSocket(context.Context, string, string) (net.Conn, error) { return nil, errHost }
 
-func launch(c Config, _ string) (*process, error) {
+func launch(c Config, _ string, _ *vsockDevice) (*process, error) {
 	_ = c.rewrite // for tests of the other half
 	return nil, errHost
 }
+
+func openVSock() (*vsockDevice, error) { return nil, errHost }
 
 func kvmUsable() error { return errHost }
 

@@ -45,7 +45,7 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 
 func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) {
 	desc := description{ID: c.ID, Program: c.Program, Kernel: c.Kernel, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
-		Accel: accel, ExecPorts: c.ExecPorts, Started: time.Now().UTC()}
+		Accel: accel, ExecPorts: c.ExecPorts, Transport: TransportSerial, Started: time.Now().UTC()}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("qemu: state directory: %w", err)
 	}
@@ -79,10 +79,18 @@ func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) 
 			err = errors.Join(err, discard(ctx, c.Dir))
 		}
 	}()
+	dev, err := c.vsock()
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	if dev != nil {
+		defer dev.f.Close() // QEMU gets a copy
+		desc.CID, desc.Token = dev.cid, dev.token
+	}
 	if err := desc.write(c.Dir); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	proc, err := launch(c, accel)
+	proc, err := launch(c, accel, dev)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +102,11 @@ func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) 
 	if err := m.Ready(ctx); err != nil {
 		err = fmt.Errorf("machine %s: the guest did not get ready: %w%s", c.ID, err, m.lastWords(ctx))
 		return nil, errors.Join(err, m.Close())
+	}
+	if dev != nil {
+		if err := m.overVSock(ctx, c, desc); err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
 	}
 	return m, nil
 }
@@ -163,6 +176,7 @@ type Info struct {
 	MemoryMiB int
 	CPUs      int
 	Kernel    string
+	Transport string // TransportVSock or TransportSerial
 	Started   time.Time
 }
 
@@ -174,7 +188,7 @@ func Inspect(dir string) (Info, error) {
 		return Info{}, err
 	}
 	info := Info{ID: desc.ID, Accel: desc.Accel, MemoryMiB: desc.MemoryMiB, CPUs: desc.CPUs,
-		Kernel: desc.Kernel, Started: desc.Started}
+		Kernel: desc.Kernel, Transport: desc.Transport, Started: desc.Started}
 	proc, err := findProcess(dir)
 	if errors.Is(err, errNoProcess) {
 		return info, nil
