@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -193,6 +194,7 @@ func sweepOne(t *testing.T, w *hcsWorld, k int, fault func(func()) hcstest.Verdi
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	n := 0
+	var killed atomic.Bool
 	w.service.Script(func(fn string, _ int, _ map[string]any) hcstest.Verdict {
 		if !acts(fn) {
 			return hcstest.Verdict{}
@@ -200,14 +202,16 @@ func sweepOne(t *testing.T, w *hcsWorld, k int, fault func(func()) hcstest.Verdi
 		if n++; n != k {
 			return hcstest.Verdict{}
 		}
-		return fault(cancel)
+		v := fault(cancel)
+		killed.Store(v.Kill)
+		return v
 	})
 	mounted := w.mount(ctx)
 	var unmounted error
 	if mounted == nil {
 		unmounted = w.unmount(ctx)
 	}
-	gone := w.vm.Machine().Err() != nil
+	gone := killed.Load() // the service tells of the exit on its own time
 	if mounted == nil && unmounted == nil && n >= k && !gone {
 		t.Log("the fault was overcome at once")
 	}

@@ -57,7 +57,7 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	}
 	if cmd.String("isolation") == "process" {
 		if _, err := e.vmDir(cmd, hostVM); err != nil {
-			return err
+			return &exitError{exitNotRun, err}
 		}
 	}
 	scratchSize, err := parseSize(cmd.String("scratch-size"))

@@ -34,7 +34,7 @@ const (
 	envNested  = "STRATA_TEST_NESTED" // allows nested, which takes minutes
 )
 
-const patience = 8 * time.Minute // emulated emulation is slow
+const patience = 12 * time.Minute // emulated emulation is slow
 
 // TestVSock reaches a VM over vsock. On a host without it, make test-vsock does that in a VM which has it.
 func TestVSock(t *testing.T) {
