@@ -170,21 +170,20 @@ func openTar(ctx context.Context, s Source, f *os.File, o Options) (*Image, erro
 	if !archive && s.Kind == File {
 		return openRootFS(ctx, s, f, o)
 	}
-	at := f
-	if compressed {
-		// An archive is read here and there, which a compressed file does not allow.
-		if at, err = spool(ctx, f, o); err != nil {
-			return nil, err
-		}
+	if !compressed {
+		return openArchive(ctx, s, f, o)
 	}
-	img, err := openArchive(ctx, s, at, o)
-	if at != f {
-		if err != nil {
-			return nil, errors.Join(err, at.Close())
-		}
-		return img, f.Close()
+	// An archive is read here and there, which a compressed file does not allow.
+	at, err := spool(ctx, f, o)
+	if err != nil {
+		return nil, err
 	}
-	return img, err
+	img, err := openArchive(ctx, s, at.File, o)
+	if err != nil {
+		return nil, errors.Join(err, at.Close())
+	}
+	img.closer = at
+	return img, f.Close()
 }
 
 func openArchive(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {
@@ -236,8 +235,23 @@ func sniff(f *os.File) (archive, compressed bool, err error) {
 	return false, compressed, nil
 }
 
-// spool decompresses f to a file that has no name and goes with its descriptor, where the system can.
-func spool(ctx context.Context, f *os.File, o Options) (out *os.File, err error) {
+// spooled is a temporary file that goes when it is closed, or where the system can earlier: then it has
+// no name any more, and goes with its descriptor however that ends.
+type spooled struct {
+	*os.File
+	named bool
+}
+
+func (s *spooled) Close() error {
+	err := s.File.Close()
+	if s.named {
+		err = errors.Join(err, os.Remove(s.Name()))
+	}
+	return err
+}
+
+// spool decompresses f to a temporary file.
+func spool(ctx context.Context, f *os.File, o Options) (out *spooled, err error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
@@ -246,12 +260,11 @@ func spool(ctx context.Context, f *os.File, o Options) (out *os.File, err error)
 		return nil, err
 	}
 	defer content.Close()
-	out, err = os.CreateTemp(o.TempDir, "strata-image-*")
+	file, err := os.CreateTemp(o.TempDir, "strata-image-*")
 	if err != nil {
 		return nil, err
 	}
-	// Windows does not remove open files; there it goes with the folder.
-	_ = os.Remove(out.Name())
+	out = &spooled{File: file, named: os.Remove(file.Name()) != nil} // Windows removes no open file
 	n, err := io.Copy(out, &ctxReader{ctx, io.LimitReader(content, o.MaxLayerBytes+1)})
 	if err == nil && n > o.MaxLayerBytes {
 		err = fmt.Errorf("%w: it unpacks to more than %d bytes; if the image is trusted, raise the limit", ErrTooLarge, o.MaxLayerBytes)

@@ -22,7 +22,7 @@ const module = "github.com/stratavm/strata"
 var packages = []struct{ path, skip string }{
 	{"/internal/hostpath", ""}, {"/internal/lockfile", ""}, {"/layerdir", ""}, {"/uvm", "JournalTorn"}, {"/store", ""},
 	{"/image", ""}, {"/cmd/strata", ""}, {"/hcsschema", ""}, {"/vmm/hcs", ""}, {"/wclayer", ""},
-	{"/layers", "PairsOfFaults"}, {"/internal/winetest", ""},
+	{"/layers", "PairsOfFaults|CompressedLayers"}, {"/internal/winetest", ""},
 }
 
 // limit bounds one test binary. Wine is slow to start, and its first start slower still.
