@@ -25,7 +25,7 @@ test: need-go install-deps lint test-go test-vsock ## everything that is checked
 test-go: need-go ## the tests alone, with the race detector
 	$(GO) test -race $(TESTFLAGS) $(PKGS)
 	$(GO) test -run 'TestVM$$' ./vmm/qemu # memory, which the race detector hides
-	$(GO) test -run 'TestMillionEntries$$' ./layertree # and what is too large for it
+	$(GO) test -run 'TestMillionEntries$$' ./internal/format/layertree # and what is too large for it
 
 test-vsock: need-go ## VMs over vsock: on a host without it in a VM inside a VM, which takes about three minutes
 	STRATA_TEST_NESTED=1 $(GO) test -v $(TESTFLAGS) -run 'TestVSock$$' ./vmm/qemu

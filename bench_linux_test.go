@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
@@ -106,8 +106,8 @@ func oneByOne(b *testing.B, vm *uvm.UtilityVM, top []layers.Layer, scratchDir st
 	var s spent
 	for b.Loop() {
 		var changes []vmm.Change
-		add := func(d vmm.Device, g vmm.Guest) {
-			changes = append(changes, vmm.Change{Op: vmm.Add, Device: d}, vmm.Change{Op: vmm.Add, Guest: g})
+		add := func(d vmm.Device, g vmm.Mount) {
+			changes = append(changes, vmm.Change{Op: vmm.Add, Device: d}, vmm.Change{Op: vmm.Add, Mount: g})
 		}
 		combined := vmm.CombinedLayers{ContainerID: "bench", RootPath: "/run/gcs/c/bench/rootfs", ScratchPath: "/run/gcs/c/bench/scratch/bench"}
 		for i, l := range top {
@@ -119,7 +119,7 @@ func oneByOne(b *testing.B, vm *uvm.UtilityVM, top []layers.Layer, scratchDir st
 		}
 		add(vmm.SCSIDisk{Path: filepath.Join(scratchDir, layerdir.ScratchName)},
 			vmm.MappedDisk{MountPath: "/run/gcs/c/bench", Filesystem: "ext4", EnsureFilesystem: true})
-		changes = append(changes, vmm.Change{Op: vmm.Add, Guest: combined})
+		changes = append(changes, vmm.Change{Op: vmm.Add, Mount: combined})
 		start := time.Now()
 		applyAll(ctx, b, m, changes)
 		s.mount += time.Since(start)

@@ -11,9 +11,9 @@ import (
 
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
-	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/store"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -156,7 +156,7 @@ func (r *recorded) count() (devices, roundTrips int) {
 		if c.Device != nil {
 			devices++
 		}
-		if c.Guest != nil {
+		if c.Mount != nil {
 			roundTrips++
 		}
 	}

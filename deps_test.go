@@ -22,13 +22,15 @@ var floors = []struct {
 	packages []string
 }{
 	{"plain formats and documents", []string{
-		"internal/hostpath", "internal/lockfile", "internal/userns", "hcsschema", "cpio", "gpt", "vhd", "verity", "layertree", "rootfstar", "ext4", "erofs", "layerdir",
+		"internal/hostpath", "internal/lockfile", "internal/userns", "hcsschema",
+		"internal/format/cpio", "internal/format/gpt", "internal/format/vhd", "internal/format/verity",
+		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir",
 	}},
-	{"what a guest boots, and its protocol", []string{"bootimage", "gcs"}},
+	{"what a guest boots, and its protocol", []string{"internal/bootimage", "internal/gcs"}},
 	{"the funnel", []string{"vmm"}},
-	{"the guest's end", []string{"hostmount", "gcs/agent"}},
-	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/host"}},
-	{"a utility VM's books, layer folders, layers of a Windows host", []string{"uvm", "store", "wclayer"}},
+	{"the guest's end", []string{"internal/hostmount", "internal/guest"}},
+	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/local"}},
+	{"a utility VM's books, layer folders, layers of a Windows host", []string{"uvm", "store", "internal/wclayer"}},
 	{"what a user came for", []string{"layers", "image"}},
 	{"wiring", []string{""}},
 	{"the command line", []string{"cmd/strata"}},
@@ -41,18 +43,18 @@ var forbidden = []struct {
 }{
 	{[]string{""}, []string{"github.com/containerd/containerd", "github.com/docker/docker", "k8s.io"},
 		"strata is a library below container engines; one of them would drag in the others' releases"},
-	{[]string{"vmm", "uvm", "layers", "gcs", "hcsschema", "cpio", "bootimage", "layerdir", "image", "store", "wclayer"},
+	{[]string{"vmm", "uvm", "layers", "hcsschema", "layerdir", "image", "store", "internal"},
 		[]string{"github.com/urfave/cli", "github.com/spf13", "golang.org/x/term"},
 		"whoever uses the library brings a command line of their own"},
-	{[]string{"uvm", "layerdir", "store", "bootimage", "cpio", "hcsschema", "vmm/qemu", "vmm/vmmtest"},
-		[]string{module + "/vmm/hcs", module + "/wclayer", "github.com/Microsoft/go-winio"},
+	{[]string{"uvm", "layerdir", "store", "internal/bootimage", "internal/format", "hcsschema", "vmm/qemu", "vmm/vmmtest"},
+		[]string{module + "/vmm/hcs", module + "/internal/wclayer", "github.com/Microsoft/go-winio"},
 		"the core is the same code on every host; Windows is behind vmm.Machine and layers.Host"},
 	{[]string{"uvm", "layers", "image", "store"}, []string{module + "/vmm/qemu", module + "/vmm/hcs"},
 		"drivers are wired by the root package; everything above the funnel works with any of them"},
-	{[]string{"vmm", "uvm", "layers", "gcs", "vhd", "ext4", "erofs", "layertree", "layerdir", "cpio", "bootimage"},
+	{[]string{"vmm", "uvm", "layers", "layerdir", "internal"},
 		[]string{module + "/image", module + "/store", "github.com/google/go-containerregistry", "net/http"},
 		"images and registries are above layers, not below them"},
-	{[]string{"hcsschema", "cpio", "gpt", "vhd", "ext4", "erofs", "layertree"}, []string{"os/exec", "net/http"},
+	{[]string{"hcsschema", "internal/format"}, []string{"os/exec", "net/http"},
 		"formats read and write streams; they start no programs and talk to nobody"},
 }
 
@@ -96,7 +98,7 @@ func place(rel string) (n int, helper, known bool) {
 			}
 		}
 	}
-	helper = slices.ContainsFunc(strings.Split(rel, "/"), func(part string) bool { return strings.HasSuffix(part, "test") })
+	helper = strings.HasPrefix(rel, "test/") || slices.ContainsFunc(strings.Split(rel, "/"), func(part string) bool { return strings.HasSuffix(part, "test") })
 	return 0, helper, helper
 }
 
@@ -185,7 +187,7 @@ func TestDependencyRulesBite(t *testing.T) {
 		want string
 	}{
 		{mk("vmm", module+"/uvm"), "stands above"},
-		{mk("cpio", module), "stands above"},
+		{mk("internal/format/cpio", module), "stands above"},
 		{mk("utils"), "no floor"},
 		{mk("uvm", module+"/vmm/vmmtest"), "for tests"},
 		{mk("layers", "github.com/urfave/cli/v3"), "command line"},

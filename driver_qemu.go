@@ -19,7 +19,7 @@ const (
 )
 
 func startMachine(ctx context.Context, o VMOptions) (vmm.Machine, error) {
-	if o.Guest == vmm.Windows {
+	if o.OS == vmm.Windows {
 		return nil, fmt.Errorf("a Windows VM on a %s host: %w", runtime.GOOS, errors.ErrUnsupported)
 	}
 	cpus := o.CPUs

@@ -13,9 +13,9 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // The VMs of a Windows host are persistent compute systems whose guest connection belongs to the
@@ -73,7 +73,7 @@ func newHCS(o VMOptions, build uint32) hcsVM {
 			c.ProcessorCount = int32(min(o.CPUs, runtime.NumCPU()))
 		}
 	}
-	if o.Guest == vmm.Windows {
+	if o.OS == vmm.Windows {
 		w := hcs.DefaultWCOW(id, owner, append(append([]string(nil), o.UVMLayers...), filepath.Join(o.Dir, "scratch")))
 		common(&w.Options)
 		return hcsVM{WCOW: &w, Started: time.Now()}

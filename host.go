@@ -9,7 +9,7 @@ import (
 
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
-	"github.com/stratavm/strata/vmm/host"
+	"github.com/stratavm/strata/vmm/local"
 )
 
 // hostDir is where the state directory of this system itself keeps the machine.
@@ -30,23 +30,23 @@ func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, e
 	return openMade(ctx, dir, func(context.Context) (vmm.Machine, error) {
 		o.Locked()
 		return takeHost(dir, o)
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo})
+	}, uvm.Options{Logger: o.Logger, RollbackTimeout: o.RollbackTimeout})
 }
 
 // HostPath is where a guest path of a VM that is this system itself is; for other VMs "".
 func HostPath(vm *uvm.UtilityVM, guest string) string {
-	if m, ok := vm.Machine().(*host.Machine); ok {
+	if m, ok := vm.Machine().(*local.Machine); ok {
 		return m.HostPath(guest)
 	}
 	return ""
 }
 
-func openHost(dir string, o OpenOptions) (*host.Machine, error) {
-	return host.Open(host.Options{Dir: filepath.Join(dir, hostDir), ID: filepath.Base(dir), Self: o.Self, Logger: o.Logger})
+func openHost(dir string, o OpenOptions) (*local.Machine, error) {
+	return local.Open(local.Options{Dir: filepath.Join(dir, hostDir), ID: filepath.Base(dir), InitPath: o.InitPath, Logger: o.Logger})
 }
 
 // takeHost is openHost for who holds the lock of the directory, and mends what was left there.
-func takeHost(dir string, o OpenOptions) (*host.Machine, error) {
+func takeHost(dir string, o OpenOptions) (*local.Machine, error) {
 	m, err := openHost(dir, o)
 	if err != nil {
 		return nil, err

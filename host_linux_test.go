@@ -11,9 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/gcs/agent"
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/internal/guest"
 	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -34,7 +34,7 @@ func TestHost(t *testing.T) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			leaktest.Check(t)
 			dir := filepath.Join(t.TempDir(), "host")
-			o := strata.OpenOptions{Self: self}
+			o := strata.OpenOptions{InitPath: self}
 			vm, err := strata.OpenHost(t.Context(), dir, o)
 			if err != nil {
 				t.Fatal(err)
@@ -96,7 +96,7 @@ func TestHostRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.OpenOptions{Self: self})
+	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.OpenOptions{InitPath: self})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestHostRuns(t *testing.T) {
 
 // TestMain lets the test program be the first process of a container.
 func TestMain(m *testing.M) {
-	if code, handled := agent.Stage(os.Args); handled {
+	if code, handled := guest.Stage(os.Args); handled {
 		os.Exit(code)
 	}
 	os.Exit(m.Run())

@@ -8,8 +8,8 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/bootimage"
-	"github.com/stratavm/strata/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 )
 
 // TestStartBesideRecover: who removes the directories of VMs that do not run takes none from a VM that is

@@ -16,7 +16,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -41,30 +41,30 @@ type VMOptions struct {
 	// Boot says what the VM boots; Image, when its Kernel is set, is taken instead of building one.
 	Boot  bootimage.Options
 	Image bootimage.Image
-	// Guest is the system inside; empty: Linux. The next three fields are for Windows hosts only.
-	Guest     vmm.OS
+	// OS is the system inside; empty: Linux. The next three fields are for Windows hosts only.
+	OS        vmm.OS
 	BootFiles string   // folder with kernel and initrd.img of a Linux guest; empty: DefaultBootFiles
 	UVMLayers []string // layer folders of the image that a Windows guest boots, top-most first
-	// Undo is the time that taking back a failed or cancelled call may take; 0: 30 s.
-	Undo time.Duration
+	// RollbackTimeout is the time that taking back a failed or cancelled call may take; 0: 30 s.
+	RollbackTimeout time.Duration
 	// Logger is nil for silence.
 	Logger *slog.Logger
 }
 
 // OpenOptions are the optional parts of OpenVM.
 type OpenOptions struct {
-	Undo   time.Duration // as in VMOptions
-	Logger *slog.Logger  // nil: silent
-	// Answer is how long a VM that runs may say nothing (its process is stopped, say) before the error
+	RollbackTimeout time.Duration // as in VMOptions
+	Logger          *slog.Logger  // nil: silent
+	// ResponseTimeout is how long a VM that runs may say nothing (its process is stopped, say) before the error
 	// matches uvm.ErrNoAnswer; 0: a minute. KillVM ends such a VM.
-	Answer time.Duration
+	ResponseTimeout time.Duration
 	// Locked, where it is set, is called by OpenVM and OpenHost when no other process has the VM open any more, before the
 	// VM is asked anything.
 	Locked func()
-	// Self is for this system itself (OpenHost): a program whose main calls agent.Stage of package
+	// InitPath is for this system itself (OpenHost): a program whose main calls guest.Stage of package
 	// gcs/agent first thing, usually the running one. It becomes the first process of each container;
 	// without it programs cannot be run.
-	Self string
+	InitPath string
 }
 
 // VMInfo is what is known of a VM without taking it up.
@@ -93,7 +93,7 @@ var (
 // complete fills in what is not set.
 func (o *OpenOptions) complete() {
 	o.Logger = discard(o.Logger)
-	o.Answer = cmp.Or(o.Answer, time.Minute)
+	o.ResponseTimeout = cmp.Or(o.ResponseTimeout, time.Minute)
 	if o.Locked == nil {
 		o.Locked = func() {}
 	}

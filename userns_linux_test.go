@@ -15,11 +15,11 @@ import (
 
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/image/imagetest"
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
-	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -94,7 +94,7 @@ func hostInUserNamespace(t *testing.T, one bool) {
 		t.Fatal(err)
 	}
 	open := func() *uvm.UtilityVM {
-		vm, err := strata.OpenHost(t.Context(), filepath.Join(dir, "host"), strata.OpenOptions{Self: self})
+		vm, err := strata.OpenHost(t.Context(), filepath.Join(dir, "host"), strata.OpenOptions{InitPath: self})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -75,7 +75,7 @@ func openStarted(ctx context.Context, o VMOptions, start uvm.Connect, kill func(
 		m, err := start(ctx)
 		started = err == nil
 		return m, err
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo, Fresh: true})
+	}, uvm.Options{Logger: o.Logger, RollbackTimeout: o.RollbackTimeout, DiscardJournal: true})
 	if err == nil || !started {
 		return vm, err
 	}
@@ -114,7 +114,7 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 			return takeHost(dir, o)
 		}
 		return openMachine(ctx, dir, o)
-	}, uvm.Options{Logger: o.Logger, Undo: o.Undo, Answer: o.Answer})
+	}, uvm.Options{Logger: o.Logger, RollbackTimeout: o.RollbackTimeout, ResponseTimeout: o.ResponseTimeout})
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) 
 	if isHost(dir) {
 		return openHost(dir, o)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, o.Answer, fmt.Errorf("%w for %s", uvm.ErrNoAnswer, o.Answer))
+	ctx, cancel := context.WithTimeoutCause(ctx, o.ResponseTimeout, fmt.Errorf("%w for %s", uvm.ErrNoAnswer, o.ResponseTimeout))
 	defer cancel()
 	return openExec(ctx, dir, o)
 }

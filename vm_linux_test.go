@@ -17,11 +17,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/bootimage/bootimagetest"
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )

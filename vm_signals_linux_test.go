@@ -13,9 +13,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/bootimage/bootimagetest"
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -59,7 +59,7 @@ func signalled(t *testing.T, sig syscall.Signal) (vm *uvm.UtilityVM, dir string,
 		}
 	}}
 	vm, err := strata.StartVM(t.Context(), strata.VMOptions{Dir: dir, Image: bootimagetest.Image(t),
-		Logger: slog.New(h), Undo: time.Second})
+		Logger: slog.New(h), RollbackTimeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 )
 
 // FuzzArchive: whatever a file holds, opening it and reading its layers ends, within bounds, and a layer

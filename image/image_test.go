@@ -15,8 +15,8 @@ import (
 
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
-	"github.com/stratavm/strata/internal/leaktest"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 func layerTar(t testing.TB, n int) []byte {

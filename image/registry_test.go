@@ -17,7 +17,7 @@ import (
 
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 // impatient are options that do not make a test wait.

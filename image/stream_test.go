@@ -10,7 +10,7 @@ import (
 
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 // TestZstdWindow: a frame that wants a window of 1 GiB, and with it that much memory, is refused.

@@ -8,11 +8,11 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/stratavm/strata/erofs"
-	"github.com/stratavm/strata/ext4"
-	"github.com/stratavm/strata/layertree"
-	"github.com/stratavm/strata/verity"
-	"github.com/stratavm/strata/vhd"
+	"github.com/stratavm/strata/internal/format/erofs"
+	"github.com/stratavm/strata/internal/format/ext4"
+	"github.com/stratavm/strata/internal/format/layertree"
+	"github.com/stratavm/strata/internal/format/verity"
+	"github.com/stratavm/strata/internal/format/vhd"
 )
 
 // Format is a file format of layers.

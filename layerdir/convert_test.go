@@ -11,11 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stratavm/strata/internal/format/layertree"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/verity"
+	"github.com/stratavm/strata/internal/format/vhd"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree"
-	"github.com/stratavm/strata/layertree/treetest"
-	"github.com/stratavm/strata/verity"
-	"github.com/stratavm/strata/vhd"
 )
 
 type entry = treetest.Entry

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree/treetest"
 )
 
 var formats = []struct {

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 )
 
 // sparse makes a file of a size with a little data here and there.

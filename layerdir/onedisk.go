@@ -6,9 +6,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/stratavm/strata/erofs"
-	"github.com/stratavm/strata/gpt"
-	"github.com/stratavm/strata/vhd"
+	"github.com/stratavm/strata/internal/format/erofs"
+	"github.com/stratavm/strata/internal/format/gpt"
+	"github.com/stratavm/strata/internal/format/vhd"
 )
 
 // Extent is a run of bytes of a disk that is put together of files. It converts to vmm.Extent.

@@ -9,10 +9,10 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/stratavm/strata/erofs"
-	"github.com/stratavm/strata/gpt"
+	"github.com/stratavm/strata/internal/format/erofs"
+	"github.com/stratavm/strata/internal/format/gpt"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree/treetest"
 )
 
 // assemble reads the disk that extents describe.

@@ -10,7 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"github.com/stratavm/strata/vhd"
+	"github.com/stratavm/strata/internal/format/vhd"
 )
 
 // ScratchName is the name of the disk in a scratch folder.

@@ -13,9 +13,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/vhd"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree/treetest"
-	"github.com/stratavm/strata/vhd"
 )
 
 // An unformatted scratch needs no programs, and is a disk that qemu-img finds nothing wrong with.

@@ -10,8 +10,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/stratavm/strata/internal/format/layertree"
 	"github.com/stratavm/strata/internal/userns"
-	"github.com/stratavm/strata/layertree"
 )
 
 // idsName is the name of the record beside a tree of the ids that its user namespace had.

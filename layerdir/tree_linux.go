@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/layertree"
+	"github.com/stratavm/strata/internal/format/layertree"
 )
 
 // copyPiece is how much is copied between two looks at the context.

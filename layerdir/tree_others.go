@@ -7,7 +7,7 @@ import (
 	"errors"
 	"os"
 
-	"github.com/stratavm/strata/layertree"
+	"github.com/stratavm/strata/internal/format/layertree"
 )
 
 func unpack(context.Context, *layertree.Tree, *os.File, string, bool) (int64, error) {

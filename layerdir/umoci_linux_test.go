@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 )
 
 // TestSameAsUmoci compares a stack of layers with whiteouts, hard links and changes of type, as the

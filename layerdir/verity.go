@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/stratavm/strata/verity"
+	"github.com/stratavm/strata/internal/format/verity"
 )
 
 // VerityFileName is the name of the record of a hash tree beside its layer.

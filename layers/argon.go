@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/stratavm/strata/wclayer"
+	"github.com/stratavm/strata/internal/wclayer"
 )
 
 // undoGrace is how long a failed mount on the host may take to take back what it did.

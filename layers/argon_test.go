@@ -10,9 +10,9 @@ import (
 	"github.com/Microsoft/go-winio/pkg/guid"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // fakeHost is a Windows host that keeps the order of its calls, knows what is on, and fails the call
@@ -205,7 +205,7 @@ func TestXenonCIM(t *testing.T) {
 	var cims vmm.BlockCIMs
 	var combined vmm.CombinedLayers
 	for _, c := range w.f.Log() {
-		switch g := c.Guest.(type) {
+		switch g := c.Mount.(type) {
 		case vmm.BlockCIMs:
 			cims = g
 		case vmm.CombinedLayers:

@@ -9,10 +9,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stratavm/strata/internal/wclayer"
+	"github.com/stratavm/strata/internal/wclayer/wclayertest"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
-	"github.com/stratavm/strata/wclayer"
-	"github.com/stratavm/strata/wclayer/wclayertest"
 )
 
 // A call of the platform outlasts its caller and all the time that there is for taking back, and then

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/stratavm/strata/erofs"
-	"github.com/stratavm/strata/gpt"
+	"github.com/stratavm/strata/internal/format/erofs"
+	"github.com/stratavm/strata/internal/format/gpt"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/uvm"

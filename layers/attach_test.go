@@ -11,11 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/erofs"
-	"github.com/stratavm/strata/gpt"
+	"github.com/stratavm/strata/internal/format/erofs"
+	"github.com/stratavm/strata/internal/format/gpt"
+	"github.com/stratavm/strata/internal/format/layertree"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree"
-	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
@@ -95,7 +95,7 @@ func (w *world) counts() (devices, guests int) {
 		if c.Device != nil {
 			devices++
 		}
-		if c.Guest != nil {
+		if c.Mount != nil {
 			guests++
 		}
 	}

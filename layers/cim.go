@@ -6,9 +6,9 @@ import (
 
 	"github.com/Microsoft/go-winio/pkg/guid"
 
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // A composite image (CIM) holds all read-only layers of a Windows container in one volume. On the

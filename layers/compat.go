@@ -11,8 +11,8 @@ import (
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/uvm"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // UnmountOperation says which kinds of resources an unmount gives up; the bits may be combined.

@@ -10,8 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/vmm"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // newCIMWorld is a Windows VM and a container whose layers are two block images, merged to a third.

@@ -9,12 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // hcsWorld is a VM of the Host Compute Service in memory, with its rules in force.

@@ -7,11 +7,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/internal/winetest/standin"
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/test/wine/standin"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // TestHCSConformanceNative is TestHCSConformance by way of the libraries of Windows, behind which is
@@ -19,7 +19,7 @@ import (
 func TestHCSConformanceNative(t *testing.T) {
 	c := standin.Find()
 	if c == nil {
-		t.Skip("the libraries of this Windows are the real ones: run TestWine of internal/winetest on Linux")
+		t.Skip("the libraries of this Windows are the real ones: run TestWine of test/wine on Linux")
 	}
 	var files []string
 	for _, set := range []string{"testdata/hcs/*/scenario.json", "testdata/hcs/head/*/scenario.json"} {
@@ -51,7 +51,7 @@ func TestHCSConformanceNative(t *testing.T) {
 func TestXenonCIMNative(t *testing.T) {
 	c := standin.Find()
 	if c == nil {
-		t.Skip("the libraries of this Windows are the real ones: run TestWine of internal/winetest on Linux")
+		t.Skip("the libraries of this Windows are the real ones: run TestWine of test/wine on Linux")
 	}
 	checkCIMDocuments(t, newCIMWorld(t, false, overLibraries(t, c, false)))
 	if left, err := c.Leftovers(); err != nil || len(left) > 0 {
@@ -64,7 +64,7 @@ func TestXenonCIMNative(t *testing.T) {
 func TestMountedLayersAreNoted(t *testing.T) {
 	c := standin.Find()
 	if c == nil {
-		t.Skip("the libraries of this Windows are the real ones: run TestWine of internal/winetest on Linux")
+		t.Skip("the libraries of this Windows are the real ones: run TestWine of test/wine on Linux")
 	}
 	if err := c.Reset(hcstest.Options{}); err != nil {
 		t.Fatal(err)

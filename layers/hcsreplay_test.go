@@ -15,13 +15,13 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/internal/wclayer"
+	"github.com/stratavm/strata/internal/wclayer/wclayertest"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
-	"github.com/stratavm/strata/wclayer"
-	"github.com/stratavm/strata/wclayer/wclayertest"
 )
 
 // scenario is one folder of the conformance data; see testdata/hcs/README.md.

@@ -9,10 +9,10 @@ import (
 
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/internal/userns"
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // world is a machine in memory, the VM over it, and layer folders on disk.

@@ -76,14 +76,14 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 		return nil, err
 	}
 	m := &Mounted{ID: r.ID, vm: r.VM, claim: claim}
-	ctx = uvm.OneUndo(ctx)
+	ctx = uvm.WithRollbackBudget(ctx)
 	err = prepared(ctx, m)
 	if err == nil {
 		meta.Root, meta.ScratchPath = m.Root, m.ScratchPath
 		err = claim.Commit(meta)
 	}
 	if err != nil {
-		grace, cancel := r.VM.Undo(ctx)
+		grace, cancel := r.VM.RollbackContext(ctx)
 		defer cancel()
 		if uerr := m.Release(grace, UnmountOperationAll); uerr != nil {
 			return nil, fmt.Errorf("%w; and taking back what was done failed: %w", err, uerr)

@@ -102,7 +102,7 @@ func TestWarmMountCounts(t *testing.T) {
 			if c.Device != nil {
 				devices++
 			}
-			if c.Guest != nil {
+			if c.Mount != nil {
 				guests++
 			}
 		}

@@ -9,9 +9,9 @@ import (
 	"strings"
 
 	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // RootfsMount is a mount as containerd's snapshotters describe the root of a container.

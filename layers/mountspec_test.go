@@ -8,9 +8,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/vmm"
-	"github.com/stratavm/strata/wclayer"
 )
 
 func rootfs(kind, source string, options ...string) []layers.RootfsMount {

@@ -8,12 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/stratavm/strata/internal/format/verity"
 	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/uvm"
-	"github.com/stratavm/strata/verity"
 	"github.com/stratavm/strata/vmm"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // Sentinels that errors of this package match with errors.Is, besides those of uvm and vmm.

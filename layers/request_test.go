@@ -8,10 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // The service shares whatever folder it is told, and a layer there may be none, or none of this host's.

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
@@ -20,7 +20,7 @@ func (w *world) digests() []string {
 	var out []string
 	for _, c := range w.f.Log() {
 		var v *vmm.Verity
-		switch g := c.Guest.(type) {
+		switch g := c.Mount.(type) {
 		case vmm.MappedDisk:
 			v = g.Verity
 		case vmm.MappedPMEM:

@@ -14,7 +14,7 @@ import (
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/store"
 )
 

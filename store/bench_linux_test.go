@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 )
 
 // shape is of what an image of a Debian root is made.

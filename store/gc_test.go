@@ -11,9 +11,9 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/image/imagetest"
-	"github.com/stratavm/strata/internal/leaktest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 func gc(t testing.TB, s *store.Store) store.Removed {

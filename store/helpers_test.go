@@ -13,9 +13,9 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/store"
 )
 

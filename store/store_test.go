@@ -14,9 +14,9 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/stratavm/strata/internal/leaktest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 func TestImport(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/store"
 )
 

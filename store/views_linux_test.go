@@ -13,10 +13,10 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
-	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/store"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"

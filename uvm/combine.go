@@ -31,7 +31,7 @@ func (vm *UtilityVM) combine(ctx context.Context, c *Claim, os vmm.OS, g vmm.Com
 	}
 	return vm.l.acquire(ctx, c, "root", want{
 		mountKey: "combined|" + g.RootPath, exclusive: true,
-		mount: func(vmm.Device) (vmm.Guest, error) { return g, nil },
+		mount: func(vmm.Device) (vmm.Mount, error) { return g, nil },
 	})
 }
 
@@ -43,6 +43,6 @@ func (vm *UtilityVM) MountBlockCIMs(ctx context.Context, c *Claim, g vmm.BlockCI
 	}
 	return vm.l.acquire(ctx, c, "cims", want{
 		mountKey: "cims|" + g.VolumeGUID, exclusive: true,
-		mount: func(vmm.Device) (vmm.Guest, error) { return g, nil },
+		mount: func(vmm.Device) (vmm.Mount, error) { return g, nil },
 	})
 }

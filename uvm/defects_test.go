@@ -171,7 +171,7 @@ func TestDefectE_UnplugFailsOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := f.Log()
-	if last := log[len(log)-1]; last.Guest != nil || last.Device == nil {
+	if last := log[len(log)-1]; last.Mount != nil || last.Device == nil {
 		t.Errorf("the retry was %q, want the host half alone", last)
 	}
 	if err := c.Release(t.Context(), nil); err != nil {

@@ -17,7 +17,7 @@ type resource struct {
 	id     int
 	key    string // identity: who asks for the same key gets the same resource
 	device vmm.Device
-	guest  vmm.Guest
+	guest  vmm.Mount
 	parent *resource // the device that a mount rests on, if any
 	pinned bool      // the device cannot be removed while the machine runs
 
@@ -67,7 +67,7 @@ type want struct {
 	device    func() (vmm.Device, error)
 	pinned    bool
 	mountKey  string
-	mount     func(vmm.Device) (vmm.Guest, error)
+	mount     func(vmm.Device) (vmm.Mount, error)
 	exclusive bool                    // a second user is an error
 	path      func(vmm.Device) string // guest path of a device that needs no mount
 }
@@ -236,7 +236,7 @@ func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (addition, 
 		if r.device != nil {
 			a.change.Device = r.device
 		} else {
-			a.change.Guest = r.guest
+			a.change.Mount = r.guest
 		}
 	}
 	if err := t.write(); err != nil {

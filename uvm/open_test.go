@@ -21,14 +21,14 @@ func TestFresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	no := errors.New("it runs already")
-	if _, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return nil, no }, Options{Fresh: true}); !errors.Is(err, no) {
+	if _, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return nil, no }, Options{DiscardJournal: true}); !errors.Is(err, no) {
 		t.Errorf("got %v", err)
 	}
 	if s, err := ReadStatus(dir); err != nil || len(s.Claims) != 1 {
 		t.Errorf("the books after a machine that did not come to be: %+v, %v", s, err)
 	}
 	f := vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())
-	vm, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return f, nil }, Options{Fresh: true})
+	vm, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return f, nil }, Options{DiscardJournal: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestNoAnswer(t *testing.T) {
 			return mute{vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())}, nil
 		},
 	} {
-		if _, err := Open(t.Context(), t.TempDir(), connect, Options{Answer: time.Millisecond}); !errors.Is(err, ErrNoAnswer) {
+		if _, err := Open(t.Context(), t.TempDir(), connect, Options{ResponseTimeout: time.Millisecond}); !errors.Is(err, ErrNoAnswer) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}

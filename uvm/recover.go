@@ -84,7 +84,7 @@ func (l *ledger) rebuild(b books, obs vmm.Observation) error {
 		if e.What == nil || e.What.Empty() {
 			return fmt.Errorf("%w: resource %d says nothing", ErrJournal, id)
 		}
-		r := &resource{id: id, key: e.Key, device: e.What.Device, guest: e.What.Guest,
+		r := &resource{id: id, key: e.Key, device: e.What.Device, guest: e.What.Mount,
 			parent: made[e.Parent], pinned: e.Pinned}
 		l.lastID = max(l.lastID, id)
 		l.enter(r, e.State)
@@ -238,7 +238,7 @@ func (l *ledger) strays(obs vmm.Observation) {
 	}
 }
 
-func mountName(g vmm.Guest) string { return fmt.Sprintf("%T %s", g, g.Target()) }
+func mountName(g vmm.Mount) string { return fmt.Sprintf("%T %s", g, g.Target()) }
 
 func (l *ledger) orphan(r *resource) {
 	c := l.claims[orphans]

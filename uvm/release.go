@@ -92,7 +92,7 @@ func (p leaving) stays() event { return unmoved[p.from] }
 
 // removal is the Change that takes r away, and the resources it moves: the mount first.
 func removal(r *resource) (vmm.Change, []leaving) {
-	change := vmm.Change{Op: vmm.Remove, Device: r.device, Guest: r.guest}
+	change := vmm.Change{Op: vmm.Remove, Device: r.device, Mount: r.guest}
 	parts := []leaving{{r, r.state}}
 	if d := r.parent; d != nil && d.refs() == 1 && !d.pinned {
 		change.Device = d.device
@@ -116,7 +116,7 @@ func (l *ledger) remove(ctx context.Context, le *Lease, change vmm.Change, parts
 		switch {
 		case outcome != vmm.NotDone:
 			l.finish(t, p.resource, outcome)
-		case p.device != nil && change.Guest != nil && guest == vmm.Done:
+		case p.device != nil && change.Mount != nil && guest == vmm.Done:
 			l.settle(t, p.resource, evGuestLetGo)
 		default:
 			l.settle(t, p.resource, p.stays())

@@ -82,9 +82,9 @@ func TestStrays(t *testing.T) {
 	if err := vm.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, g := range []vmm.Guest{vmm.MappedDisk{MountPath: "/run/mounts/m9", ReadOnly: true},
+	for _, g := range []vmm.Mount{vmm.MappedDisk{MountPath: "/run/mounts/m9", ReadOnly: true},
 		vmm.CombinedLayers{RootPath: "/run/gcs/c/a/rootfs", Layers: []vmm.GuestLayer{{Path: "/run/mounts/m9"}}}} {
-		if err := f.Apply(t.Context(), vmm.Change{Op: vmm.Add, Guest: g}); err != nil {
+		if err := f.Apply(t.Context(), vmm.Change{Op: vmm.Add, Mount: g}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -105,7 +105,7 @@ func TestStaleJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The release was not written down.
-	r := vmm.Change{Op: vmm.Remove, Device: vmm.SCSIDisk{}, Guest: vmm.MappedDisk{MountPath: le.GuestPath()}}
+	r := vmm.Change{Op: vmm.Remove, Device: vmm.SCSIDisk{}, Mount: vmm.MappedDisk{MountPath: le.GuestPath()}}
 	if err := f.Apply(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
@@ -137,13 +137,13 @@ func TestOneGrace(t *testing.T) {
 		c := mustClaim(t, vm, "a")
 		mustAttach(t, vm, c, disk("/l/1"))
 		f.Script(func(int, vmm.Change) vmmtest.Fault { return vmmtest.HangBefore })
-		call, cancel := context.WithTimeout(OneUndo(t.Context()), time.Second)
+		call, cancel := context.WithTimeout(WithRollbackBudget(t.Context()), time.Second)
 		defer cancel()
 		begin := time.Now()
 		if _, err := vm.SCSI().Attach(call, c, "layer", disk("/l/2")); err == nil {
 			t.Fatal("the attach succeeded")
 		}
-		grace, end := vm.Undo(call)
+		grace, end := vm.RollbackContext(call)
 		defer end()
 		if err := c.Release(grace, nil); err == nil {
 			t.Fatal("the release succeeded")

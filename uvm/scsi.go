@@ -80,7 +80,7 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 		if m.Identity != "" {
 			w.mountKey = layerKey(m.Identity)
 		}
-		w.mount = func(dev vmm.Device) (vmm.Guest, error) {
+		w.mount = func(dev vmm.Device) (vmm.Mount, error) {
 			disk := dev.(vmm.SCSIDisk)
 			return vmm.MappedDisk{MountPath: m.GuestPath, Controller: disk.Controller, LUN: disk.LUN,
 				Partition: m.Partition, ReadOnly: d.ReadOnly, Options: m.Options, Filesystem: m.Filesystem,
@@ -96,7 +96,7 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 func (s SCSI) Share(ctx context.Context, c *Claim, role, identity string) (*Lease, error) {
 	return s.vm.l.acquire(ctx, c, role, want{
 		mountKey: layerKey(identity),
-		mount:    func(vmm.Device) (vmm.Guest, error) { return nil, fmt.Errorf("layer %s: %w", identity, ErrNotAttached) },
+		mount:    func(vmm.Device) (vmm.Mount, error) { return nil, fmt.Errorf("layer %s: %w", identity, ErrNotAttached) },
 	})
 }
 

@@ -156,7 +156,7 @@ func (p Plan9) Share(ctx context.Context, c *Claim, role, folder, guestPath stri
 			return vmm.Plan9Share{Name: name, Path: folder, ReadOnly: readOnly, AllowedFiles: files}, nil
 		},
 		mountKey: key + "|mount",
-		mount: func(d vmm.Device) (vmm.Guest, error) {
+		mount: func(d vmm.Device) (vmm.Mount, error) {
 			return vmm.MappedDirectory{MountPath: guestPath, Share: d.(vmm.Plan9Share).Name, ReadOnly: readOnly}, nil
 		},
 	})

@@ -69,7 +69,7 @@ func (b books) status() Status {
 		e := b.resources[le.Resource]
 		r := &resource{}
 		if e.What != nil {
-			r.device, r.guest = e.What.Device, e.What.Guest
+			r.device, r.guest = e.What.Device, e.What.Mount
 			if p := b.resources[e.Parent]; p.What != nil {
 				r.parent = &resource{device: p.What.Device}
 			}

@@ -53,7 +53,7 @@ func (t *tx) resource(r *resource) {
 	e := resourceEntry{ID: r.id, State: r.state}
 	if r.state != Free {
 		e.Key, e.Pinned = r.key, r.pinned
-		e.What = &vmm.Change{Op: vmm.Add, Device: r.device, Guest: r.guest}
+		e.What = &vmm.Change{Op: vmm.Add, Device: r.device, Mount: r.guest}
 		if r.parent != nil {
 			e.Parent = r.parent.id
 		}
@@ -82,7 +82,7 @@ func (l *ledger) set(t *tx, r *resource, ev event) {
 }
 
 // newResource puts a reserved resource into the tables.
-func (l *ledger) newResource(key string, d vmm.Device, g vmm.Guest, parent *resource, pinned bool) *resource {
+func (l *ledger) newResource(key string, d vmm.Device, g vmm.Mount, parent *resource, pinned bool) *resource {
 	l.lastID++
 	r := &resource{id: l.lastID, key: key, device: d, guest: g, parent: parent, pinned: pinned}
 	l.enter(r, Reserved)
@@ -106,7 +106,7 @@ func (l *ledger) enter(r *resource, s State) {
 
 // occupies is the guest path that nothing else may be mounted at, if any. In a Windows guest the
 // combined root is the mounted scratch itself.
-func (l *ledger) occupies(g vmm.Guest) string {
+func (l *ledger) occupies(g vmm.Mount) string {
 	if g == nil {
 		return ""
 	}

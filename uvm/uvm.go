@@ -28,20 +28,20 @@ type Connect func(ctx context.Context) (vmm.Machine, error)
 
 // Options are the optional parts of Open.
 type Options struct {
-	Logger *slog.Logger  // nil: silent
-	Tracer trace.Tracer  // nil: no spans
-	Meter  metric.Meter  // nil: no metrics
-	Undo   time.Duration // grace for taking back what a failed or cancelled call began; 0: 30 s
-	Fresh  bool          // the machine is new: what the books say was in an earlier one
-	Answer time.Duration // what connecting and asking the machine what is there may take each; 0: no limit
+	Logger          *slog.Logger  // nil: silent
+	Tracer          trace.Tracer  // nil: no spans
+	Meter           metric.Meter  // nil: no metrics
+	RollbackTimeout time.Duration // grace for taking back what a failed or cancelled call began; 0: 30 s
+	DiscardJournal  bool          // the machine is new: what the books say was in an earlier one
+	ResponseTimeout time.Duration // what connecting and asking the machine what is there may take each; 0: no limit
 }
 
 // awaitAnswer bounds a context by o.Answer.
 func (o *Options) awaitAnswer(ctx context.Context) (context.Context, context.CancelFunc) {
-	if o.Answer == 0 {
+	if o.ResponseTimeout == 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, o.Answer, fmt.Errorf("%w for %s", ErrNoAnswer, o.Answer))
+	return context.WithTimeoutCause(ctx, o.ResponseTimeout, fmt.Errorf("%w for %s", ErrNoAnswer, o.ResponseTimeout))
 }
 
 const defaultUndo = 30 * time.Second
@@ -50,8 +50,8 @@ func (o *Options) complete() {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.Undo == 0 {
-		o.Undo = defaultUndo
+	if o.RollbackTimeout == 0 {
+		o.RollbackTimeout = defaultUndo
 	}
 }
 
@@ -97,7 +97,7 @@ func (vm *UtilityVM) open(ctx context.Context, dir string, connect Connect, opts
 		}
 		return errors.Join(fmt.Errorf("connect to the utility VM: %w", err), j.close())
 	}
-	if opts.Fresh {
+	if opts.DiscardJournal {
 		records = nil
 	}
 	if err := vm.start(ctx, machine, j, records, opts); err != nil {
@@ -114,7 +114,7 @@ func (vm *UtilityVM) start(ctx context.Context, machine vmm.Machine, j *journal,
 	}
 	vm.machine = machine
 	vm.l = &ledger{
-		machine: machine, log: opts.Logger, tel: tel, undo: opts.Undo, journal: j,
+		machine: machine, log: opts.Logger, tel: tel, undo: opts.RollbackTimeout, journal: j,
 		resources: map[int]*resource{}, byKey: map[string]*resource{}, byTarget: map[string]*resource{},
 		claims: map[string]*Claim{},
 		slots:  newSlotTable(machine.Limits()),

@@ -67,7 +67,7 @@ func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Leas
 			return vmm.VPMEMDevice{Slot: uint32(slot), Path: p.Path, Format: p.Format}, nil
 		},
 		mountKey: key + "|mount",
-		mount: func(dev vmm.Device) (vmm.Guest, error) {
+		mount: func(dev vmm.Device) (vmm.Mount, error) {
 			slot := dev.(vmm.VPMEMDevice).Slot
 			return vmm.MappedPMEM{Slot: slot, MountPath: fmt.Sprintf("/run/layers/p%d", slot), Verity: p.Verity}, nil
 		},

@@ -47,7 +47,7 @@ func (o *Op) UnmarshalText(b []byte) error {
 type Change struct {
 	Op     Op
 	Device Device // what the host attaches or detaches; nil when only the guest acts
-	Guest  Guest  // what the guest mounts after, or unmounts before; nil when only the host acts
+	Mount  Mount  // what the guest mounts after, or unmounts before; nil when only the host acts
 }
 
 // Inverse is the Change that takes c back: Add becomes Remove and the reverse. An Update has no
@@ -63,13 +63,13 @@ func (c Change) Inverse() Change {
 }
 
 // HostOnly is c without its guest half.
-func (c Change) HostOnly() Change { c.Guest = nil; return c }
+func (c Change) HostOnly() Change { c.Mount = nil; return c }
 
 // GuestOnly is c without its host half.
 func (c Change) GuestOnly() Change { c.Device = nil; return c }
 
 // Empty reports whether neither half is present.
-func (c Change) Empty() bool { return c.Device == nil && c.Guest == nil }
+func (c Change) Empty() bool { return c.Device == nil && c.Mount == nil }
 
 // String is one line for logs and dry runs, such as
 // "add scsi 0:3 /layers/7/layer.vhd (ro) + mount /run/mounts/m4".
@@ -78,8 +78,8 @@ func (c Change) String() string {
 	if c.Device != nil {
 		parts = append(parts, c.Device.String())
 	}
-	if c.Guest != nil {
-		parts = append(parts, c.Guest.String())
+	if c.Mount != nil {
+		parts = append(parts, c.Mount.String())
 	}
 	return c.Op.String() + " " + strings.Join(parts, " + ")
 }
@@ -94,9 +94,9 @@ type Device interface {
 	device()
 }
 
-// Guest is the closed set of things a guest does with devices: [MappedDisk], [MappedPMEM],
+// Mount is the closed set of things a guest does with devices: [MappedDisk], [MappedPMEM],
 // [MappedDirectory], [CombinedLayers], [BlockCIMs].
-type Guest interface {
+type Mount interface {
 	fmt.Stringer
 	// Target is the place in the guest that the action occupies: a mount path, or a volume GUID for
 	// BlockCIMs. It is empty for a MappedDisk that is not mounted.

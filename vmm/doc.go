@@ -1,7 +1,7 @@
 // Package vmm is the funnel between everything that knows about layers and the programs that run
 // virtual machines. Whatever is done to a machine is one value, a [Change]; a [Machine] applies it.
 //
-// A Change has a host half (a [Device] that is attached or detached) and a guest half (a [Guest]
+// A Change has a host half (a [Device] that is attached or detached) and a guest half (a [Mount]
 // action: what is mounted after, or unmounted before). Add does host then guest, Remove guest then
 // host. When a half fails the error is an [*ApplyError] that says, per half, whether it is done, not
 // done, or unknown, so that the caller can resume or undo instead of guessing.

@@ -14,12 +14,12 @@ var (
 		"vsmb":  decodeAs[VSMBShare, Device],
 		"plan9": decodeAs[Plan9Share, Device],
 	}
-	guestKinds = kindTable[Guest]{
-		"disk":      decodeAs[MappedDisk, Guest],
-		"pmem":      decodeAs[MappedPMEM, Guest],
-		"directory": decodeAs[MappedDirectory, Guest],
-		"combined":  decodeAs[CombinedLayers, Guest],
-		"blockCIMs": decodeAs[BlockCIMs, Guest],
+	guestKinds = kindTable[Mount]{
+		"disk":      decodeAs[MappedDisk, Mount],
+		"pmem":      decodeAs[MappedPMEM, Mount],
+		"directory": decodeAs[MappedDirectory, Mount],
+		"combined":  decodeAs[CombinedLayers, Mount],
+		"blockCIMs": decodeAs[BlockCIMs, Mount],
 	}
 )
 
@@ -48,7 +48,7 @@ func deviceKind(d Device) string {
 	return ""
 }
 
-func guestKind(g Guest) string {
+func guestKind(g Mount) string {
 	switch g.(type) {
 	case MappedDisk:
 		return "disk"
@@ -80,8 +80,8 @@ func (c Change) MarshalJSON() ([]byte, error) {
 			return nil, err
 		}
 	}
-	if c.Guest != nil {
-		if out.Guest, err = tag(guestKind(c.Guest), c.Guest); err != nil {
+	if c.Mount != nil {
+		if out.Guest, err = tag(guestKind(c.Mount), c.Mount); err != nil {
 			return nil, err
 		}
 	}
@@ -110,7 +110,7 @@ func (c *Change) UnmarshalJSON(b []byte) error {
 	if err != nil {
 		return err
 	}
-	*c = Change{Op: in.Op, Device: device, Guest: guest}
+	*c = Change{Op: in.Op, Device: device, Mount: guest}
 	return nil
 }
 

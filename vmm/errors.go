@@ -48,7 +48,7 @@ func (e *ApplyError) Error() string {
 	if e.Change.Device != nil {
 		state += ", host " + e.Host.String()
 	}
-	if e.Change.Guest != nil {
+	if e.Change.Mount != nil {
 		state += ", guest " + e.Guest.String()
 	}
 	if state != "" {
@@ -70,10 +70,10 @@ func Outcomes(c Change, err error) (host, guest Outcome) {
 		return o
 	}
 	if err == nil {
-		return known(c.Device != nil, Done), known(c.Guest != nil, Done)
+		return known(c.Device != nil, Done), known(c.Mount != nil, Done)
 	}
 	if ae, ok := errors.AsType[*ApplyError](err); ok {
-		return known(c.Device != nil, ae.Host), known(c.Guest != nil, ae.Guest)
+		return known(c.Device != nil, ae.Host), known(c.Mount != nil, ae.Guest)
 	}
-	return known(c.Device != nil, Unknown), known(c.Guest != nil, Unknown)
+	return known(c.Device != nil, Unknown), known(c.Mount != nil, Unknown)
 }

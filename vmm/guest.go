@@ -98,7 +98,7 @@ func (g CombinedLayers) Target() string { return g.RootPath }
 func (g BlockCIMs) Target() string { return g.VolumeGUID }
 
 // RestsOn is the address of the device that a guest action needs, or "".
-func RestsOn(g Guest) string {
+func RestsOn(g Mount) string {
 	switch g := g.(type) {
 	case MappedDisk:
 		return SCSIAddr(g.Controller, g.LUN)

@@ -15,7 +15,7 @@ var requestTypes = map[Op]hcsschema.RequestType{
 
 // GuestRequest is the guest half of a Change as a guest request for the operating system os. It
 // fails for what that system does not know.
-func GuestRequest(op Op, g Guest, os OS) (hcsschema.GuestRequest, error) {
+func GuestRequest(op Op, g Mount, os OS) (hcsschema.GuestRequest, error) {
 	encode := linuxSettings
 	if os == Windows {
 		encode = windowsSettings
@@ -27,7 +27,7 @@ func GuestRequest(op Op, g Guest, os OS) (hcsschema.GuestRequest, error) {
 	return hcsschema.GuestRequest{RequestType: requestTypes[op], ResourceType: resource, Settings: settings}, nil
 }
 
-func linuxSettings(op Op, g Guest) (hcsschema.ResourceType, any) {
+func linuxSettings(op Op, g Mount) (hcsschema.ResourceType, any) {
 	switch g := g.(type) {
 	case MappedDisk:
 		// Removal repeats the whole configuration: guests look at ReadOnly and Encrypted to find
@@ -65,7 +65,7 @@ func linuxSettings(op Op, g Guest) (hcsschema.ResourceType, any) {
 	return "", nil
 }
 
-func windowsSettings(op Op, g Guest) (hcsschema.ResourceType, any) {
+func windowsSettings(op Op, g Mount) (hcsschema.ResourceType, any) {
 	switch g := g.(type) {
 	case MappedDisk:
 		return hcsschema.ResourceMappedVirtualDisk, hcsschema.WCOWMappedVirtualDisk{

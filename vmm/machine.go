@@ -92,7 +92,7 @@ type SCSISlot struct {
 // address and the path are set; for guest actions at least those that make up the target.
 type Observation struct {
 	Devices []Device
-	Mounts  []Guest
+	Mounts  []Mount
 }
 
 // Device finds a device by address, or nil.
@@ -106,7 +106,7 @@ func (o Observation) Device(addr string) Device {
 }
 
 // Mount finds the guest action of the same kind and target, or nil.
-func (o Observation) Mount(like Guest) Guest {
+func (o Observation) Mount(like Mount) Mount {
 	for _, g := range o.Mounts {
 		if SameTarget(g, like) {
 			return g
@@ -117,7 +117,7 @@ func (o Observation) Mount(like Guest) Guest {
 
 // SameTarget reports whether two guest actions are of one kind and have one target. The kind counts
 // because the root of a Windows container is the very folder that its scratch is mounted at.
-func SameTarget(a, b Guest) bool {
+func SameTarget(a, b Mount) bool {
 	return guestKind(a) == guestKind(b) && a.Target() == b.Target()
 }
 

@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/bootimage/bootimagetest"
-	"github.com/stratavm/strata/internal/leaktest"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 // cliBox runs the real binary on a state directory of its own.

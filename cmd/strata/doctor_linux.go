@@ -13,8 +13,8 @@ import (
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/bootimage"
-	"github.com/stratavm/strata/hostmount"
+	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/internal/userns"
 )
 

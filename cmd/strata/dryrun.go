@@ -74,5 +74,5 @@ func (e *env) openDry(ctx context.Context, cmd *cli.Command, name, dir string) (
 	if cmd.Bool("json") {
 		d.json = func(c vmm.Change) error { return e.print(cmd, c, nil) }
 	}
-	return uvm.Rehearse(ctx, dir, d, uvm.Options{Logger: e.logger(cmd)})
+	return uvm.DryRun(ctx, dir, d, uvm.Options{Logger: e.logger(cmd)})
 }

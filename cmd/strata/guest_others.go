@@ -3,4 +3,4 @@
 package main
 
 // guest: the agent is for Linux guests.
-func guest() (code int, handled bool) { return 0, false }
+func guestMain() (code int, handled bool) { return 0, false }

@@ -16,7 +16,7 @@ import (
 
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/store"
 	"github.com/stratavm/strata/vmm"
 )

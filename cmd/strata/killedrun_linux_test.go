@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/bootimage/bootimagetest"
-	"github.com/stratavm/strata/internal/leaktest"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 // TestKilledRun kills a run while its program runs. What comes next takes away all that it made: the

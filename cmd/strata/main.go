@@ -17,7 +17,7 @@ import (
 var version = "devel"
 
 func main() {
-	if code, ok := guest(); ok {
+	if code, ok := guestMain(); ok {
 		os.Exit(code)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

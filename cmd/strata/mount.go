@@ -10,10 +10,10 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // unmountOps are the names of what --only takes.

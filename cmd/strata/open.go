@@ -63,7 +63,7 @@ func (e *env) takeUp(ctx context.Context, cmd *cli.Command, name string) (*uvm.U
 // process of each container.
 func (e *env) openOptions(cmd *cli.Command) strata.OpenOptions {
 	self, _ := os.Executable() // without it programs cannot be run, and the error then says so
-	return strata.OpenOptions{Logger: e.logger(cmd), Self: self, Answer: e.silence}
+	return strata.OpenOptions{Logger: e.logger(cmd), InitPath: self, ResponseTimeout: e.silence}
 }
 
 // explain says what to do about a VM that cannot be opened.

@@ -12,7 +12,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if code, ok := guest(); ok { // the first process of a container on this system
+	if code, ok := guestMain(); ok { // the first process of a container on this system
 		os.Exit(code)
 	}
 	testscript.Main(m, map[string]func(){"strata": main})

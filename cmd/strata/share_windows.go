@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 
-	"github.com/stratavm/strata/wclayer"
+	"github.com/stratavm/strata/internal/wclayer"
 )
 
 // shareLayer lets all virtual machines of this host read a layer. They get that right once, when the

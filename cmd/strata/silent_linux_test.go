@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 // silentVM makes a state directory with a VM called default whose QEMU lets everybody connect and never says

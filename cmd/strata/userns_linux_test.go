@@ -12,9 +12,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/stratavm/strata/hostmount"
-	"github.com/stratavm/strata/internal/leaktest"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/internal/hostmount"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 // TestUserNamespaceScripts runs the scripts that mount layers as root of a user namespace.

@@ -13,7 +13,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/bootimage"
+	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -74,13 +74,13 @@ func startFlags() []cli.Flag {
 
 func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) {
 	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
-		Guest: vmm.OS(cmd.String("guest")), Logger: e.logger(cmd)}
+		OS: vmm.OS(cmd.String("guest")), Logger: e.logger(cmd)}
 	bytes, err := parseSize(cmd.String("memory"))
 	if err != nil {
 		return o, usage(cmd, "--memory: %w", err)
 	}
 	o.MemoryMiB = int(bytes >> 20)
-	if o.Guest == vmm.Windows && !cmd.IsSet("memory") {
+	if o.OS == vmm.Windows && !cmd.IsSet("memory") {
 		o.MemoryMiB = windowsMemoryMiB
 	}
 	state, err := e.stateDir(cmd)
@@ -106,9 +106,9 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		return o, usage(cmd, "--memory %s is too little: a guest needs 96M", cmd.String("memory"))
 	case o.CPUs < 0:
 		return o, usage(cmd, "--cpus %d: give 1 or more", o.CPUs)
-	case o.Guest != vmm.Linux && o.Guest != vmm.Windows:
-		return o, usage(cmd, "--guest %q: use linux or windows", o.Guest)
-	case (o.Guest == vmm.Windows) != (len(o.UVMLayers) > 0):
+	case o.OS != vmm.Linux && o.OS != vmm.Windows:
+		return o, usage(cmd, "--guest %q: use linux or windows", o.OS)
+	case (o.OS == vmm.Windows) != (len(o.UVMLayers) > 0):
 		return o, usage(cmd, "--guest windows and --uvm-layer need each other")
 	case o.Accel != "auto" && o.Accel != "kvm" && o.Accel != "tcg":
 		return o, usage(cmd, "--accel %q: use auto, kvm or tcg", o.Accel)
@@ -297,8 +297,8 @@ func half(c vmm.Change) string {
 	if c.Device != nil {
 		return c.Device.String()
 	}
-	if c.Guest != nil {
-		return c.Guest.String()
+	if c.Mount != nil {
+		return c.Mount.String()
 	}
 	return ""
 }

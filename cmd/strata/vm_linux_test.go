@@ -11,9 +11,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/stratavm/strata/bootimage/bootimagetest"
 	"github.com/stratavm/strata/image/imagetest"
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 // need finds a program, or says how to get it.

@@ -91,9 +91,9 @@ func (w *work) prepare() error {
 			return err
 		}
 		w.host.steps = append(w.host.steps, w.grant)
-		if c.Guest != nil && m.internal && !w.ejects() {
+		if c.Mount != nil && m.internal && !w.ejects() {
 			w.both = true
-			g, err := m.encoder().guest(c.Op, c.Guest)
+			g, err := m.encoder().guest(c.Op, c.Mount)
 			if err != nil {
 				return err
 			}
@@ -101,8 +101,8 @@ func (w *work) prepare() error {
 		}
 		w.host.steps = append(w.host.steps, func(context.Context) error { return m.sys.modify(r) })
 	}
-	if c.Guest != nil && !w.both {
-		g, err := m.encoder().guest(c.Op, c.Guest)
+	if c.Mount != nil && !w.both {
+		g, err := m.encoder().guest(c.Op, c.Mount)
 		if err != nil {
 			return err
 		}
@@ -153,7 +153,7 @@ func (m *Machine) mappable(c vmm.Change) vmm.Device {
 // repeats reports whether a removal takes back an addition whose mount a guest refused; hcsshim then
 // sends the settings again, but for disks that the guest ejects.
 func (w *work) repeats() bool {
-	return w.c.Op == vmm.Remove && w.c.Device != nil && w.c.Guest == nil &&
+	return w.c.Op == vmm.Remove && w.c.Device != nil && w.c.Mount == nil &&
 		!w.ejects() && w.m.books.wasRefused(w.c.Device.Addr())
 }
 
@@ -264,7 +264,7 @@ func (w *work) split(host bool) error {
 	w.both = false
 	m, c := w.m, w.c
 	if host {
-		g, err := m.encoder().guest(c.Op, c.Guest)
+		g, err := m.encoder().guest(c.Op, c.Mount)
 		if err != nil {
 			return err
 		}

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/gcs"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
@@ -258,7 +258,7 @@ func TestOldGuestIsNotAskedForWhatItDrops(t *testing.T) {
 	o.GuestGeneration = hcs.Guest2021
 	m := r.start(o)
 	before := len(r.s.Trace())
-	for name, g := range map[string]vmm.Guest{
+	for name, g := range map[string]vmm.Mount{
 		"partition":  vmm.MappedDisk{MountPath: "/m", Partition: 1},
 		"block":      vmm.MappedDisk{MountPath: "/m", BlockDev: true},
 		"encrypted":  vmm.MappedDisk{MountPath: "/m", Encrypted: true},
@@ -267,7 +267,7 @@ func TestOldGuestIsNotAskedForWhatItDrops(t *testing.T) {
 		"pmemverity": vmm.MappedPMEM{MountPath: "/m", Verity: &vmm.Verity{}},
 		"cims":       vmm.BlockCIMs{VolumeGUID: "g"},
 	} {
-		err := m.Apply(t.Context(), vmm.Change{Op: vmm.Add, Guest: g})
+		err := m.Apply(t.Context(), vmm.Change{Op: vmm.Add, Mount: g})
 		if err == nil {
 			t.Errorf("%s is accepted", name)
 			continue

@@ -17,19 +17,19 @@ type books struct {
 	mu      sync.Mutex
 	devices map[string]vmm.Device
 	refused map[string]bool // the guest refused what was to come on top of this device
-	mounts  map[string]vmm.Guest
+	mounts  map[string]vmm.Mount
 	busy    map[string]chan struct{}
 }
 
 func (b *books) init(os vmm.OS) {
 	b.os = os
-	b.devices, b.mounts = map[string]vmm.Device{}, map[string]vmm.Guest{}
+	b.devices, b.mounts = map[string]vmm.Device{}, map[string]vmm.Mount{}
 	b.refused, b.busy = map[string]bool{}, map[string]chan struct{}{}
 }
 
 // place is what a guest action occupies. The root of a Windows container is the very folder that its
 // scratch is mounted at, and does not get in its way.
-func (b *books) place(g vmm.Guest) string {
+func (b *books) place(g vmm.Mount) string {
 	if _, combined := g.(vmm.CombinedLayers); combined && b.os == vmm.Windows {
 		return "filter on " + g.Target()
 	}
@@ -42,7 +42,7 @@ func addresses(c vmm.Change) []string {
 	if c.Device != nil {
 		out = append(out, c.Device.Addr())
 	}
-	switch g := c.Guest.(type) {
+	switch g := c.Mount.(type) {
 	case nil:
 		return out
 	case vmm.MappedDisk:
@@ -52,7 +52,7 @@ func addresses(c vmm.Change) []string {
 	case vmm.MappedDirectory:
 		out = append(out, vmm.Plan9Share{Name: g.Share}.Addr())
 	}
-	if target := c.Guest.Target(); target != "" {
+	if target := c.Mount.Target(); target != "" {
 		out = append(out, "guest "+target)
 	}
 	slices.Sort(out)
@@ -115,10 +115,10 @@ func (b *books) conflict(c vmm.Change) (host, guest bool, err error) {
 			host = true
 		}
 	}
-	if c.Guest != nil && c.Guest.Target() != "" {
-		if old, ok := b.mounts[b.place(c.Guest)]; ok {
-			if !reflect.DeepEqual(old, c.Guest) {
-				return host, false, fmt.Errorf("%s: %w by %s", c.Guest.Target(), vmm.ErrOccupied, old)
+	if c.Mount != nil && c.Mount.Target() != "" {
+		if old, ok := b.mounts[b.place(c.Mount)]; ok {
+			if !reflect.DeepEqual(old, c.Mount) {
+				return host, false, fmt.Errorf("%s: %w by %s", c.Mount.Target(), vmm.ErrOccupied, old)
 			}
 			guest = true
 		}
@@ -138,14 +138,14 @@ func (b *books) note(c vmm.Change, host, guest vmm.Outcome) {
 			delete(b.refused, addr)
 		case c.Op != vmm.Remove && host == vmm.Done:
 			b.devices[addr] = c.Device
-			b.refused[addr] = c.Guest != nil && guest == vmm.NotDone
+			b.refused[addr] = c.Mount != nil && guest == vmm.NotDone
 		}
 	}
-	if c.Guest != nil && c.Guest.Target() != "" && guest == vmm.Done {
+	if c.Mount != nil && c.Mount.Target() != "" && guest == vmm.Done {
 		if c.Op == vmm.Remove {
-			delete(b.mounts, b.place(c.Guest))
+			delete(b.mounts, b.place(c.Mount))
 		} else {
-			b.mounts[b.place(c.Guest)] = c.Guest
+			b.mounts[b.place(c.Mount)] = c.Mount
 		}
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net"
 
-	"github.com/stratavm/strata/gcs"
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/vmm"
 )
 

@@ -46,9 +46,9 @@ func refusedByGuest(external bool, disk func(int) vmm.Change) vmm.Change {
 		return vmm.Change{}
 	}
 	c := disk(7)
-	mount := c.Guest.(vmm.MappedDisk)
+	mount := c.Mount.(vmm.MappedDisk)
 	mount.LUN++ // there is no such disk
-	c.Guest = mount
+	c.Mount = mount
 	return c
 }
 

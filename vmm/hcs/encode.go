@@ -105,7 +105,7 @@ func plan9Flags(d vmm.Plan9Share) int32 {
 }
 
 // guest makes the guest's half of a change, as the generation of the guest understands it.
-func (e encoder) guest(op vmm.Op, g vmm.Guest) (hcsschema.GuestRequest, error) {
+func (e encoder) guest(op vmm.Op, g vmm.Mount) (hcsschema.GuestRequest, error) {
 	if e.os == vmm.Linux && e.generation == Guest2021 {
 		var err error
 		if g, err = for2021(op, g); err != nil {
@@ -117,7 +117,7 @@ func (e encoder) guest(op vmm.Op, g vmm.Guest) (hcsschema.GuestRequest, error) {
 
 // for2021 leaves out what a Linux guest of 2021 would drop silently. What it must not drop is an
 // error: the guest would mount something else than was asked for.
-func for2021(op vmm.Op, g vmm.Guest) (vmm.Guest, error) {
+func for2021(op vmm.Op, g vmm.Mount) (vmm.Mount, error) {
 	refuse := func(what string) error {
 		if op == vmm.Remove {
 			return nil

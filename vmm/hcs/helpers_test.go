@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/hostpath"
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
@@ -159,7 +159,7 @@ var both = map[string]bool{"internal": false, "external": true}
 func disk(lun uint8) vmm.Change {
 	return vmm.Change{Op: vmm.Add,
 		Device: vmm.SCSIDisk{LUN: lun, Path: `C:\d\` + string(rune('a'+lun)) + ".vhdx"},
-		Guest:  vmm.MappedDisk{LUN: lun, MountPath: "/m/" + string(rune('a'+lun))}}
+		Mount:  vmm.MappedDisk{LUN: lun, MountPath: "/m/" + string(rune('a'+lun))}}
 }
 
 func apply(t *testing.T, m vmm.Machine, c vmm.Change) {

@@ -8,10 +8,10 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/stratavm/strata/vhd"
+	"github.com/stratavm/strata/internal/format/vhd"
+	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
-	"github.com/stratavm/strata/wclayer"
 )
 
 // TestHyperV has the Host Compute Service of this Windows start a VM, attach a disk to it, detach it, and end it.

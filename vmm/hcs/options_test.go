@@ -98,7 +98,7 @@ func TestSeveralControllers(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 	apply(t, m, vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{Controller: 3, LUN: 1, Path: `C:\a.vhdx`},
-		Guest: vmm.MappedDisk{Controller: 3, LUN: 1, MountPath: "/m"}})
+		Mount: vmm.MappedDisk{Controller: 3, LUN: 1, MountPath: "/m"}})
 	trace := r.s.Trace()
 	raw, err := json.Marshal(trace[len(trace)-1])
 	if err != nil || !strings.Contains(string(raw), "Scsi/305891a9-b251-5dfe-91a2-c25d9212275b/Attachments/1") {

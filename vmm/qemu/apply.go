@@ -130,13 +130,13 @@ func (m *Machine) halves(c vmm.Change, e *vmm.ApplyError) (out []half, addresses
 		out = append(out, half{do, &e.Host})
 		addresses = append(addresses, c.Device.Addr())
 	}
-	if c.Guest != nil {
-		req, err := vmm.GuestRequest(c.Op, c.Guest, vmm.Linux)
+	if c.Mount != nil {
+		req, err := vmm.GuestRequest(c.Op, c.Mount, vmm.Linux)
 		if err != nil {
 			return nil, nil, err
 		}
 		out = append(out, half{func(ctx context.Context) (vmm.Outcome, error) { return m.modify(ctx, req) }, &e.Guest})
-		for _, a := range guestAddresses(c.Guest) {
+		for _, a := range guestAddresses(c.Mount) {
 			if len(addresses) == 0 || a != addresses[0] {
 				addresses = append(addresses, a)
 			}
@@ -150,7 +150,7 @@ func (m *Machine) halves(c vmm.Change, e *vmm.ApplyError) (out []half, addresses
 
 // guestAddresses are what a guest action works with: its target and its disk. Several partitions of
 // a disk may be mounted at a time, but a disk is not detached while one of them is.
-func guestAddresses(g vmm.Guest) []string {
+func guestAddresses(g vmm.Mount) []string {
 	var out []string
 	if t := g.Target(); t != "" {
 		out = append(out, "guest "+t)

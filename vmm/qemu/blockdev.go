@@ -10,8 +10,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/stratavm/strata/internal/format/vhd"
 	"github.com/stratavm/strata/internal/hostpath"
-	"github.com/stratavm/strata/vhd"
 	"github.com/stratavm/strata/vmm"
 )
 

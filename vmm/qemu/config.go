@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/stratavm/strata/gcs"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/vmm"
 )
 

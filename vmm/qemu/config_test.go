@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/gcs"
-	"github.com/stratavm/strata/vhd"
+	"github.com/stratavm/strata/internal/format/vhd"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/vmm"
 )
 

@@ -75,7 +75,7 @@ func TestVMContract(t *testing.T) {
 		m := realVM(t, img)
 		env := contractEnv(t, m, func(n int) string { return filepath.Join(dir, fmt.Sprintf("%d.raw", n)) })
 		bad := vmm.SCSIDisk{LUN: 9, Path: diskFile(t, t.TempDir(), "garbage.raw", 1<<20), ReadOnly: true}
-		env.Bad = vmm.Change{Op: vmm.Add, Device: bad, Guest: vmm.MappedDisk{LUN: 9, MountPath: "/run/contract/bad", ReadOnly: true}}
+		env.Bad = vmm.Change{Op: vmm.Add, Device: bad, Mount: vmm.MappedDisk{LUN: 9, MountPath: "/run/contract/bad", ReadOnly: true}}
 		return env
 	})
 }

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/gcs"
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -102,7 +102,7 @@ func (g *fakeGuest) Exec(context.Context, vmm.ProcessSpec) (vmm.Process, error) 
 }
 func (g *fakeGuest) DeleteContainerState(context.Context, string) error { return nil }
 func (g *fakeGuest) Stacks(context.Context) (string, error)             { return "fake", nil }
-func (g *fakeGuest) Mounts(context.Context) (out []vmm.Guest, err error) {
+func (g *fakeGuest) Mounts(context.Context) (out []vmm.Mount, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, d := range g.mounts {

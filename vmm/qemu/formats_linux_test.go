@@ -10,10 +10,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/erofs"
-	"github.com/stratavm/strata/gpt"
+	"github.com/stratavm/strata/internal/format/erofs"
+	"github.com/stratavm/strata/internal/format/gpt"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
-	"github.com/stratavm/strata/layertree/treetest"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
@@ -75,11 +75,11 @@ func TestFormats(t *testing.T) {
 		lun++
 		d.LUN, d.ReadOnly = lun, true
 		if len(partitions) == 0 {
-			return []vmm.Change{{Op: vmm.Add, Device: d, Guest: vmm.MappedDisk{LUN: lun, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%d", lun)}}}
+			return []vmm.Change{{Op: vmm.Add, Device: d, Mount: vmm.MappedDisk{LUN: lun, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%d", lun)}}}
 		}
 		out := []vmm.Change{{Op: vmm.Add, Device: d}}
 		for _, p := range partitions {
-			out = append(out, vmm.Change{Op: vmm.Add, Guest: vmm.MappedDisk{LUN: lun, Partition: p, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%dp%d", lun, p)}})
+			out = append(out, vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{LUN: lun, Partition: p, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%dp%d", lun, p)}})
 		}
 		return out
 	}
@@ -88,7 +88,7 @@ func TestFormats(t *testing.T) {
 	changes = append(changes, disk(vmm.SCSIDisk{Path: files[2].path})...)                                                  // 3
 	changes = append(changes, disk(partitions(t, dir, files[1:]), 1, 2)...)                                                // 4
 	changes = append(changes, disk(indexDisk(t, dir, files[:2]))...)                                                       // 5
-	changes = append(changes, vmm.Change{Op: vmm.Add, Guest: vmm.CombinedLayers{ContainerID: "c", RootPath: "/run/f/root", // the same, as an overlay
+	changes = append(changes, vmm.Change{Op: vmm.Add, Mount: vmm.CombinedLayers{ContainerID: "c", RootPath: "/run/f/root", // the same, as an overlay
 		Layers: []vmm.GuestLayer{{Path: "/run/f/1"}, {Path: "/run/f/3"}}}})
 	for _, c := range changes {
 		if err := m.Apply(t.Context(), c); err != nil {

@@ -8,8 +8,8 @@ import (
 	"net"
 	"sync"
 
-	"github.com/stratavm/strata/gcs"
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -19,7 +19,7 @@ type guest interface {
 	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
 	DeleteContainerState(ctx context.Context, id string) error
 	Stacks(ctx context.Context) (string, error)
-	Mounts(ctx context.Context) ([]vmm.Guest, error)
+	Mounts(ctx context.Context) ([]vmm.Mount, error)
 	Shutdown(ctx context.Context) error
 	Done() <-chan struct{}
 	Close() error
@@ -47,12 +47,12 @@ func (g gcsGuest) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, 
 }
 
 // Mounts gives what is mounted, as far as the guest can tell: where, and from which device.
-func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Guest, error) {
+func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 	mounts, err := g.Observe(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var out []vmm.Guest
+	var out []vmm.Mount
 	for _, m := range mounts {
 		switch m.Kind {
 		case "scsi":

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 func TestKVMFlags(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/internal/leaktest"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
 )
 

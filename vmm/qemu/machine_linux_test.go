@@ -14,10 +14,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/gcs"
 	"github.com/stratavm/strata/hcsschema"
-	"github.com/stratavm/strata/internal/leaktest"
-	"github.com/stratavm/strata/vhd"
+	"github.com/stratavm/strata/internal/format/vhd"
+	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -326,7 +326,7 @@ func TestOpenSweepsWhatAnInterruptedChangeLeft(t *testing.T) {
 func TestGuestHalves(t *testing.T) {
 	m, g, _ := bare(t)
 	d := vmm.SCSIDisk{LUN: 5, Path: diskFile(t, t.TempDir(), "layer.vhd", 1<<20), ReadOnly: true}
-	both := vmm.Change{Op: vmm.Add, Device: d, Guest: vmm.MappedDisk{LUN: 5, MountPath: "/m", ReadOnly: true}}
+	both := vmm.Change{Op: vmm.Add, Device: d, Mount: vmm.MappedDisk{LUN: 5, MountPath: "/m", ReadOnly: true}}
 
 	g.setAnswer(func(hcsschema.GuestRequest) error { return &gcs.Error{Op: "mount", Message: "bad superblock"} })
 	err := m.Apply(t.Context(), both)
@@ -370,12 +370,12 @@ func TestAbandonedCallBlocksItsAddressOnly(t *testing.T) {
 		}
 		return nil
 	})
-	slow := vmm.Change{Op: vmm.Add, Guest: vmm.MappedDisk{MountPath: "/slow"}}
+	slow := vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/slow"}}
 	err := m.Apply(ctx, slow)
 	if _, guest := vmm.Outcomes(slow, err); guest != vmm.Unknown || !errors.Is(err, context.Canceled) {
 		t.Fatalf("guest %s, %v", guest, err)
 	}
-	apply(t, m, vmm.Change{Op: vmm.Add, Guest: vmm.MappedDisk{MountPath: "/other", LUN: 1}})
+	apply(t, m, vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/other", LUN: 1}})
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	err = m.Apply(ctx, slow.Inverse())

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/bootimage"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -59,7 +59,7 @@ func nested(t *testing.T, img bootimage.Image, disk string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { end(t, m) })
-	apply(t, m, vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{Path: outer}, Guest: vmm.MappedDisk{MountPath: "/run/outer"}})
+	apply(t, m, vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{Path: outer}, Mount: vmm.MappedDisk{MountPath: "/run/outer"}})
 
 	script := "cd /run/outer; export PATH=/usr/bin; for d in dev proc sys; do .$BB mount --bind /$d $d; done\n"
 	for _, m := range modules { // what is built in or loaded fails; the test tells

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/bootimage"
-	"github.com/stratavm/strata/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -95,13 +95,13 @@ func TestVM(t *testing.T) {
 		// A file system in the middle of zeroes, as a partition is; here the guest only reads bytes.
 		d := vmm.SCSIDisk{Controller: 2, LUN: 40, Path: "composite", ReadOnly: true,
 			Extents: []vmm.Extent{{Path: layer, Length: 1 << 19}, {Path: layer, Offset: 1 << 19, Length: 7 << 19}, {Length: 1 << 20}}}
-		both := vmm.Change{Op: vmm.Add, Device: d, Guest: vmm.MappedDisk{Controller: 2, LUN: 40, MountPath: "/run/c", ReadOnly: true}}
+		both := vmm.Change{Op: vmm.Add, Device: d, Mount: vmm.MappedDisk{Controller: 2, LUN: 40, MountPath: "/run/c", ReadOnly: true}}
 		apply(t, m, both)
 		checkName(t, m, "/run/c", 7)
 		apply(t, m, both.Inverse())
 	})
 	t.Run("persistent memory", func(t *testing.T) {
-		both := vmm.Change{Op: vmm.Add, Guest: vmm.MappedPMEM{Slot: 5, MountPath: "/run/p"},
+		both := vmm.Change{Op: vmm.Add, Mount: vmm.MappedPMEM{Slot: 5, MountPath: "/run/p"},
 			Device: vmm.VPMEMDevice{Slot: 5, Path: ext4File(t, dir, 5, 4<<20, say)}}
 		for range 2 { // parked in between
 			apply(t, m, both)
@@ -115,7 +115,7 @@ func TestVM(t *testing.T) {
 	})
 	t.Run("programs of another process", func(t *testing.T) {
 		both := vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: 1, Path: ext4File(t, dir, 1, 4<<20, say), ReadOnly: true},
-			Guest: vmm.MappedDisk{LUN: 1, MountPath: "/run/e", ReadOnly: true}}
+			Mount: vmm.MappedDisk{LUN: 1, MountPath: "/run/e", ReadOnly: true}}
 		apply(t, m, both)
 		s, err := OpenExec(t.Context(), m.dir, nil)
 		if err != nil {
@@ -130,7 +130,7 @@ func TestVM(t *testing.T) {
 	})
 	t.Run("opened again", func(t *testing.T) {
 		d := vmm.SCSIDisk{LUN: 3, Path: ext4File(t, dir, 3, 1<<20), ReadOnly: true}
-		both := vmm.Change{Op: vmm.Add, Device: d, Guest: vmm.MappedDisk{LUN: 3, MountPath: "/run/o", ReadOnly: true}}
+		both := vmm.Change{Op: vmm.Add, Device: d, Mount: vmm.MappedDisk{LUN: 3, MountPath: "/run/o", ReadOnly: true}}
 		apply(t, m, both)
 		if err := m.Close(); err != nil {
 			t.Fatal(err)
@@ -140,7 +140,7 @@ func TestVM(t *testing.T) {
 			t.Fatal(err)
 		}
 		obs, err := m.Observe(t.Context())
-		if err != nil || obs.Device("scsi 0:3") != vmm.Device(nil) && obs.Device("scsi 0:3").String() != d.String() || obs.Mount(both.Guest) == nil {
+		if err != nil || obs.Device("scsi 0:3") != vmm.Device(nil) && obs.Device("scsi 0:3").String() != d.String() || obs.Mount(both.Mount) == nil {
 			t.Errorf("the machine has %v %v", obs, err)
 		}
 		apply(t, m, both.Inverse())

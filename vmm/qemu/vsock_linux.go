@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/gcs"
+	"github.com/stratavm/strata/internal/gcs"
 )
 
 // vhostVSockSetGuestCID is an ioctl of the kernel's linux/vhost.h.

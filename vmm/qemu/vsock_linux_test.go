@@ -17,10 +17,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/bootimage"
-	"github.com/stratavm/strata/gcs"
-	"github.com/stratavm/strata/internal/leaktest"
-	"github.com/stratavm/strata/layertree/treetest"
+	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -77,7 +77,7 @@ func TestVSock(t *testing.T) {
 	if info, err := Inspect(m.dir); err != nil || info.Transport != TransportVSock {
 		t.Fatalf("%+v %v", info, err)
 	}
-	mount := vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{Path: disk, ReadOnly: true}, Guest: vmm.MappedDisk{MountPath: "/run/b", ReadOnly: true}}
+	mount := vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{Path: disk, ReadOnly: true}, Mount: vmm.MappedDisk{MountPath: "/run/b", ReadOnly: true}}
 	if err := m.Apply(ctx, mount); err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestVSock(t *testing.T) {
 			t.Fatal(err)
 		}
 		obs, err := m.Observe(ctx)
-		if err != nil || obs.Mount(mount.Guest) == nil {
+		if err != nil || obs.Mount(mount.Mount) == nil {
 			t.Errorf("the machine has %v %v", obs, err)
 		}
 		for _, c := range []vmm.Change{mount.Inverse(), mount} {

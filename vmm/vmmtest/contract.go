@@ -94,9 +94,9 @@ func (s *suite) has(want ...vmm.Change) {
 				s.Errorf("%s is not there: %v", c.Device, obs.Devices)
 			}
 		}
-		if c.Guest != nil {
-			if mounts++; obs.Mount(c.Guest) == nil {
-				s.Errorf("%s is not there: %v", c.Guest, obs.Mounts)
+		if c.Mount != nil {
+			if mounts++; obs.Mount(c.Mount) == nil {
+				s.Errorf("%s is not there: %v", c.Mount, obs.Mounts)
 			}
 		}
 	}
@@ -147,7 +147,7 @@ func occupied(_ *testing.T, s *suite) {
 	s.has(a)
 	s.apply(b.HostOnly())
 	other = b.GuestOnly()
-	other.Guest = onto(b.Guest, a.Guest.Target())
+	other.Mount = onto(b.Mount, a.Mount.Target())
 	s.fails(s.limited(), other, vmm.NotDone, vmm.NotDone, vmm.ErrOccupied)
 	s.has(a, b.HostOnly())
 	s.apply(b.HostOnly().Inverse())
@@ -170,7 +170,7 @@ func at(d, address vmm.Device) vmm.Device {
 }
 
 // onto gives the guest action g the target of another.
-func onto(g vmm.Guest, target string) vmm.Guest {
+func onto(g vmm.Mount, target string) vmm.Mount {
 	switch g := g.(type) {
 	case vmm.MappedDisk:
 		g.MountPath = target
@@ -293,7 +293,7 @@ func ContractDisk(file func(n int) string, format vmm.DiskFormat) func(n int) vm
 	return func(n int) vmm.Change {
 		return vmm.Change{Op: vmm.Add,
 			Device: vmm.SCSIDisk{Controller: uint8(n % 4), LUN: uint8(n), Path: file(n), Format: format, ReadOnly: true},
-			Guest: vmm.MappedDisk{Controller: uint8(n % 4), LUN: uint8(n), ReadOnly: true,
+			Mount: vmm.MappedDisk{Controller: uint8(n % 4), LUN: uint8(n), ReadOnly: true,
 				MountPath: fmt.Sprintf("/run/contract/%d", n)},
 		}
 	}

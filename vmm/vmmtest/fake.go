@@ -55,7 +55,7 @@ type Fake struct {
 
 	mu         sync.Mutex
 	devices    map[string]vmm.Device
-	mounts     map[string]vmm.Guest
+	mounts     map[string]vmm.Mount
 	log        []vmm.Change
 	violations []string
 	script     func(n int, c vmm.Change) Fault // n counts from 1
@@ -80,7 +80,7 @@ func WindowsLimits() vmm.Limits {
 // New makes a machine.
 func New(id string, os vmm.OS, limits vmm.Limits) *Fake {
 	return &Fake{id: id, os: os, limits: limits, devices: map[string]vmm.Device{},
-		mounts: map[string]vmm.Guest{}, done: make(chan struct{})}
+		mounts: map[string]vmm.Mount{}, done: make(chan struct{})}
 }
 
 // Script makes fail decide the fault of every later Change; n counts the calls of Apply from 1. The
@@ -187,7 +187,7 @@ func unknown(c vmm.Change, cause error) error {
 	if c.Device != nil {
 		e.Host = vmm.Unknown
 	}
-	if c.Guest != nil {
+	if c.Mount != nil {
 		e.Guest = vmm.Unknown
 	}
 	return e
@@ -213,8 +213,8 @@ func (f *Fake) effect(c vmm.Change, refuseFirst, refuseSecond bool) error {
 	if c.Device != nil {
 		halves = append(halves, half{func() error { return f.host(c.Op, c.Device) }, &e.Host})
 	}
-	if c.Guest != nil {
-		halves = append(halves, half{func() error { return f.guest(c.Op, c.Guest) }, &e.Guest})
+	if c.Mount != nil {
+		halves = append(halves, half{func() error { return f.guest(c.Op, c.Mount) }, &e.Guest})
 	}
 	if c.Op == vmm.Remove {
 		slices.Reverse(halves)

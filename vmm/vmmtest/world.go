@@ -36,7 +36,7 @@ func (f *Fake) host(op vmm.Op, d vmm.Device) error {
 	return nil
 }
 
-func (f *Fake) guest(op vmm.Op, g vmm.Guest) error {
+func (f *Fake) guest(op vmm.Op, g vmm.Mount) error {
 	if g.Target() == "" {
 		return nil
 	}
@@ -71,7 +71,7 @@ func (f *Fake) guest(op vmm.Op, g vmm.Guest) error {
 
 // place is what a guest action occupies. The filter on a Windows scratch volume and the volume are
 // at one path.
-func (f *Fake) place(g vmm.Guest) string {
+func (f *Fake) place(g vmm.Mount) string {
 	if _, ok := g.(vmm.CombinedLayers); ok && f.os == vmm.Windows {
 		return "filter on " + g.Target()
 	}

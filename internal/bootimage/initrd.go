@@ -1,0 +1,201 @@
+package bootimage
+
+import (
+	"bufio"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/stratavm/strata/internal/format/cpio"
+)
+
+// file is one entry of the initramfs: content, or a source to read it from.
+type file struct {
+	name         string // relative
+	mode         uint32 // permissions; with a type unless it is a regular file
+	major, minor uint32
+	source       string
+	module       bool // decompress
+	content      []byte
+}
+
+// skeleton are directories and devices that have to exist before /init has mounted anything.
+var skeleton = []file{
+	{name: "dev/console", mode: cpio.TypeChar | 0o600, major: 5, minor: 1},
+	{name: "dev/null", mode: cpio.TypeChar | 0o666, major: 1, minor: 3},
+	{name: "dev/kmsg", mode: cpio.TypeChar | 0o600, major: 1, minor: 11},
+	{name: "proc", mode: cpio.TypeDir | 0o755},
+	{name: "sys", mode: cpio.TypeDir | 0o755},
+	{name: "run", mode: cpio.TypeDir | 0o755},
+	{name: "tmp", mode: cpio.TypeDir | 0o1777},
+	{name: "etc", mode: cpio.TypeDir | 0o755},
+}
+
+func hostMachine() elf.Machine {
+	switch runtime.GOARCH {
+	case "arm64":
+		return elf.EM_AARCH64
+	default:
+		return elf.EM_X86_64
+	}
+}
+
+// collect lists everything that goes in, with the content read.
+func collect(o Options, k kernel) ([]file, error) {
+	files := append([]file(nil), skeleton...)
+	init, err := program(o.Init, "init")
+	if err != nil {
+		return nil, fmt.Errorf("bootimage: the guest's init: %w; remedy: give a strata binary for Linux, "+
+			"such as one of CGO_ENABLED=0 go build ./cmd/strata", err)
+	}
+	files = append(files, init...)
+	if mkfs := findMkfs(o); mkfs != "" {
+		p, err := program(mkfs, "sbin/mkfs.ext4")
+		if err != nil {
+			return nil, fmt.Errorf("bootimage: %w", err)
+		}
+		files = append(files, p...)
+		if b, err := os.ReadFile("/etc/mke2fs.conf"); err == nil {
+			files = append(files, file{name: "etc/mke2fs.conf", mode: 0o644, content: b})
+		}
+	} else if o.Mkfs != "none" {
+		o.Logger.Warn("mkfs.ext4 is not installed: the guest will not be able to format scratch disks; remedy: sudo apt-get install e2fsprogs")
+	}
+	files = append(files, moduleFiles(k.modules)...)
+	seen := map[string]bool{}
+	var out []file
+	for _, f := range files {
+		if seen[f.name] {
+			continue // a library of both programs, a module of several features
+		}
+		seen[f.name] = true
+		if f.source != "" {
+			if f.content, err = os.ReadFile(f.source); err != nil {
+				return nil, fmt.Errorf("bootimage: %w", err)
+			}
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+func findMkfs(o Options) string {
+	if o.Mkfs == "none" {
+		return ""
+	}
+	if o.Mkfs != "" {
+		return o.Mkfs
+	}
+	if p, err := exec.LookPath("mkfs.ext4"); err == nil {
+		return p
+	}
+	for _, p := range []string{"/sbin/mkfs.ext4", "/usr/sbin/mkfs.ext4"} { // not in a user's PATH on Debian
+		if _, err := os.Stat(p); err == nil {
+			return p
+		}
+	}
+	return ""
+}
+
+// moduleFiles are the modules and the two lists of them (see the package comment).
+func moduleFiles(m *modules) []file {
+	var out []file
+	var now, later strings.Builder
+	add := func(f feature) []string {
+		var names []string
+		for _, n := range m.order(f) {
+			ko := n + ".ko"
+			names = append(names, ko)
+			out = append(out, file{name: "lib/modules/" + ko, mode: 0o644, source: filepath.Join(m.dir, m.file[n]), module: true})
+		}
+		return names
+	}
+	loaded := map[string]bool{}
+	for _, f := range early {
+		for _, ko := range add(f) {
+			if !loaded[ko] {
+				loaded[ko] = true
+				fmt.Fprintln(&now, ko)
+			}
+		}
+	}
+	for _, f := range lazy {
+		var names []string
+		for _, ko := range add(f) {
+			if !loaded[ko] {
+				names = append(names, ko)
+			}
+		}
+		if len(names) > 0 {
+			fmt.Fprintf(&later, "%s: %s\n", f.name, strings.Join(names, " "))
+		}
+	}
+	return append(out,
+		file{name: "lib/modules.strata", mode: 0o644, content: []byte(now.String())},
+		file{name: "lib/modules.strata.lazy", mode: 0o644, content: []byte(later.String())})
+}
+
+// initrd writes the archive unless the cache has one of the same content.
+func (o *Options) initrd(ctx context.Context, files []file) (string, error) {
+	chunks := [][]byte{[]byte("initrd 1")}
+	for _, f := range files {
+		chunks = append(chunks, fmt.Appendf(nil, "%s %o %d:%d %t", f.name, f.mode, f.major, f.minor, f.module), f.content)
+	}
+	return o.cached(ctx, "initrd-"+digest(chunks...)+".cpio", func(w io.Writer) error {
+		bw := bufio.NewWriterSize(w, 1<<20)
+		if err := writeArchive(bw, files); err != nil {
+			return err
+		}
+		return bw.Flush()
+	})
+}
+
+func writeArchive(w io.Writer, files []file) error {
+	cw := cpio.NewWriter(w)
+	dirs := map[string]bool{".": true}
+	var mkdir func(dir string) error
+	mkdir = func(dir string) error {
+		if dirs[dir] {
+			return nil
+		}
+		if err := mkdir(path.Dir(dir)); err != nil {
+			return err
+		}
+		dirs[dir] = true
+		return cw.WriteHeader(cpio.Header{Name: dir, Mode: cpio.TypeDir | 0o755})
+	}
+	for _, f := range files {
+		if err := mkdir(path.Dir(f.name)); err != nil {
+			return err
+		}
+		if f.mode&cpio.TypeMask == 0 {
+			f.mode |= cpio.TypeRegular
+		}
+		if f.mode&cpio.TypeMask == cpio.TypeDir {
+			dirs[f.name] = true
+		}
+		if f.module {
+			b, err := decompress(f.content, maxModule)
+			if err != nil {
+				return fmt.Errorf("module %s: %w", f.source, err)
+			}
+			f.content = b
+		}
+		h := cpio.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.content)), Major: f.major, Minor: f.minor}
+		if err := cw.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := cw.Write(f.content); err != nil {
+			return errors.Join(fmt.Errorf("writing %s", f.name), err)
+		}
+	}
+	return cw.Close()
+}

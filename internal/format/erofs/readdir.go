@@ -1,0 +1,196 @@
+package erofs
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/stratavm/strata/internal/format/layertree"
+)
+
+type dirent struct {
+	nid  uint64
+	name string
+}
+
+// dirents reads a directory, without the dots.
+func (im *image) dirents(in raw) ([]dirent, error) {
+	if in.size > maxDirSize {
+		return nil, im.corrupt("a directory of %d bytes", in.size)
+	}
+	b, err := im.data(in)
+	if err != nil {
+		return nil, err
+	}
+	var out []dirent
+	seen := make(map[string]struct{})
+	for len(b) > 0 {
+		block := b[:min(len(b), blockSize)]
+		b = b[len(block):]
+		if len(block) < direntSize {
+			return nil, im.corrupt("a directory block of %d bytes", len(block))
+		}
+		first := int(le.Uint16(block[8:]))
+		if first < direntSize || first%direntSize != 0 || first > len(block) {
+			return nil, im.corrupt("the names of a directory begin at %d", first)
+		}
+		for at := 0; at < first; at += direntSize {
+			start, end := int(le.Uint16(block[at+8:])), len(block)
+			if at+direntSize < first {
+				end = int(le.Uint16(block[at+direntSize+8:]))
+			}
+			if start < first || end < start || end > len(block) {
+				return nil, im.corrupt("a name from %d to %d in a directory block", start, end)
+			}
+			name := block[start:end]
+			if at+direntSize >= first { // the last name of a block may be followed by zeroes
+				if i := bytes.IndexByte(name, 0); i >= 0 {
+					name = name[:i]
+				}
+			}
+			s := string(name)
+			if s == "." || s == ".." {
+				continue
+			}
+			if s == "" || len(s) > 255 || strings.ContainsAny(s, "/\x00") {
+				return nil, im.corrupt("a name of %d bytes, %.40q", len(s), s)
+			}
+			if _, twice := seen[s]; twice {
+				return nil, im.corrupt("the name %.40q comes twice", s)
+			}
+			seen[s] = struct{}{}
+			if im.names += int64(len(s)); im.names > maxReadNames || im.nodes+len(out) > maxReadNodes {
+				return nil, im.corrupt("more names than %d", maxReadNodes)
+			}
+			out = append(out, dirent{le.Uint64(block[at:]), s})
+		}
+	}
+	return out, nil
+}
+
+// xattrs reads the attributes in the length bytes at offset at.
+func (im *image) xattrs(at, length int64) ([]layertree.Xattr, error) {
+	b, err := im.r.bytes(at, length)
+	if err != nil {
+		return nil, err
+	}
+	if im.names += length; im.names > maxReadNames {
+		return nil, im.corrupt("too many attributes")
+	}
+	shared := int(b[4])
+	if len(b) < xattrHeader+4*shared {
+		return nil, im.corrupt("%d shared attributes in %d bytes", shared, len(b))
+	}
+	var out []layertree.Xattr
+	add := func(b []byte) (int, error) {
+		if len(b) < 4 {
+			return 0, im.corrupt("an attribute of %d bytes", len(b))
+		}
+		end := 4 + int(b[0]) + int(le.Uint16(b[2:]))
+		if end > len(b) {
+			return 0, im.corrupt("an attribute of %d bytes where %d are left", end, len(b))
+		}
+		if name, ok := expandName(b[1], string(b[4:4+int(b[0])])); ok {
+			out = append(out, layertree.Xattr{Name: name, Value: string(b[4+int(b[0]) : end])})
+		}
+		return int(align(int64(end), 4)), nil
+	}
+	// The bytes may be overwritten by the next read.
+	ids := slices.Clone(b[xattrHeader:][:4*shared])
+	rest := b[xattrHeader+4*shared:]
+	for len(rest) >= 4 {
+		n, err := add(rest)
+		if err != nil {
+			return nil, err
+		}
+		rest = rest[min(n, len(rest)):]
+	}
+	for ; len(ids) > 0; ids = ids[4:] {
+		pos := int64(im.super.xattrs)*blockSize + 4*int64(le.Uint32(ids))
+		head, err := im.r.bytes(pos, 4)
+		if err != nil {
+			return nil, err
+		}
+		n := 4 + int64(head[0]) + int64(le.Uint16(head[2:]))
+		if im.names += n; im.names > maxReadNames {
+			return nil, im.corrupt("too many attributes")
+		}
+		if b, err = im.r.bytes(pos, n); err != nil {
+			return nil, err
+		}
+		if _, err := add(b); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(out, func(a, b layertree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	for i := 1; i < len(out); i++ {
+		if out[i].Name == out[i-1].Name {
+			return nil, im.corrupt("the attribute %.40q comes twice", out[i].Name)
+		}
+	}
+	return out, nil
+}
+
+// windows reads small pieces of an image through large ones that it keeps.
+type windows struct {
+	r    io.ReaderAt
+	size int64
+	have map[int64][]byte
+	join []byte
+}
+
+const (
+	windowSize = 256 << 10
+	maxWindows = 256
+)
+
+func newWindows(r io.ReaderAt, size int64) *windows {
+	return &windows{r: r, size: size, have: make(map[int64][]byte)}
+}
+
+// bytes gives n bytes at offset at. They are valid until the next call.
+func (w *windows) bytes(at, n int64) ([]byte, error) {
+	if at < 0 || n < 0 || at+n > w.size {
+		return nil, ErrCorrupt
+	}
+	if n == 0 {
+		return nil, nil
+	}
+	b, err := w.window(at / windowSize)
+	if err != nil {
+		return nil, err
+	}
+	b = b[at%windowSize:]
+	if int64(len(b)) >= n {
+		return b[:n], nil
+	}
+	w.join = append(w.join[:0], b...)
+	for int64(len(w.join)) < n {
+		b, err := w.window((at + int64(len(w.join))) / windowSize)
+		if err != nil {
+			return nil, err
+		}
+		w.join = append(w.join, b[:min(int64(len(b)), n-int64(len(w.join)))]...)
+	}
+	return w.join, nil
+}
+
+func (w *windows) window(i int64) ([]byte, error) {
+	if b := w.have[i]; b != nil {
+		return b, nil
+	}
+	if len(w.have) >= maxWindows {
+		clear(w.have)
+	}
+	b := make([]byte, min(windowSize, w.size-i*windowSize))
+	if n, err := w.r.ReadAt(b, i*windowSize); n < len(b) {
+		if err == nil || errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	w.have[i] = b
+	return b, nil
+}

@@ -1,0 +1,110 @@
+package guest
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+type systemMount struct {
+	target, fstype string
+	flags          uintptr
+	data           string
+	optional       bool
+}
+
+const noSUIDDevExec = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// containerMounts are in every container, in this order.
+var containerMounts = []systemMount{
+	{"/proc", "proc", noSUIDDevExec, "", false},
+	{"/dev", "tmpfs", unix.MS_NOSUID | unix.MS_STRICTATIME, "mode=755,size=65536k", false},
+	{"/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5", false},
+	{"/dev/shm", "tmpfs", noSUIDDevExec, "mode=1777,size=65536k", false},
+	{"/dev/mqueue", "mqueue", noSUIDDevExec, "", true},
+	{"/sys", "sysfs", noSUIDDevExec | unix.MS_RDONLY, "", false},
+	{"/sys/fs/cgroup", "cgroup2", noSUIDDevExec | unix.MS_RDONLY, "", true},
+}
+
+var containerNodes = []struct {
+	path         string
+	major, minor uint32
+}{
+	{"/dev/null", 1, 3}, {"/dev/zero", 1, 5}, {"/dev/full", 1, 7}, {"/dev/random", 1, 8},
+	{"/dev/urandom", 1, 9}, {"/dev/tty", 5, 0},
+}
+
+var containerLinks = [][2]string{
+	{"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"}, {"/proc/self/fd/1", "/dev/stdout"},
+	{"/proc/self/fd/2", "/dev/stderr"}, {"pts/ptmx", "/dev/ptmx"},
+}
+
+// What of /proc must not be written, and what must not be seen.
+var (
+	procReadOnly = []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"}
+	procHidden   = []string{"/proc/kcore", "/proc/keys", "/proc/timer_list"}
+)
+
+// mountSystem mounts what every container has. The root is that of the container already, so that
+// symbolic links in it cannot lead anywhere else.
+func mountSystem(b borrowed) error {
+	defer unix.Umask(unix.Umask(0))
+	for _, m := range containerMounts {
+		if err := os.Mkdir(m.target, 0o755); err != nil && !os.IsExist(err) && !m.optional {
+			return fmt.Errorf("the root has no %s and it cannot be made: %w", m.target, err)
+		}
+		if err := b.mount(m); err != nil && !m.optional {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	for _, n := range containerNodes {
+		if err := b.node(n.path, unix.Mkdev(n.major, n.minor)); err != nil {
+			return fmt.Errorf("make %s: %w", n.path, err)
+		}
+	}
+	for _, l := range containerLinks {
+		if err := os.Symlink(l[0], l[1]); err != nil {
+			return err
+		}
+	}
+	for _, p := range procReadOnly {
+		if unix.Mount(p, p, "", unix.MS_BIND, "") == nil {
+			if err := unix.Mount("", p, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|noSUIDDevExec, ""); err != nil {
+				return fmt.Errorf("make %s read-only: %w", p, err)
+			}
+		}
+	}
+	for _, p := range procHidden {
+		_ = unix.Mount("/dev/null", p, "", unix.MS_BIND, "") // not every kernel has them
+	}
+	return nil
+}
+
+// kept are the capabilities that root has in a container: the customary ones except the making of
+// device nodes, by which the layers of others could be read.
+var kept = []uintptr{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FSETID, unix.CAP_FOWNER, unix.CAP_SETGID, unix.CAP_SETUID,
+	unix.CAP_SETFCAP, unix.CAP_SETPCAP, unix.CAP_NET_BIND_SERVICE, unix.CAP_NET_RAW, unix.CAP_SYS_CHROOT,
+	unix.CAP_KILL, unix.CAP_AUDIT_WRITE,
+}
+
+// dropCapabilities takes from the calling thread, and so from all it starts, what is not kept. The
+// thread itself keeps its own until it executes a program.
+func dropCapabilities() error {
+	keep := map[uintptr]bool{}
+	for _, c := range kept {
+		keep[c] = true
+	}
+	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+		if keep[c] {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err == unix.EINVAL {
+			break // a kernel that knows fewer
+		} else if err != nil {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	return nil
+}

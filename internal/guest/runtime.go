@@ -1,0 +1,104 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+
+	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/gcs"
+)
+
+// Dialer connects to a port of the host.
+type Dialer func(ctx context.Context, port uint32) (net.Conn, error)
+
+// Process says what to run. The streams are connections to the host, or nil; the Runtime closes them.
+type Process struct {
+	Container string // empty: the VM itself
+	Args      []string
+	Env       []string
+	Dir       string
+	User      string // "", "name", "uid", "uid:gid" or "name:group"
+	Terminal  bool
+	Width     uint16
+	Height    uint16
+	Streams   [3]net.Conn // stdin, stdout, stderr
+}
+
+// Modification is a guest request as it came.
+type Modification struct {
+	RequestType  hcsschema.RequestType
+	ResourceType hcsschema.ResourceType
+	Settings     json.RawMessage
+}
+
+// Runtime does what requests ask for. Its methods are called concurrently. Errors match the sentinels
+// of this package where one fits.
+type Runtime interface {
+	Modify(ctx context.Context, m Modification, dial Dialer) error
+	Create(ctx context.Context, id string, config gcs.ContainerConfig) error
+	// Exec starts a process and returns the number by which it is known from then on.
+	Exec(ctx context.Context, p Process) (uint32, error)
+	// Wait returns the exit code of a process, also of one that has ended before.
+	Wait(ctx context.Context, container string, pid uint32) (int, error)
+	Signal(ctx context.Context, container string, pid uint32, signal int) error
+	Resize(ctx context.Context, container string, pid uint32, width, height uint16) error
+	// Mounts lists what is mounted, after each Modify that began before has ended, whoever asked for it.
+	// When one takes too long the error matches errBusy.
+	Mounts(ctx context.Context) ([]gcs.Mount, error)
+	Processes(container string) ([]uint32, error)
+	// Stop sends a signal to the first process of a container.
+	Stop(ctx context.Context, container string, signal int) error
+	// Delete kills what runs in a container and forgets it. An unknown container is no error.
+	Delete(ctx context.Context, container string) error
+	// PowerOff ends the VM. It returns only when that failed.
+	PowerOff(ctx context.Context) error
+}
+
+// Sentinels that say to the host what kind of error it is.
+var (
+	errBusy        = errors.New("in use")
+	errNotFound    = errors.New("not found")
+	errExists      = errors.New("exists already")
+	errUnsupported = errors.New("not supported by this guest")
+	errInvalid     = errors.New("invalid request")
+	errNoContainer = errors.New("no such container")
+	errContainer   = errors.New("container exists already")
+	errJSON        = errors.New("malformed document")
+)
+
+var results = []struct {
+	err    error
+	result gcs.HRESULT
+}{
+	{errBusy, gcs.ResultBusy}, {syscall.EBUSY, gcs.ResultBusy},
+	{errNoContainer, gcs.ResultContainerNotFound}, {errContainer, gcs.ResultContainerExists},
+	{errNotFound, gcs.ResultElementNotFound}, {errExists, gcs.ResultExists},
+	{errUnsupported, gcs.ResultNotSupported}, {errInvalid, gcs.ResultInvalidArgument},
+	{errJSON, gcs.ResultInvalidJSON}, {context.DeadlineExceeded, gcs.ResultTimeout},
+	{gcs.ErrTooLarge, gcs.ResultFail},
+}
+
+func resultOf(err error) gcs.HRESULT {
+	for _, r := range results {
+		if errors.Is(err, r.err) {
+			return r.result
+		}
+	}
+	return gcs.ResultFail
+}
+
+// decode reads a document strictly enough to be useful and loosely enough for hosts of all ages:
+// members are matched without regard to case, unknown ones are dropped.
+func decode(b []byte, v any) error {
+	if len(b) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %w", errJSON, err)
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/stratavm/strata/internal/gcs"
+)
+
+// dialTime bounds how long the host's ports are tried.
+const dialTime = 20 * time.Second
+
+func (s *session) exec(ctx context.Context, container string, payload []byte) (base, error) {
+	var r gcs.ExecuteRequest
+	if err := decode(payload, &r); err != nil {
+		return nil, err
+	}
+	var params gcs.ProcessParameters
+	if err := decode([]byte(r.Settings.ProcessParameters), &params); err != nil {
+		return nil, err
+	}
+	p := processOf(container, params)
+	if len(p.Args) == 0 {
+		return nil, fmt.Errorf("no program given: %w", errInvalid)
+	}
+	var ports gcs.StdioPorts
+	if r.Settings.VsockStdioRelaySettings != nil {
+		ports = *r.Settings.VsockStdioRelaySettings
+	}
+	// The host listens already and wants to be dialled before the answer.
+	streams, err := s.connect(ctx, params, ports)
+	if err != nil {
+		return nil, err
+	}
+	p.Streams = streams
+	pid, err := s.rt.Exec(context.WithoutCancel(ctx), p)
+	if err != nil {
+		for _, c := range streams {
+			if c != nil {
+				c.Close()
+			}
+		}
+		return nil, err
+	}
+	return &gcs.ExecuteResponse{ProcessId: pid}, nil
+}
+
+func processOf(container string, params gcs.ProcessParameters) Process {
+	if params.CreateInUtilityVM {
+		container = ""
+	}
+	p := Process{Container: container, Args: params.CommandArgs, Dir: params.WorkingDirectory,
+		Terminal: params.EmulateConsole}
+	if len(p.Args) == 0 && params.CommandLine != "" {
+		p.Args = strings.Fields(params.CommandLine)
+	}
+	for k, v := range params.Environment {
+		p.Env = append(p.Env, k+"="+v)
+	}
+	if len(params.ConsoleSize) == 2 {
+		p.Height, p.Width = params.ConsoleSize[0], params.ConsoleSize[1]
+	}
+	if o := params.OciProcess; o != nil {
+		p.Args, p.Env, p.Dir, p.Terminal = o.Args, o.Env, o.Cwd, o.Terminal || p.Terminal
+		if p.User = o.User.Username; p.User == "" && (o.User.UID != 0 || o.User.GID != 0) {
+			p.User = fmt.Sprintf("%d:%d", o.User.UID, o.User.GID)
+		}
+		if o.ConsoleSize != nil {
+			p.Height, p.Width = uint16(o.ConsoleSize.Height), uint16(o.ConsoleSize.Width)
+		}
+	}
+	return p
+}
+
+func (s *session) connect(ctx context.Context, params gcs.ProcessParameters, ports gcs.StdioPorts) ([3]net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	var conns [3]net.Conn
+	wanted := [3]bool{params.CreateStdInPipe, params.CreateStdOutPipe, params.CreateStdErrPipe}
+	for i, port := range [3]uint32{ports.StdIn, ports.StdOut, ports.StdErr} {
+		if !wanted[i] {
+			continue
+		}
+		var err error
+		if port == 0 {
+			err = fmt.Errorf("a stream is wanted but no port given: %w", errInvalid)
+		} else {
+			conns[i], err = s.dial(ctx, port)
+		}
+		if err != nil {
+			for _, c := range conns {
+				if c != nil {
+					c.Close()
+				}
+			}
+			return [3]net.Conn{}, fmt.Errorf("connect stream %d of the process: %w", i, err)
+		}
+	}
+	return conns, nil
+}

@@ -1,0 +1,167 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"sync"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/internal/guest"
+	"github.com/stratavm/strata/vmm"
+)
+
+// Exec implements vmm.Machine. A process in a container has namespaces of its own for processes,
+// mounts, host name and IPC, shared with what else this program runs in the container. Without
+// Options.Self the error matches errors.ErrUnsupported.
+func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
+	p, err := m.exec(ctx, spec)
+	if err != nil {
+		return nil, fmt.Errorf("start %q on host machine %s: %w", spec.Args, m.id, err)
+	}
+	return p, nil
+}
+
+func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, error) {
+	switch {
+	case m.Err() != nil:
+		return nil, m.Err()
+	case m.run == nil:
+		return nil, fmt.Errorf("%w: this program cannot be the first process of a container: use the strata command, or a virtual machine", errors.ErrUnsupported)
+	case len(spec.Args) == 0:
+		return nil, errors.New("no program is given")
+	case (spec.ContainerID == "") != (spec.Root == ""):
+		return nil, errors.New("a container needs an id and a root, the machine itself neither")
+	}
+	if spec.ContainerID != "" {
+		if err := m.container(ctx, spec); err != nil {
+			return nil, err
+		}
+	}
+	p := &process{run: m.run, container: spec.ContainerID}
+	var streams [3]net.Conn
+	connect := func(i int, copy func(conn net.Conn)) {
+		ours, theirs := net.Pipe()
+		streams[i] = theirs
+		p.conns = append(p.conns, ours)
+		if i == 0 { // nobody waits for input that is not read
+			go copy(ours)
+			return
+		}
+		p.output.Go(func() { copy(ours) })
+	}
+	// What goes wrong with a stream is the reader's or writer's business: the process goes on.
+	if spec.Stdin != nil {
+		connect(0, func(c net.Conn) { _, _ = io.Copy(c, spec.Stdin); _ = c.Close() })
+	}
+	for i, w := range []io.Writer{1: spec.Stdout, 2: spec.Stderr} {
+		if w != nil {
+			connect(i, func(c net.Conn) {
+				if _, err := io.Copy(w, c); err != nil {
+					_, _ = io.Copy(io.Discard, c)
+				}
+			})
+		}
+	}
+	pid, err := m.run.Exec(ctx, guest.Process{Container: spec.ContainerID, Args: spec.Args, Env: spec.Env, Dir: spec.Dir, User: spec.User,
+		Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height, Streams: streams})
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	p.pid = pid
+	return p, nil
+}
+
+// container makes sure that the runtime knows a container.
+func (m *Machine) container(ctx context.Context, spec vmm.ProcessSpec) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	root := m.HostPath(spec.Root)
+	switch have, ok := m.roots[spec.ContainerID]; {
+	case ok && have == root:
+		return nil
+	case ok:
+		return fmt.Errorf("container %s has another root than %s: %w", spec.ContainerID, spec.Root, vmm.ErrOccupied)
+	}
+	err := m.run.Create(ctx, spec.ContainerID, gcs.ContainerConfig{OciSpecification: &specs.Spec{
+		Version: specs.Version, Hostname: spec.Hostname, Root: &specs.Root{Path: root}}})
+	if err == nil {
+		m.roots[spec.ContainerID] = root
+	}
+	return err
+}
+
+func (m *Machine) containers() map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.roots)
+}
+
+// DeleteContainerState implements vmm.Machine.
+func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
+	if err := m.Err(); err != nil {
+		return err
+	}
+	if m.run == nil {
+		return nil
+	}
+	if err := m.run.Delete(ctx, id); err != nil {
+		return fmt.Errorf("end container %s on host machine %s: %w", id, m.id, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.roots, id)
+	return nil
+}
+
+// process is a process of Exec.
+type process struct {
+	run       guest.Runtime
+	container string
+	pid       uint32
+	conns     []net.Conn
+	output    sync.WaitGroup
+}
+
+// Pid implements vmm.Process.
+func (p *process) Pid() uint32 { return p.pid }
+
+// Wait implements vmm.Process.
+func (p *process) Wait(ctx context.Context) (int, error) {
+	code, err := p.run.Wait(ctx, p.container, p.pid)
+	if err != nil {
+		return 0, err
+	}
+	done := make(chan struct{})
+	go func() { p.output.Wait(); close(done) }()
+	select {
+	case <-done:
+		return code, nil
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+}
+
+// Signal implements vmm.Process.
+func (p *process) Signal(ctx context.Context, sig int) error {
+	return p.run.Signal(ctx, p.container, p.pid, sig)
+}
+
+// Resize implements vmm.Process.
+func (p *process) Resize(ctx context.Context, width, height uint16) error {
+	return p.run.Resize(ctx, p.container, p.pid, width, height)
+}
+
+// Close implements vmm.Process.
+func (p *process) Close() error {
+	var errs []error
+	for _, c := range p.conns {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}

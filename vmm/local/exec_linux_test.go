@@ -1,0 +1,108 @@
+package local_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stratavm/strata/internal/guest"
+	"github.com/stratavm/strata/layerdir"
+	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/vmm/local"
+)
+
+func TestMain(m *testing.M) {
+	if code, ok := guest.Stage(os.Args); ok {
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+// program is a layer with a static program that serves as shell.
+func program(t *testing.T) []entry {
+	t.Helper()
+	src := filepath.Join(t.TempDir(), "main.go")
+	if err := os.WriteFile(src, []byte(`package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+)
+
+func main() {
+	in, _ := io.ReadAll(os.Stdin)
+	name, _ := os.Hostname()
+	dir, _ := os.Getwd()
+	fmt.Printf("pid=%d uid=%d host=%s dir=%s env=%s in=%s\n", os.Getpid(), os.Getuid(), name, dir, os.Getenv("X"), in)
+	fmt.Fprintln(os.Stderr, "err")
+	if err := os.WriteFile("/written", in, 0o644); err != nil {
+		fmt.Println(err)
+	}
+	code, _ := strconv.Atoi(os.Args[1])
+	os.Exit(code)
+}
+`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(t.TempDir(), "prog")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", bin, src)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	b, err := os.ReadFile(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []entry{{Name: "bin/prog", Mode: 0o755, Body: string(b)}, {Name: "proc/"}, {Name: "dev/"}, {Name: "sys/"}, {Name: "home/"}}
+}
+
+func TestExec(t *testing.T) {
+	m := machine(t)
+	if _, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"true"}}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("without a program for containers: %v", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err = local.Open(local.Options{Dir: filepath.Dir(m.HostPath("/")), InitPath: self}); err != nil {
+		t.Fatal(err)
+	}
+	scratch := t.TempDir()
+	changes := []vmm.Change{disk(0, layer(t, layerdir.EROFS, program(t)...)), folder(scratch), root(1, "/run/scratch")}
+	apply(t, m, changes...)
+	var out, stderr bytes.Buffer
+	p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: []string{"prog", "7"}, Env: []string{"PATH=/bin", "X=y"},
+		Dir: "/home", Hostname: "box", Stdin: strings.NewReader("hello"), Stdout: &out, Stderr: &stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := p.Wait(t.Context())
+	if err != nil || code != 7 {
+		t.Errorf("code %d, %v", code, err)
+	}
+	if got := out.String(); !strings.Contains(got, "uid=0 host=box dir=/home env=y in=hello\n") || strings.Contains(got, fmt.Sprintf("pid=%d ", os.Getpid())) || stderr.String() != "err\n" {
+		t.Errorf("output %q, %q", got, stderr.String())
+	}
+	if b, err := os.ReadFile(filepath.Join(scratch, "upper/written")); err != nil || string(b) != "hello" {
+		t.Errorf("on the scratch: %q, %v", b, err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: []string{"/none"}}); err == nil || !strings.Contains(err.Error(), "none") {
+		t.Errorf("a program that is not there: %v", err)
+	}
+	if err := m.DeleteContainerState(t.Context(), "c"); err != nil {
+		t.Error(err)
+	}
+	undo(t, m, changes)
+}

@@ -1,0 +1,259 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+
+	"github.com/stratavm/strata/internal/guest"
+	"github.com/stratavm/strata/internal/hostmount"
+	"github.com/stratavm/strata/vmm"
+)
+
+const (
+	controllers = 64
+	luns        = 64
+)
+
+// Options says which machine Open opens.
+type Options struct {
+	Dir string // of the machine, private to it; made when it does not exist
+	ID  string // of a new machine; empty: the name of Dir
+	// BootID tells this boot of the system from others. Empty: asked of the kernel.
+	BootID string
+	// InitPath is a program whose main calls guest.Stage first thing, usually this one: it is started as
+	// the first process of each container. Empty: Exec answers errors.ErrUnsupported.
+	InitPath string
+	Logger   *slog.Logger // of what containers do; nil: none
+	// Mounter mounts. Nil: the functions of package hostmount.
+	Mounter Mounter
+}
+
+// Mounter is what a machine needs of the system; package hostmount has the real one.
+type Mounter interface {
+	MountImage(ctx context.Context, im hostmount.Image, target string) error
+	MountDirectory(ctx context.Context, source, target string, readOnly bool) error
+	MountOverlay(ctx context.Context, o hostmount.Overlay, target string) error
+	Unmount(ctx context.Context, target string) error
+	Mounts(dir string) ([]string, error)
+	CanEROFS() bool
+	CanDisks() bool
+}
+
+type system struct{}
+
+func (system) MountImage(ctx context.Context, im hostmount.Image, target string) error {
+	return hostmount.MountImage(ctx, im, target)
+}
+func (system) MountDirectory(ctx context.Context, source, target string, ro bool) error {
+	return hostmount.MountDirectory(ctx, source, target, ro)
+}
+func (system) MountOverlay(ctx context.Context, o hostmount.Overlay, target string) error {
+	return hostmount.MountOverlay(ctx, o, target)
+}
+func (system) Unmount(ctx context.Context, target string) error {
+	return hostmount.Unmount(ctx, target)
+}
+func (system) Mounts(dir string) ([]string, error) { return hostmount.Mounts(dir) }
+func (system) CanEROFS() bool                      { return hostmount.CanEROFS() }
+func (system) CanDisks() bool                      { return hostmount.CanDisks() }
+
+// Machine is this system as a machine. All methods may be called concurrently, by several Machines of
+// one directory too as long as these do not change the same address at once.
+type Machine struct {
+	id     string
+	dir    string
+	mount  Mounter
+	limits vmm.Limits
+	locks  locks
+	dirs   sync.Mutex    // held while directories of mounts are made or removed
+	run    guest.Runtime // nil: no processes
+
+	mu    sync.Mutex
+	done  chan struct{}
+	err   error
+	roots map[string]string // of containers that this process has made
+}
+
+var _ vmm.Machine = (*Machine)(nil)
+
+type machineFile struct {
+	ID   string `json:"id"`
+	Boot string `json:"boot"`
+}
+
+// Open opens the machine in a directory, or makes one. On systems other than Linux the error matches
+// errors.ErrUnsupported.
+func Open(o Options) (*Machine, error) {
+	m, err := open(o)
+	if err != nil {
+		return nil, fmt.Errorf("open host machine %s: %w", o.Dir, err)
+	}
+	return m, nil
+}
+
+func open(o Options) (*Machine, error) {
+	if o.Mounter == nil {
+		if runtime.GOOS != "linux" {
+			return nil, fmt.Errorf("layers are mounted without a VM on Linux only: %w", errors.ErrUnsupported)
+		}
+		o.Mounter = system{}
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	// The list of mounts has paths without links.
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return nil, err
+	}
+	if o.BootID == "" {
+		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("tell this boot from others: %w", err)
+		}
+		o.BootID = strings.TrimSpace(string(b))
+	}
+	if o.ID == "" {
+		o.ID = filepath.Base(dir)
+	}
+	want := machineFile{ID: o.ID, Boot: o.BootID}
+	path := filepath.Join(dir, "machine.json")
+	have := machineFile{}
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, &have)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if have.ID != "" {
+		want.ID = have.ID
+	}
+	if have != want {
+		// The system has been booted since: the records speak of a world that is gone.
+		for _, kind := range []string{devicesDir, mountsDir} {
+			if err := os.RemoveAll(filepath.Join(dir, kind)); err != nil {
+				return nil, err
+			}
+		}
+		if err := writeJSON(path, want); err != nil {
+			return nil, err
+		}
+	}
+	for _, kind := range []string{devicesDir, mountsDir, fsDir} {
+		if err := os.MkdirAll(filepath.Join(dir, kind), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	m := &Machine{id: want.ID, dir: dir, mount: o.Mounter, done: make(chan struct{}), roots: map[string]string{},
+		locks: locks{held: map[string]chan struct{}{}},
+		limits: vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true,
+			EROFS: o.Mounter.CanEROFS(), LayerFolders: !o.Mounter.CanDisks(), Observes: true}}
+	if o.InitPath != "" {
+		log := o.Logger
+		if log == nil {
+			log = slog.New(slog.DiscardHandler)
+		}
+		if m.run, err = guest.NewContainers(log, filepath.Join(dir, fsDir), o.InitPath); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// HostPath is where a path of the machine is on this system.
+func (m *Machine) HostPath(guest string) string {
+	return filepath.Join(m.dir, fsDir, filepath.FromSlash(filepath.Clean("/"+guest)))
+}
+
+// ID implements vmm.Machine.
+func (m *Machine) ID() string { return m.id }
+
+// OS implements vmm.Machine.
+func (m *Machine) OS() vmm.OS { return vmm.Linux }
+
+// Limits implements vmm.Machine.
+func (m *Machine) Limits() vmm.Limits { return m.limits }
+
+// Done implements vmm.Machine.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Err implements vmm.Machine.
+func (m *Machine) Err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// Close implements vmm.Machine. What is mounted stays.
+func (m *Machine) Close() error { return nil }
+
+// Stacks implements vmm.Machine. There is no agent: it is empty.
+func (m *Machine) Stacks(context.Context) (string, error) { return "", m.Err() }
+
+// Shutdown implements vmm.Machine: it unmounts everything. What is in use stays mounted and is named
+// in the error; the machine then goes on.
+func (m *Machine) Shutdown(ctx context.Context) error {
+	if m.Err() != nil {
+		return nil
+	}
+	var errs []error
+	for id := range m.containers() {
+		errs = append(errs, m.DeleteContainerState(ctx, id))
+	}
+	records, err := m.mountRecords()
+	if err != nil {
+		return fmt.Errorf("shut down host machine %s: %w", m.id, err)
+	}
+	// What was mounted last may lie on what was mounted first.
+	mounts, err := m.mount.Mounts(filepath.Join(m.dir, fsDir))
+	if err != nil {
+		return fmt.Errorf("shut down host machine %s: %w", m.id, err)
+	}
+	byPath := make(map[string]vmm.Mount, len(records))
+	for _, g := range records {
+		byPath[m.HostPath(g.Target())] = g
+	}
+	for i := len(mounts) - 1; i >= 0; i-- {
+		g := byPath[mounts[i]]
+		if g == nil { // of somebody else: whoever removes the directory must not reach into it
+			errs = append(errs, m.mount.Unmount(ctx, mounts[i]))
+			continue
+		}
+		errs = append(errs, m.Apply(ctx, vmm.Change{Op: vmm.Remove, Mount: g}))
+		delete(byPath, mounts[i])
+	}
+	for _, g := range byPath { // records without a mount
+		errs = append(errs, m.Apply(ctx, vmm.Change{Op: vmm.Remove, Mount: g}))
+	}
+	devices, err := m.devices()
+	errs = append(errs, err)
+	for _, d := range devices {
+		errs = append(errs, m.Apply(ctx, vmm.Change{Op: vmm.Remove, Device: d}))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("shut down host machine %s: %w", m.id, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err == nil {
+		m.err = fmt.Errorf("host machine %s: everything is unmounted: %w", m.id, vmm.ErrGone)
+		close(m.done)
+	}
+	return nil
+}
+
+// Terminate implements vmm.Machine. There is nothing to kill, so it is Shutdown.
+func (m *Machine) Terminate(ctx context.Context) error { return m.Shutdown(ctx) }

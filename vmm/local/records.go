@@ -1,0 +1,247 @@
+package local
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"context"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+const (
+	devicesDir = "devices"
+	mountsDir  = "mounts"
+	fsDir      = "fs"
+
+	tempPrefix = ".tmp-"
+)
+
+// recordPath is the file of the record of something with a name.
+func (m *Machine) recordPath(kind, name string) string {
+	return filepath.Join(m.dir, kind, hex.EncodeToString([]byte(name))+".json")
+}
+
+// writeJSON writes a file in one step.
+func writeJSON(path string, v any) (err error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(b)
+	// No sync: a record that a crash of the system loses speaks of mounts that are lost as well.
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func (m *Machine) writeRecord(kind, name string, c vmm.Change) error {
+	c.Op = vmm.Add
+	return writeJSON(m.recordPath(kind, name), c)
+}
+
+func (m *Machine) removeRecord(kind, name string) error {
+	err := os.Remove(m.recordPath(kind, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// record reads one record; there being none gives an empty Change.
+func (m *Machine) record(kind, name string) (vmm.Change, error) {
+	return readRecord(m.recordPath(kind, name))
+}
+
+func readRecord(path string) (vmm.Change, error) {
+	var c vmm.Change
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("record %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func (m *Machine) records(kind string) ([]vmm.Change, error) {
+	files, err := os.ReadDir(filepath.Join(m.dir, kind))
+	if err != nil {
+		return nil, err
+	}
+	var out []vmm.Change
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), ".json") {
+			continue
+		}
+		c, err := readRecord(filepath.Join(m.dir, kind, f.Name()))
+		if err != nil {
+			return nil, err
+		}
+		if !c.Empty() {
+			out = append(out, c)
+		}
+	}
+	return out, nil
+}
+
+func (m *Machine) devices() ([]vmm.Device, error) {
+	records, err := m.records(devicesDir)
+	var out []vmm.Device
+	for _, c := range records {
+		if c.Device != nil {
+			out = append(out, c.Device)
+		}
+	}
+	return out, err
+}
+
+func (m *Machine) mountRecords() ([]vmm.Mount, error) {
+	records, err := m.records(mountsDir)
+	var out []vmm.Mount
+	for _, c := range records {
+		if c.Mount != nil {
+			out = append(out, c.Mount)
+		}
+	}
+	return out, err
+}
+
+// mounted tells which of the machine's mount points have something mounted.
+func (m *Machine) mounted() (map[string]bool, error) {
+	points, err := m.mount.Mounts(filepath.Join(m.dir, fsDir))
+	out := make(map[string]bool, len(points))
+	for _, p := range points {
+		out[p] = true
+	}
+	return out, err
+}
+
+// liveMounts gives the mounts that exist really.
+func (m *Machine) liveMounts() ([]vmm.Mount, error) {
+	records, err := m.mountRecords()
+	if err != nil {
+		return nil, err
+	}
+	points, err := m.mounted()
+	if err != nil {
+		return nil, err
+	}
+	var out []vmm.Mount
+	for _, g := range records {
+		if points[m.HostPath(g.Target())] {
+			out = append(out, g)
+		}
+	}
+	return out, nil
+}
+
+// Tidy takes away what processes that died left of mounts that they did not come to make, or had
+// unmounted already: directories, records, and records half written. The caller sees to it that nobody
+// else changes the machine.
+func (m *Machine) Tidy() error {
+	records, err := m.mountRecords()
+	if err != nil {
+		return fmt.Errorf("tidy host machine %s: %w", m.id, err)
+	}
+	points, err := m.mounted()
+	if err != nil {
+		return fmt.Errorf("tidy host machine %s: %w", m.id, err)
+	}
+	var errs []error
+	for _, g := range records {
+		if path := m.HostPath(g.Target()); !points[path] {
+			m.removeDirs(path) // first: a mount that hangs in the kernel then has no place to appear at
+			errs = append(errs, m.removeRecord(mountsDir, g.Target()))
+		}
+	}
+	for _, kind := range []string{devicesDir, mountsDir} {
+		files, err := os.ReadDir(filepath.Join(m.dir, kind))
+		errs = append(errs, err)
+		for _, f := range files {
+			if strings.HasPrefix(f.Name(), tempPrefix) {
+				errs = append(errs, os.Remove(filepath.Join(m.dir, kind, f.Name())))
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("tidy host machine %s: %w", m.id, err)
+	}
+	return nil
+}
+
+// Observe implements vmm.Machine.
+func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
+	if err := errors.Join(m.Err(), ctx.Err()); err != nil {
+		return vmm.Observation{}, err
+	}
+	devices, err := m.devices()
+	if err != nil {
+		return vmm.Observation{}, fmt.Errorf("observe host machine %s: %w", m.id, err)
+	}
+	mounts, err := m.liveMounts()
+	if err != nil {
+		return vmm.Observation{}, fmt.Errorf("observe host machine %s: %w", m.id, err)
+	}
+	return vmm.Observation{Devices: devices, Mounts: mounts}, nil
+}
+
+// locks are one lock for each address and target, which a waiter can give up waiting for.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+// lock takes the locks of all keys, in their order, which must be the same for everybody.
+func (l *locks) lock(ctx context.Context, keys []string) (unlock func(), err error) {
+	var have []string
+	unlock = func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, k := range have {
+			close(l.held[k])
+			delete(l.held, k)
+		}
+	}
+	for _, k := range keys {
+		for {
+			l.mu.Lock()
+			wait, taken := l.held[k]
+			if !taken {
+				l.held[k] = make(chan struct{})
+				have = append(have, k)
+				l.mu.Unlock()
+				break
+			}
+			l.mu.Unlock()
+			select {
+			case <-wait:
+			case <-ctx.Done():
+				unlock()
+				return nil, context.Cause(ctx)
+			}
+		}
+	}
+	return unlock, nil
+}
