@@ -195,7 +195,7 @@ func parseData(text string) map[string]string {
 	return out
 }
 
-// empty checks that nothing but parked devices is left, in the books and in the machine.
+// empty checks that nothing but retained devices is left, in the books and in the machine.
 func empty(t testing.TB, vm *uvm.UtilityVM) {
 	t.Helper()
 	if s := vm.Status(); !s.Empty() {
@@ -209,7 +209,7 @@ func empty(t testing.TB, vm *uvm.UtilityVM) {
 		t.Errorf("the guest has mounted %v", obs.Mounts)
 	}
 	for _, d := range obs.Devices {
-		if _, pmem := d.(vmm.VPMEMDevice); !pmem || !vm.Limits().VPMEMParked {
+		if _, pmem := d.(vmm.VPMEMDevice); !pmem || !vm.Limits().VPMEMRetained {
 			t.Errorf("%s is attached", d)
 		}
 	}
@@ -252,7 +252,7 @@ func bothWays(t *testing.T, vm *uvm.UtilityVM) {
 	slots, pmem, scsi := 0, 0, 0
 	for _, d := range obs.Devices {
 		if _, ok := d.(vmm.VPMEMDevice); ok {
-			slots++ // also those that parked layers of an earlier stack take
+			slots++ // also those that retained layers of an earlier stack take
 		}
 	}
 	for _, g := range obs.Mounts {

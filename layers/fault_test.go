@@ -24,13 +24,13 @@ type scenario struct {
 
 func scenarios() []scenario {
 	noPMEM := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.VPMEMDevices = 0; return l }
-	parked := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.VPMEMParked = true; return l }
+	retained := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.VPMEMRetained = true; return l }
 	blind := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.Observes = false; return l }
 	trees := func() vmm.Limits { l := vmmtest.LinuxLimits(); l.LayerFolders = true; return l }
 	var out []scenario
 	for _, s := range []scenario{
 		{name: "lcow-vpmem", os: vmm.Linux, limits: vmmtest.LinuxLimits},
-		{name: "lcow-parked", os: vmm.Linux, limits: parked},
+		{name: "lcow-retained", os: vmm.Linux, limits: retained},
 		{name: "lcow-scsi", os: vmm.Linux, limits: noPMEM},
 		{name: "lcow-blind", os: vmm.Linux, limits: blind},
 		{name: "lcow-trees", os: vmm.Linux, limits: trees},
@@ -81,7 +81,7 @@ func (s scenario) finish(w *world, other *Mounted) {
 		w.t.Errorf("left in the books: %+v", st)
 	}
 	for _, left := range w.f.Leftovers() {
-		if !w.f.Limits().VPMEMParked || !strings.HasPrefix(left, "vpmem") {
+		if !w.f.Limits().VPMEMRetained || !strings.HasPrefix(left, "vpmem") {
 			w.t.Errorf("left in the machine: %s", left)
 		}
 	}

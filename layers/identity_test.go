@@ -25,18 +25,18 @@ func TestRootNamedRootfs(t *testing.T) {
 	}
 }
 
-// A layer that was imported again is not taken for the one that the VM still has, be it parked or mounted.
+// A layer that was imported again is not taken for the one that the VM still has, be it retained or mounted.
 func TestReplacedLayer(t *testing.T) {
 	for name, limit := range map[string]func(*vmm.Limits){
-		"parked": func(l *vmm.Limits) { l.VPMEMParked = true },
-		"scsi":   func(l *vmm.Limits) { l.VPMEMDevices = 0 },
+		"retained": func(l *vmm.Limits) { l.VPMEMRetained = true },
+		"scsi":     func(l *vmm.Limits) { l.VPMEMDevices = 0 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			limits := vmmtest.LinuxLimits()
 			limit(&limits)
 			w := newWorld(t, vmm.Linux, limits, 1)
 			first := w.mustMount(w.request("a", w.layers))
-			if name == "parked" { // nobody uses it any more, but there it is
+			if name == "retained" { // nobody uses it any more, but there it is
 				if err := first.Release(t.Context(), UnmountOperationAll); err != nil {
 					t.Fatal(err)
 				}

@@ -39,12 +39,12 @@ type record struct {
 
 // resourceEntry is a resource as the journal knows it. State free deletes it.
 type resourceEntry struct {
-	ID     int         `json:"id"`
-	State  State       `json:"state"`
-	Key    string      `json:"key,omitempty"`
-	What   *vmm.Change `json:"what,omitempty"` // Add with exactly one half
-	Parent int         `json:"parent,omitempty"`
-	Pinned bool        `json:"pinned,omitempty"`
+	ID       int         `json:"id"`
+	State    State       `json:"state"`
+	Key      string      `json:"key,omitempty"`
+	What     *vmm.Change `json:"what,omitempty"` // Add with exactly one half
+	Parent   int         `json:"parent,omitempty"`
+	Retained bool        `json:"retained,omitempty"`
 }
 
 // leaseEntry ties a resource to a claim. Dropped deletes it.

@@ -14,12 +14,12 @@ import (
 // resource is a device of the machine or a mount in the guest: exactly one of device and guest is
 // set. All fields are guarded by ledger.mu; who found busy nil and set it may change the machine.
 type resource struct {
-	id     int
-	key    string // identity: who asks for the same key gets the same resource
-	device vmm.Device
-	guest  vmm.Mount
-	parent *resource // the device that a mount rests on, if any
-	pinned bool      // the device cannot be removed while the machine runs
+	id       int
+	key      string // identity: who asks for the same key gets the same resource
+	device   vmm.Device
+	guest    vmm.Mount
+	parent   *resource // the device that a mount rests on, if any
+	retained bool      // the device cannot be removed while the machine runs
 
 	state    State
 	leases   map[*Lease]struct{}
@@ -65,7 +65,7 @@ type ledger struct {
 type want struct {
 	deviceKey string
 	device    func() (vmm.Device, error)
-	pinned    bool
+	retained  bool
 	mountKey  string
 	mount     func(vmm.Device) (vmm.Mount, error)
 	exclusive bool                    // a second user is an error
@@ -129,10 +129,10 @@ func busyOf(rs ...*resource) chan struct{} {
 }
 
 // unsettled gives the first resource that an earlier failure left half way and that has to be
-// removed before it can be made anew. A pinned device is not removed: adding it again settles it.
+// removed before it can be made anew. A retained device is not removed: adding it again settles it.
 func unsettled(rs ...*resource) *resource {
 	for _, r := range rs {
-		if r != nil && r.state != Attached && !r.pinned {
+		if r != nil && r.state != Attached && !r.retained {
 			return r
 		}
 	}
@@ -205,7 +205,7 @@ func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (addition, 
 		if err != nil {
 			return a, err
 		}
-		d = l.newResource(w.deviceKey, dev, nil, nil, w.pinned)
+		d = l.newResource(w.deviceKey, dev, nil, nil, w.retained)
 		made = append(made, d)
 	}
 	top := d

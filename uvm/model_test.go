@@ -24,7 +24,7 @@ func TestModel(t *testing.T) {
 		limits := vmmtest.LinuxLimits()
 		limits.SCSIControllers, limits.SCSILUNs = 1, 4
 		limits.VPMEMDevices = 2
-		limits.VPMEMParked = rapid.Bool().Draw(rt, "parked")
+		limits.VPMEMRetained = rapid.Bool().Draw(rt, "retained")
 		m := &model{t: t, rt: rt, dir: t.TempDir(), f: vmmtest.New("vm", vmm.Linux, limits)}
 		m.open()
 		defer func() { _ = m.vm.Close() }()
@@ -41,17 +41,17 @@ func TestModel(t *testing.T) {
 		if s := m.vm.Status(); !s.Empty() {
 			rt.Fatalf("left in the books: %+v", s)
 		}
-		parked, doubtful := 0, 0
+		retained, doubtful := 0, 0
 		for _, r := range m.vm.Status().Resources {
 			switch {
-			case r.Parked && r.State == Doubtful: // it may be there: the next user settles it
+			case r.Retained && r.State == Doubtful: // it may be there: the next user settles it
 				doubtful++
-			case r.Parked:
-				parked++
+			case r.Retained:
+				retained++
 			}
 		}
-		if left := len(m.f.Leftovers()); left < parked || left > parked+doubtful {
-			rt.Fatalf("left in the machine: %q, parked %d, in doubt %d", m.f.Leftovers(), parked, doubtful)
+		if left := len(m.f.Leftovers()); left < retained || left > retained+doubtful {
+			rt.Fatalf("left in the machine: %q, retained %d, in doubt %d", m.f.Leftovers(), retained, doubtful)
 		}
 	})
 }

@@ -85,7 +85,7 @@ func (l *ledger) rebuild(b books, obs vmm.Observation) error {
 			return fmt.Errorf("%w: resource %d says nothing", ErrJournal, id)
 		}
 		r := &resource{id: id, key: e.Key, device: e.What.Device, guest: e.What.Mount,
-			parent: made[e.Parent], pinned: e.Pinned}
+			parent: made[e.Parent], retained: e.Retained}
 		l.lastID = max(l.lastID, id)
 		l.enter(r, e.State)
 		made[id] = r
@@ -119,7 +119,7 @@ func (l *ledger) rebuild(b books, obs vmm.Observation) error {
 		l.strays(obs)
 	}
 	for _, id := range slices.Sorted(maps.Keys(made)) {
-		if r := made[id]; r.state != Free && r.refs() == 0 && !r.pinned {
+		if r := made[id]; r.state != Free && r.refs() == 0 && !r.retained {
 			l.orphan(r)
 		}
 	}
@@ -261,7 +261,7 @@ func (l *ledger) finishReleases(ctx context.Context) error {
 			continue
 		}
 		for _, le := range c.leases {
-			if le.res != nil && le.res.busy == nil && le.res.state != Attached && !le.res.pinned {
+			if le.res != nil && le.res.busy == nil && le.res.state != Attached && !le.res.retained {
 				single = append(single, le)
 			}
 		}

@@ -51,7 +51,7 @@ func (l *ledger) drop(ctx context.Context, le *Lease) error {
 			}
 			continue
 		}
-		if r.refs() > 1 || r.pinned {
+		if r.refs() > 1 || r.retained {
 			l.end(t, le)
 			l.logFailure(t.write())
 			l.mu.Unlock()
@@ -94,7 +94,7 @@ func (p leaving) stays() event { return unmoved[p.from] }
 func removal(r *resource) (vmm.Change, []leaving) {
 	change := vmm.Change{Op: vmm.Remove, Device: r.device, Mount: r.guest}
 	parts := []leaving{{r, r.state}}
-	if d := r.parent; d != nil && d.refs() == 1 && !d.pinned {
+	if d := r.parent; d != nil && d.refs() == 1 && !d.retained {
 		change.Device = d.device
 		parts = append(parts, leaving{d, d.state})
 	}

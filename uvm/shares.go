@@ -24,7 +24,7 @@ func (vm *UtilityVM) VSMB() VSMB { return VSMB{vm} }
 
 // Share shares a folder, or uses the share there is: a folder is shared at most once read-only and
 // once writable. A direct-mapped share stays until the VM exits where the host cannot take it away
-// (vmm.Limits.VSMBPinned); it is then used again for the same folder.
+// (vmm.Limits.VSMBRetained); it is then used again for the same folder.
 func (v VSMB) Share(ctx context.Context, c *Claim, role, folder string, o vmm.VSMBOptions) (*Lease, error) {
 	return v.share(ctx, c, role, folder, o, "")
 }
@@ -81,7 +81,7 @@ func (v VSMB) share(ctx context.Context, c *Claim, role, folder string, o vmm.VS
 	}
 	return l.acquire(ctx, c, role, want{
 		deviceKey: vsmbKey(kind, folder, o.ReadOnly),
-		pinned:    lim.VSMBPinned && !o.NoDirectmap,
+		retained:  lim.VSMBRetained && !o.NoDirectmap,
 		device: func() (vmm.Device, error) {
 			l.vsmb++
 			return vmm.VSMBShare{Name: fmt.Sprintf("s%x", l.vsmb), Path: folder, Options: o, AllowedFiles: allowed}, nil

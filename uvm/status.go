@@ -16,10 +16,10 @@ type Status struct {
 
 // ResourceStatus is one device or guest mount.
 type ResourceStatus struct {
-	State  State      `json:"state"`
-	What   vmm.Change `json:"what"` // Add with exactly one half
-	Users  int        `json:"users"`
-	Parked bool       `json:"parked,omitempty"` // held by nobody; it cannot be removed while the VM runs
+	State    State      `json:"state"`
+	What     vmm.Change `json:"what"` // Add with exactly one half
+	Users    int        `json:"users"`
+	Retained bool       `json:"retained,omitempty"` // held by nobody; it cannot be removed while the VM runs
 }
 
 // ClaimStatus is one container.
@@ -38,9 +38,9 @@ type LeaseStatus struct {
 	GuestPath string `json:"guestPath,omitempty"`
 }
 
-// Empty reports whether no container holds anything and nothing but parked devices is attached.
+// Empty reports whether no container holds anything and nothing but retained devices is attached.
 func (s Status) Empty() bool {
-	return len(s.Claims) == 0 && !slices.ContainsFunc(s.Resources, func(r ResourceStatus) bool { return !r.Parked })
+	return len(s.Claims) == 0 && !slices.ContainsFunc(s.Resources, func(r ResourceStatus) bool { return !r.Retained })
 }
 
 // Status gives the books as they are now.
@@ -89,7 +89,7 @@ func (b books) status() Status {
 			continue
 		}
 		s.Resources = append(s.Resources, ResourceStatus{State: r.State, What: *r.What,
-			Users: users[id], Parked: r.Pinned && users[id] == 0})
+			Users: users[id], Retained: r.Retained && users[id] == 0})
 	}
 	for _, id := range slices.Sorted(maps.Keys(b.claims)) {
 		c := b.claims[id]

@@ -52,7 +52,7 @@ func (t *tx) claim(c *Claim) {
 func (t *tx) resource(r *resource) {
 	e := resourceEntry{ID: r.id, State: r.state}
 	if r.state != Free {
-		e.Key, e.Pinned = r.key, r.pinned
+		e.Key, e.Retained = r.key, r.retained
 		e.What = &vmm.Change{Op: vmm.Add, Device: r.device, Mount: r.guest}
 		if r.parent != nil {
 			e.Parent = r.parent.id
@@ -82,9 +82,9 @@ func (l *ledger) set(t *tx, r *resource, ev event) {
 }
 
 // newResource puts a reserved resource into the tables.
-func (l *ledger) newResource(key string, d vmm.Device, g vmm.Mount, parent *resource, pinned bool) *resource {
+func (l *ledger) newResource(key string, d vmm.Device, g vmm.Mount, parent *resource, retained bool) *resource {
 	l.lastID++
-	r := &resource{id: l.lastID, key: key, device: d, guest: g, parent: parent, pinned: pinned}
+	r := &resource{id: l.lastID, key: key, device: d, guest: g, parent: parent, retained: retained}
 	l.enter(r, Reserved)
 	return r
 }

@@ -57,7 +57,7 @@ func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Leas
 		key += "|verity=" + p.Verity.RootDigest // never share a mount that checks nothing, or another tree
 	}
 	return l.acquire(ctx, c, role, want{
-		deviceKey: key, pinned: lim.VPMEMParked,
+		deviceKey: key, retained: lim.VPMEMRetained,
 		device: func() (vmm.Device, error) {
 			slot := l.slots.vpmem.firstFree()
 			if slot < 0 {

@@ -60,14 +60,14 @@ type Limits struct {
 	// VPMEMAlign: the size of what a device holds (a VHD's footer is not part of it) has to be a
 	// multiple of this many bytes; 0: any size will do.
 	VPMEMAlign uint64
-	// VPMEMParked: devices can be added but not removed while the machine runs. After the guest has
-	// let go of one it stays in its slot, parked, and serves the same file again.
-	VPMEMParked bool
+	// VPMEMRetained: devices can be added but not removed while the machine runs. After the guest has
+	// released one it stays in its slot (is retained) and serves the same file again.
+	VPMEMRetained bool
 
 	VSMB bool // folders can be shared with a Windows guest
-	// VSMBPinned: direct-mapped shares are not removed before the machine exits.
-	VSMBPinned bool
-	Plan9      bool // folders can be shared with a Linux guest
+	// VSMBRetained: direct-mapped shares are not removed before the machine exits.
+	VSMBRetained bool
+	Plan9        bool // folders can be shared with a Linux guest
 
 	// ScratchFolders: a folder shared over Plan9 can be the writable part of an overlay.
 	ScratchFolders bool

@@ -94,7 +94,7 @@ func (c cliBox) interruptMounts(vm, scratch string, folders []string, moments ..
 				c.run(unmount...)
 			}
 			for line := range strings.Lines(c.run("vm", "inspect", vm)) {
-				if strings.HasPrefix(line, "container") || strings.HasPrefix(line, "attached") && !strings.Contains(line, "parked") {
+				if strings.HasPrefix(line, "container") || strings.HasPrefix(line, "attached") && !strings.Contains(line, "retained") {
 					t.Errorf("after %v at %v this is left: %s", sig, after, line)
 				}
 			}

@@ -281,8 +281,8 @@ func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 		}
 		for _, r := range status.Resources {
 			note := fmt.Sprintf("%d users", r.Users)
-			if r.Parked {
-				note = "parked"
+			if r.Retained {
+				note = "retained"
 			}
 			fmt.Fprintf(w, "%s\t%s (%s)\n", r.State, printable(half(r.What)), note)
 		}

@@ -250,6 +250,6 @@ func (o *OptionsLCOW) limits() vmm.Limits {
 
 func (o *OptionsWCOW) limits() vmm.Limits {
 	return vmm.Limits{SCSIControllers: 1, SCSILUNs: scsiLUNs, VSMB: true,
-		VSMBPinned: o.KeepDirectMappedShares, PhysicallyBacked: o.FullyPhysicallyBacked,
+		VSMBRetained: o.KeepDirectMappedShares, PhysicallyBacked: o.FullyPhysicallyBacked,
 		ReservedSCSI: []vmm.SCSISlot{{Controller: 0, LUN: 0}}}
 }

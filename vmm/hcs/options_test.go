@@ -120,7 +120,7 @@ func TestLimits(t *testing.T) {
 		t.Errorf("the device of the root file system: %v", err)
 	}
 	w := newRig(t, hcstest.Options{}).startWCOW(false)
-	if l := w.Limits(); !l.VSMB || !l.VSMBPinned || len(l.ReservedSCSI) != 1 || w.OS() != vmm.Windows {
+	if l := w.Limits(); !l.VSMB || !l.VSMBRetained || len(l.ReservedSCSI) != 1 || w.OS() != vmm.Windows {
 		t.Errorf("%+v", l)
 	}
 }

@@ -171,7 +171,7 @@ func Limits(memoryMiB int) vmm.Limits {
 	return vmm.Limits{
 		SCSIControllers: controllers, SCSILUNs: lunsPerBus,
 		VPMEMDevices: pmemDevices, VPMEMMaxBytes: uint64(memoryMiB)<<20 + vhdFooter,
-		VPMEMAlign: pmemAlign, VPMEMParked: true,
+		VPMEMAlign: pmemAlign, VPMEMRetained: true,
 		CompositeDisks: true, EROFS: true, Verity: true, Observes: true,
 	}
 }

@@ -257,7 +257,7 @@ func TestNodeOfARecord(t *testing.T) {
 	}
 }
 
-func TestPersistentMemoryIsParked(t *testing.T) {
+func TestPersistentMemoryIsRetained(t *testing.T) {
 	dir := t.TempDir()
 	m, _, c := bare(t)
 	var want []string

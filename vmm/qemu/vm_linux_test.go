@@ -103,7 +103,7 @@ func TestVM(t *testing.T) {
 	t.Run("persistent memory", func(t *testing.T) {
 		both := vmm.Change{Op: vmm.Add, Mount: vmm.MappedPMEM{Slot: 5, MountPath: "/run/p"},
 			Device: vmm.VPMEMDevice{Slot: 5, Path: ext4File(t, dir, 5, 4<<20, say)}}
-		for range 2 { // parked in between
+		for range 2 { // retained in between
 			apply(t, m, both)
 			checkName(t, m, "/run/p", 5)
 			apply(t, m, both.GuestOnly().Inverse())
