@@ -20,6 +20,12 @@ build: need-go ## bin/strata for this machine, and bin/strata.exe for Windows; s
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata ./cmd/strata
 	CGO_ENABLED=0 GOOS=windows GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata.exe ./cmd/strata
 
+check: need-go lint ## the fast loop: lint and the tests that need no VM, no Wine and no root; about two minutes
+	$(GO) test -short $(PKGS)
+
+stress: need-go ## repeat the tests of PKGS=./package under load until one fails, COUNT=20 times; RUN=pattern picks some
+	scripts/stress '$(PKGS)' '$(or $(COUNT),20)' '$(or $(RUN),.)'
+
 test: need-go install-deps lint test-go test-vsock ## everything that is checked: lint, unit tests, real VMs, Wine
 
 test-go: need-go ## the tests alone, with the race detector
@@ -56,4 +62,4 @@ install-deps: ## the Debian packages that tests and demo need (asks sudo unless 
 clean: ## remove what make build made
 	rm -rf bin
 
-.PHONY: help need-go build test test-go test-vsock lint fmt-check vet staticcheck demo bench fuzz install-deps clean
+.PHONY: help need-go build check stress test test-go test-vsock lint fmt-check vet staticcheck demo bench fuzz install-deps clean

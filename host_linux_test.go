@@ -128,5 +128,5 @@ func TestMain(m *testing.M) {
 	if code, handled := guest.Stage(os.Args); handled {
 		os.Exit(code)
 	}
-	os.Exit(m.Run())
+	os.Exit(leaktest.Main(m))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/internal/wclayer"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
@@ -68,7 +69,7 @@ func TestMain(m *testing.M) {
 			}
 		}
 		sweepFolders = dir
-		return m.Run()
+		return leaktest.Main(m)
 	}())
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 // debianRoot names a Debian root tar that is there already, in the environment.
@@ -36,7 +37,7 @@ var debian = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
+	code := leaktest.Main(m)
 	if os.Getenv(childDir) == "" && debianMade {
 		if path, err := debian(); err == nil {
 			_ = os.RemoveAll(filepath.Dir(path))

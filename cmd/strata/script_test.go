@@ -9,13 +9,15 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/stratavm/strata/test/leaktest"
 )
 
 func TestMain(m *testing.M) {
 	if code, ok := guestMain(); ok { // the first process of a container on this system
 		os.Exit(code)
 	}
-	testscript.Main(m, map[string]func(){"strata": main})
+	testscript.Main(leaktest.Guarded{Tests: m}, map[string]func(){"strata": main})
 }
 
 // setup gives every script a state directory of its own, and a name with everything in it that has

@@ -31,6 +31,9 @@ const limit = 5 * time.Minute
 // start makes a prefix for a test.
 func start(t *testing.T) *Prefix {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("it runs Wine: run without -short")
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	cache, err := os.UserCacheDir()

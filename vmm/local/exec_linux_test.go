@@ -12,6 +12,7 @@ import (
 
 	"github.com/stratavm/strata/internal/guest"
 	"github.com/stratavm/strata/layerdir"
+	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/local"
 )
@@ -20,7 +21,7 @@ func TestMain(m *testing.M) {
 	if code, ok := guest.Stage(os.Args); ok {
 		os.Exit(code)
 	}
-	os.Exit(m.Run())
+	os.Exit(leaktest.Main(m))
 }
 
 // program is a layer with a static program that serves as shell.

@@ -20,6 +20,9 @@ import (
 // needQEMU makes a test that runs QEMU fail in CI and skip elsewhere when there is none.
 func needQEMU(t testing.TB) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("it runs QEMU: run without -short")
+	}
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal(err)

@@ -34,6 +34,9 @@ func Image(t testing.TB) bootimage.Image {
 // kernel is unpacked once for all tests.
 func ImageOf(t testing.TB, init string) bootimage.Image {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("it boots a VM: run without -short")
+	}
 	img, err := bootimage.Build(t.Context(), bootimage.Options{Init: init})
 	if err != nil {
 		if os.Getenv("CI") != "" {
