@@ -1,6 +1,7 @@
 package layerdir
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,20 +13,40 @@ import (
 )
 
 // VerityFileName is the name of the record of a hash tree beside its layer.
-func (f Format) VerityFileName() string { return f.FileName() + ".verity.json" }
+func (f Format) VerityFileName() string { return f.FileName() + veritySuffix }
+
+const veritySuffix = ".verity.json"
 
 // ReadVerity reads the record of the hash tree of the layer in dir. Without one the error matches
 // fs.ErrNotExist. The record is as trustworthy as the folder: who does not trust it has to know the
 // root digest from elsewhere.
 func ReadVerity(dir string, f Format) (verity.Info, error) {
+	return ReadVerityOf(filepath.Join(dir, f.FileName()))
+}
+
+// maxVerityRecord bounds the record of a hash tree; it has a few hundred bytes.
+const maxVerityRecord = 64 << 10
+
+// ReadVerityOf is ReadVerity for an image file, whatever it is called.
+func ReadVerityOf(image string) (verity.Info, error) {
 	var info verity.Info
-	path := filepath.Join(dir, f.VerityFileName())
+	path := image + veritySuffix
+	st, err := os.Stat(path)
+	if err == nil && (!st.Mode().IsRegular() || st.Size() > maxVerityRecord) {
+		return info, fmt.Errorf("read the verity record: %s is no regular file of at most %d bytes", path, maxVerityRecord)
+	}
+	if err != nil {
+		return info, fmt.Errorf("read the verity record: %w", err)
+	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return info, fmt.Errorf("read the verity record: %w", err)
 	}
 	if err := json.Unmarshal(b, &info); err != nil {
 		return info, fmt.Errorf("read the verity record %s: %w", path, err)
+	}
+	if _, err := hex.DecodeString(info.RootDigest); err != nil || info.RootDigest == "" || info.DataBytes <= 0 {
+		return info, fmt.Errorf("read the verity record %s: it holds no root digest and size: import the layer again", path)
 	}
 	return info, nil
 }

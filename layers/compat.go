@@ -34,7 +34,7 @@ func (op UnmountOperation) check() error {
 }
 
 // request reads the one list of the older API.
-func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host wclayer.Host, fsys FS) (Request, error) {
+func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host wclayer.Host, n names) (Request, error) {
 	if len(layerFolders) == 0 {
 		return Request{}, fmt.Errorf("%w: no layer folders: give the layers top-most first, then the scratch", ErrInvalid)
 	}
@@ -42,7 +42,7 @@ func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host wc
 		return Request{}, fmt.Errorf("%w: %d layer folder: give at least one layer and the scratch", ErrInvalid, len(layerFolders))
 	}
 	last := len(layerFolders) - 1
-	r := Request{VM: vm, GuestRoot: guestRoot, Scratch: layerFolders[last], Host: host, FS: fsys}
+	r := Request{VM: vm, GuestRoot: guestRoot, Scratch: layerFolders[last], Host: host, names: n}
 	if vm == nil {
 		r.ID = hostpath.Base(r.Scratch)
 	}
@@ -52,12 +52,12 @@ func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host wc
 	return r, nil
 }
 
-// Mounter is the older API with its surroundings passed in: the Windows host's layer functions and
-// the file system that folders are looked up in. The zero value uses those of this machine. The
-// package's functions of the same names are its methods on the zero value.
+// Mounter is the older API with the Windows host's layer functions passed in. The zero value uses those of
+// this machine. The package's functions of the same names are its methods on the zero value.
 type Mounter struct {
 	Host wclayer.Host
-	FS   FS
+
+	names names
 }
 
 // systemHost is this Windows host. There is one for each process because the platform wants the
@@ -82,7 +82,7 @@ func MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot 
 
 // MountContainerLayers is the method behind the function of that name.
 func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string, vm *uvm.UtilityVM) (string, error) {
-	r, err := request(layerFolders, guestRoot, vm, mt.host(), mt.FS)
+	r, err := request(layerFolders, guestRoot, vm, mt.host(), mt.names)
 	if err != nil {
 		return "", err
 	}

@@ -87,7 +87,7 @@ func newHCSWorld(t *testing.T, os vmm.OS, external bool, count int, reach ...fun
 
 func (w *hcsWorld) mount(ctx context.Context) error {
 	if w.cim != nil {
-		_, err := layers.Mount(ctx, layers.Request{VM: w.vm, ID: "a", CIM: w.cim, Scratch: w.folders[0], FS: w.files})
+		_, err := layers.Mount(ctx, layers.Request{VM: w.vm, ID: "a", CIM: w.cim, Scratch: w.folders[0]}.WithNames(w.files))
 		return err
 	}
 	_, err := w.mounter.MountContainerLayers(ctx, w.folders, w.root, w.vm)

@@ -187,7 +187,7 @@ func newWorldFor(t *testing.T, s *scenario, lenient bool) *replay {
 	host := wclayer.New(wclayer.Options{API: wclayertest.New(service),
 		Sleep: func(context.Context, time.Duration) error { return nil }})
 	return &replay{t: t, s: s, service: service, calls: service, files: files, vms: map[string]*uvm.UtilityVM{},
-		mounter: layers.Mounter{Host: host, FS: files},
+		mounter: layers.Mounter{Host: host}.WithNames(files),
 		host: hcs.Host{API: service, Grant: host.GrantVMAccess, FS: files, Build: s.OSBuild,
 			Listen: sockets.Listen, Connect: hcs.ConnectGCS, FileID: func(string) error {
 				if s.Name == "wcow-xenon-fileid-fails" {

@@ -140,7 +140,7 @@ func TestDefectJ_SharedScratchOwnDirectories(t *testing.T) {
 	second := w.request("b", w.layers)
 	link, target := filepath.Join(second.Scratch, sandboxVHDX), filepath.Join(first.Scratch, sandboxVHDX)
 	if runtime.GOOS == "windows" { // links need a privilege there
-		second.FS = linkFS{link: link, target: target}
+		second.names = linkFS{link: link, target: target}
 	} else if err := errors.Join(os.Remove(link), os.Symlink(target, link)); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestDefectJ_SharedScratchOwnDirectories(t *testing.T) {
 
 // linkFS is the host's file system with one link more.
 type linkFS struct {
-	hostFS
+	hostNames
 	link, target string
 }
 
@@ -174,7 +174,7 @@ func (l linkFS) EvalSymlinks(name string) (string, error) {
 	if name == l.link {
 		name = l.target
 	}
-	return l.hostFS.EvalSymlinks(name)
+	return l.hostNames.EvalSymlinks(name)
 }
 
 func TestPartialUnmount(t *testing.T) {

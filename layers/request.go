@@ -62,26 +62,28 @@ type Request struct {
 	Host wclayer.Host
 	// CIM, instead of Layers, is the composite image of a Windows container.
 	CIM *wclayer.CIMMount
-	// FS is where layer folders are looked at; nil is the host's file system.
-	FS FS
 	// Attach says how the layers travel into a Linux VM.
 	Attach Attach
 	// AllowUnchecked mounts layers with a hash tree without a check where the machine cannot make one
 	// (vmm.Limits.Verity).
 	AllowUnchecked bool
+
+	names names // nil: those of the host
 }
 
-// FS is what the package needs to know of the host's files.
-type FS interface {
+// names says what is at a path of the host and where its links lead. Tests of Windows hosts replace it on
+// other systems. What a layer's folder records (its parents, owners and the digest of its hash tree) is
+// always read from the host's own files.
+type names interface {
 	Stat(name string) (fs.FileInfo, error)
-	// EvalSymlinks gives the path with all links resolved.
+	// EvalSymlinks returns the path with all links resolved.
 	EvalSymlinks(name string) (string, error)
 }
 
-type hostFS struct{}
+type hostNames struct{}
 
-func (hostFS) Stat(name string) (fs.FileInfo, error)    { return os.Stat(name) }
-func (hostFS) EvalSymlinks(name string) (string, error) { return filepath.EvalSymlinks(name) }
+func (hostNames) Stat(name string) (fs.FileInfo, error)    { return os.Stat(name) }
+func (hostNames) EvalSymlinks(name string) (string, error) { return filepath.EvalSymlinks(name) }
 
 // Files of layer folders.
 const (
@@ -120,8 +122,8 @@ func validID(id string) bool {
 
 // complete fills in defaults and refuses what makes no sense.
 func (r *Request) complete() error {
-	if r.FS == nil {
-		r.FS = hostFS{}
+	if r.names == nil {
+		r.names = hostNames{}
 	}
 	if r.ID == "" && r.GuestRoot != "" {
 		r.ID = hostpath.Base(r.GuestRoot)
@@ -144,6 +146,9 @@ func (r *Request) complete() error {
 		}
 		if r.windows() && (l.File != "" || l.Partition != 0) {
 			return fmt.Errorf("%w: layer %q: a Windows layer is a folder, without file and partition", ErrInvalid, name)
+		}
+		if l.Verity != nil && l.Verity.RootDigest == "" {
+			return fmt.Errorf("%w: layer %q: Verity without a root digest", ErrInvalid, name)
 		}
 		if l.Verity != nil && !r.checks() && !r.AllowUnchecked {
 			return unchecked(name)
@@ -192,7 +197,7 @@ var guestRoots = map[vmm.OS]string{vmm.Linux: "/run/gcs/c/", vmm.Windows: `C:\c\
 // folders looks at the layers and their order of a Windows container in a VM: the service shares whatever it is told.
 func (r *Request) folders() error {
 	for _, l := range r.Layers {
-		info, err := r.FS.Stat(l.Folder)
+		info, err := r.names.Stat(l.Folder)
 		if err != nil {
 			return fmt.Errorf("layer %s: import the layer first: %w", l.Folder, err)
 		}
@@ -218,13 +223,10 @@ func (r *Request) images() ([]image, error) {
 
 // checkOrder compares the order given with what the folders say of their parents.
 func (r *Request) checkOrder() error {
-	if _, real := r.FS.(hostFS); !real {
-		return nil
-	}
 	var folders []string
 	for _, l := range r.Layers {
-		if l.Folder != "" {
-			folders = append(folders, l.Folder)
+		if folder := l.folder(); folder != "" {
+			folders = append(folders, folder)
 		}
 	}
 	if err := layerdir.CheckChain(folders); err != nil {
@@ -233,58 +235,96 @@ func (r *Request) checkOrder() error {
 	return nil
 }
 
+// folder is the layer's folder, also where the layer was given as the file in it; "" for an image that is
+// in no such folder.
+func (l Layer) folder() string {
+	if l.Folder != "" || l.Partition != 0 {
+		return l.Folder
+	}
+	switch name := hostpath.Base(l.File); name {
+	case layerVHD, layerEROFS, layerTree:
+		return strings.TrimRight(strings.TrimSuffix(l.File, name), `/\`)
+	}
+	return ""
+}
+
 // findImage finds the image in a layer folder: layer.erofs where the VM can mount it, else layer.vhd; or
 // layer.dir where it mounts no disks.
 func (r *Request) findImage(l Layer) (image, error) {
-	names := []string{layerVHD}
-	trees := r.VM.Limits().LayerFolders
-	switch {
-	case trees:
-		names = []string{layerTree}
-	case r.VM.Limits().EROFS:
-		names = []string{layerEROFS, layerVHD}
-	}
 	candidates := []string{l.File}
 	if l.File == "" {
-		candidates = candidates[:0]
-		for _, n := range names {
-			candidates = append(candidates, hostpath.Join(l.Folder, n))
+		candidates = r.candidates(l.Folder)
+	}
+	var path string
+	var info fs.FileInfo
+	var err error
+	for _, path = range candidates {
+		if info, err = r.names.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			break
 		}
 	}
-	for i, path := range candidates {
-		info, err := r.FS.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) && i < len(candidates)-1 {
-			continue
-		}
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && trees:
-			return image{}, fmt.Errorf("layer %s: it holds no %s, and in a user namespace no disk can be mounted: import it with the format dir: %w", l.Folder+l.File, layerTree, err)
-		case errors.Is(err, fs.ErrNotExist):
-			if _, serr := r.FS.Stat(hostpath.Join(l.Folder, layerEROFS)); l.File == "" && serr == nil && !r.VM.Limits().EROFS {
-				return image{}, fmt.Errorf("layer %s: it holds %s, which this machine cannot mount; import the layer as %s: %w", l.Folder, layerEROFS, layerVHD, err)
-			}
-			return image{}, fmt.Errorf("layer %s: it holds no %s; import the layer first: %w", l.Folder+l.File, hostpath.Base(path), err)
-		case err != nil:
-			return image{}, fmt.Errorf("layer %s: %w", l.Folder+l.File, err)
-		case trees && !info.IsDir():
-			return image{}, fmt.Errorf("%w: layer %s is no directory, and in a user namespace no disk can be mounted", ErrInvalid, path)
-		case trees:
-		case !info.Mode().IsRegular():
-			return image{}, fmt.Errorf("%w: layer %s is not a regular file", ErrInvalid, path)
-		case info.Size() == 0:
-			return image{}, fmt.Errorf("%w: layer %s is empty; import the layer again", ErrInvalid, path)
-		}
-		resolved, err := r.FS.EvalSymlinks(path)
-		if err != nil {
-			return image{}, fmt.Errorf("layer %s: %w", path, err)
-		}
-		if trees {
-			return image{layer: l, path: resolved, tree: true}, r.checkTree(l)
-		}
-		img := image{layer: l, path: resolved, size: info.Size(), version: fmt.Sprintf("%d.%d", info.Size(), info.ModTime().UnixNano()), erofs: hostpath.Ext(path) == ".erofs"}
-		return img, r.findVerity(&img)
+	if err == nil {
+		err = r.checkFile(path, info)
 	}
-	return image{}, fmt.Errorf("%w: layer %s", ErrInvalid, l.Folder)
+	if err != nil {
+		return image{}, r.explainMissing(l, path, err)
+	}
+	resolved, err := r.names.EvalSymlinks(path)
+	if err != nil {
+		return image{}, fmt.Errorf("layer %s: %w", path, err)
+	}
+	if r.VM.Limits().LayerFolders {
+		return image{layer: l, path: resolved, tree: true}, r.checkTree(l, resolved)
+	}
+	img := image{layer: l, path: resolved, size: info.Size(), erofs: hostpath.Ext(path) == ".erofs",
+		version: fmt.Sprintf("%d.%d", info.Size(), info.ModTime().UnixNano())}
+	return img, r.findVerity(&img, path)
+}
+
+// candidates are the paths at which the VM's kind of image may be in a layer folder, best first.
+func (r *Request) candidates(folder string) []string {
+	switch lim := r.VM.Limits(); {
+	case lim.LayerFolders:
+		return []string{hostpath.Join(folder, layerTree)}
+	case lim.EROFS:
+		return []string{hostpath.Join(folder, layerEROFS), hostpath.Join(folder, layerVHD)}
+	}
+	return []string{hostpath.Join(folder, layerVHD)}
+}
+
+// checkFile refuses what cannot be the image of a layer.
+func (r *Request) checkFile(path string, info fs.FileInfo) error {
+	trees := r.VM.Limits().LayerFolders
+	switch {
+	case trees && !info.IsDir():
+		return fmt.Errorf("%w: %s is no directory, and in a user namespace no disk can be mounted", ErrInvalid, path)
+	case trees:
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%w: %s is not a regular file", ErrInvalid, path)
+	case info.Size() == 0:
+		return fmt.Errorf("%w: %s is empty; import the layer again", ErrInvalid, path)
+	}
+	return nil
+}
+
+// explainMissing adds to the error of the last place looked at what would help.
+func (r *Request) explainMissing(l Layer, path string, err error) error {
+	name := l.Folder + l.File
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("layer %s: %w", name, err)
+	}
+	lim := r.VM.Limits()
+	if lim.LayerFolders {
+		return fmt.Errorf("layer %s: it holds no %s, and in a user namespace no disk can be mounted: "+
+			"import it with the format dir: %w", name, layerTree, err)
+	}
+	if !lim.EROFS && l.File == "" {
+		if _, serr := r.names.Stat(hostpath.Join(l.Folder, layerEROFS)); serr == nil {
+			return fmt.Errorf("layer %s: it holds %s, which this machine cannot mount; import the layer as %s: %w",
+				l.Folder, layerEROFS, layerVHD, err)
+		}
+	}
+	return fmt.Errorf("layer %s: it holds no %s; import the layer first: %w", name, hostpath.Base(path), err)
 }
 
 // checks reports whether what is read from the layers is checked against their hash trees.
@@ -295,37 +335,44 @@ func unchecked(layer string) error {
 		layer, ErrUnchecked)
 }
 
-// checkTree refuses a tree whose files have other owners here than when it was made.
-func (r *Request) checkTree(l Layer) error {
-	if _, real := r.FS.(hostFS); !real || l.Folder == "" {
-		return nil
+// checkTree refuses a tree whose files have other owners here than when it was made. No machine checks a
+// directory tree with dm-verity.
+func (r *Request) checkTree(l Layer, resolved string) error {
+	folder := l.folder()
+	switch {
+	case l.Verity != nil && !r.AllowUnchecked:
+		return unchecked(l.Folder + l.File)
+	case folder == "":
+		return fmt.Errorf("%w: layer %s: the owners of its files are recorded beside %s: give the layer's folder",
+			ErrInvalid, resolved, layerTree)
 	}
-	return layerdir.CheckTree(l.Folder)
+	return layerdir.CheckTree(folder)
 }
 
 // findVerity adds the root digest that was recorded when the layer was made with a hash tree, so that
-// the guest checks what it reads.
-func (r *Request) findVerity(img *image) error {
+// the guest checks what it reads. The record is beside the image, or beside what a link to it leads to.
+func (r *Request) findVerity(img *image, path string) error {
 	if !r.checks() && r.AllowUnchecked {
 		img.layer.Verity = nil
 		return nil
 	}
-	if _, real := r.FS.(hostFS); !real || img.layer.Verity != nil || img.layer.Folder == "" {
+	if img.layer.Verity != nil {
 		return nil
 	}
-	format := layerdir.VHD
-	if img.erofs {
-		format = layerdir.EROFS
+	info, err := layerdir.ReadVerityOf(path)
+	if errors.Is(err, fs.ErrNotExist) && img.path != path {
+		info, err = layerdir.ReadVerityOf(img.path)
 	}
-	info, err := layerdir.ReadVerity(img.layer.Folder, format)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch name := img.layer.Folder + img.layer.File; {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("layer %s: %w", img.layer.Folder, err)
-	}
-	if !r.checks() {
-		return unchecked(img.layer.Folder)
+	case err != nil:
+		return fmt.Errorf("layer %s: %w", name, err)
+	case !r.checks():
+		return unchecked(name)
+	case img.layer.Partition != 0:
+		return fmt.Errorf("%w: layer %s: the recorded hash tree is that of the whole image, not of partition %d: "+
+			"give the partition's own (Layer.Verity)", ErrInvalid, name, img.layer.Partition)
 	}
 	img.layer.Verity = &vmm.Verity{DataBytes: info.DataBytes, RootDigest: info.RootDigest, Salt: info.Salt,
 		Algorithm: info.Algorithm, BlockSize: verity.BlockSize, SuperBlock: true}
@@ -336,10 +383,10 @@ func (r *Request) findVerity(img *image) error {
 // resolved, so that containers sharing one disk are seen to share it.
 func (r *Request) scratchDisk() (string, error) {
 	path := r.Scratch
-	info, err := r.FS.Stat(path)
+	info, err := r.names.Stat(path)
 	if err == nil && info.IsDir() || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		path = hostpath.Join(path, sandboxVHDX)
-		info, err = r.FS.Stat(path)
+		info, err = r.names.Stat(path)
 	}
 	if err != nil {
 		return "", fmt.Errorf("scratch %s: create it first: %w", path, err)
@@ -350,24 +397,24 @@ func (r *Request) scratchDisk() (string, error) {
 	if info.Size() == 0 {
 		return "", fmt.Errorf("%w: scratch %s is empty; create it again", ErrInvalid, path)
 	}
-	resolved, err := r.FS.EvalSymlinks(path)
+	resolved, err := r.names.EvalSymlinks(path)
 	if err != nil {
 		return "", fmt.Errorf("scratch %s: %w", path, err)
 	}
 	return resolved, nil
 }
 
-// scratchFolder gives the scratch folder, links resolved, when it holds no disk; else "".
+// scratchFolder returns the scratch folder, links resolved, when it holds no disk; else "".
 func (r *Request) scratchFolder() (string, error) {
-	info, err := r.FS.Stat(r.Scratch)
+	info, err := r.names.Stat(r.Scratch)
 	if err != nil {
 		return "", fmt.Errorf("scratch %s: create it first: %w", r.Scratch, err)
 	}
 	if !info.IsDir() {
 		return "", nil
 	}
-	if _, err := r.FS.Stat(hostpath.Join(r.Scratch, sandboxVHDX)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := r.names.Stat(hostpath.Join(r.Scratch, sandboxVHDX)); !errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
-	return r.FS.EvalSymlinks(r.Scratch)
+	return r.names.EvalSymlinks(r.Scratch)
 }

@@ -3,7 +3,9 @@ package layers
 import (
 	"bytes"
 	"errors"
+	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -99,5 +101,168 @@ func TestUnchecked(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// otherNames are the names of the host, by way of something else than hostNames.
+type otherNames struct{ hostNames }
+
+// TestNoLookupIsSkipped: however a layer with a hash tree is named, the guest is told its root digest, or the
+// layer is refused: never is it mounted unchecked.
+func TestNoLookupIsSkipped(t *testing.T) {
+	made := func(t *testing.T) (folder, digest string) {
+		folder = filepath.Join(t.TempDir(), "layer")
+		res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: layerdir.EROFS, Verity: true, Dir: folder,
+			Tar: bytes.NewReader(treetest.Tar(t, treetest.Entry{Name: "file", Body: "text"}))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return folder, res.Verity.RootDigest
+	}
+	must := func(t *testing.T, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	record := layerEROFS + ".verity.json"
+	for _, tt := range []struct {
+		name    string
+		layer   func(t *testing.T, folder string) Layer
+		names   names
+		refused bool // also where the guest can check
+	}{
+		{name: "folder", layer: func(_ *testing.T, f string) Layer { return Layer{Folder: f} }},
+		{name: "folder, names from elsewhere", names: otherNames{},
+			layer: func(_ *testing.T, f string) Layer { return Layer{Folder: f} }},
+		{name: "file in the folder", layer: func(_ *testing.T, f string) Layer { return Layer{File: filepath.Join(f, layerEROFS)} }},
+		{name: "file with a name of its own", layer: func(t *testing.T, f string) Layer {
+			own := filepath.Join(t.TempDir(), "own.erofs")
+			must(t, os.Rename(filepath.Join(f, layerEROFS), own))
+			must(t, os.Rename(filepath.Join(f, record), own+".verity.json"))
+			return Layer{File: own}
+		}},
+		{name: "link to the file", layer: func(t *testing.T, f string) Layer {
+			link := filepath.Join(t.TempDir(), "link.erofs")
+			symlink(t, filepath.Join(f, layerEROFS), link)
+			return Layer{File: link}
+		}},
+		{name: "folder with a link to the file", layer: func(t *testing.T, f string) Layer {
+			folder := t.TempDir()
+			symlink(t, filepath.Join(f, layerEROFS), filepath.Join(folder, layerEROFS))
+			return Layer{Folder: folder}
+		}},
+		{name: "partition of the file", refused: true, layer: func(_ *testing.T, f string) Layer {
+			return Layer{File: filepath.Join(f, layerEROFS), Partition: 1}
+		}},
+		{name: "damaged record", refused: true, layer: func(t *testing.T, f string) Layer {
+			must(t, os.WriteFile(filepath.Join(f, record), []byte("{"), 0o600))
+			return Layer{Folder: f}
+		}},
+		{name: "empty record", refused: true, layer: func(t *testing.T, f string) Layer {
+			must(t, os.WriteFile(filepath.Join(f, record), []byte("{}"), 0o600))
+			return Layer{Folder: f}
+		}},
+		{name: "endless record", refused: true, layer: func(t *testing.T, f string) Layer {
+			must(t, os.Truncate(filepath.Join(f, record), 1<<30))
+			return Layer{Folder: f}
+		}},
+		{name: "folder in the place of the record", refused: true, layer: func(t *testing.T, f string) Layer {
+			must(t, os.Remove(filepath.Join(f, record)))
+			must(t, os.Mkdir(filepath.Join(f, record), 0o700))
+			return Layer{Folder: f}
+		}},
+	} {
+		for _, checks := range []bool{true, false} {
+			t.Run(tt.name+map[bool]string{true: "", false: ", cannot check"}[checks], func(t *testing.T) {
+				folder, digest := made(t)
+				limits := vmmtest.LinuxLimits()
+				limits.Verity = checks
+				w := newWorld(t, vmm.Linux, limits, 0)
+				r := w.request("a", []Layer{tt.layer(t, folder)})
+				r.names = tt.names
+				m, err := Mount(t.Context(), r)
+				if !checks || tt.refused {
+					if err == nil {
+						t.Errorf("mounted; the guest was told of %q", w.digests())
+					}
+					if !tt.refused && !errors.Is(err, ErrUnchecked) {
+						t.Errorf("refused: %v, want ErrUnchecked", err)
+					}
+					w.checkEmpty()
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := w.digests(); !slices.Equal(got, []string{digest}) {
+					t.Errorf("the guest was told of %q, want %q", got, digest)
+				}
+				if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+// TestVerityOfTree: a root digest for a directory tree, which no machine checks, is refused.
+func TestVerityOfTree(t *testing.T) {
+	limits := vmmtest.LinuxLimits()
+	limits.LayerFolders, limits.Plan9 = true, true
+	w := newWorld(t, vmm.Linux, limits, 0)
+	folder := w.folder("tree", "x")
+	if err := makeTree(folder); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []Layer{{Folder: folder}, {File: filepath.Join(folder, layerTree)}} {
+		if l.Verity = (&vmm.Verity{RootDigest: "one"}); runtime.GOOS == "windows" {
+			t.Skip("there are no layers of this kind on Windows hosts")
+		}
+		if _, err := Mount(t.Context(), w.request("a", []Layer{l})); !errors.Is(err, ErrUnchecked) {
+			t.Errorf("%+v: %v", l, err)
+		}
+		w.checkEmpty()
+	}
+}
+
+// TestChainOfFiles: the order is checked too where layers are named by the files in their folders.
+func TestChainOfFiles(t *testing.T) {
+	w := newWorld(t, vmm.Linux, vmmtest.LinuxLimits(), 2)
+	top, base := w.layers[0].Folder, w.layers[1].Folder
+	if err := layerdir.WriteChain(top, []string{base}); err != nil {
+		t.Fatal(err)
+	}
+	file := func(f string) Layer { return Layer{File: filepath.Join(f, layerVHD)} }
+	for _, tt := range []struct {
+		layers []Layer
+		want   error
+	}{
+		{[]Layer{file(top), file(base)}, nil},
+		{[]Layer{{Folder: top}, file(base)}, nil},
+		{[]Layer{file(base), file(top)}, ErrLayerOrder},
+		{[]Layer{file(base), {Folder: top}}, ErrLayerOrder},
+		{[]Layer{file(top)}, ErrLayerOrder},
+	} {
+		r := w.request("a", tt.layers)
+		r.names = otherNames{}
+		m, err := Mount(t.Context(), r)
+		if !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
+			t.Errorf("%+v: %v, want %v", tt.layers, err, tt.want)
+		}
+		if err == nil {
+			if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.checkEmpty()
+	}
+}
+
+// symlink makes a link, or skips the test where the system has none for everybody.
+func symlink(t *testing.T, target, link string) {
+	t.Helper()
+	if err := os.Symlink(target, link); err != nil {
+		t.Skipf("no links here: %v", err)
 	}
 }
