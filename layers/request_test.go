@@ -42,7 +42,9 @@ func TestBadWindowsRequests(t *testing.T) {
 		{"scratch on a device", func(r *Request) { r.Scratch = `\\?\PHYSICALDRIVE1` }, ErrInvalid, "a device"},
 		{"partition", func(r *Request) { r.Layers = []Layer{{Folder: w.layers[0].Folder, Partition: 1}} }, ErrInvalid, "partition"},
 		{"file on the host", func(r *Request) { r.VM, r.Layers = nil, []Layer{{File: `C:\l.vhd`}} }, ErrInvalid, "is a folder"},
-		{"hash tree on the host", func(r *Request) { r.VM, r.Layers = nil, []Layer{{Folder: `C:\l`, Verity: &vmm.Verity{RootDigest: "one"}}} }, ErrUnchecked, "hash tree"},
+		{"hash tree on the host", func(r *Request) {
+			r.VM, r.Layers = nil, []Layer{{Folder: `C:\l`, Verity: &vmm.Verity{RootDigest: "one"}}}
+		}, ErrUnchecked, "hash tree"},
 		{"CIM with a digest", cim(func(m *wclayer.CIMMount) { m.Digest = make([]byte, wclayer.DigestSize) }), errors.ErrUnsupported, "root digest"},
 		{"CIM with DAX", cim(func(m *wclayer.CIMMount) { m.DAX = true }), errors.ErrUnsupported, "DAX"},
 		{"CIM of files", cim(func(m *wclayer.CIMMount) { m.Kind, m.Sources = wclayer.Forked, nil }), errors.ErrUnsupported, "block CIM"},

@@ -158,3 +158,28 @@ func TestOneGrace(t *testing.T) {
 		checkEmpty(t, f, vm)
 	})
 }
+
+// A removal whose caller's time ended when all of it was done is no failure: nothing is left to release again.
+func TestRemovedAsTheCallerLeft(t *testing.T) {
+	f, vm := newLinux(t)
+	c := mustClaim(t, vm, "a")
+	le := mustAttach(t, vm, c, disk("/l/1"))
+	vm.l.machine = lateMachine{f}
+	if err := le.Release(t.Context()); err != nil {
+		t.Errorf("Release: %v", err)
+	}
+	if err := c.Release(t.Context(), nil); err != nil {
+		t.Errorf("Claim.Release: %v", err)
+	}
+	checkEmpty(t, f, vm)
+}
+
+// lateMachine does what it is asked, and reports that the caller has gone meanwhile.
+type lateMachine struct{ *vmmtest.Fake }
+
+func (m lateMachine) Apply(ctx context.Context, c vmm.Change) error {
+	if err := m.Fake.Apply(ctx, c); err != nil {
+		return err
+	}
+	return &vmm.ApplyError{Change: c, Host: vmm.Done, Guest: vmm.Done, Err: context.Canceled}
+}
