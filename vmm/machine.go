@@ -42,8 +42,8 @@ type Machine interface {
 	Shutdown(ctx context.Context) error
 	// Terminate ends the machine at once.
 	Terminate(ctx context.Context) error
-	// Close lets go of the machine. The machine runs on where its VMM can (QEMU); it may be opened
-	// again later, by another process too.
+	// Close releases the machine and waits for what it began here. The machine runs on where its VMM can
+	// (QEMU); it may be opened again later, by another process too.
 	Close() error
 }
 
@@ -151,6 +151,7 @@ type Process interface {
 	Signal(ctx context.Context, sig int) error
 	// Resize tells the terminal its size.
 	Resize(ctx context.Context, width, height uint16) error
-	// Close lets go of the process without ending it.
+	// Close releases the process without ending it. When it returns nothing is written to Stdout and Stderr
+	// any more; where one of them blocks for too long it is an error.
 	Close() error
 }

@@ -44,6 +44,8 @@ type Client struct {
 	created   map[string]string               // root by container this Client has made known
 	err       error
 	done      chan struct{}
+
+	running sync.WaitGroup // the two ends of the bridge, and what is tidied up
 }
 
 // call is one request under way.
@@ -103,8 +105,8 @@ func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) 
 		created: map[string]string{}, done: make(chan struct{}),
 	}
 	c.nextPort.Store(PortStdio)
-	go c.write()
-	go c.read()
+	c.running.Go(c.write)
+	c.running.Go(c.read)
 	if err := c.negotiate(ctx); err != nil {
 		c.Close()
 		return nil, err
@@ -172,10 +174,21 @@ func (c *Client) Err() error {
 }
 
 // Close ends the bridge and the transport. Calls under way fail with ErrClosed. The guest keeps its
-// state, and processes run on.
+// state, and processes run on. When it returns nothing is logged any more; output that a process's writer
+// is still taking is the business of [Process.Close].
 func (c *Client) Close() error {
 	c.fail(nil)
+	c.running.Wait()
 	return nil
+}
+
+// tidy runs f, which Close waits for. After the end of the bridge nothing can be tidied up.
+func (c *Client) tidy(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.running.Go(f)
+	}
 }
 
 // fail ends the bridge with a reason and releases all callers.
@@ -255,7 +268,7 @@ func (c *Client) dispatch(h Header, payload []byte) error {
 		return fmt.Errorf("%w: the answer to %v is a %v", ErrProtocol, call.typ, h.Type)
 	case abandoned:
 		if late != nil {
-			go late(payload)
+			c.tidy(func() { late(payload) })
 		}
 	default:
 		return fmt.Errorf("%w: an answer to request %d, which is not outstanding", ErrProtocol, h.ID)
@@ -342,7 +355,13 @@ func (c *Client) abandon(ctx context.Context, call *call, late func([]byte)) err
 	case tooMany:
 		c.fail(fmt.Errorf("%w: it leaves more than %d requests unanswered", ErrProtocol, maxAbandoned))
 	case !outstanding && late != nil: // the answer came at the same moment
-		go func() { late(<-call.answer) }()
+		c.tidy(func() {
+			select {
+			case payload := <-call.answer:
+				late(payload)
+			case <-c.done:
+			}
+		})
 	}
 	return context.Cause(ctx)
 }

@@ -250,7 +250,7 @@ func (c *Client) start(ctx context.Context, spec ProcessSpec, container string, 
 		}
 		if streams.conns[i], err = acceptOne(ctx, l); err != nil {
 			streams.close()
-			go kill(resp.ProcessId)
+			c.tidy(func() { kill(resp.ProcessId) })
 			return nil, fmt.Errorf("the guest did not connect the streams: %w", err)
 		}
 	}
@@ -302,7 +302,7 @@ func (p *Process) run(spec ProcessSpec, conns [3]net.Conn) {
 		// The guest's answer is the exit; the bridge's end ends this too.
 		p.code, p.err = p.c.WaitProcess(context.Background(), p.container, p.pid)
 		if p.err != nil {
-			p.Close()
+			p.closeStreams()
 		}
 		p.outputs.Wait()
 		if err := errors.Join(readers[1].err, readers[2].err); err != nil && p.err == nil {
@@ -353,14 +353,32 @@ func (p *Process) Resize(ctx context.Context, width, height uint16) error {
 		ProcessId: p.pid, Width: width, Height: height}, &EmptyResponse{}, nil)
 }
 
-// Close lets go of the process without ending it: its streams are closed.
+// closeTime is how long Close waits for a writer that does not take its bytes.
+const closeTime = 10 * time.Second
+
+// Close releases the process without ending it: its streams are closed. When it returns nothing is written to
+// the writers of the ProcessSpec any more; a writer that blocks for longer than 10 seconds is an error.
 func (p *Process) Close() error {
+	p.closeStreams()
+	rest := make(chan struct{})
+	go func() {
+		p.outputs.Wait()
+		close(rest)
+	}()
+	select {
+	case <-rest:
+		return nil
+	case <-time.After(closeTime):
+		return fmt.Errorf("close process %d: who reads its output takes no more: a write has blocked for %v", p.pid, closeTime)
+	}
+}
+
+func (p *Process) closeStreams() {
 	for _, c := range p.conns {
 		if c != nil {
 			c.Close()
 		}
 	}
-	return nil
 }
 
 // WaitProcess waits for the end of any process the guest knows, such as one started by an earlier

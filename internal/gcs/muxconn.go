@@ -65,9 +65,9 @@ func (t *muxTransport) letGo(c *muxConn) {
 	switch {
 	case len(t.going) > maxLetGo && !t.closed:
 		t.log.Warn("the guest keeps streams that nobody wants, its connection is closed", "streams", len(t.going))
-		go t.Close()
-	case len(t.going) == 1:
-		go t.sweep()
+		t.running.Go(func() { _ = t.end() }) // not here: t.mu is held
+	case len(t.going) == 1 && !t.closed:
+		t.running.Go(t.sweep)
 	}
 }
 

@@ -20,7 +20,7 @@ type Transport interface {
 	// Listen awaits connections of the guest to a port. A port that is taken is an error matching
 	// ErrPortTaken.
 	Listen(port uint32) (net.Listener, error)
-	// Close ends the transport with all its connections.
+	// Close ends the transport with all its connections. It returns when nothing of it runs any more.
 	Close() error
 }
 
@@ -52,6 +52,7 @@ func muxConfig() *yamux.Config {
 type muxTransport struct {
 	session *yamux.Session
 	log     *slog.Logger
+	running sync.WaitGroup // accept, route and sweep
 
 	mu        sync.Mutex
 	listeners map[uint32]*muxListener
@@ -74,7 +75,7 @@ func newMuxTransport(conn io.ReadWriteCloser, log *slog.Logger, first ...uint32)
 		return nil, nil, err
 	}
 	t.session = session
-	go t.accept()
+	t.running.Go(t.accept)
 	return t, listeners, nil
 }
 
@@ -83,16 +84,16 @@ func (t *muxTransport) accept() {
 	for {
 		stream, err := t.session.AcceptStream()
 		if err != nil {
-			t.Close()
+			_ = t.end() // it has ended already
 			return
 		}
 		conn := &muxConn{Stream: stream, t: t}
 		select {
 		case slots <- struct{}{}:
-			go func() {
+			t.running.Go(func() {
 				defer func() { <-slots }()
 				t.route(conn)
-			}()
+			})
 		default:
 			conn.Close()
 		}
@@ -134,6 +135,13 @@ func (t *muxTransport) Listen(port uint32) (net.Listener, error) {
 
 // Close implements Transport.
 func (t *muxTransport) Close() error {
+	err := t.end()
+	t.running.Wait()
+	return err
+}
+
+// end is Close without waiting for what runs here, which calls it too.
+func (t *muxTransport) end() error {
 	t.mu.Lock()
 	t.closed = true
 	listeners := t.listeners

@@ -167,7 +167,7 @@ func (m *Machine) open(ctx context.Context, o *Options) error {
 		err = m.connect(ctx)
 	}
 	if err != nil {
-		m.end()
+		m.rest()
 		s.discard(ctx, false)
 		return fmt.Errorf("open utility VM: %w", err)
 	}

@@ -93,6 +93,7 @@ type Machine struct {
 	runtimeID  string
 	books      books
 	services   services
+	watching   sync.WaitGroup // for the end of the system
 
 	mu    sync.Mutex
 	guest Guest
@@ -153,7 +154,7 @@ func (m *Machine) attach(ctx context.Context, s *system) error {
 		return err
 	}
 	m.runtimeID = p.RuntimeId
-	go func() {
+	m.watching.Go(func() {
 		select {
 		case <-s.exited:
 			m.host.Logger.Debug("utility VM is gone", "vm", s.id, "reason", s.err())
@@ -161,8 +162,16 @@ func (m *Machine) attach(ctx context.Context, s *system) error {
 		case <-m.life.Done():
 		}
 		m.services.close()
-	}()
+	})
 	return nil
+}
+
+// rest ends what this process does for the machine, and waits for it: nothing is logged any more.
+func (m *Machine) rest() {
+	m.end()
+	m.services.close()
+	m.watching.Wait()
+	m.services.wait()
 }
 
 // processorCount limits what is asked for to what the host has.
@@ -189,7 +198,7 @@ func (m *Machine) create(ctx context.Context, o *Options, doc *hcsschema.Compute
 	s, err := createSystem(ctx, m.host.API, o.ID, text)
 	if err == nil {
 		if err = m.attach(ctx, s); err != nil {
-			m.end()
+			m.rest()
 			s.discard(ctx, true)
 		}
 	}
@@ -333,9 +342,12 @@ func (m *Machine) Terminate(ctx context.Context) error {
 	return m.sys.terminate(ctx)
 }
 
-// Close implements vmm.Machine. A VM that is not persistent ends with it.
+// Close implements vmm.Machine. A VM that is not persistent ends with it. It returns when everything has
+// ended that Create, Open and Start began; for a call to the service that hangs it waits 30 seconds, for a
+// Host.Logger that hangs for ever.
 func (m *Machine) Close() error {
 	if m.sys.usable() != nil {
+		m.rest()
 		return nil
 	}
 	var errs []error
@@ -353,8 +365,7 @@ func (m *Machine) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	m.end()
-	m.services.close()
+	m.rest()
 	errs = append(errs, m.sys.close(ctx))
 	return errors.Join(errs...)
 }

@@ -287,7 +287,8 @@ func (p *process) Resize(ctx context.Context, width, height uint16) error {
 	return err
 }
 
-// Close implements vmm.Process.
+// Close implements vmm.Process. When it returns nothing is written to the writers of the ProcessSpec any more;
+// a writer that blocks for longer than 30 seconds is an error.
 func (p *process) Close() error {
 	p.mu.Lock()
 	if p.closed {
@@ -319,6 +320,7 @@ func (p *process) release() error {
 	if p.container != nil {
 		errs = append(errs, p.container.release())
 	}
+	p.output.Wait()
 	return errors.Join(errs...)
 }
 

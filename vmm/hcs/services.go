@@ -26,6 +26,7 @@ const entropyBytes = 512
 
 // services are the host's ends that a guest dials while it boots.
 type services struct {
+	running   sync.WaitGroup // what serves a connection; nothing is added after close
 	mu        sync.Mutex
 	listeners []net.Listener
 	conns     []net.Conn
@@ -92,7 +93,12 @@ func (s *services) accept(m *Machine, port uint32, serve func(net.Conn) error) e
 	if err != nil {
 		return err
 	}
-	go func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed { // and l with it
+		return vmm.ErrGone
+	}
+	s.running.Go(func() {
 		conn, err := l.Accept()
 		l.Close()
 		if err != nil {
@@ -105,7 +111,7 @@ func (s *services) accept(m *Machine, port uint32, serve func(net.Conn) error) e
 		if err != nil {
 			m.host.Logger.Debug("service of the guest", "vm", m.ID(), "port", port, "error", err)
 		}
-	}()
+	})
 	return nil
 }
 
@@ -117,7 +123,7 @@ func (s *services) keep(c net.Conn) bool {
 	return !s.closed
 }
 
-// close ends all that the guest could still dial or hold.
+// close ends all that the guest could still dial or hold. It does not wait for who serves it: see wait.
 func (s *services) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,6 +136,9 @@ func (s *services) close() {
 	}
 	s.listeners, s.conns = nil, nil
 }
+
+// wait returns when nothing serves the guest any more; it comes after close.
+func (s *services) wait() { s.running.Wait() }
 
 // seed gives the guest's init its entropy.
 func (m *Machine) seed(c net.Conn) error {

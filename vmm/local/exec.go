@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"sync"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -157,11 +158,22 @@ func (p *process) Resize(ctx context.Context, width, height uint16) error {
 	return p.run.Resize(ctx, p.container, p.pid, width, height)
 }
 
-// Close implements vmm.Process.
+// closeTime is how long Close waits for a writer that does not take its bytes.
+const closeTime = 10 * time.Second
+
+// Close implements vmm.Process. When it returns nothing is written to the writers of the ProcessSpec any more;
+// a writer that blocks for longer than 10 seconds is an error.
 func (p *process) Close() error {
 	var errs []error
 	for _, c := range p.conns {
 		errs = append(errs, c.Close())
+	}
+	done := make(chan struct{})
+	go func() { p.output.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(closeTime):
+		errs = append(errs, fmt.Errorf("close process %d: a write of its output has blocked for %v", p.pid, closeTime))
 	}
 	return errors.Join(errs...)
 }
