@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -352,5 +353,64 @@ func TestNamespacesShared(t *testing.T) {
 		if strings.Contains(out, "sleep 4711") != want {
 			t.Errorf("container %s sees:\n%s", id, out)
 		}
+	}
+}
+
+// TestUnmountWhileOthersStart: a container that starts programs, and so has a copy of all mounts for a
+// moment, is no reason for another one's root to be in use.
+func TestUnmountWhileOthersStart(t *testing.T) {
+	const rounds, starters, unmounters = 40, 2, 2
+	r := testRuntime(t)
+	for i := range starters {
+		r.testContainer(t, fmt.Sprintf("starter%d", i))
+	}
+	layers := r.layers(t, 2)
+	var mounting, starting sync.WaitGroup
+	stop := make(chan struct{})
+	var started, refused atomic.Int64
+	for i := range starters {
+		starting.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				id := fmt.Sprintf("starter%d", i)
+				pid, err := r.Exec(t.Context(), Process{Container: id, Args: []string{"true"}})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if code, err := r.Wait(t.Context(), id, pid); code != 0 || err != nil {
+					t.Errorf("code %d, %v", code, err)
+				}
+				started.Add(1)
+			}
+		})
+	}
+	for i := range unmounters {
+		mounting.Go(func() {
+			s := hcsschema.LCOWCombinedLayers{ContainerRootPath: fmt.Sprintf("%s/gcs/c/unmounted%d/rootfs", r.base, i), Layers: layers}
+			for range rounds {
+				if err := r.try(t, "Add", "CombinedLayers", s); err != nil {
+					t.Error(err)
+					return
+				}
+				for err := r.try(t, "Remove", "CombinedLayers", s); err != nil; err = r.try(t, "Remove", "CombinedLayers", s) {
+					if refused.Add(1); !errors.Is(err, errBusy) {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	mounting.Wait()
+	close(stop)
+	starting.Wait()
+	t.Logf("%d unmounts while %d programs started", rounds*unmounters, started.Load())
+	if n := refused.Load(); n > 0 {
+		t.Errorf("%d of %d unmounts were refused as in use", n, rounds*unmounters)
 	}
 }

@@ -176,13 +176,8 @@ func (r *linuxRuntime) removeMount(path string, same func(gcs.Mount) bool) error
 		if err := atParent(path, unix.Unlink); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("remove the link %s: %w", path, err)
 		}
-	} else {
-		r.copying.Lock()
-		err := unmount(path)
-		r.copying.Unlock()
-		if err != nil {
-			return err
-		}
+	} else if err := r.unmount(path, m.dev); err != nil {
+		return err
 	}
 	for len(m.undo) > 0 {
 		if err := m.undo[0](); err != nil {
@@ -216,8 +211,20 @@ func (r *linuxRuntime) keep(path string, m mounted) {
 // unmountUnknown is for paths this agent has mounted nothing at: a mount that is there all the same was
 // made by a process in the VM.
 func (r *linuxRuntime) unmountUnknown(path string) error {
+	return r.unmount(path, 0)
+}
+
+// unmount unmounts what is at a path, unless a process with mounts of its own has the file system with a
+// device number mounted too: its device would stay in use. A container that is being started has a copy of
+// all mounts until its root is made; it is waited for.
+func (r *linuxRuntime) unmount(path string, dev uint64) error {
 	r.copying.Lock()
 	defer r.copying.Unlock()
+	if dev != 0 && len(r.procs.running("", true)) > 0 {
+		if who := otherNamespaces(dev); len(who) > 0 {
+			return fmt.Errorf("%s is %w: %s", path, errBusy, strings.Join(who, ", "))
+		}
+	}
 	return unmount(path)
 }
 
@@ -248,11 +255,6 @@ func (r *linuxRuntime) free(path string, m mounted) error {
 	if len(above) > 0 {
 		slices.Sort(above)
 		return fmt.Errorf("%s is %w by %s", path, errBusy, strings.Join(above, ", "))
-	}
-	if m.dev != 0 && len(r.procs.running("", true)) > 0 {
-		if who := otherNamespaces(m.dev); len(who) > 0 {
-			return fmt.Errorf("%s is %w: %s", path, errBusy, strings.Join(who, ", "))
-		}
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,7 +82,7 @@ func (s *session) handle(ctx context.Context, h gcs.Header, payload []byte) {
 	err := decode(payload, &req)
 	if err == nil {
 		var r base
-		if r, err = s.route(ctx, h.Type, req, payload); r != nil {
+		if r, err = s.guarded(ctx, h.Type, req, payload); r != nil {
 			resp = r
 		}
 	}
@@ -121,6 +122,18 @@ func (s *session) send(h gcs.Header, payload any) {
 	if _, err := s.conn.Write(frame); err != nil {
 		s.conn.Close() // the reader ends the session
 	}
+}
+
+// guarded routes a request. A panic becomes the request's error: the agent is PID 1, whose end is that of
+// the whole VM.
+func (s *session) guarded(ctx context.Context, t gcs.MessageType, b gcs.RequestBase, payload []byte) (r base, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.log.Error("panic", "request", t, "panic", v, "stack", string(debug.Stack()))
+			r, err = nil, fmt.Errorf("a fault of the agent: panic: %v", v)
+		}
+	}()
+	return s.route(ctx, t, b, payload)
 }
 
 func (s *session) route(ctx context.Context, t gcs.MessageType, b gcs.RequestBase, payload []byte) (base, error) {

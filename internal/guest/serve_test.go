@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -396,5 +397,58 @@ func TestHostsCutOff(t *testing.T) {
 			c.Close()
 		}
 		cancel()
+	}
+}
+
+// TestDialFails: a stream port that nobody listens on costs the request, whatever the dialer returns along
+// with its error, and nothing else.
+func TestDialFails(t *testing.T) {
+	refused := errors.New("connection refused")
+	for name, dial := range map[string]Dialer{
+		"nil":                      func(context.Context, uint32) (net.Conn, error) { return nil, refused },
+		"nil pointer in interface": func(context.Context, uint32) (net.Conn, error) { return (*net.TCPConn)(nil), refused },
+		"panics":                   func(context.Context, uint32) (net.Conn, error) { panic("a fault of the dialer") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			host, guest := net.Pipe()
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_ = Serve(t.Context(), guest, dial, newMemory(), slog.New(slog.DiscardHandler))
+			}()
+			defer func() { host.Close(); <-ended }()
+			ask := func(typ gcs.MessageType, req any) gcs.ResponseBase {
+				t.Helper()
+				b, err := gcs.EncodeMessage(gcs.Header{Type: typ, ID: 1}, req, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := host.Write(b); err != nil {
+					t.Fatal(err)
+				}
+				_, payload, err := gcs.ReadMessage(host, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var resp gcs.ResponseBase
+				if err := json.Unmarshal(payload, &resp); err != nil {
+					t.Fatal(err)
+				}
+				return resp
+			}
+			ask(gcs.TypeNegotiateProtocol, &gcs.NegotiateRequest{MinimumVersion: 4, MaximumVersion: 4})
+			text, err := gcs.EncodeText(gcs.ProcessParameters{CommandArgs: []string{"cat"}, CreateStdInPipe: true, CreateStdOutPipe: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			exec := &gcs.ExecuteRequest{RequestBase: gcs.RequestBase{ContainerId: gcs.NullContainer},
+				Settings: gcs.ExecuteSettings{ProcessParameters: text, VsockStdioRelaySettings: &gcs.StdioPorts{StdIn: 7, StdOut: 8}}}
+			if resp := ask(gcs.TypeExecuteProcess, exec); resp.Result == gcs.ResultOK {
+				t.Error("a process was started without its streams")
+			}
+			if resp := ask(gcs.TypeDumpStacks, &gcs.EmptyRequest{}); resp.Result != gcs.ResultOK {
+				t.Errorf("after that: %+v", resp)
+			}
+		})
 	}
 }

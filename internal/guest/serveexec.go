@@ -84,13 +84,10 @@ func (s *session) connect(ctx context.Context, params gcs.ProcessParameters, por
 		if !wanted[i] {
 			continue
 		}
-		var err error
-		if port == 0 {
-			err = fmt.Errorf("a stream is wanted but no port given: %w", errInvalid)
+		conn, err := s.dialStream(ctx, port)
+		if err == nil {
+			conns[i] = conn
 		} else {
-			conns[i], err = s.dial(ctx, port)
-		}
-		if err != nil {
 			for _, c := range conns {
 				if c != nil {
 					c.Close()
@@ -100,4 +97,11 @@ func (s *session) connect(ctx context.Context, params gcs.ProcessParameters, por
 		}
 	}
 	return conns, nil
+}
+
+func (s *session) dialStream(ctx context.Context, port uint32) (net.Conn, error) {
+	if port == 0 {
+		return nil, fmt.Errorf("a stream is wanted but no port given: %w", errInvalid)
+	}
+	return s.dial(ctx, port)
 }

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -40,9 +41,7 @@ func (g *guest) serveVSock(ctx context.Context, words map[string]string) {
 // dialHost dials the host over vsock, again and again.
 func (g *guest) dialHost(ctx context.Context) {
 	g.modules.load("vmw_vsock_virtio_transport")
-	dial := func(ctx context.Context, port uint32) (net.Conn, error) {
-		return vsock.DialContext(ctx, vsockHost, port, nil)
-	}
+	dial := dialHostPort
 	if seed, err := dial(ctx, gcs.PortEntropy); err == nil {
 		_ = seed.SetReadDeadline(time.Now().Add(time.Second))
 		b, _ := io.ReadAll(io.LimitReader(seed, 512))
@@ -62,4 +61,14 @@ func (g *guest) dialHost(ctx context.Context) {
 			g.log.Warn("session ended", "err", err)
 		}
 	}
+}
+
+// dialHostPort is the Dialer over vsock. Its connection is nil where there is an error, and not a nil
+// pointer in an interface, on which methods could be called.
+func dialHostPort(ctx context.Context, port uint32) (net.Conn, error) {
+	conn, err := vsock.DialContext(ctx, vsockHost, port, nil)
+	if err != nil {
+		return nil, fmt.Errorf("dial host port %d: %w", port, err)
+	}
+	return conn, nil
 }
