@@ -46,7 +46,7 @@ func openHost(dir string, o OpenOptions) (*local.Machine, error) {
 }
 
 // takeHost is openHost for who holds the lock of the directory, and mends what was left there.
-func takeHost(dir string, o OpenOptions) (*local.Machine, error) {
+func takeHost(dir string, o OpenOptions) (vmm.Machine, error) {
 	m, err := openHost(dir, o)
 	if err != nil {
 		return nil, err

@@ -136,7 +136,11 @@ func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) 
 		return nil, err
 	}
 	if isHost(dir) {
-		return openHost(dir, o)
+		host, err := openHost(dir, o)
+		if err != nil {
+			return nil, err
+		}
+		return host, nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, o.ResponseTimeout, fmt.Errorf("%w for %s", uvm.ErrNoAnswer, o.ResponseTimeout))
 	defer cancel()
