@@ -43,6 +43,8 @@ var forbidden = []struct {
 }{
 	{[]string{""}, []string{"github.com/containerd/containerd", "github.com/docker/docker", "k8s.io"},
 		"strata is a library below container engines; one of them would drag in the others' releases"},
+	{[]string{""}, []string{"github.com/sirupsen/logrus", "github.com/docker/cli", "github.com/docker/docker-credential-helpers"},
+		"a program that mounts layers brings its own logging, and image reads the files of docker login itself"},
 	{[]string{"vmm", "uvm", "layers", "hcsschema", "layerdir", "image", "store", "internal"},
 		[]string{"github.com/urfave/cli", "github.com/spf13", "golang.org/x/term"},
 		"whoever uses the library brings a command line of their own"},
@@ -192,6 +194,7 @@ func TestDependencyRulesBite(t *testing.T) {
 		{mk("uvm", module+"/vmm/vmmtest"), "for tests"},
 		{mk("layers", "github.com/urfave/cli/v3"), "command line"},
 		{mk("image", "github.com/containerd/containerd/v2/core/mount"), "container engines"},
+		{mk("layers", "github.com/sirupsen/logrus"), "its own logging"},
 		{mk("uvm", "github.com/Microsoft/go-winio/vhd"), "every host"},
 		{mk("uvm", module+"/vmm/qemu"), "root package"},
 	} {

@@ -12,9 +12,10 @@
 // Images of Windows are recognised and described, but their layers are no Linux root: see
 // [Image.CheckLinux].
 //
-// Of google/go-containerregistry this package takes the names (pkg/name), the documents (pkg/v1), the
-// credentials (pkg/authn) and the registry's authentication (pkg/v1/remote/transport). It does not take
-// pkg/v1/remote for blobs, which cannot resume a transfer, nor pkg/v1/layout and pkg/v1/tarball, which
-// read whole documents without a bound, follow links out of the layout, and read an archive again from
-// its beginning for each layer.
+// Of google/go-containerregistry this package takes the names (pkg/name) and the documents (pkg/v1). It does not
+// take pkg/v1/remote, which cannot resume a transfer, takes the first way to log in that a registry offers for the
+// only one, and does not log in where the first request needed no login; nor pkg/authn, which knows no logins for
+// a namespace and brings docker's command line with it; nor pkg/v1/layout and pkg/v1/tarball, which read whole
+// documents without a bound, follow links out of the layout, and read an archive again from its beginning for
+// each layer.
 package image

@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
@@ -137,9 +136,6 @@ func (l Layer) Open(ctx context.Context, progress func(int64)) (io.ReadCloser, e
 	return newStream(ctx, l, progress)
 }
 
-// Keychain finds the credentials for a registry.
-type Keychain = authn.Keychain
-
 // Options are the optional parts of Open.
 type Options struct {
 	// Platform is chosen where there are several; empty: linux on this machine's architecture. When it is
@@ -150,7 +146,7 @@ type Options struct {
 	// TempDir holds compressed archives, unpacked, while they are read; empty: the system's. On Windows they
 	// stay in it after Close.
 	TempDir string
-	// Keychain finds credentials; nil: those of docker or podman (config.json, auth.json, helpers).
+	// Keychain finds credentials; nil: DefaultKeychain, those of docker and podman.
 	Keychain Keychain
 	// PlainHTTP allows plain HTTP for any registry. It is allowed on this machine anyhow.
 	PlainHTTP bool
@@ -162,6 +158,9 @@ type Options struct {
 	// Backoff is the pause before the first repetition, doubled each time; 0: 200 ms. A pause that the
 	// registry asks for (Retry-After) is kept, up to two minutes.
 	Backoff time.Duration
+	// OnRetry, when set, is told before a registry is asked again. It may be called concurrently, and must not take
+	// long.
+	OnRetry func(Retry)
 	// Stall is how long a registry may send nothing before the transfer is begun anew; 0: 1 minute.
 	Stall time.Duration
 }
@@ -171,7 +170,7 @@ func (o Options) withDefaults() Options {
 		o.MaxLayerBytes = DefaultMaxLayerBytes
 	}
 	if o.Keychain == nil {
-		o.Keychain = authn.DefaultKeychain
+		o.Keychain = DefaultKeychain
 	}
 	if o.Retries == 0 {
 		o.Retries = 5

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -9,15 +11,15 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// ErrDenied: the registry wants (other) credentials.
-var ErrDenied = errors.New("the registry denies access")
+const (
+	userAgent    = "strata"
+	maxRedirects = 10
+)
 
 // acceptManifests is what we understand, as a request says it.
 var acceptManifests = strings.Join([]string{
@@ -28,54 +30,72 @@ var acceptManifests = strings.Join([]string{
 // tells what is streamed.
 const acceptBlobs = "application/octet-stream, */*"
 
-// registryBlobs gives the blobs of one repository.
+// registryBlobs are the blobs of one repository.
 type registryBlobs struct {
-	repo   name.Repository
-	scheme string
-	client *http.Client
-	idle   func() // closes idle connections
-	o      Options
+	host, scheme string
+	repo         string // without the registry
+	client       *http.Client
+	idle         func() // closes idle connections
+	credsErr     error  // why there are no credentials, if that is no wish
+	o            Options
 }
 
 func openRegistry(ctx context.Context, s Source, o Options) (*Image, error) {
-	opts := []name.Option{name.WeakValidation}
-	if o.PlainHTTP {
-		opts = append(opts, name.Insecure)
-	}
-	ref, err := name.ParseReference(s.Name, opts...)
+	ref, err := name.ParseReference(s.Name, name.WeakValidation)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSource, err)
 	}
-	b, err := connect(ctx, ref, o)
+	b, err := connect(ctx, ref.Context(), o)
 	if err != nil {
 		return nil, err
 	}
 	img, err := b.find(ctx, s, ref)
 	if err != nil {
-		return nil, errors.Join(err, b.Close())
+		return nil, errors.Join(b.denied(err), b.Close())
 	}
 	return img, nil
 }
 
-// connect asks the registry which authentication it wants and does it.
-func connect(ctx context.Context, ref name.Reference, o Options) (*registryBlobs, error) {
-	reg := ref.Context().Registry
-	auth, err := authn.Resolve(ctx, o.Keychain, ref.Context())
-	if err != nil {
-		return nil, fmt.Errorf("credentials for %s: %w", reg, err)
-	}
-	inner, idle := o.Transport, func() {}
+// connect finds out how the registry is reached, and logs in if it asks for that at once.
+func connect(ctx context.Context, repo name.Repository, o Options) (*registryBlobs, error) {
+	r := &registryBlobs{host: repo.RegistryStr(), repo: repo.RepositoryStr(), idle: func() {}, o: o}
+	inner := o.Transport
 	if inner == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
-		inner, idle = t, t.CloseIdleConnections
+		inner, r.idle = t, t.CloseIdleConnections
 	}
-	rt, err := transport.NewWithContext(ctx, reg, auth, &retrier{inner: inner, o: o}, []string{ref.Scope(transport.PullScope)})
+	s := &session{inner: &retrier{inner: inner, o: o, registry: r.host}, scope: "repository:" + r.repo + ":pull", logins: map[origin]*login{}}
+	s.creds, r.credsErr = o.Keychain(ctx, canonical(repo))
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	r.client = &http.Client{Transport: s, CheckRedirect: func(next *http.Request, via []*http.Request) error {
+		if len(via) >= maxRedirects {
+			return fmt.Errorf("%w: more than %d redirections", ErrInvalid, maxRedirects)
+		}
+		return nil
+	}}
+	p, err := findScheme(ctx, r.host, inner, o)
+	if err == nil {
+		r.scheme = p.scheme
+		s.home = origin{r.scheme, r.host}
+		if len(p.challenges) > 0 {
+			_, err = s.answer(ctx, s.home, "", p.challenges)
+		}
+	}
 	if err != nil {
-		idle()
-		return nil, explain(reg.Name(), "authentication", err)
+		r.idle()
+		return nil, r.denied(err)
 	}
-	// The transport puts in the scheme that the registry answered to.
-	return &registryBlobs{repo: ref.Context(), scheme: reg.Scheme(), client: &http.Client{Transport: rt}, idle: idle, o: o}, nil
+	return r, nil
+}
+
+// denied adds to a denial why there were no credentials.
+func (r *registryBlobs) denied(err error) error {
+	if r.credsErr != nil && errors.Is(err, ErrDenied) {
+		return fmt.Errorf("%w; it was asked without credentials: %w", err, r.credsErr)
+	}
+	return err
 }
 
 func (r *registryBlobs) Close() error {
@@ -120,12 +140,12 @@ func (r *registryBlobs) manifest(ctx context.Context, id string, d v1.Descriptor
 	if d.Digest.Hex != "" {
 		return content, d.Digest, nil
 	}
-	got, _, err := v1.SHA256(strings.NewReader(string(content)))
+	got, _, err := v1.SHA256(bytes.NewReader(content))
 	if err != nil {
 		return nil, v1.Hash{}, err
 	}
 	if said := resp.Header.Get("Docker-Content-Digest"); strings.HasPrefix(said, "sha256:") && said != got.String() {
-		return nil, v1.Hash{}, fmt.Errorf("manifest %s: %w: its digest is %s, announced was %s", id, ErrCorrupt, got, said)
+		return nil, v1.Hash{}, fmt.Errorf("manifest %s: %w: its digest is %s, announced was %s", id, ErrCorrupt, got, oneLine(said))
 	}
 	return content, got, nil
 }
@@ -147,12 +167,13 @@ func (r *registryBlobs) blob(ctx context.Context, d v1.Descriptor) (io.ReadClose
 }
 
 // get asks for a part of the repository, from a byte on. Its answer's status is 200 or 206.
-func (r *registryBlobs) get(ctx context.Context, path, accept string, from int64, what string) (*http.Response, error) {
-	url := r.scheme + "://" + r.repo.RegistryStr() + "/v2/" + r.repo.RepositoryStr() + "/" + path
+func (r *registryBlobs) get(ctx context.Context, path, accept string, from int64, step string) (*http.Response, error) {
+	url := r.scheme + "://" + r.host + "/v2/" + r.repo + "/" + path
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("User-Agent", userAgent)
 	req.Header.Set("Accept", accept)
 	// Digests are of the bytes that are stored; the transport must not unpack them on the way.
 	req.Header.Set("Accept-Encoding", "identity")
@@ -163,27 +184,25 @@ func (r *registryBlobs) get(ctx context.Context, path, accept string, from int64
 	}
 	resp, err := r.client.Do(req)
 	if err != nil {
-		return nil, explain(r.repo.RegistryStr(), what, err)
+		return nil, explain(r.host, step, err)
 	}
-	if err := transport.CheckError(resp, want...); err != nil {
-		return nil, errors.Join(explain(r.repo.RegistryStr(), what, err), resp.Body.Close())
+	if err := checkStatus(resp, want...); err != nil {
+		return nil, explain(r.host, step, errors.Join(err, resp.Body.Close()))
+	}
+	// A manifest that a server packs although it was asked not to is meant as it is inside. A blob is not: there
+	// the header often says only that the layer itself is compressed.
+	if accept == acceptManifests && resp.Header.Get("Content-Encoding") == "gzip" {
+		z, err := gzip.NewReader(resp.Body)
+		if err != nil {
+			return nil, explain(r.host, step, errors.Join(fmt.Errorf("gzip: %w: %w", ErrCorrupt, err), resp.Body.Close()))
+		}
+		resp.Body = unzipped{z, resp.Body}
 	}
 	return resp, nil
 }
 
-// explain says what an answer of the registry means.
-func explain(registry, what string, err error) error {
-	te, ok := errors.AsType[*transport.Error](err)
-	if !ok {
-		return fmt.Errorf("registry %s: %s: %w", registry, what, err)
-	}
-	switch te.StatusCode {
-	case http.StatusNotFound:
-		return fmt.Errorf("registry %s: %s: %w: %w", registry, what, ErrNotFound, err)
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return fmt.Errorf("registry %s: %s: %w (is the name right? if the repository is private: docker login %s): %w", registry, what, ErrDenied, registry, err)
-	case http.StatusTooManyRequests:
-		return fmt.Errorf("registry %s: %s: too many requests; wait, or log in for a higher limit: %w", registry, what, err)
-	}
-	return fmt.Errorf("registry %s: %s: %w", registry, what, err)
+// unzipped is the content of a body that is closed with it.
+type unzipped struct {
+	io.Reader
+	io.Closer
 }

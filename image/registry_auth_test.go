@@ -1,17 +1,14 @@
 package image_test
 
 import (
-	"encoding/base64"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
-
-	"github.com/google/go-containerregistry/pkg/authn"
 
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
@@ -19,8 +16,8 @@ import (
 
 type keychain struct{ user, password string }
 
-func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
-	return &authn.Basic{Username: k.user, Password: k.password}, nil
+func (k keychain) find(context.Context, string) (image.Credentials, error) {
+	return image.Credentials{Username: k.user, Password: k.password}, nil
 }
 
 // basicAuth lets through who knows the password.
@@ -65,7 +62,7 @@ func TestRegistryAuth(t *testing.T) {
 				g.Tags["v1"] = d
 				g.Before = func(w http.ResponseWriter, r *http.Request) bool { return tt.auth(g, w, r) }
 				o := impatient()
-				o.Keychain = k
+				o.Keychain = k.find
 				img, err := open(t, g.Host()+"/org/app:v1", o)
 				if err == nil {
 					_, err = read(t.Context(), img)
@@ -84,29 +81,5 @@ func TestRegistryAuth(t *testing.T) {
 	}
 	if issued.Load() < 2 {
 		t.Errorf("%d tokens were issued; one should have expired", issued.Load())
-	}
-}
-
-// TestDockerCredentials: without a keychain, credentials are those of docker's configuration.
-func TestDockerCredentials(t *testing.T) {
-	blobs, d, _ := good(t)
-	g := imagetest.NewRegistry(t, blobs)
-	g.Tags["v1"] = d
-	g.Before = func(w http.ResponseWriter, r *http.Request) bool { return basicAuth(g, w, r) }
-	o := impatient()
-	o.Keychain = nil
-	for _, tt := range []struct {
-		host string
-		want error
-	}{{g.Host(), nil}, {"registry.example", image.ErrDenied}} {
-		config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, tt.host, base64.StdEncoding.EncodeToString([]byte("me:secret")))
-		t.Setenv("DOCKER_CONFIG", filepath.Dir(imagetest.Write(t, "config.json", []byte(config))))
-		img, err := open(t, g.Host()+"/org/app:v1", o)
-		if err == nil {
-			_, err = read(t.Context(), img)
-		}
-		if !errors.Is(err, tt.want) {
-			t.Errorf("with credentials for %s: %v, want %v", tt.host, err, tt.want)
-		}
 	}
 }

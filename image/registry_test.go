@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/test/leaktest"
@@ -22,7 +20,7 @@ import (
 
 // impatient are options that do not make a test wait.
 func impatient() image.Options {
-	return image.Options{Platform: amd64, Backoff: time.Millisecond, Keychain: authn.NewMultiKeychain()}
+	return image.Options{Platform: amd64, Backoff: time.Millisecond, Keychain: keychain{}.find}
 }
 
 // cut answers with the first part of a blob and breaks the connection.

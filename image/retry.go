@@ -22,12 +22,39 @@ const (
 	maxRetryAfter = 2 * time.Minute
 )
 
-// pause waits before repetition number n (from 0 on), or as long as asked; ctx ends it.
-func (o Options) pause(ctx context.Context, n int, asked time.Duration) error {
+// Retry says that a registry is going to be asked again.
+type Retry struct {
+	Registry string
+	Step     string // what is asked for: "manifest v1", "blob sha256:..."
+	Err      error  // why
+	Pause    time.Duration
+	Attempt  int // the one that comes, from 2 on
+	Attempts int // that are made at most
+}
+
+// stepOf says what the path of a request asks for.
+func stepOf(path string) string {
+	for _, kind := range []string{"manifest", "blob"} {
+		if _, id, ok := strings.Cut(path, "/"+kind+"s/"); ok {
+			return kind + " " + oneLine(id)
+		}
+	}
+	if path == "/v2/" {
+		return "first request"
+	}
+	return "token"
+}
+
+// wait waits before repetition number n (from 0 on), or as long as asked; ctx ends it.
+func (o Options) wait(ctx context.Context, n int, asked time.Duration, say Retry) error {
 	d := min(o.Backoff<<min(n, 16), maxBackoff)
 	d += rand.N(d/4 + 1) // so that many clients do not come back at once
 	if asked > 0 {
 		d = min(asked, maxRetryAfter)
+	}
+	if o.OnRetry != nil {
+		say.Pause = d
+		o.OnRetry(say)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -42,8 +69,9 @@ func (o Options) pause(ctx context.Context, n int, asked time.Duration) error {
 // retrier repeats requests whose answer does not come, breaks off or says to come again. The body of a blob
 // is the caller's to resume; all other answers are small and are read here.
 type retrier struct {
-	inner http.RoundTripper
-	o     Options
+	inner    http.RoundTripper
+	o        Options
+	registry string
 }
 
 // passing are the answers that may be others next time.
@@ -67,7 +95,11 @@ func (r *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 		default:
 			return resp, nil
 		}
-		if err := r.o.pause(req.Context(), n, asked); err != nil {
+		if err == nil {
+			err = &statusError{code: resp.StatusCode}
+		}
+		w := Retry{Registry: r.registry, Step: stepOf(req.URL.Path), Err: err, Attempt: n + 2, Attempts: r.o.Retries + 1}
+		if err := r.o.wait(req.Context(), n, asked, w); err != nil {
 			return nil, err
 		}
 		if req.Body != nil {
@@ -144,13 +176,18 @@ type resumer struct {
 	d     v1.Descriptor
 	body  io.ReadCloser
 	off   int64
-	tries int // failures since the last byte
+	tries int  // failures since the last byte
+	whole bool // the registry refuses to send a part
 	err   error
 }
 
 // connect asks for the rest of the blob.
 func (b *resumer) connect() error {
-	resp, err := b.r.get(b.ctx, "blobs/"+b.d.Digest.String(), acceptBlobs, b.off, "blob "+b.d.Digest.String())
+	resp, err := b.get()
+	if se, ok := errors.AsType[*statusError](err); ok && se.code == http.StatusRequestedRangeNotSatisfiable && b.off > 0 && !b.whole {
+		b.whole = true // from the start again: what was read is skipped
+		resp, err = b.get()
+	}
 	if err != nil {
 		return err
 	}
@@ -172,6 +209,14 @@ func (b *resumer) connect() error {
 	}
 	b.body = resp.Body
 	return nil
+}
+
+func (b *resumer) get() (*http.Response, error) {
+	off, digest := b.off, b.d.Digest.String()
+	if b.whole {
+		off = 0
+	}
+	return b.r.get(b.ctx, "blobs/"+digest, acceptBlobs, off, "blob "+digest)
 }
 
 // rangeStart reads "bytes FIRST-LAST/TOTAL".
@@ -225,11 +270,12 @@ func (b *resumer) again(err error) error {
 		return err
 	}
 	if b.tries >= b.r.o.Retries {
-		return fmt.Errorf("registry %s: blob %s: given up at byte %d of %d after %d attempts: %w",
-			b.r.repo.RegistryStr(), b.d.Digest, b.off, b.d.Size, b.tries+1, err)
+		return explain(b.r.host, "blob "+b.d.Digest.String(),
+			fmt.Errorf("given up at byte %d of %d after %d attempts: %w", b.off, b.d.Size, b.tries+1, err))
 	}
 	b.tries++
-	return b.r.o.pause(b.ctx, b.tries-1, 0)
+	return b.r.o.wait(b.ctx, b.tries-1, 0, Retry{Registry: b.r.host, Step: "blob " + b.d.Digest.String(), Err: err,
+		Attempt: b.tries + 1, Attempts: b.r.o.Retries + 1})
 }
 
 func (b *resumer) drop() {

@@ -112,7 +112,7 @@ func registrySource(text string) (Source, error) {
 }
 
 // canonical is the reference in full, with the name that people know the default registry by.
-func canonical(ref name.Reference) string {
+func canonical(ref interface{ Name() string }) string {
 	full := ref.Name()
 	if rest, ok := strings.CutPrefix(full, name.DefaultRegistry+"/"); ok {
 		return "docker.io/" + rest

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/store"
 )
 
@@ -23,6 +24,7 @@ type bars struct {
 	last   time.Time
 	drawn  int // lines on the terminal
 	made   int
+	note   string // what is waited for, below the bars
 }
 
 func newBars(w io.Writer, quiet bool) *bars {
@@ -37,6 +39,7 @@ func newBars(w io.Writer, quiet bool) *bars {
 func (b *bars) tell(ev store.Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.note = ""
 	i := slices.IndexFunc(b.active, func(a store.Event) bool { return a.Layer == ev.Layer })
 	if ev.State == store.Reading {
 		if i < 0 {
@@ -98,7 +101,25 @@ func (b *bars) draw() {
 	}
 	if b.terminal {
 		b.drawn = len(b.active)
+		if b.note != "" {
+			fmt.Fprintln(b.w, b.note)
+			b.drawn++
+		}
 	}
+}
+
+// retry says why nothing moves: on a terminal below the bars until something does.
+func (b *bars) retry(r image.Retry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	text := printable(fmt.Sprintf("registry %s, %s: %v; attempt %d of %d in %s", r.Registry, r.Step, r.Err, r.Attempt, r.Attempts,
+		r.Pause.Round(100*time.Millisecond)))
+	if !b.terminal {
+		fmt.Fprintln(b.w, text)
+		return
+	}
+	b.note = text
+	b.draw()
 }
 
 // erase removes the bars from the terminal.
@@ -113,7 +134,7 @@ func (b *bars) finish() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.erase()
-	b.active = nil
+	b.active, b.note = nil, ""
 }
 
 // converted is the number of layers that were made.

@@ -205,6 +205,9 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	if err != nil {
 		return rec, p, err
 	}
+	bars := newBars(e.stderr, cmd.Bool("json"))
+	defer bars.finish()
+	o.OnRetry = bars.retry
 	img, closeImage, err := openImage(ctx, st, src, o)
 	if err != nil {
 		return rec, p, err
@@ -213,7 +216,6 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	if a := img.Platform.Architecture; cmd.String("platform") == "" && a != "" && a != runtime.GOARCH {
 		e.say("strata: image %s is for %s; its programs will not run on this machine", printable(img.Name), img.Platform)
 	}
-	bars := newBars(e.stderr, cmd.Bool("json"))
 	rec, err = img.Import(ctx, st, image.ImportOptions{Name: name, Formats: fs, MaxLayerBytes: limit, Progress: bars.tell})
 	bars.finish()
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -126,6 +127,13 @@ func TestBars(t *testing.T) {
 		}
 		if strings.Contains(text, "\x1b") != terminal || strings.Contains(text, "[####") != terminal {
 			t.Errorf("terminal %v: %q", terminal, text)
+		}
+		out.Reset()
+		b.retry(image.Retry{Registry: "r.example", Step: "manifest v1", Err: errors.New("answer 502 Bad Gateway"), Pause: 1500 * time.Millisecond, Attempt: 2, Attempts: 6})
+		b.finish()
+		if want := "registry r.example, manifest v1: answer 502 Bad Gateway; attempt 2 of 6 in 1.5s\n"; !strings.HasPrefix(out.String(), want) ||
+			strings.Contains(out.String(), "\x1b") != terminal {
+			t.Errorf("terminal %v: retry %q, want %q", terminal, out.String(), want)
 		}
 		if b.converted() != 1 {
 			t.Errorf("%d converted, want 1", b.converted())

@@ -1,0 +1,106 @@
+package image
+
+import (
+	"net/http"
+	"strings"
+)
+
+// challenge is one way to log in that a server offers (RFC 9110, section 11.6.1).
+type challenge struct {
+	scheme string            // lower case
+	params map[string]string // names in lower case
+}
+
+// challenges reads all WWW-Authenticate headers of an answer; several may stand in one header.
+func challenges(h http.Header) []challenge {
+	var out []challenge
+	for _, text := range h.Values("WWW-Authenticate") {
+		out = append(out, parseChallenges(text)...)
+	}
+	return out
+}
+
+func parseChallenges(text string) []challenge {
+	var out []challenge
+	p := challengeParser{text}
+	for {
+		p.skip(" \t,")
+		word := p.token()
+		if word == "" {
+			return out
+		}
+		p.skip(" \t")
+		if len(out) > 0 && p.take('=') {
+			p.skip(" \t")
+			value, ok := p.value()
+			if !ok {
+				return out
+			}
+			out[len(out)-1].params[strings.ToLower(word)] = value
+			continue
+		}
+		out = append(out, challenge{strings.ToLower(word), map[string]string{}})
+	}
+}
+
+// challengeParser is the rest of a header.
+type challengeParser struct{ rest string }
+
+func (p *challengeParser) skip(set string) { p.rest = strings.TrimLeft(p.rest, set) }
+
+func (p *challengeParser) take(c byte) bool {
+	if p.rest == "" || p.rest[0] != c {
+		return false
+	}
+	p.rest = p.rest[1:]
+	return true
+}
+
+// token reads a token; what ends it stays. An address without quotes is none.
+func (p *challengeParser) token() string {
+	n := strings.IndexFunc(p.rest, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || strings.ContainsRune(`()<>@,;:\"/[]?={}`, r)
+	})
+	if n < 0 {
+		n = len(p.rest)
+	}
+	word := p.rest[:n]
+	p.rest = p.rest[n:]
+	return word
+}
+
+// value reads a token or a quoted string.
+func (p *challengeParser) value() (string, bool) {
+	if !p.take('"') {
+		v := p.token()
+		return v, v != ""
+	}
+	var b strings.Builder
+	for i := 0; i < len(p.rest); i++ {
+		switch c := p.rest[i]; c {
+		case '"':
+			p.rest = p.rest[i+1:]
+			return b.String(), true
+		case '\\':
+			if i++; i < len(p.rest) {
+				b.WriteByte(p.rest[i])
+			}
+		default:
+			b.WriteByte(c)
+		}
+	}
+	p.rest = ""
+	return "", false
+}
+
+// choose returns the way to log in that is used: tokens before passwords, which then go to the token server alone.
+func choose(list []challenge) (challenge, bool) {
+	for _, scheme := range []string{"bearer", "basic"} {
+		for _, c := range list {
+			if c.scheme == scheme {
+				return c, true
+			}
+		}
+	}
+	return challenge{}, false
+}

@@ -1,0 +1,78 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+const (
+	helperTime  = time.Minute // it may ask the user something
+	maxHelper   = 1 << 20     // bytes of its answer
+	noneInStore = "credentials not found in native keychain"
+)
+
+// askHelper runs docker-credential-NAME. The protocol is short: the server is written to its standard input, and
+// its standard output is JSON. (The client package of docker-credential-helpers runs a program that nothing
+// ends, and keeps all that it prints.)
+func askHelper(ctx context.Context, name, server string) (Credentials, error) {
+	program := "docker-credential-" + name
+	fail := func(err error) (Credentials, error) {
+		return Credentials{}, fmt.Errorf("credential helper %s: %w", program, err)
+	}
+	if strings.ContainsAny(name, `/\`) {
+		return fail(fmt.Errorf("%w: a path is no name of a helper", ErrInvalid))
+	}
+	ctx, cancel := context.WithTimeout(ctx, helperTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "get")
+	cmd.WaitDelay = time.Second
+	cmd.Stdin = strings.NewReader(server)
+	out, errOut := &capped{max: maxHelper}, &capped{max: 4096}
+	cmd.Stdout, cmd.Stderr = out, errOut
+	if err := cmd.Run(); err != nil {
+		text := strings.TrimSpace(out.String() + " " + errOut.String())
+		if strings.Contains(text, noneInStore) {
+			return Credentials{}, nil
+		}
+		if text != "" {
+			err = fmt.Errorf("%w: %s", err, oneLine(text))
+		}
+		return fail(err)
+	}
+	var got struct{ Username, Secret string }
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		return fail(fmt.Errorf("its answer is no JSON object")) // the text may hold a secret
+	}
+	if got.Username == "<token>" {
+		return Credentials{IdentityToken: got.Secret}, nil
+	}
+	return Credentials{Username: got.Username, Password: got.Secret}, nil
+}
+
+// capped keeps the first bytes that are written to it.
+type capped struct {
+	bytes.Buffer
+	max int
+}
+
+func (c *capped) Write(b []byte) (int, error) {
+	if room := c.max - c.Len(); room > 0 {
+		c.Buffer.Write(b[:min(room, len(b))])
+	}
+	return len(b), nil
+}
+
+// oneLine makes a text that a stranger wrote fit for a message: one line, short, without control characters.
+func oneLine(s string) string {
+	const most = 300
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f && r <= 0xa0 || r == '\ufffd' }), " ")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return s
+}

@@ -1,0 +1,125 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+)
+
+// ErrDenied: the registry wants (other) credentials.
+var ErrDenied = errors.New("the registry denies access")
+
+// statusError is an answer that is none.
+type statusError struct {
+	code int
+	text string // what the registry says about it
+}
+
+func (e *statusError) Error() string {
+	s := fmt.Sprintf("answer %d %s", e.code, http.StatusText(e.code))
+	if e.text != "" {
+		s += ": " + e.text
+	}
+	return s
+}
+
+const maxErrorBody = 64 << 10
+
+// checkStatus makes an error of an answer with another status than those wanted. The body stays open.
+func checkStatus(resp *http.Response, want ...int) error {
+	for _, code := range want {
+		if resp.StatusCode == code {
+			return nil
+		}
+	}
+	b, err := readLimited(resp.Body, maxErrorBody)
+	e := &statusError{code: resp.StatusCode}
+	if err == nil { // the status says more than what went wrong with its explanation
+		e.text = errorText(resp.Header.Get("Content-Type"), b)
+	}
+	return e
+}
+
+// errorText is what an answer says of its reason: "CODE: message" of the registry's own format, or a short text.
+func errorText(contentType string, b []byte) string {
+	var doc struct {
+		Errors []struct{ Code, Message string }
+	}
+	if json.Unmarshal(b, &doc) == nil && len(doc.Errors) > 0 {
+		var parts []string
+		for _, e := range doc.Errors[:min(len(doc.Errors), 3)] {
+			parts = append(parts, strings.Trim(e.Code+": "+e.Message, ": "))
+		}
+		return oneLine(strings.Join(parts, "; "))
+	}
+	if strings.Contains(contentType, "html") || strings.HasPrefix(strings.TrimSpace(string(b)), "<") {
+		return "" // a page for a browser
+	}
+	return oneLine(string(b))
+}
+
+// explain says which step of which registry failed, with the cause and its remedy in front.
+func explain(registry, step string, err error) error {
+	if ue, ok := err.(*url.Error); ok {
+		err = ue.Err // the address says nothing that registry and step do not
+	}
+	if _, ok := errors.AsType[*stepError](err); ok {
+		return err // that of a step inside of this one says more
+	}
+	return &stepError{registry: registry, step: step, cause: cause(registry, err), err: err}
+}
+
+// stepError is the failure of one step: the first request, a token, a manifest, a blob.
+type stepError struct {
+	registry, step string
+	cause          error // nil: err says it all
+	err            error
+}
+
+func (e *stepError) Error() string {
+	where := fmt.Sprintf("registry %s, %s", e.registry, e.step)
+	if e.cause == nil {
+		return fmt.Sprintf("%v: %s", e.err, where)
+	}
+	return fmt.Sprintf("%v: %s: %v", e.cause, where, e.err)
+}
+
+func (e *stepError) Unwrap() []error {
+	if e.cause == nil {
+		return []error{e.err}
+	}
+	return []error{e.cause, e.err}
+}
+
+// cause says in a few words what is wrong and what to do about it, or nil where err does.
+func cause(registry string, err error) error {
+	if se, ok := errors.AsType[*statusError](err); ok {
+		switch se.code {
+		case http.StatusNotFound:
+			return ErrNotFound
+		case http.StatusUnauthorized, http.StatusForbidden:
+			return fmt.Errorf("%w (is the name right? if the repository is private: docker login %s)", ErrDenied, registry)
+		case http.StatusTooManyRequests:
+			return errors.New("too many requests; wait, or log in for a higher limit")
+		}
+		return nil
+	}
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return errors.New("connection refused: nothing listens there")
+	case errors.Is(err, errStalled):
+		return nil
+	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"),
+		strings.Contains(err.Error(), "first record does not look like a TLS handshake"):
+		return errors.New("no TLS there (to allow plain HTTP: --plain-http)")
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound {
+		return fmt.Errorf("there is no host %s", oneLine(dns.Name))
+	}
+	return nil
+}
