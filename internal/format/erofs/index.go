@@ -82,14 +82,15 @@ func Index(w io.WriteSeeker, layers []IndexLayer) ([]Piece, error) {
 	return append(pieces, Piece{Layer: -1, Offset: blockSize, Length: info.Bytes - next*blockSize}), nil
 }
 
-// openAll reads the metadata of all layers, on all cores.
+// openAll reads the metadata of all layers, on all cores and out of one budget of memory.
 func openAll(layers []IndexLayer) ([]*layertree.Tree, error) {
+	memory := newBudget(DefaultMaxMemory)
 	trees := make([]*layertree.Tree, len(layers))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, l := range layers {
 		g.Go(func() (err error) {
-			if trees[i], err = Open(l.Image, l.Bytes); err != nil {
+			if trees[i], err = open(l.Image, l.Bytes, memory); err != nil {
 				return fmt.Errorf("layer %d: %w", i, err)
 			}
 			return nil

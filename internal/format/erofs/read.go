@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/stratavm/strata/internal/format/layertree"
 )
@@ -19,11 +20,39 @@ var (
 
 // Limits of Open.
 const (
-	maxReadNodes = layertree.DefaultMaxEntries
-	maxReadNames = layertree.DefaultMaxMetadata
+	maxReadNodes = layertree.DefaultMaxEntries // files, and names of files
 	maxDirSize   = 256 << 20
 	maxDepth     = 4096
+
+	// DefaultMaxMemory is how much memory, in bytes and by a generous estimate, an image or all layers of an
+	// index may take when they are read.
+	DefaultMaxMemory = 1 << 30
 )
+
+// What things take in memory, in bytes, beside their text.
+const (
+	nodeCost  = 320
+	nameCost  = 64
+	xattrCost = 48
+	runCost   = 24 // a slice that grows has twice the room that it needs
+)
+
+// budget is memory that several readers share.
+type budget struct{ left atomic.Int64 }
+
+func newBudget(n int64) *budget {
+	b := &budget{}
+	b.left.Store(n)
+	return b
+}
+
+// take takes n bytes out of the budget.
+func (b *budget) take(n int64) error {
+	if b.left.Add(-n) < 0 {
+		return fmt.Errorf("%w: reading it would take more memory than is allowed", ErrTooLarge)
+	}
+	return nil
+}
 
 // super is what matters of a super block.
 type super struct {
@@ -65,14 +94,21 @@ func ImageSize(r io.ReaderAt, size int64) (int64, error) {
 }
 
 // Open reads the metadata of the uncompressed image r of at most size bytes. Contents that lie inside
-// of inodes, as mkfs.erofs writes them, are kept in memory. Every offset is checked: a hostile image
-// gives an error that matches ErrCorrupt, or a tree.
+// of inodes, as mkfs.erofs writes them, are kept in memory. Every offset and sum is checked: a hostile image
+// gives an error that matches ErrCorrupt, or a tree. Memory is bounded: it is in proportion to the size of the
+// image, and never more than DefaultMaxMemory, beyond which the error matches ErrTooLarge.
 func Open(r io.ReaderAt, size int64) (*layertree.Tree, error) {
+	return open(r, size, newBudget(DefaultMaxMemory))
+}
+
+func open(r io.ReaderAt, size int64, memory *budget) (*layertree.Tree, error) {
 	s, err := readSuper(r, size)
 	if err != nil {
 		return nil, err
 	}
-	im := &image{r: newWindows(r, int64(s.blocks)*blockSize), super: s, known: make(map[uint64]*layertree.Node)}
+	im := &image{r: newWindows(r, int64(s.blocks)*blockSize), super: s, memory: memory,
+		unread: int64(s.blocks) * blockSize, known: make(map[uint64]*layertree.Node),
+		shared: make(map[uint32]layertree.Xattr)}
 	tree, err := im.tree()
 	if err != nil {
 		return nil, fmt.Errorf("erofs: %w", err)
@@ -83,10 +119,23 @@ func Open(r io.ReaderAt, size int64) (*layertree.Tree, error) {
 // image is an Open under way.
 type image struct {
 	super
-	r     *windows
-	known map[uint64]*layertree.Node
-	nodes int
-	names int64
+	r      *windows
+	known  map[uint64]*layertree.Node
+	shared map[uint32]layertree.Xattr
+	nodes  int
+	names  int // entries of directories
+
+	memory *budget
+	unread int64 // bytes of metadata that the image can still have
+}
+
+// read accounts for n bytes of metadata that belong to one file alone. Together they cannot be more than the
+// image has: only where files share what they must not share, to make a small image take much memory.
+func (im *image) read(n int64) error {
+	if im.unread -= n; im.unread < 0 {
+		return im.corrupt("its metadata is larger than the image: files share what each must have by itself")
+	}
+	return nil
 }
 
 // raw is an inode before its contents are looked at.
@@ -156,6 +205,9 @@ func (im *image) inode(nid uint64) (raw, error) {
 	if im.nodes++; im.nodes > maxReadNodes {
 		return raw{}, im.corrupt("more than %d files", maxReadNodes)
 	}
+	if err := im.memory.take(nodeCost); err != nil {
+		return raw{}, err
+	}
 	at := int64(im.meta)*blockSize + int64(nid)*inodeUnit
 	b, err := im.r.bytes(at, compactSize)
 	if err != nil {
@@ -182,6 +234,9 @@ func (im *image) inode(nid uint64) (raw, error) {
 		in.size = int64(size)
 		n.UID, n.GID = le.Uint32(b[24:]), le.Uint32(b[28:])
 		n.Sec, n.Nsec = int64(le.Uint64(b[32:])), le.Uint32(b[40:])
+	}
+	if err := im.read(head); err != nil {
+		return raw{}, err
 	}
 	in.after = at + head
 	if count > 0 {
@@ -258,7 +313,7 @@ func (im *image) addRun(n *layertree.Node, r layertree.Run, blocks int64) error 
 		return nil
 	}
 	n.Runs = append(n.Runs, r)
-	return nil
+	return im.memory.take(runCost)
 }
 
 func (im *image) chunks(in raw, blocks int64) error {
@@ -275,6 +330,9 @@ func (im *image) chunks(in raw, blocks int64) error {
 	at := align(in.after, unit)
 	if at+count*unit > int64(im.blocks)*blockSize {
 		return im.corrupt("a map of %d chunks lies outside", count)
+	}
+	if err := im.read(count * unit); err != nil {
+		return err
 	}
 	for i := range count {
 		b, err := im.r.bytes(at+i*unit, unit)
@@ -301,6 +359,9 @@ func (im *image) tail(in raw) ([]byte, error) {
 	if in.after%blockSize+n > blockSize {
 		return nil, im.corrupt("contents inside an inode cross a block")
 	}
+	if err := errors.Join(im.read(n), im.memory.take(n)); err != nil {
+		return nil, err
+	}
 	return im.r.bytes(in.after, n)
 }
 
@@ -312,6 +373,9 @@ func (im *image) data(in raw) ([]byte, error) {
 	whole := in.size
 	if in.layout == layoutInline {
 		whole -= in.size % blockSize
+	}
+	if err := errors.Join(im.read(whole), im.memory.take(whole)); err != nil {
+		return nil, err
 	}
 	out := make([]byte, 0, min(in.size, 1<<20))
 	for at := int64(in.value) * blockSize; int64(len(out)) < whole; {

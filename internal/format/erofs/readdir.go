@@ -61,8 +61,11 @@ func (im *image) dirents(in raw) ([]dirent, error) {
 				return nil, im.corrupt("the name %.40q comes twice", s)
 			}
 			seen[s] = struct{}{}
-			if im.names += int64(len(s)); im.names > maxReadNames || im.nodes+len(out) > maxReadNodes {
+			if im.names++; im.names > maxReadNodes {
 				return nil, im.corrupt("more names than %d", maxReadNodes)
+			}
+			if err := im.memory.take(int64(nameCost + len(s))); err != nil {
+				return nil, err
 			}
 			out = append(out, dirent{le.Uint64(block[at:]), s})
 		}
@@ -72,56 +75,37 @@ func (im *image) dirents(in raw) ([]dirent, error) {
 
 // xattrs reads the attributes in the length bytes at offset at.
 func (im *image) xattrs(at, length int64) ([]layertree.Xattr, error) {
+	if err := im.read(length); err != nil {
+		return nil, err
+	}
 	b, err := im.r.bytes(at, length)
 	if err != nil {
 		return nil, err
-	}
-	if im.names += length; im.names > maxReadNames {
-		return nil, im.corrupt("too many attributes")
 	}
 	shared := int(b[4])
 	if len(b) < xattrHeader+4*shared {
 		return nil, im.corrupt("%d shared attributes in %d bytes", shared, len(b))
 	}
 	var out []layertree.Xattr
-	add := func(b []byte) (int, error) {
-		if len(b) < 4 {
-			return 0, im.corrupt("an attribute of %d bytes", len(b))
-		}
-		end := 4 + int(b[0]) + int(le.Uint16(b[2:]))
-		if end > len(b) {
-			return 0, im.corrupt("an attribute of %d bytes where %d are left", end, len(b))
-		}
-		if name, ok := expandName(b[1], string(b[4:4+int(b[0])])); ok {
-			out = append(out, layertree.Xattr{Name: name, Value: string(b[4+int(b[0]) : end])})
-		}
-		return int(align(int64(end), 4)), nil
-	}
 	// The bytes may be overwritten by the next read.
 	ids := slices.Clone(b[xattrHeader:][:4*shared])
-	rest := b[xattrHeader+4*shared:]
-	for len(rest) >= 4 {
-		n, err := add(rest)
+	for rest := b[xattrHeader+4*shared:]; len(rest) >= 4; {
+		x, n, err := im.xattr(rest)
 		if err != nil {
 			return nil, err
+		}
+		if x.Name != "" {
+			out = append(out, x)
 		}
 		rest = rest[min(n, len(rest)):]
 	}
 	for ; len(ids) > 0; ids = ids[4:] {
-		pos := int64(im.super.xattrs)*blockSize + 4*int64(le.Uint32(ids))
-		head, err := im.r.bytes(pos, 4)
+		x, err := im.sharedXattr(le.Uint32(ids))
 		if err != nil {
 			return nil, err
 		}
-		n := 4 + int64(head[0]) + int64(le.Uint16(head[2:]))
-		if im.names += n; im.names > maxReadNames {
-			return nil, im.corrupt("too many attributes")
-		}
-		if b, err = im.r.bytes(pos, n); err != nil {
-			return nil, err
-		}
-		if _, err := add(b); err != nil {
-			return nil, err
+		if x.Name != "" {
+			out = append(out, x)
 		}
 	}
 	slices.SortFunc(out, func(a, b layertree.Xattr) int { return strings.Compare(a.Name, b.Name) })
@@ -130,7 +114,49 @@ func (im *image) xattrs(at, length int64) ([]layertree.Xattr, error) {
 			return nil, im.corrupt("the attribute %.40q comes twice", out[i].Name)
 		}
 	}
-	return out, nil
+	return out, im.memory.take(int64(len(out)) * xattrCost)
+}
+
+// xattr reads the attribute at the beginning of b, and how many bytes it takes. One of a name space that is
+// not known has no name.
+func (im *image) xattr(b []byte) (x layertree.Xattr, n int, err error) {
+	if len(b) < 4 {
+		return x, 0, im.corrupt("an attribute of %d bytes", len(b))
+	}
+	value := 4 + int(b[0])
+	end := value + int(le.Uint16(b[2:]))
+	if end > len(b) {
+		return x, 0, im.corrupt("an attribute of %d bytes where %d are left", end, len(b))
+	}
+	if name, ok := expandName(b[1], string(b[4:value])); ok {
+		x = layertree.Xattr{Name: name, Value: string(b[value:end])}
+		err = im.memory.take(int64(end))
+	}
+	return x, int(align(int64(end), 4)), err
+}
+
+// sharedXattr reads an attribute that several files have. It is kept in memory once.
+func (im *image) sharedXattr(id uint32) (x layertree.Xattr, err error) {
+	if x, known := im.shared[id]; known {
+		return x, nil
+	}
+	pos := int64(im.super.xattrs)*blockSize + 4*int64(id)
+	head, err := im.r.bytes(pos, 4)
+	if err != nil {
+		return x, err
+	}
+	n := 4 + int64(head[0]) + int64(le.Uint16(head[2:]))
+	if err := im.read(n); err != nil {
+		return x, err
+	}
+	b, err := im.r.bytes(pos, n)
+	if err != nil {
+		return x, err
+	}
+	if x, _, err = im.xattr(b); err == nil {
+		im.shared[id] = x
+	}
+	return x, err
 }
 
 // windows reads small pieces of an image through large ones that it keeps.
