@@ -18,6 +18,7 @@ const (
 	aclOther    = 0x20
 
 	aclVersion   = 2
+	aclHeader    = 4
 	aclUndefined = 0xffffffff
 )
 
@@ -58,6 +59,45 @@ func aclFromText(text string) (string, error) {
 		b = binary.LittleEndian.AppendUint32(b, e.id)
 	}
 	return string(b), nil
+}
+
+// checkACL makes sure that an ACL in the form of getxattr is one that Linux accepts: whole, its entries in
+// order, the three of the file's owner, group and others there, and a mask where ids are named. An empty
+// one stands for none.
+func checkACL(v string) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("no POSIX ACL: %s: %w", fmt.Sprintf(format, args...), ErrInvalid)
+	}
+	b := []byte(v)
+	if len(b) < aclHeader || (len(b)-aclHeader)%8 != 0 || binary.LittleEndian.Uint32(b) != aclVersion {
+		return bad("%d bytes are not of version %d", len(b), aclVersion)
+	}
+	var last, seen uint16
+	for b = b[aclHeader:]; len(b) > 0; b = b[8:] {
+		tag, perm, id := binary.LittleEndian.Uint16(b), binary.LittleEndian.Uint16(b[2:]), binary.LittleEndian.Uint32(b[4:])
+		switch tag {
+		case aclUser, aclGroup:
+			if id == aclUndefined {
+				return bad("an entry without an id")
+			}
+		case aclUserObj, aclGroupObj, aclMask, aclOther:
+			if seen&tag != 0 {
+				return bad("an entry of type %#x comes twice", tag)
+			}
+		default:
+			return bad("an entry of type %#x", tag)
+		}
+		if perm > 7 || tag < last {
+			return bad("an entry of type %#x with permissions %#o after one of type %#x", tag, perm, last)
+		}
+		last = tag
+		seen |= tag
+	}
+	const needed = aclUserObj | aclGroupObj | aclOther
+	if seen != 0 && (seen&needed != needed || seen&(aclUser|aclGroup) != 0 && seen&aclMask == 0) {
+		return bad("entries are missing")
+	}
+	return nil
 }
 
 func parseACLEntry(line string) (aclEntry, error) {

@@ -17,7 +17,7 @@ import (
 const (
 	DefaultMaxBytes    = 128 << 30
 	DefaultMaxEntries  = 2 << 20
-	DefaultMaxMetadata = 1 << 30
+	DefaultMaxMetadata = 256 << 20
 )
 
 // Limits of Linux.
@@ -33,6 +33,12 @@ const (
 	maxDepth    = maxPath / 2
 )
 
+// What else than its name something costs in memory, in bytes, where a small layer could have many.
+const (
+	xattrCost = 32
+	runCost   = 12
+)
+
 // Errors of FromTar. They are wrapped with the entry at fault.
 var (
 	ErrTooLarge = errors.New("the layer is larger than the limit")
@@ -45,9 +51,10 @@ var (
 type Options struct {
 	MaxBytes    int64 // unpacked size of all files, holes included
 	MaxEntries  int   // entries of the tar, and parents that have none
-	MaxMetadata int64 // bytes of all names, link targets and attributes
-	// AllowUnterminated accepts a stream without the blocks of zeroes that end a tar. A tar that was
-	// cut between two entries looks like that, so allow it only where a digest is checked as well.
+	MaxMetadata int64 // bytes of memory for names, link targets, attributes and the places of contents
+	// AllowUnterminated accepts a stream without the blocks of zeroes that end a tar, also one of no bytes
+	// at all. A tar that was cut between two entries looks like that, so allow it only where a digest is
+	// checked as well.
 	AllowUnterminated bool
 }
 
@@ -96,7 +103,7 @@ func FromTar(ctx context.Context, r io.Reader, data io.Writer, firstBlock uint32
 	o.defaults()
 	rd := &reader{o: o, tree: &Tree{Root: impliedDir(time.Time{})}, out: contents{w: data, next: firstBlock}}
 	in := bufio.NewReaderSize(r, copyBuffer)
-	if err := sniff(in); err != nil {
+	if err := sniff(in, o.AllowUnterminated); err != nil {
 		return nil, err
 	}
 	blocks := &blockReader{r: in}
@@ -136,12 +143,12 @@ func FromTar(ctx context.Context, r io.Reader, data io.Writer, firstBlock uint32
 }
 
 // sniff refuses what is plainly no tar, with a reason better than that of the tar reader.
-func sniff(in *bufio.Reader) error {
+func sniff(in *bufio.Reader, mayBeEmpty bool) error {
 	b, err := in.Peek(6)
 	if err != nil && err != io.EOF {
 		return fmt.Errorf("layer tar: %w", err)
 	}
-	if len(b) == 0 {
+	if len(b) == 0 && !mayBeEmpty {
 		return fmt.Errorf("layer tar: the stream is empty: %w", io.ErrUnexpectedEOF)
 	}
 	for _, c := range [...]struct{ magic, name string }{
@@ -186,7 +193,9 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	rd.entries++
+	if rd.entries++; h.Typeflag == gnuVolumeLabel {
+		return rd.account(1, 0)
+	}
 	name, err := cleanName(h.Name)
 	if err != nil {
 		return err
@@ -223,7 +232,8 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 	}
 	if n.Type() == TypeRegular {
 		if rd.bytes += h.Size; rd.bytes > rd.o.MaxBytes || h.Size > rd.o.MaxBytes {
-			return fmt.Errorf("the unpacked layer exceeds %d bytes: %w (raise the limit if the layer is to be trusted)", rd.o.MaxBytes, ErrTooLarge)
+			return fmt.Errorf("the unpacked layer exceeds %d bytes: %w (raise the limit if the layer is to be trusted)",
+				rd.o.MaxBytes, ErrTooLarge)
 		}
 		if n.Runs, err = rd.out.add(body, h.Size); err != nil {
 			if errors.Is(err, io.ErrUnexpectedEOF) {
@@ -232,6 +242,9 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 			return fmt.Errorf("content of %d bytes: %w", h.Size, err)
 		}
 		n.Size = h.Size
+		if err := rd.account(0, len(n.Runs)*runCost); err != nil {
+			return err
+		}
 	}
 	if old := dir.Child(base); old != nil && old.IsDir() && n.IsDir() {
 		old.update(n)
@@ -280,13 +293,14 @@ func (rd *reader) account(nodes, bytes int) error {
 		return fmt.Errorf("more than %d entries: %w", rd.o.MaxEntries, ErrTooLarge)
 	}
 	if rd.metadata += int64(bytes); rd.metadata > rd.o.MaxMetadata {
-		return fmt.Errorf("names and attributes exceed %d bytes: %w", rd.o.MaxMetadata, ErrTooLarge)
+		return fmt.Errorf("names, attributes and places of contents exceed %d bytes: %w", rd.o.MaxMetadata, ErrTooLarge)
 	}
 	return nil
 }
 
-// cleanName gives the name of an entry without leading slashes, "." and trailing slashes; the root is
-// "". Names with ".." are refused: no archiver that packs a layer writes them.
+// cleanName returns the name of an entry without leading slashes, ".", ".." and trailing slashes; the root
+// is "". A ".." takes away the name before it, as umoci and docker understand it, not the directory that a
+// symbolic link leads to. A name that leads out of the root is refused.
 func cleanName(name string) (string, error) {
 	if len(name) > maxPath {
 		return "", fmt.Errorf("a path of %d bytes; at most %d are possible: %w", len(name), maxPath, ErrInvalid)
@@ -294,12 +308,18 @@ func cleanName(name string) (string, error) {
 	if strings.ContainsRune(name, 0) {
 		return "", fmt.Errorf("a NUL character in the path: %w", ErrInvalid)
 	}
+	depth := 0
 	for part := range strings.SplitSeq(name, "/") {
-		if part == ".." {
-			return "", fmt.Errorf("%q in the path: %w", "..", ErrEscape)
-		}
-		if len(part) > maxName {
+		switch {
+		case part == "" || part == ".":
+		case part == "..":
+			if depth--; depth < 0 {
+				return "", fmt.Errorf("%q in the path: %w", "..", ErrEscape)
+			}
+		case len(part) > maxName:
 			return "", fmt.Errorf("a name of %d bytes; at most %d are possible: %w", len(part), maxName, ErrInvalid)
+		default:
+			depth++
 		}
 	}
 	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
@@ -311,43 +331,4 @@ func quote(name string) string {
 		return fmt.Sprintf("%q... (%d bytes)", name[:200], len(name))
 	}
 	return fmt.Sprintf("%q", name)
-}
-
-func (rd *reader) whiteout(dir *Node, name string) error {
-	if name == ".wh..opq" {
-		dir.opaque = true
-		rd.whited = append(rd.whited, dir)
-		return nil
-	}
-	if name == "" || name == "." || name == ".." {
-		return fmt.Errorf("a whiteout of nothing: %w", ErrInvalid)
-	}
-	if strings.HasPrefix(name, ".wh.") {
-		return nil // ".wh..wh.plnk" and the like: bookkeeping of aufs without a meaning here
-	}
-	if dir.hidden == nil {
-		dir.hidden = make(map[string]struct{})
-		rd.whited = append(rd.whited, dir)
-	}
-	dir.hidden[name] = struct{}{}
-	return nil
-}
-
-// whiteouts turns the whiteouts into what overlayfs understands, now that all entries are known.
-func (rd *reader) whiteouts() {
-	for _, d := range rd.whited {
-		if d.opaque {
-			d.SetXattr(OpaqueXattr, "y")
-		}
-		for name := range d.hidden {
-			switch c := d.Child(name); {
-			case c == nil:
-				d.SetChild(name, &Node{Mode: TypeChar})
-			case c.IsDir():
-				c.SetXattr(OpaqueXattr, "y")
-				c.Implied = false // another directory than the one below
-			}
-		}
-		d.hidden, d.opaque = nil, false
-	}
 }

@@ -78,6 +78,16 @@ func TestMeaning(t *testing.T) {
 		{"through a link that leads out", []entry{sym("out", "../../../etc"), {Name: "out/f"}},
 			"/ dir 3\n/etc dir 2\n/etc/f file 1\n/out link 1\n"},
 		{"dots and slashes", []entry{{Name: ".//a/./b//c"}}, "/ dir 3\n/a dir 3\n/a/b dir 2\n/a/b/c file 1\n"},
+		{"dots that stay inside", []entry{{Name: "x/../y"}, {Name: "a/b/../../c/./d/.."}, link("x/z/../../h", "q/../y")},
+			"/ dir 2\n/c file 1\n/h file 2\n"},
+		{"the label of an archive", []entry{{Name: "backup of monday", Type: 'V'}, {Name: "f"}}, "/ dir 2\n/f file 1\n"},
+		{"a directory with a list of its entries", []entry{{Name: "d/", Type: 'D', Body: "Yf\x00Nold\x00\x00"}, {Name: "d/f"}}, "/ dir 3\n/d dir 2\n/d/f file 1\n"},
+		{"whiteouts of a directory and in it", []entry{{Name: ".wh.d"}, {Name: "d/.wh.f"}}, "/ dir 2\n/d whiteout 1\n"},
+		{"whiteouts in a directory and of it", []entry{{Name: "d/.wh.f"}, {Name: ".wh.d"}}, "/ dir 2\n/d whiteout 1\n"},
+		{"whiteouts on three levels", []entry{{Name: ".wh.d"}, {Name: "d/.wh.e"}, {Name: "d/e/.wh.f"}, {Name: "d/x/.wh..wh..opq"}}, "/ dir 2\n/d whiteout 1\n"},
+		{"a whiteout and, far below it, a file", []entry{{Name: "d/e/.wh.g"}, {Name: "d/e/f/.wh.h"}, {Name: "d/e/i/j"}, {Name: ".wh.d"}},
+			"/ dir 3\n/d opaque 3\n/d/e dir 4\n/d/e/f dir 2\n/d/e/f/h whiteout 1\n/d/e/g whiteout 1\n/d/e/i dir 2\n/d/e/i/j file 1\n"},
+		{"a whiteout beside a directory's entry", []entry{{Name: "d/"}, {Name: ".wh.d"}, {Name: "d/.wh.f"}}, "/ dir 3\n/d opaque 2\n/d/f whiteout 1\n"},
 		{"overlay instructions", []entry{{Name: "d/", PAX: map[string]string{"SCHILY.xattr.trusted.overlay.redirect": "/x",
 			"SCHILY.xattr.trusted.overlay.opaque": "y"}}}, "/ dir 3\n/d opaque 2\n"},
 	} {
@@ -112,6 +122,8 @@ func TestHostile(t *testing.T) {
 	}{
 		{name: "escaping name", tar: []entry{{Name: "../etc/passwd"}}, want: layertree.ErrEscape, text: "../etc/passwd"},
 		{name: "escaping in the middle", tar: []entry{{Name: "a/../../b"}}, want: layertree.ErrEscape, text: "a/../../b"},
+		{name: "escaping at the end", tar: []entry{{Name: "a/b/../../.."}}, want: layertree.ErrEscape, text: "a/b"},
+		{name: "escaping and back", tar: []entry{{Name: "../root/f"}}, want: layertree.ErrEscape, text: "../root/f"},
 		{name: "escaping hard link", tar: []entry{link("l", "../../etc/shadow")}, want: layertree.ErrEscape, text: "etc/shadow"},
 		{name: "absolute hard link to the host", tar: []entry{link("l", "/etc/shadow")}, want: layertree.ErrLink, text: "etc/shadow"},
 		{name: "cyclic hard links", tar: []entry{link("a", "b"), link("b", "a")}, want: layertree.ErrLink, text: `"a"`},
@@ -152,6 +164,9 @@ func TestSizeLies(t *testing.T) {
 		if _, err := read(t, whole[:n], layertree.Options{}); err == nil {
 			t.Errorf("a tar cut after %d bytes was accepted", n)
 		}
+	}
+	if _, err := read(t, nil, layertree.Options{AllowUnterminated: true}); err != nil {
+		t.Errorf("no bytes at all, with a digest: %v", err)
 	}
 	for name, b := range map[string][]byte{
 		"empty": nil, "gzip": {0x1f, 0x8b, 8, 0, 0, 0, 0, 0}, "zstd": {0x28, 0xb5, 0x2f, 0xfd, 0, 0}, "text": bytes.Repeat([]byte("no tar "), 200),

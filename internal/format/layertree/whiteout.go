@@ -1,0 +1,72 @@
+package layertree
+
+import (
+	"fmt"
+	"strings"
+)
+
+// whiteout notes what an entry ".wh."+name of a directory hides.
+func (rd *reader) whiteout(dir *Node, name string) error {
+	if name == ".wh..opq" {
+		dir.opaque = true
+		rd.whited = append(rd.whited, dir)
+		return nil
+	}
+	if name == "" || name == "." || name == ".." {
+		return fmt.Errorf("a whiteout of nothing: %w", ErrInvalid)
+	}
+	if strings.HasPrefix(name, ".wh.") {
+		return nil // ".wh..wh.plnk" and the like: bookkeeping of aufs without a meaning here
+	}
+	if dir.hidden == nil {
+		dir.hidden = make(map[string]struct{})
+		rd.whited = append(rd.whited, dir)
+	}
+	dir.hidden[name] = struct{}{}
+	return nil
+}
+
+// whiteouts turns the whiteouts into what overlayfs understands, now that all entries are known.
+func (rd *reader) whiteouts() {
+	bare := bareness{}
+	for _, d := range rd.whited {
+		for name := range d.hidden {
+			switch c := d.Child(name); {
+			case c == nil || bare.of(c):
+				d.SetChild(name, &Node{Mode: TypeChar})
+			case c.IsDir():
+				c.SetXattr(OpaqueXattr, "y")
+				c.Implied = false // another directory than the one below
+			}
+		}
+	}
+	for _, d := range rd.whited {
+		if d.opaque {
+			d.SetXattr(OpaqueXattr, "y")
+		}
+		d.hidden, d.opaque = nil, false
+	}
+}
+
+// bareness remembers which directories are bare: made up, because nothing is in them but whiteouts and
+// other bare directories. Over nothing, such a directory is nothing.
+type bareness map[*Node]bool
+
+// of reports whether n is a bare directory.
+func (b bareness) of(n *Node) bool {
+	if !n.IsDir() || !n.Implied {
+		return false
+	}
+	is, known := b[n]
+	if known {
+		return is
+	}
+	is = true
+	for _, c := range n.children {
+		if is = c.IsWhiteout() || b.of(c); !is {
+			break
+		}
+	}
+	b[n] = is
+	return is
+}
