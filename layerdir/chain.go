@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // ChainName is the name of the file that lists the parents of a layer.
@@ -26,14 +27,7 @@ var ErrChainOrder = errors.New("the layers' order contradicts " + ChainName)
 // the error matches fs.ErrNotExist; a base layer has an empty one, or none.
 func ReadChain(dir string) ([]string, error) {
 	path := filepath.Join(dir, ChainName)
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("read layer chain: %w", err)
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxChainBytes {
-		return nil, fmt.Errorf("read layer chain: %s is no regular file of at most %d bytes", path, maxChainBytes)
-	}
-	b, err := os.ReadFile(path)
+	b, err := regfile.Read(path, maxChainBytes)
 	if err != nil {
 		return nil, fmt.Errorf("read layer chain: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/stratavm/strata/internal/format/erofs"
 	"github.com/stratavm/strata/internal/format/gpt"
 	"github.com/stratavm/strata/internal/format/vhd"
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // Extent is a run of bytes of a disk that is put together of files. It converts to vmm.Extent.
@@ -31,18 +32,12 @@ func openLayers(paths []string) (files []layerFile, closeAll func(), err error) 
 		}
 	}
 	for _, path := range paths {
-		f, err := os.Open(path)
+		f, size, err := regfile.Open(path)
 		if err != nil {
 			closeAll()
 			return nil, nil, err
 		}
 		files = append(files, layerFile{File: f})
-		st, err := f.Stat()
-		if err != nil {
-			closeAll()
-			return nil, nil, err
-		}
-		size := st.Size()
 		if filepath.Ext(path) == ".vhd" {
 			footer, err := vhd.Validate(f, size)
 			if err != nil {

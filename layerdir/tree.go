@@ -11,11 +11,14 @@ import (
 	"path/filepath"
 
 	"github.com/stratavm/strata/internal/format/layertree"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/internal/userns"
 )
 
 // idsName is the name of the record beside a tree of the ids that its user namespace had.
 const idsName = "layer.dir.ids"
+
+const maxIDs = 1 << 20 // bytes of that record
 
 // ErrOtherIDs says that a tree was made in a user namespace with other ids.
 var ErrOtherIDs = errors.New("the layer was made in a user namespace with other ids")
@@ -74,7 +77,7 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 // CheckTree makes sure that the files of the tree in dir have the owners here that they were given: an
 // error matches ErrOtherIDs when it was made in a user namespace with other ids than this one.
 func CheckTree(dir string) error {
-	b, err := os.ReadFile(filepath.Join(dir, idsName))
+	b, err := regfile.Read(filepath.Join(dir, idsName), maxIDs)
 	if err != nil {
 		return fmt.Errorf("the ids of layer %s: %w", dir, err)
 	}

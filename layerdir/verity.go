@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/stratavm/strata/internal/format/verity"
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // VerityFileName is the name of the record of a hash tree beside its layer.
@@ -31,14 +32,7 @@ const maxVerityRecord = 64 << 10
 func ReadVerityOf(image string) (verity.Info, error) {
 	var info verity.Info
 	path := image + veritySuffix
-	st, err := os.Stat(path)
-	if err == nil && (!st.Mode().IsRegular() || st.Size() > maxVerityRecord) {
-		return info, fmt.Errorf("read the verity record: %s is no regular file of at most %d bytes", path, maxVerityRecord)
-	}
-	if err != nil {
-		return info, fmt.Errorf("read the verity record: %w", err)
-	}
-	b, err := os.ReadFile(path)
+	b, err := regfile.Read(path, maxVerityRecord)
 	if err != nil {
 		return info, fmt.Errorf("read the verity record: %w", err)
 	}

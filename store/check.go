@@ -12,8 +12,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/layerdir"
 )
+
+const maxLayerRecord = 1 << 20 // bytes
 
 // Problem is one thing that Check found wrong.
 type Problem struct {
@@ -114,7 +117,7 @@ func (s *Store) checkObject(ctx context.Context, o object) (int64, error) {
 }
 
 func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
-	b, err := os.ReadFile(filepath.Join(dir, recordName))
+	b, err := regfile.Read(filepath.Join(dir, recordName), maxLayerRecord)
 	if err != nil {
 		return 0, fmt.Errorf("%w: its record: %w", ErrDamaged, err)
 	}

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // Image is what the store knows of an image.
@@ -124,14 +126,10 @@ func (s *Store) Images() ([]Image, error) {
 const maxRecord = 64 << 20
 
 func readImage(path string) (img Image, err error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return img, err
+	b, err := regfile.Read(path, maxRecord)
+	if errors.Is(err, regfile.ErrTooLarge) || errors.Is(err, regfile.ErrNotRegular) {
+		return img, fmt.Errorf("image record: %w: %w", ErrDamaged, err)
 	}
-	if st.Size() > maxRecord {
-		return img, fmt.Errorf("image record %s: %w: it has %d bytes", path, ErrDamaged, st.Size())
-	}
-	b, err := os.ReadFile(path)
 	if err != nil {
 		return img, err
 	}
