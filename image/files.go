@@ -58,10 +58,15 @@ type tarEntry struct {
 // maxLinks is how many links in a row lead to a file: old docker archives link equal layers.
 const maxLinks = 8
 
+// maxArchiveNames is how many bytes the names in an archive with an image may have together: one name may
+// have a MiB, which a compressed archive can repeat without growing.
+const maxArchiveNames = 16 << 20
+
 // indexTar reads the headers of f.
 func indexTar(ctx context.Context, f *os.File) (*tarFiles, error) {
 	t := &tarFiles{f: f, entries: map[string]tarEntry{}}
 	r := tar.NewReader(f)
+	names := 0
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -76,6 +81,10 @@ func indexTar(ctx context.Context, f *os.File) (*tarFiles, error) {
 		if n >= maxArchive {
 			return nil, fmt.Errorf("%s: %w: an archive with an image has at most %d entries; for a bare root file system say tar:%s",
 				f.Name(), ErrTooLarge, int(maxArchive), f.Name())
+		}
+		if names += len(h.Name) + len(h.Linkname); names > maxArchiveNames {
+			return nil, fmt.Errorf("%s: %w: the names in an archive with an image have at most %d bytes; for a bare root file system say tar:%s",
+				f.Name(), ErrTooLarge, maxArchiveNames, f.Name())
 		}
 		name := path.Clean(h.Name)
 		switch h.Typeflag {

@@ -11,7 +11,6 @@ import (
 	"hash"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -142,7 +141,7 @@ func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error)
 	}
 	switch {
 	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
-		z, err := gzip.NewReader(br)
+		z, err := newGunzip(br)
 		if err != nil {
 			return nil, false, fmt.Errorf("gzip: %w: %w", ErrCorrupt, err)
 		}

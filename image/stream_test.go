@@ -63,3 +63,40 @@ func TestDecompress(t *testing.T) {
 		}
 	}
 }
+
+// TestAfterGzip: members follow one another, and zeroes the last one, as gzip -d reads them; nothing else may.
+func TestAfterGzip(t *testing.T) {
+	a, b := bytes.Repeat([]byte("first "), 50_000), bytes.Repeat([]byte("second "), 50_000)
+	zip := func(b []byte) []byte { return imagetest.Compress(t, "gzip", b) }
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	for name, tt := range map[string]struct {
+		from, want []byte
+		ok         bool
+	}{
+		"one":                   {zip(a), a, true},
+		"two":                   {join(zip(a), zip(b)), join(a, b), true},
+		"an empty one between":  {join(zip(a), zip(nil), zip(b), zip(nil)), join(a, b), true},
+		"empty":                 {zip(nil), nil, true},
+		"zeroes":                {join(zip(a), make([]byte, 512)), a, true},
+		"one zero":              {join(zip(a), zip(b), make([]byte, 1)), join(a, b), true},
+		"many zeroes":           {join(zip(a), make([]byte, 1<<20)), a, true},
+		"garbage":               {join(zip(a), []byte("garbage!")), a, false},
+		"garbage behind zeroes": {join(zip(a), make([]byte, 5000), []byte("x")), a, false},
+		"a member cut off":      {join(zip(a), zip(b)[:9]), a, false},
+		"a member's first byte": {join(zip(a), zip(b)[:1]), a, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := image.Decompress(bytes.NewReader(tt.from))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(r)
+			if (err == nil) != tt.ok || !bytes.Equal(got, tt.want) {
+				t.Errorf("%d bytes of %d, %v", len(got), len(tt.want), err)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
