@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 )
 
@@ -25,7 +24,7 @@ func TestStartBesideRecover(t *testing.T) {
 			t.Error(err)
 		}
 	}}
-	vm, err := strata.StartVM(t.Context(), strata.VMOptions{Dir: dir, Boot: bootimage.Options{
+	vm, err := strata.StartVM(t.Context(), strata.VMOptions{Dir: dir, Boot: strata.BootOptions{
 		Init: bootimagetest.Strata(t), CacheDir: t.TempDir(), Logger: slog.New(h),
 	}})
 	if err != nil {

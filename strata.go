@@ -12,16 +12,16 @@ package strata
 
 import (
 	"cmp"
-	"errors"
 	"log/slog"
+	"path/filepath"
 	"time"
 
-	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/vmm/hcs"
 )
 
 // DefaultBootFiles is where those who ship kernel and initrd.img of Linux guests put them on Windows hosts.
-const DefaultBootFiles = `C:\Program Files\Linux Containers`
+const DefaultBootFiles = hcs.DefaultBootFiles
 
 // VMOptions says what VM to start.
 type VMOptions struct {
@@ -29,6 +29,8 @@ type VMOptions struct {
 	Dir string
 	// Name shows in process lists and logs, and lists of compute systems. Empty: the last part of Dir.
 	Name string
+	// Driver is the name of a driver, one of Drivers; empty: the first of them.
+	Driver string
 	// MemoryMiB is the guest's memory; 0: 256, on Windows hosts 1024.
 	MemoryMiB int
 	// CPUs of the guest; 0: as many as the host has, at most 2.
@@ -39,8 +41,8 @@ type VMOptions struct {
 	// vsock where both have it.
 	Transport string
 	// Boot says what the VM boots; Image, when its Kernel is set, is taken instead of building one.
-	Boot  bootimage.Options
-	Image bootimage.Image
+	Boot  BootOptions
+	Image BootImage
 	// OS is the system inside; empty: Linux. The next three fields are for Windows hosts only.
 	OS        vmm.OS
 	BootFiles string   // folder with kernel and initrd.img of a Linux guest; empty: DefaultBootFiles
@@ -67,27 +69,30 @@ type OpenOptions struct {
 	InitPath string
 }
 
-// VMInfo is what is known of a VM without taking it up.
-type VMInfo struct {
-	Dir     string    `json:"dir"`
-	Running bool      `json:"running"`
-	PID     int       `json:"pid,omitempty"` // of the VMM
-	Driver  string    `json:"driver"`        // "qemu", "hcs", or "host" for this system itself
-	OS      vmm.OS    `json:"os"`            // of the guest
-	Accel   string    `json:"accel,omitempty"`
-	Memory  int       `json:"memoryMiB,omitempty"`
-	CPUs    int       `json:"cpus,omitempty"`
-	Kernel  string    `json:"kernel,omitempty"`
-	Started time.Time `json:"started,omitzero"`
-	// Transport is how the guest of a QEMU VM is reached: "vsock" or "serial".
-	Transport string `json:"transport,omitempty"`
+// BootOptions says what the boot image of a Linux guest is built from. The zero value takes everything from
+// this host. Images are cached by content.
+type BootOptions struct {
+	Kernel     string // a bzImage, vmlinux or Image; empty: the newest one in KernelDir with modules
+	KernelDir  string // empty: /boot
+	ModulesDir string // holds a folder per kernel release; empty: /lib/modules
+	Release    string // the release of Kernel; empty: what follows the first "-" of its name
+	Init       string // a strata binary for Linux; empty: the running program
+	Mkfs       string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
+	CacheDir   string // empty: "strata/boot" in the user's cache directory
+	Logger     *slog.Logger
 }
+
+// BootImage is what a Linux guest boots: a kernel, an initramfs with the guest's agent, and the kernel's command line.
+type BootImage = vmm.BootImage
+
+// VMInfo is what is known of a VM without opening it.
+type VMInfo = vmm.Info
 
 var (
 	// ErrNoVM says that a state directory holds no VM.
-	ErrNoVM = errors.New("there is no utility VM")
+	ErrNoVM = vmm.ErrNoVM
 	// ErrRunning says that the VM runs already.
-	ErrRunning = errors.New("the utility VM runs already")
+	ErrRunning = vmm.ErrRunning
 )
 
 // complete fills in what is not set.
@@ -97,6 +102,19 @@ func (o *OpenOptions) complete() {
 	if o.Locked == nil {
 		o.Locked = func() {}
 	}
+}
+
+func (o OpenOptions) driver() vmm.OpenOptions {
+	return vmm.OpenOptions{InitPath: o.InitPath, Logger: o.Logger}
+}
+
+func (o VMOptions) driver() vmm.StartOptions {
+	s := vmm.StartOptions{Dir: o.Dir, Name: o.Name, OS: o.OS, MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Accel: o.Accel,
+		Transport: o.Transport, Image: o.Image, BootFiles: o.BootFiles, UVMLayers: o.UVMLayers, Logger: o.Logger}
+	if o.Boot.CacheDir != "" { // next to the boot images, which belong to this host too
+		s.CacheDir = filepath.Join(o.Boot.CacheDir, "..", "kvm")
+	}
+	return s
 }
 
 func discard(l *slog.Logger) *slog.Logger {

@@ -1,6 +1,7 @@
 package strata
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,25 +22,31 @@ func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	if err := checkDir(o.Dir); err != nil {
 		return nil, err
 	}
+	d, err := driverNamed(cmp.Or(o.Driver, drivers[0].Name()))
+	if err != nil {
+		return nil, err
+	}
 	if err := notRunning(ctx, o.Dir); err != nil {
 		return nil, err
 	}
 	// The directory is made when there is something to put into it, and locked from then on: one without a
 	// machine that is not locked is taken for what a start left that was cut off.
-	if runsBootImage && o.Image.Kernel == "" {
-		var err error
-		if o.Image, err = bootimage.Build(ctx, o.Boot); err != nil {
+	if d.Traits().BootImage && o.OS != vmm.Windows && o.Image.Kernel == "" {
+		if o.Image, err = bootimage.Build(ctx, bootimage.Options(o.Boot)); err != nil {
 			return nil, err
 		}
 	}
-	_, err := os.Stat(o.Dir)
+	_, err = os.Stat(o.Dir)
 	fresh := errors.Is(err, os.ErrNotExist)
 	vm, err := openStarted(ctx, o, func(ctx context.Context) (vmm.Machine, error) {
 		if err := notRunning(ctx, o.Dir); err != nil { // somebody may have been faster
 			return nil, err
 		}
-		return startMachine(ctx, o)
-	}, killMachine)
+		if err := recordDriver(o.Dir, d); err != nil {
+			return nil, err
+		}
+		return d.Start(ctx, o.driver())
+	}, d.Kill)
 	if err != nil && fresh && !errors.Is(err, ErrRunning) {
 		err = errors.Join(err, RemoveVM(context.WithoutCancel(ctx), o.Dir))
 	}
@@ -110,10 +117,11 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 	}
 	vm, err := uvm.Open(ctx, dir, func(ctx context.Context) (vmm.Machine, error) {
 		o.Locked()
-		if isHost(dir) {
-			return takeHost(dir, o)
+		d, err := driverOf(ctx, dir)
+		if err != nil {
+			return nil, err
 		}
-		return openMachine(ctx, dir, o)
+		return d.Open(ctx, dir, o.driver())
 	}, uvm.Options{Logger: o.Logger, RollbackTimeout: o.RollbackTimeout, ResponseTimeout: o.ResponseTimeout})
 	if err != nil {
 		return nil, err
@@ -122,10 +130,7 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 }
 
 // Runner runs programs in a VM.
-type Runner interface {
-	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
-	Close() error
-}
+type Runner = vmm.Runner
 
 // OpenRunner connects to a VM that runs, to run programs in it. It takes no lock: any number of
 // processes (of a QEMU VM reached by serial ports: eight at a time) may run programs while another one
@@ -135,53 +140,56 @@ func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) 
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
-	if isHost(dir) {
-		host, err := openHost(dir, o)
-		if err != nil {
-			return nil, err
-		}
-		return host, nil
+	d, err := driverOf(ctx, dir)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, o.ResponseTimeout, fmt.Errorf("%w for %s", uvm.ErrNoAnswer, o.ResponseTimeout))
 	defer cancel()
-	return openExec(ctx, dir, o)
+	return d.OpenExec(ctx, dir, o.driver())
 }
 
-// InspectVM tells what VM a directory holds and whether it runs, without taking it up. A directory
+// InspectVM reports what VM a directory holds and whether it runs, without opening it. A directory
 // without a VM, or none, is an error matching ErrNoVM.
 func InspectVM(ctx context.Context, dir string) (VMInfo, error) {
-	if isHost(dir) {
-		return VMInfo{Dir: dir, Running: true, Driver: "host", OS: vmm.Linux}, nil
+	d, err := driverOf(ctx, dir)
+	if err != nil {
+		return VMInfo{}, err
 	}
-	return inspectMachine(ctx, dir)
+	return d.Inspect(ctx, dir)
 }
 
-// Plan tells what system and which limits the VM of a directory has, or would have if it were started
+// Plan reports what system and which limits the VM of a directory has, or would have if it were started
 // with the default options: for trying out what would be done.
 func Plan(ctx context.Context, dir string) (vmm.OS, vmm.Limits, error) {
-	info, err := InspectVM(ctx, dir)
+	d, info := drivers[0], VMInfo{OS: vmm.Linux}
+	have, err := driverOf(ctx, dir)
+	if err == nil {
+		d = have
+		info, err = d.Inspect(ctx, dir)
+	}
 	if errors.Is(err, ErrNoVM) {
 		info, err = VMInfo{OS: vmm.Linux}, nil
 	}
-	if info.Driver == "host" {
-		lim, err := hostLimits(dir)
-		return info.OS, lim, err
+	if err != nil {
+		return "", vmm.Limits{}, err
 	}
-	return info.OS, limits(info), err
+	limits, err := d.Limits(info)
+	return info.OS, limits, err
 }
 
 // KillVM ends a VM at once, without asking its guest and without waiting for whoever has it open, and
-// removes its state. What containers wrote last may be lost. A directory without a VM is an error
+// removes its state. What containers wrote last may be lost. A directory that does not exist is an error
 // matching ErrNoVM.
 func KillVM(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w in %s", ErrNoVM, dir)
 	}
-	kill := killMachine
-	if isHost(dir) {
-		kill = killHost
+	d, err := driverOf(ctx, dir)
+	if err == nil {
+		err = d.Kill(ctx, dir)
 	}
-	if err := kill(ctx, dir); err != nil && !errors.Is(err, ErrNoVM) {
+	if err != nil && !errors.Is(err, ErrNoVM) {
 		return err
 	}
 	return RemoveVM(ctx, dir)
@@ -192,17 +200,13 @@ func KillVM(ctx context.Context, dir string) error {
 func RemoveVM(ctx context.Context, dir string) error {
 	return uvm.Remove(ctx, dir, func() (bool, error) {
 		info, err := InspectVM(ctx, dir)
-		running := info.Running
 		switch {
 		case errors.Is(err, ErrNoVM):
 			return false, nil
-		case err == nil && info.Driver == "host":
-			running, err = hostInUse(ctx, dir)
+		case err == nil && info.Running && !info.Idle:
+			return true, ErrRunning
 		}
-		if err == nil && running {
-			err = ErrRunning
-		}
-		return running, err
+		return false, err
 	})
 }
 

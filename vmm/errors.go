@@ -20,6 +20,10 @@ var (
 	ErrGuestUnreachable = errors.New("the guest agent does not answer")
 	// ErrAccessDenied: the host may not open the file or do the operation.
 	ErrAccessDenied = errors.New("access denied")
+	// ErrNoVM: a state directory holds no machine.
+	ErrNoVM = errors.New("there is no utility VM")
+	// ErrRunning: a state directory holds a machine that runs already.
+	ErrRunning = errors.New("the utility VM runs already")
 )
 
 // Outcome is what is known about one half of a Change after Apply.

@@ -13,7 +13,6 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -97,7 +96,7 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 	if o.UVMLayers, err = absolute(cmd, "--uvm-layer", cmd.StringSlice("uvm-layer")...); err != nil {
 		return o, err
 	}
-	o.Boot = bootimage.Options{
+	o.Boot = strata.BootOptions{
 		Kernel: cmd.String("kernel"), Init: cmd.String("init"), Logger: o.Logger,
 		CacheDir: filepath.Join(state, "cache", "boot"),
 	}

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"time"
+
+	"github.com/stratavm/strata/vmm"
 )
 
 // Options says what to build from. The zero value takes everything from this host.
@@ -24,14 +26,6 @@ type Options struct {
 	Mkfs       string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
 	CacheDir   string // empty: "strata/boot" in the user's cache directory
 	Logger     *slog.Logger
-}
-
-// Image is what a VMM needs to boot a utility VM.
-type Image struct {
-	Kernel        string   // an uncompressed ELF with a PVH entry where that can be had
-	Initrd        string   // uncompressed cpio
-	Cmdline       []string // words for the kernel command line, without the console
-	KernelRelease string
 }
 
 var (
@@ -50,27 +44,27 @@ const keep = 14 * 24 * time.Hour
 
 // Build makes the image, or finds it in the cache. The files stay valid until nobody asked for them
 // for two weeks; a VM needs them only while it starts.
-func Build(ctx context.Context, o Options) (Image, error) {
+func Build(ctx context.Context, o Options) (vmm.BootImage, error) {
 	if err := o.defaults(); err != nil {
-		return Image{}, err
+		return vmm.BootImage{}, err
 	}
 	k, err := findKernel(o)
 	if err != nil {
-		return Image{}, err
+		return vmm.BootImage{}, err
 	}
 	if err := os.MkdirAll(o.CacheDir, 0o755); err != nil {
-		return Image{}, fmt.Errorf("bootimage: making the cache: %w", err)
+		return vmm.BootImage{}, fmt.Errorf("bootimage: making the cache: %w", err)
 	}
-	img := Image{KernelRelease: k.release, Cmdline: append([]string(nil), cmdline...)}
+	img := vmm.BootImage{KernelRelease: k.release, Cmdline: append([]string(nil), cmdline...)}
 	if img.Kernel, err = o.kernel(ctx, k); err != nil {
-		return Image{}, err
+		return vmm.BootImage{}, err
 	}
 	files, err := collect(o, k)
 	if err != nil {
-		return Image{}, err
+		return vmm.BootImage{}, err
 	}
 	if img.Initrd, err = o.initrd(ctx, files); err != nil {
-		return Image{}, err
+		return vmm.BootImage{}, err
 	}
 	prune(o.CacheDir, time.Now().Add(-keep))
 	return img, nil

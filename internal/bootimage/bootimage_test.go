@@ -26,6 +26,7 @@ import (
 	ulikunitz "github.com/ulikunitz/xz"
 
 	"github.com/stratavm/strata/internal/format/cpio"
+	"github.com/stratavm/strata/vmm"
 )
 
 func TestCompareReleases(t *testing.T) {
@@ -270,7 +271,7 @@ func TestBuild(t *testing.T) {
 func TestBuildIsCached(t *testing.T) {
 	o := host(t, "none")
 	var wg sync.WaitGroup
-	images := make([]Image, 8)
+	images := make([]vmm.BootImage, 8)
 	for i := range images {
 		wg.Go(func() {
 			var err error

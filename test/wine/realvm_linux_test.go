@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/hcsschema"
-	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 	"github.com/stratavm/strata/vmm/qemu"
@@ -34,7 +34,7 @@ const patience = 3 * time.Minute
 type realVM struct {
 	*hcstest.Service
 	t     *testing.T
-	image bootimage.Image // for the kernel's arguments: those of the document are for Hyper-V
+	image vmm.BootImage // for the kernel's arguments: those of the document are for Hyper-V
 
 	mu      sync.Mutex
 	handles map[hcs.Handle]string // which system a handle is of

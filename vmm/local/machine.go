@@ -85,6 +85,9 @@ type Machine struct {
 
 var _ vmm.Machine = (*Machine)(nil)
 
+// machineName is the file of a machine that holds a machineFile.
+const machineName = "machine.json"
+
 type machineFile struct {
 	ID   string `json:"id"`
 	Boot string `json:"boot"`
@@ -119,17 +122,15 @@ func open(o Options) (*Machine, error) {
 		return nil, err
 	}
 	if o.BootID == "" {
-		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if err != nil {
-			return nil, fmt.Errorf("tell this boot from others: %w", err)
+		if o.BootID, err = bootID(); err != nil {
+			return nil, err
 		}
-		o.BootID = strings.TrimSpace(string(b))
 	}
 	if o.ID == "" {
 		o.ID = filepath.Base(dir)
 	}
 	want := machineFile{ID: o.ID, Boot: o.BootID}
-	path := filepath.Join(dir, "machine.json")
+	path := filepath.Join(dir, machineName)
 	have := machineFile{}
 	b, err := os.ReadFile(path)
 	if err == nil {
@@ -158,9 +159,8 @@ func open(o Options) (*Machine, error) {
 		}
 	}
 	m := &Machine{id: want.ID, dir: dir, mount: o.Mounter, done: make(chan struct{}), roots: map[string]string{},
-		locks: locks{held: map[string]chan struct{}{}},
-		limits: vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true,
-			EROFS: o.Mounter.CanEROFS(), LayerFolders: !o.Mounter.CanDisks(), Observes: true}}
+		locks:  locks{held: map[string]chan struct{}{}},
+		limits: limits(o.Mounter)}
 	if o.InitPath != "" {
 		log := o.Logger
 		if log == nil {
@@ -171,6 +171,20 @@ func open(o Options) (*Machine, error) {
 		}
 	}
 	return m, nil
+}
+
+// bootID tells this boot of the system from others.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("tell this boot from others: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+func limits(m Mounter) vmm.Limits {
+	return vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true,
+		EROFS: m.CanEROFS(), LayerFolders: !m.CanDisks(), Observes: true}
 }
 
 // HostPath is where a path of the machine is on this system.

@@ -78,10 +78,6 @@ const (
 )
 
 var (
-	// ErrRunning says that the state directory holds a machine that runs.
-	ErrRunning = errors.New("the machine runs already")
-	// ErrNoMachine says that a directory holds no machine.
-	ErrNoMachine = errors.New("there is no machine in this directory")
 	// ErrPortsTaken says that as many processes work with the machine as can.
 	ErrPortsTaken = errors.New("all ports for running programs in the machine are in use")
 	// ErrNotPluggable says that QEMU cannot take a device of this size or kind; another kind may do.

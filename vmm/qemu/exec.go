@@ -16,7 +16,7 @@ type ExecSession struct {
 }
 
 // OpenExec connects to the guest of the machine in dir. Its error matches ErrPortsTaken when the guest
-// is reached by serial ports and none is free, ErrNoMachine, or vmm.ErrGone.
+// is reached by serial ports and none is free, vmm.ErrNoVM, or vmm.ErrGone.
 func OpenExec(ctx context.Context, dir string, log *slog.Logger) (*ExecSession, error) {
 	return openExec(ctx, dir, log, connectGCS)
 }

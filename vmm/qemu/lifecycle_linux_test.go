@@ -112,7 +112,7 @@ func TestStateDirectories(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer end(t, m)
-			if _, err := Start(t.Context(), c); !errors.Is(err, ErrRunning) {
+			if _, err := Start(t.Context(), c); !errors.Is(err, vmm.ErrRunning) {
 				t.Errorf("a second machine in the same directory: %v", err)
 			}
 			fi, err := os.Stat(c.Dir)
@@ -143,7 +143,7 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 	if _, err := Start(ctx, c); !errors.Is(err, vmm.ErrGuestUnreachable) {
 		t.Errorf("silent guest: %v", err)
 	}
-	if _, err := Open(t.Context(), c.Dir, nil); !errors.Is(err, ErrNoMachine) {
+	if _, err := Open(t.Context(), c.Dir, nil); !errors.Is(err, vmm.ErrNoVM) {
 		t.Errorf("Open: %v", err)
 	}
 }

@@ -11,14 +11,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/vmm"
 )
 
 // nested runs the test in a VM that has /dev/vhost-vsock, by this driver: a disk brings QEMU with all it
 // needs, this test as a static program, the modules, and what the inner VM boots.
-func nested(t *testing.T, img bootimage.Image, disk string) {
+func nested(t *testing.T, img vmm.BootImage, disk string) {
 	release := "/lib/modules/" + img.KernelRelease
 	modules := vhostModules(t, release)
 	treetest.Need(t, len(modules) > 0, "the module vhost_vsock in "+release, "a kernel that has it, such as Debian's")

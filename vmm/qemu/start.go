@@ -54,7 +54,7 @@ func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) 
 	}
 	lock, err := tryLockPort(c.Dir, controlPort)
 	if errors.Is(err, ErrPortsTaken) {
-		return nil, fmt.Errorf("qemu: %s: %w", c.Dir, ErrRunning)
+		return nil, fmt.Errorf("qemu: %s: %w", c.Dir, vmm.ErrRunning)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
@@ -67,7 +67,7 @@ func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) 
 	}()
 	if old, err := findProcess(c.Dir); err == nil {
 		old.close()
-		return nil, fmt.Errorf("qemu: %s: %w", c.Dir, ErrRunning)
+		return nil, fmt.Errorf("qemu: %s: %w", c.Dir, vmm.ErrRunning)
 	} else if !errors.Is(err, errNoProcess) {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
@@ -139,7 +139,7 @@ func discard(ctx context.Context, dir string) error {
 
 // Open takes control of a machine that another process, or this one before, started. It waits for
 // another process that controls it. It does not wait for the guest's agent: calls do. An error
-// matches ErrNoMachine when there never was a machine in dir, and vmm.ErrGone when it has ended.
+// matches vmm.ErrNoVM when there never was a machine in dir, and vmm.ErrGone when it has ended.
 func Open(ctx context.Context, dir string, log *slog.Logger) (*Machine, error) {
 	return open(ctx, dir, Config{Logger: log, connect: connectGCS})
 }
@@ -167,28 +167,15 @@ func open(ctx context.Context, dir string, c Config) (*Machine, error) {
 	return connect(ctx, dir, desc, proc, lock, c)
 }
 
-// Info is what is known of a machine without its cooperation.
-type Info struct {
-	ID        string
-	Running   bool
-	PID       int
-	Accel     string
-	MemoryMiB int
-	CPUs      int
-	Kernel    string
-	Transport string // TransportVSock or TransportSerial
-	Started   time.Time
-}
-
-// Inspect tells about the machine in a state directory. An error matches ErrNoMachine when there is
+// Inspect tells about the machine in a state directory. An error matches vmm.ErrNoVM when there is
 // none; a machine that has ended without being tidied away is there and not running.
-func Inspect(dir string) (Info, error) {
+func Inspect(dir string) (vmm.Info, error) {
 	desc, err := readDescription(dir)
 	if err != nil {
-		return Info{}, err
+		return vmm.Info{}, err
 	}
-	info := Info{ID: desc.ID, Accel: desc.Accel, MemoryMiB: desc.MemoryMiB, CPUs: desc.CPUs,
-		Kernel: desc.Kernel, Transport: desc.Transport, Started: desc.Started}
+	info := vmm.Info{Dir: dir, Driver: Driver{}.Name(), OS: vmm.Linux, Accel: desc.Accel, Memory: desc.MemoryMiB,
+		CPUs: desc.CPUs, Kernel: desc.Kernel, Transport: desc.Transport, Started: desc.Started}
 	proc, err := findProcess(dir)
 	if errors.Is(err, errNoProcess) {
 		return info, nil

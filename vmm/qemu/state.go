@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/stratavm/strata/vmm"
 )
 
 const (
@@ -39,7 +41,7 @@ func writeFile(path string, b []byte) error {
 func readDescription(dir string) (d description, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, machineFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return d, fmt.Errorf("qemu: %s: %w", dir, ErrNoMachine)
+		return d, fmt.Errorf("qemu: %s: %w", dir, vmm.ErrNoVM)
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &d)

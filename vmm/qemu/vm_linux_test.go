@@ -14,13 +14,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/vmm"
 )
 
 // realVM boots a machine with our agent.
-func realVM(t testing.TB, img bootimage.Image) *Machine {
+func realVM(t testing.TB, img vmm.BootImage) *Machine {
 	t.Helper()
 	c := Config{Dir: t.TempDir(), ID: "test", Kernel: img.Kernel, Initrd: img.Initrd, Cmdline: img.Cmdline, ExecPorts: 2}
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -59,7 +58,7 @@ func run(t testing.TB, r runner, args ...string) (string, int) {
 }
 
 // image builds what real VMs boot.
-func image(t testing.TB) bootimage.Image {
+func image(t testing.TB) vmm.BootImage {
 	t.Helper()
 	needQEMU(t)
 	return bootimagetest.Image(t)
@@ -163,7 +162,7 @@ func TestVM(t *testing.T) {
 	if err := m.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := Inspect(dead); !errors.Is(err, ErrNoMachine) {
+	if _, err := Inspect(dead); !errors.Is(err, vmm.ErrNoVM) {
 		t.Errorf("after the end: %v", err)
 	}
 }

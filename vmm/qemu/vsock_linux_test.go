@@ -17,7 +17,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/test/leaktest"
@@ -38,7 +37,7 @@ const patience = 12 * time.Minute // emulated emulation is slow
 
 // TestVSock reaches a VM over vsock. On a host without it, make test-vsock does that in a VM which has it.
 func TestVSock(t *testing.T) {
-	img := bootimage.Image{Kernel: os.Getenv(envKernel), Initrd: os.Getenv(envInitrd), Cmdline: strings.Fields(os.Getenv(envCmdline))}
+	img := vmm.BootImage{Kernel: os.Getenv(envKernel), Initrd: os.Getenv(envInitrd), Cmdline: strings.Fields(os.Getenv(envCmdline))}
 	disk := os.Getenv(envDisk)
 	// In a VM the clock of the inner one goes with its instructions: by that of the wall it would do little
 	// else than handle the ticks.

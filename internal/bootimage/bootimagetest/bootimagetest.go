@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/vmm"
 )
 
 // Strata compiles cmd/strata for this host, static, and returns its path. What go build has cached it
@@ -25,14 +26,14 @@ func Strata(t testing.TB) string {
 }
 
 // Image builds a boot image with the strata binary of this source tree.
-func Image(t testing.TB) bootimage.Image {
+func Image(t testing.TB) vmm.BootImage {
 	t.Helper()
 	return ImageOf(t, Strata(t))
 }
 
 // ImageOf builds a boot image with the given binary as /init. The cache is the user's, so that the
 // kernel is unpacked once for all tests.
-func ImageOf(t testing.TB, init string) bootimage.Image {
+func ImageOf(t testing.TB, init string) vmm.BootImage {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("it boots a VM: run without -short")
