@@ -125,7 +125,7 @@ func BenchmarkLookup(b *testing.B) {
 // walkAndRead gives the times of a walk and of reading all files, the start of the programs included.
 func walkAndRead(b *testing.B, vm *uvm.UtilityVM, m *layers.Mounted) (find, read time.Duration) {
 	b.Helper()
-	sh(b, vm, m, "true") // makes the container
+	sh(b, m, "true") // makes the container
 	find = timed(b, vm, m, "find / -xdev | wc -l", lookupFiles)
 	return find, timed(b, vm, m, "find /data -type f | xargs busybox cat | wc -l", lookupFiles)
 }
@@ -134,7 +134,7 @@ func walkAndRead(b *testing.B, vm *uvm.UtilityVM, m *layers.Mounted) (find, read
 func timed(b *testing.B, vm *uvm.UtilityVM, m *layers.Mounted, script string, atLeast int) time.Duration {
 	b.Helper()
 	start := time.Now()
-	out := sh(b, vm, m, script)
+	out := sh(b, m, script)
 	took := time.Since(start)
 	if n, err := strconv.Atoi(strings.TrimSpace(out)); err != nil || n < atLeast {
 		b.Fatalf("%s printed %q, want at least %d", script, out, atLeast)

@@ -104,19 +104,12 @@ func TestHostRuns(t *testing.T) {
 	top, _ := stack(t, 2)
 	m := mount(t, layers.Request{VM: vm, ID: "a", Layers: top, Scratch: t.TempDir()})
 	var out bytes.Buffer
-	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{ContainerID: m.ID, Root: m.Root,
+	code, err := m.Run(t.Context(), vmm.ProcessSpec{
 		Args: []string{"/bin/busybox", "sh", "-c", "echo $$; exit 7"}, Env: []string{"PATH=/bin"}, Stdout: &out})
-	if err != nil {
-		t.Fatal(err)
-	}
-	code, err := p.Wait(t.Context())
 	if err != nil || code != 7 {
 		t.Errorf("exit code %d, %v", code, err)
 	}
-	if err := p.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := vm.Machine().DeleteContainerState(t.Context(), m.ID); err != nil {
+	if err := m.EndPrograms(t.Context()); err != nil {
 		t.Error(err)
 	}
 	release(t, m)

@@ -113,20 +113,20 @@ func hostInUserNamespace(t *testing.T, one bool) {
 	if d := treetest.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	if out := sh(t, vm, m, "cd /; busybox id -u; busybox cat opaque/new etc/second; busybox rm -r opaque first; busybox mkdir opaque; echo mine >opaque/mine; busybox ls opaque; echo x >/dev/null; busybox ls -d /sys/class"); out != "0\nnewtwo namesmine\n/sys/class\n" {
+	if out := sh(t, m, "cd /; busybox id -u; busybox cat opaque/new etc/second; busybox rm -r opaque first; busybox mkdir opaque; echo mine >opaque/mine; busybox ls opaque; echo x >/dev/null; busybox ls -d /sys/class"); out != "0\nnewtwo namesmine\n/sys/class\n" {
 		t.Errorf("a program says %q", out)
 	}
 	readOnly := mount(t, layers.Request{VM: vm, ID: "b", Layers: top})
 	if got := treetest.Describe(t, strata.HostPath(vm, readOnly.Root)); got["opaque/new"] != want["opaque/new"] {
 		t.Errorf("another container sees %q", got["opaque/new"])
 	}
-	if out, err := runAs(t, vm, m, "1000:50", "/bin/busybox", "id", "-u"); one != (err != nil) || err == nil && out != "1000\n" {
+	if out, err := runAs(t, m, "1000:50", "/bin/busybox", "id", "-u"); one != (err != nil) || err == nil && out != "1000\n" {
 		t.Errorf("as another user: %q, %v", out, err)
 	}
-	if _, err := runAs(t, vm, m, "70000", "/bin/busybox", "true"); err == nil || !strings.Contains(err.Error(), "user namespace") {
+	if _, err := runAs(t, m, "70000", "/bin/busybox", "true"); err == nil || !strings.Contains(err.Error(), "user namespace") {
 		t.Errorf("as a user that there is not: %v", err)
 	}
-	if err := errors.Join(vm.Machine().DeleteContainerState(t.Context(), "a"), vm.Close()); err != nil {
+	if err := errors.Join(m.EndPrograms(t.Context()), vm.Close()); err != nil {
 		t.Fatal(err)
 	}
 	vm = open()
@@ -148,15 +148,11 @@ func hostInUserNamespace(t *testing.T, one bool) {
 	}
 }
 
-func runAs(t *testing.T, vm *uvm.UtilityVM, m *layers.Mounted, user string, args ...string) (string, error) {
+func runAs(t *testing.T, m *layers.Mounted, user string, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
-	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{ContainerID: m.ID, Root: m.Root, Args: args, User: user, Stdout: &out})
-	if err != nil {
-		return "", err
-	}
-	_, err = p.Wait(t.Context())
-	return out.String(), errors.Join(err, p.Close())
+	_, err := m.Run(t.Context(), vmm.ProcessSpec{Args: args, User: user, Stdout: &out})
+	return out.String(), err
 }
 
 // TestNoDisksInUserNamespace: what the kernel mounts for nobody there is refused with the remedy.

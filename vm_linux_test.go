@@ -160,24 +160,17 @@ func mount(t testing.TB, r layers.Request) *layers.Mounted {
 
 func release(t testing.TB, m *layers.Mounted) {
 	t.Helper()
-	if err := m.Release(t.Context(), layers.UnmountOperationAll); err != nil {
+	if err := m.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // sh runs a shell script in a container and returns what it prints. It must succeed.
-func sh(t testing.TB, vm *uvm.UtilityVM, m *layers.Mounted, script string) string {
+func sh(t testing.TB, m *layers.Mounted, script string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
-	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{
-		ContainerID: m.ID, Root: m.Root, Args: []string{"/bin/busybox", "sh", "-c", script},
-		Env: []string{"PATH=/bin"}, Stdout: &out, Stderr: &errs,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	code, err := p.Wait(t.Context())
+	code, err := m.Run(t.Context(), vmm.ProcessSpec{Args: []string{"/bin/busybox", "sh", "-c", script},
+		Env: []string{"PATH=/bin"}, Stdout: &out, Stderr: &errs})
 	if err != nil || code != 0 {
 		t.Fatalf("%s: exit code %d, %v: %s", script, code, err, errs.String())
 	}
@@ -227,13 +220,13 @@ func TestRealLayers(t *testing.T) {
 			if n == 40 {
 				bothWays(t, vm)
 			}
-			if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+			if d := cmp.Diff(want, parseData(sh(t, m, listData))); d != "" {
 				t.Error(d)
 			}
-			sh(t, vm, m, "echo new > /data/new && rm /data/last")
+			sh(t, m, "echo new > /data/new && rm /data/last")
 			delete(want, "last")
 			want["new"] = "new"
-			if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+			if d := cmp.Diff(want, parseData(sh(t, m, listData))); d != "" {
 				t.Error(d)
 			}
 			release(t, m)
@@ -288,11 +281,11 @@ func TestRealSharing(t *testing.T) {
 		all = append(all, mount(t, layers.Request{VM: vm, ID: fmt.Sprint("c", i), Layers: top, Scratch: s}))
 	}
 	for i, m := range all {
-		sh(t, vm, m, fmt.Sprintf("echo %d > /data/mine", i))
+		sh(t, m, fmt.Sprintf("echo %d > /data/mine", i))
 	}
 	for i, m := range all {
 		want["mine"] = fmt.Sprint(i)
-		if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+		if d := cmp.Diff(want, parseData(sh(t, m, listData))); d != "" {
 			t.Errorf("container %d: %s", i, d)
 		}
 	}
@@ -310,7 +303,7 @@ func TestRealSharing(t *testing.T) {
 		t.Errorf("%d scratch disks for two scratches", disks)
 	}
 	release(t, all[0])
-	if got := sh(t, vm, all[2], "cat /data/mine"); got != "2\n" {
+	if got := sh(t, all[2], "cat /data/mine"); got != "2\n" {
 		t.Errorf("after the other user of the scratch went, the file holds %q", got)
 	}
 	release(t, all[1])
@@ -338,7 +331,7 @@ func TestRealOneDisk(t *testing.T) {
 			const n = 12
 			top, want := stackAs(t, n, c.as)
 			m := mount(t, layers.Request{VM: vm, ID: "a", Layers: top, Scratch: scratch(t), Attach: c.attach})
-			if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+			if d := cmp.Diff(want, parseData(sh(t, m, listData))); d != "" {
 				t.Error(d)
 			}
 			obs, err := vm.Machine().Observe(t.Context())
@@ -367,7 +360,7 @@ func TestRealOneDisk(t *testing.T) {
 	treetest.Run(t, "mkfs.erofs", "-zlz4hc", "--quiet", filepath.Join(foreign, layerdir.EROFS.FileName()), folder)
 	top, _ := stackAs(t, 2, layerdir.Options{Format: layerdir.EROFS})
 	m := mount(t, layers.Request{VM: vm, ID: "compressed", Layers: append([]layers.Layer{{Folder: foreign}}, top...)})
-	if got := sh(t, vm, m, "cat /text | wc -l"); strings.TrimSpace(got) != fmt.Sprint(1<<14) {
+	if got := sh(t, m, "cat /text | wc -l"); strings.TrimSpace(got) != fmt.Sprint(1<<14) {
 		t.Errorf("the file in the compressed layer has %q lines", got)
 	}
 	release(t, m)
@@ -390,7 +383,7 @@ func TestRealOneDisk(t *testing.T) {
 		t.Fatalf("%d blocks changed, %v", changed, err)
 	}
 	m = mount(t, layers.Request{VM: vm, ID: "bad", Layers: top})
-	if got := sh(t, vm, m, "cat /data/f0 2>/dev/null || echo refused"); got != "refused\n" {
+	if got := sh(t, m, "cat /data/f0 2>/dev/null || echo refused"); got != "refused\n" {
 		t.Errorf("a file that does not match the hash tree holds %q", got)
 	}
 	release(t, m)
@@ -405,14 +398,14 @@ func TestRealBusy(t *testing.T) {
 	top, _ := stack(t, 1)
 	m := mount(t, layers.Request{VM: vm, ID: "busy", Layers: top, Scratch: scratch(t)})
 	// In the VM, not in the container, whose processes go with it.
-	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{
+	p, err := vm.Exec(t.Context(), vmm.ProcessSpec{
 		Args: []string{m.Root + "/bin/busybox", "sleep", "1000"}, Dir: m.Root + "/data",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	err = m.Release(t.Context(), layers.UnmountOperationAll)
+	err = m.Release(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "(busybox) by working directory") {
 		t.Fatalf("releasing a root in which a program works: %v", err)
 	}
@@ -444,7 +437,7 @@ func TestRealReopen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(want, parseData(sh(t, again, m, listData))); d != "" {
+	if d := cmp.Diff(want, parseData(sh(t, m, listData))); d != "" {
 		t.Error(d)
 	}
 	release(t, m)

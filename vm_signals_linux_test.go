@@ -118,7 +118,7 @@ func TestRealQEMUStoppedWhileMounting(t *testing.T) {
 	}
 	empty(t, vm)
 	m := mount(t, r)
-	if d := cmp.Diff(want, parseData(sh(t, vm, m, listData))); d != "" {
+	if d := cmp.Diff(want, parseData(sh(t, m, listData))); d != "" {
 		t.Error(d)
 	}
 	release(t, m)
@@ -141,7 +141,7 @@ func agentDies(t *testing.T, script string) {
 	vm, dir := startVM(t)
 	top, _ := stack(t, 1)
 	m := mount(t, layers.Request{VM: vm, ID: "doomed", Layers: top})
-	p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{
+	p, err := vm.Exec(t.Context(), vmm.ProcessSpec{
 		Args: []string{m.Root + "/bin/busybox", "sh", "-c", script},
 	})
 	if err == nil {

@@ -101,11 +101,11 @@ func TestArgonOrder(t *testing.T) {
 		if m.Root != `\\?\Volume{1}\` {
 			t.Errorf("root %s", m.Root)
 		}
-		if err := m.Release(t.Context(), UnmountOperationSCSI); !errors.Is(err, ErrInvalid) {
+		if err := m.release(t.Context(), UnmountOperationSCSI); !errors.Is(err, ErrInvalid) {
 			t.Errorf("partial unmount: %v", err)
 		}
 		for range 2 {
-			if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+			if err := m.Release(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -123,11 +123,11 @@ func TestArgonFaults(t *testing.T) {
 			h := &fakeHost{fail: k}
 			m, err := Mount(t.Context(), argonRequest(h, cim))
 			if err == nil {
-				err = m.Release(t.Context(), UnmountOperationAll)
+				err = m.Release(t.Context())
 				if h.fail > 0 {
 					break
 				}
-				if rerr := m.Release(t.Context(), UnmountOperationAll); rerr != nil {
+				if rerr := m.Release(t.Context()); rerr != nil {
 					t.Errorf("call %d: release again: %v", k, rerr)
 				}
 			}
@@ -184,7 +184,7 @@ func TestDefectI_XenonCIM(t *testing.T) {
 				t.Errorf("a mount took %d changes, want %d", k-1, changes)
 			}
 			w.f.Script(nil)
-			if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+			if err := m.Release(t.Context()); err != nil {
 				t.Error(err)
 			}
 			w.checkEmpty()
@@ -219,7 +219,7 @@ func TestXenonCIM(t *testing.T) {
 	if combined.Filter != "UnionFS" || len(combined.Layers) != 1 || combined.Layers[0].ID != cims.VolumeGUID {
 		t.Errorf("combined: %+v", combined)
 	}
-	if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := m.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.checkEmpty()

@@ -46,7 +46,7 @@ func TestArgonSlowCallLeavesNothing(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := m.Release(t.Context(), layers.UnmountOperationAll); err != nil {
+				if err := m.Release(t.Context()); err != nil {
 					t.Error(err)
 				}
 			})

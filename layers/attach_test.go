@@ -147,7 +147,7 @@ func TestIndexOneDisk(t *testing.T) {
 			t.Errorf("warm: %d device operations and %d guest round trips, want 0 and 1", d, g)
 		}
 		for _, m := range []*Mounted{a, b} {
-			if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+			if err := m.Release(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -188,13 +188,13 @@ func TestPartitionsOneDisk(t *testing.T) {
 		t.Errorf("the machine has %d disks, want 2", len(obs.Devices))
 	}
 	// The first disk stays while b uses its partitions.
-	if err := a.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := a.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if obs, _ := w.f.Observe(t.Context()); len(obs.Devices) != 2 {
 		t.Errorf("a took a disk that b uses: %q", w.f.Leftovers())
 	}
-	if err := b.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := b.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if left := w.stateFiles(); len(left) > 0 {
@@ -243,7 +243,7 @@ func TestCompressedLayers(t *testing.T) {
 			if left := w.stateFiles(); len(left) > 0 {
 				t.Errorf("files left beside the journal: %q", left)
 			}
-			if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+			if err := m.Release(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			w.checkEmpty()
@@ -267,7 +267,7 @@ func TestOneDiskFaults(t *testing.T) {
 				case failed && !strings.Contains(err.Error(), `container "a"`):
 					t.Errorf("error %v does not name the container", err)
 				case err == nil:
-					if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+					if err := m.Release(t.Context()); err != nil {
 						t.Error(err)
 					}
 				}
@@ -315,7 +315,7 @@ func TestOneDiskFallsBack(t *testing.T) {
 	if d, _ := w.counts(); d != 3 {
 		t.Errorf("%d device operations, want 3", d)
 	}
-	if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := m.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.checkEmpty()

@@ -116,7 +116,52 @@ func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []str
 	if err != nil {
 		return fmt.Errorf("unmount layers of %s: %w", containerRootPath, err)
 	}
-	return m.Release(ctx, op)
+	return m.release(ctx, op)
+}
+
+// release removes the root and releases what op names: SCSI is the scratch, VSMB the layers of a Windows VM,
+// VPMEM the layers of a Linux VM, wherever they ended up.
+func (m *Mounted) release(ctx context.Context, op UnmountOperation) error {
+	if err := op.check(); err != nil {
+		return fmt.Errorf("unmount layers of container %q: %w", m.ID, err)
+	}
+	if m.argon != nil {
+		return m.argon.release(ctx, op)
+	}
+	leases := m.claim.Leases()
+	if err := m.claim.Release(ctx, releaseOrder(leases, op)); err != nil {
+		return fmt.Errorf("unmount layers of container %q: %w", m.ID, err)
+	}
+	return nil
+}
+
+// releaseOrder picks what op names: the root, the scratch, then the layers as they were mounted.
+func releaseOrder(leases []*uvm.Lease, op UnmountOperation) []*uvm.Lease {
+	out := []*uvm.Lease{} // never nil: that would mean all
+	for _, pass := range []struct {
+		role string
+		bit  UnmountOperation // 0: always
+		kind uvm.Kind         // "": any
+	}{
+		{role: roleRoot},
+		{role: roleCIM},
+		{role: roleScratch, bit: UnmountOperationSCSI},
+		{role: roleCIMDisk},
+		{role: roleLayer, bit: UnmountOperationVSMB, kind: uvm.KindVSMB},
+		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindVPMEM},
+		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindSCSI},
+		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindPlan9},
+	} {
+		if pass.bit != 0 && op&pass.bit == 0 {
+			continue
+		}
+		for _, le := range leases {
+			if le.Role() == pass.role && (pass.kind == "" || le.Kind() == pass.kind) {
+				out = append(out, le)
+			}
+		}
+	}
+	return out
 }
 
 // openAt finds the container whose guestRoot or root a path is. Its id is the last part of the guestRoot.

@@ -58,7 +58,7 @@ func ExampleMount() {
 	fmt.Println("in the VM:", len(machine.Leftovers()))
 
 	// After a failure Release can be called again; it continues where it stopped.
-	if err := m.Release(ctx, layers.UnmountOperationAll); err != nil {
+	if err := m.Release(ctx); err != nil {
 		log.Fatal(err)
 	}
 	fmt.Println("in the VM:", len(machine.Leftovers()))

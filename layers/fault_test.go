@@ -70,7 +70,7 @@ func (s scenario) world(t *testing.T) (*world, *Mounted) {
 func (s scenario) finish(w *world, other *Mounted) {
 	w.t.Helper()
 	if other != nil {
-		if err := other.Release(w.t.Context(), UnmountOperationAll); err != nil {
+		if err := other.Release(w.t.Context()); err != nil {
 			w.t.Errorf("release the other container: %v", err)
 		}
 	}
@@ -111,7 +111,7 @@ func sweepMount(t *testing.T, s scenario, fault vmmtest.Fault, k int) bool {
 	m, err := Mount(w.failNth(k, fault), w.request("a", w.layers))
 	if err == nil && len(w.f.Log()) < k {
 		w.f.Script(nil)
-		if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+		if err := m.Release(t.Context()); err != nil {
 			t.Errorf("release: %v", err)
 		}
 		s.finish(w, other)
@@ -128,7 +128,7 @@ func sweepMount(t *testing.T, s scenario, fault vmmtest.Fault, k int) bool {
 		if err != nil {
 			t.Fatalf("mount after a failure at change %d: %v", k, err)
 		}
-		if err := again.Release(t.Context(), UnmountOperationAll); err != nil {
+		if err := again.Release(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -144,7 +144,7 @@ func TestSingleFaultUnmount(t *testing.T) {
 				for k := 1; ; k++ {
 					w, other := s.world(t)
 					m := w.mustMount(w.request("a", w.layers))
-					err := m.Release(w.failNth(k, fault), UnmountOperationAll)
+					err := m.Release(w.failNth(k, fault))
 					last := len(w.f.Log()) < k
 					w.f.Script(nil)
 					switch {
@@ -158,7 +158,7 @@ func TestSingleFaultUnmount(t *testing.T) {
 						checkCause(t, fault, err)
 					}
 					for range 2 { // retried, and idempotent
-						if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+						if err := m.Release(t.Context()); err != nil {
 							t.Fatalf("release again after a failure at change %d: %v", k, err)
 						}
 					}
@@ -197,7 +197,7 @@ func TestPairsOfFaults(t *testing.T) {
 							})
 							m, err := Mount(t.Context(), w.request("a", w.layers))
 							if err == nil { // the faults lie behind the mount: they hit the release
-								_ = m.Release(t.Context(), UnmountOperationAll)
+								_ = m.Release(t.Context())
 							}
 							w.f.Script(nil)
 							if err := w.vm.Close(); err != nil {
@@ -205,7 +205,7 @@ func TestPairsOfFaults(t *testing.T) {
 							}
 							w.open()
 							if m, err := Open(w.vm, "a"); err == nil {
-								if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+								if err := m.Release(t.Context()); err != nil {
 									t.Fatal(err)
 								}
 							}
@@ -252,7 +252,7 @@ func crashAt(t *testing.T, s scenario, k int, after bool) {
 	})
 	m, err := Mount(ctx, w.request("a", w.layers))
 	if err == nil {
-		_ = m.Release(ctx, UnmountOperationAll)
+		_ = m.Release(ctx)
 	}
 	die()
 	_ = w.vm.Close()
@@ -262,7 +262,7 @@ func crashAt(t *testing.T, s scenario, k int, after bool) {
 		if p := w.vm.Claims(); len(p) == 0 || m.Root == "" {
 			t.Fatalf("crash at change %d left half a container: %+v", k, w.vm.Status())
 		}
-		if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+		if err := m.Release(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

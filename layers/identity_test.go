@@ -37,7 +37,7 @@ func TestReplacedLayer(t *testing.T) {
 			w := newWorld(t, vmm.Linux, limits, 1)
 			first := w.mustMount(w.request("a", w.layers))
 			if name == "retained" { // nobody uses it any more, but there it is
-				if err := first.Release(t.Context(), UnmountOperationAll); err != nil {
+				if err := first.Release(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 			}

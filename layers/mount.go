@@ -17,33 +17,9 @@ const (
 	roleCIMDisk = "cim"
 )
 
-// Meta is what is kept with a container in the VM's journal.
-type Meta struct {
-	GuestRoot   string   `json:"guestRoot"`
-	Root        string   `json:"root,omitempty"`
-	ScratchPath string   `json:"scratchPath,omitempty"` // the container's own directory on the scratch
-	Layers      []string `json:"layers"`                // host paths, top-most first
-	Scratch     string   `json:"scratch,omitempty"`     // host path
-}
-
-// Mounted is a container's root that is mounted, or what is left of it.
-type Mounted struct {
-	// ID is the container's id.
-	ID string
-	// Root is the root file system: a guest path, or on the host a volume GUID path.
-	Root string
-	// ScratchPath is the container's own directory on the scratch, as the guest sees it.
-	ScratchPath string
-
-	vm        *uvm.UtilityVM
-	claim     *uvm.Claim
-	argon     *argon
-	guestRoot string // the container's directory in the guest
-}
-
-// Mount makes the root. Layers and scratch that are in the VM already are shared. When it fails,
+// Mount creates the root. Layers and scratch that are in the VM already are shared. When it fails,
 // everything it did is taken back; what cannot be taken back is named in the error, stays in the
-// VM's journal under the container's id, and goes with the next Mount or Recover.
+// VM's journal under the container's id, and is removed by the next Mount or Recover.
 func Mount(ctx context.Context, r Request) (*Mounted, error) {
 	m, err := mount(ctx, &r)
 	if err != nil {
@@ -85,7 +61,7 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 	if err != nil {
 		grace, cancel := r.VM.RollbackContext(ctx)
 		defer cancel()
-		if uerr := m.Release(grace, UnmountOperationAll); uerr != nil {
+		if uerr := m.Release(grace); uerr != nil {
 			return nil, fmt.Errorf("%w; and taking back what was done failed: %w", err, uerr)
 		}
 		return nil, err
@@ -93,70 +69,10 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 	return m, nil
 }
 
-// builders look at the request before anything is touched and give the function that does the work.
+// builders look at the request before anything is touched and return the function that does the work.
 var builders = map[vmm.OS]func(context.Context, *Request) (func(context.Context, *Mounted) error, error){
 	vmm.Linux:   buildLCOW,
 	vmm.Windows: buildWCOW,
-}
-
-// Open gives the container of an id that is mounted in the VM, by whichever process.
-func Open(vm *uvm.UtilityVM, id string) (*Mounted, error) {
-	claim, err := vm.FindClaim(id)
-	if err != nil {
-		return nil, err
-	}
-	var meta Meta
-	if err := claim.Meta(&meta); err != nil {
-		return nil, fmt.Errorf("container %q: %w", id, err)
-	}
-	return &Mounted{ID: id, Root: meta.Root, ScratchPath: meta.ScratchPath, vm: vm, claim: claim, guestRoot: meta.GuestRoot}, nil
-}
-
-// Release takes the root away and gives up the kinds of resources that op names: SCSI is the
-// scratch, VSMB the layers of a Windows VM, VPMEM the layers of a Linux VM, wherever they ended up.
-// The combined root always goes. It attempts everything and joins the errors; it is idempotent, and
-// after a failure it can be called again and continues. When the VM is gone it succeeds.
-func (m *Mounted) Release(ctx context.Context, op UnmountOperation) error {
-	if err := op.check(); err != nil {
-		return fmt.Errorf("unmount layers of container %q: %w", m.ID, err)
-	}
-	if m.argon != nil {
-		return m.argon.release(ctx, op)
-	}
-	leases := m.claim.Leases()
-	if err := m.claim.Release(ctx, releaseOrder(leases, op)); err != nil {
-		return fmt.Errorf("unmount layers of container %q: %w", m.ID, err)
-	}
-	return nil
-}
-
-// releaseOrder picks what op names: the root, the scratch, then the layers as they were mounted.
-func releaseOrder(leases []*uvm.Lease, op UnmountOperation) []*uvm.Lease {
-	out := []*uvm.Lease{} // never nil: that would mean all
-	for _, pass := range []struct {
-		role string
-		bit  UnmountOperation // 0: always
-		kind uvm.Kind         // "": any
-	}{
-		{role: roleRoot},
-		{role: roleCIM},
-		{role: roleScratch, bit: UnmountOperationSCSI},
-		{role: roleCIMDisk},
-		{role: roleLayer, bit: UnmountOperationVSMB, kind: uvm.KindVSMB},
-		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindVPMEM},
-		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindSCSI},
-		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindPlan9},
-	} {
-		if pass.bit != 0 && op&pass.bit == 0 {
-			continue
-		}
-		for _, le := range leases {
-			if le.Role() == pass.role && (pass.kind == "" || le.Kind() == pass.kind) {
-				out = append(out, le)
-			}
-		}
-	}
-	return out
 }
 
 // buildLCOW prepares a Linux container: VPMEM first, SCSI when that is full, absent, not allowed or
@@ -197,7 +113,7 @@ func buildLCOW(_ context.Context, r *Request) (func(context.Context, *Mounted) e
 	}, nil
 }
 
-// scratchFunc attaches the scratch of a Linux container and gives the guest path of the whole of it.
+// scratchFunc attaches the scratch of a Linux container and returns the guest path of the whole of it.
 type scratchFunc func(context.Context, *uvm.Claim) (string, error)
 
 func noScratch(context.Context, *uvm.Claim) (string, error) { return "", nil }

@@ -52,7 +52,7 @@ func TestLCOWOrder(t *testing.T) {
 	if m.Root != "/run/gcs/c/a/rootfs" || m.ScratchPath != "/run/gcs/c/a/scratch/a" {
 		t.Errorf("root %s, scratch %s", m.Root, m.ScratchPath)
 	}
-	if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := m.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	checkStory(t, w,
@@ -74,7 +74,7 @@ func TestWCOWOrder(t *testing.T) {
 	if m.Root != `C:\c\a` {
 		t.Errorf("root %s", m.Root)
 	}
-	if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := m.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	checkStory(t, w,
@@ -152,13 +152,13 @@ func TestDefectJ_SharedScratchOwnDirectories(t *testing.T) {
 		t.Errorf("b's scratch is %s, want %s", b.ScratchPath, want)
 	}
 	// The disk stays for b when a goes first.
-	if err := a.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := a.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if len(w.f.Leftovers()) != 5 {
 		t.Errorf("after a went: %q", w.f.Leftovers())
 	}
-	if err := b.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := b.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.checkEmpty()
@@ -204,7 +204,7 @@ func TestPartialUnmount(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := m.Release(t.Context(), op); err != nil {
+				if err := m.release(t.Context(), op); err != nil {
 					t.Fatal(err)
 				}
 				if got := len(w.f.Leftovers()); got != c.left[i] {
@@ -217,7 +217,7 @@ func TestPartialUnmount(t *testing.T) {
 			}
 		})
 	}
-	if err := (&Mounted{ID: "a"}).Release(t.Context(), 8); !errors.Is(err, ErrInvalid) {
+	if err := (&Mounted{ID: "a"}).release(t.Context(), 8); !errors.Is(err, ErrInvalid) {
 		t.Errorf("operation 8: %v", err)
 	}
 }
@@ -281,7 +281,7 @@ func TestBadRequests(t *testing.T) {
 	if log := w.f.Log(); len(log) != 0 {
 		t.Errorf("bad requests reached the machine: %q", log)
 	}
-	if err := taken.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := taken.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.checkEmpty()
@@ -307,7 +307,7 @@ func TestOddPaths(t *testing.T) {
 		}
 		r := w.request(fmt.Sprintf("c%d", i), []Layer{{Folder: w.folder(name, layerVHD)}})
 		m := w.mustMount(r)
-		if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+		if err := m.Release(t.Context()); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
@@ -369,7 +369,7 @@ func TestBusyRootStaysMounted(t *testing.T) {
 	before := w.f.Leftovers()
 	w.f.Hold("/run/gcs/c/a/rootfs", "process 7 (sleep)")
 	for range 2 {
-		err := m.Release(t.Context(), UnmountOperationAll)
+		err := m.Release(t.Context())
 		if !errors.Is(err, vmm.ErrBusy) || strings.Count(err.Error(), "process 7 (sleep)") != 1 {
 			t.Fatalf("Release: %v", err)
 		}
@@ -388,7 +388,7 @@ func TestBusyRootStaysMounted(t *testing.T) {
 	if m, err = Open(w.vm, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+	if err := m.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.checkEmpty()

@@ -87,7 +87,7 @@ func TestWindowsLayerOrder(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+		if err := m.Release(t.Context()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -94,7 +94,7 @@ func TestUnchecked(t *testing.T) {
 					if got := w.digests(); !slices.Equal(got, want) {
 						t.Errorf("the guest was told of %q, want %q", got, want)
 					}
-					if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+					if err := m.Release(t.Context()); err != nil {
 						t.Fatal(err)
 					}
 					w.checkEmpty()
@@ -198,7 +198,7 @@ func TestNoLookupIsSkipped(t *testing.T) {
 				if got := w.digests(); !slices.Equal(got, []string{digest}) {
 					t.Errorf("the guest was told of %q, want %q", got, digest)
 				}
-				if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+				if err := m.Release(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -251,7 +251,7 @@ func TestChainOfFiles(t *testing.T) {
 			t.Errorf("%+v: %v, want %v", tt.layers, err, tt.want)
 		}
 		if err == nil {
-			if err := m.Release(t.Context(), UnmountOperationAll); err != nil {
+			if err := m.Release(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -164,7 +164,7 @@ func mountIn(t *testing.T, vm *uvm.UtilityVM, id string, folders []string) *laye
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := m.Release(context.Background(), layers.UnmountOperationAll); err != nil {
+		if err := m.Release(context.Background()); err != nil {
 			t.Error(err)
 		}
 	})

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +17,6 @@ import (
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/layers"
-	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -84,10 +82,16 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 // execIn runs a program beside whatever else works with the VM: it reads the books and takes no lock.
 func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.ProcessSpec) error {
 	name := cmd.String("vm")
-	if _, status, err := e.view(ctx, cmd, name); err != nil {
+	v, _, err := e.view(ctx, cmd, name)
+	if err != nil {
 		return err
-	} else if id != "" {
-		if spec.ContainerID, spec.Root, err = containerRoot(status, id); err != nil {
+	}
+	if id != "" {
+		c, err := layers.Lookup(v.Dir, id)
+		if err == nil {
+			spec, err = c.Process(spec)
+		}
+		if err != nil {
 			return e.advise(err, name, id)
 		}
 	}
@@ -113,24 +117,6 @@ func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm
 		}
 	}()
 	return e.runProgram(ctx, r, spec)
-}
-
-// containerRoot finds a container's root in the books.
-func containerRoot(status uvm.Status, id string) (container, root string, err error) {
-	for _, c := range status.Claims {
-		if c.ID != id {
-			continue
-		}
-		var meta layers.Meta
-		if err := json.Unmarshal(c.Meta, &meta); err != nil {
-			return "", "", fmt.Errorf("container %q: %w", id, err)
-		}
-		if c.Phase != uvm.Mounted || meta.Root == "" {
-			return "", "", fmt.Errorf("container %q has no root: it is %s", id, c.Phase)
-		}
-		return c.ID, meta.Root, nil
-	}
-	return "", "", fmt.Errorf("container %q: %w", id, uvm.ErrUnknownClaim)
 }
 
 // runProgram runs a program and turns its exit code into ours.

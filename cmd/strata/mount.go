@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -15,14 +14,6 @@ import (
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
-
-// unmountOps are the names of what --only takes.
-var unmountOps = map[string]layers.UnmountOperation{
-	"scsi":  layers.UnmountOperationSCSI,
-	"vsmb":  layers.UnmountOperationVSMB,
-	"vpmem": layers.UnmountOperationVPMEM,
-	"all":   layers.UnmountOperationAll,
-}
 
 func mountCommands(e *env) []*cli.Command {
 	return []*cli.Command{
@@ -44,10 +35,10 @@ func mountCommands(e *env) []*cli.Command {
 			Name: "unmount", Aliases: []string{"umount"}, Usage: "take a container's root away", ArgsUsage: "ID...",
 			Description: "Everything is attempted; after a failure (a file is still open, say) the command can be\n" +
 				"repeated and continues.\n\n" +
-				examples("strata unmount web", "strata unmount --only scsi web   # keep the layers for the next container"),
+				examples("strata unmount web", "strata unmount --keep-layers web   # the VM keeps them for the next container"),
 			Flags: []cli.Flag{
 				vmFlag(),
-				&cli.StringSliceFlag{Name: "only", Usage: "give up only these: scsi (scratch), vpmem (Linux layers), vsmb (Windows layers), all"},
+				&cli.BoolFlag{Name: "keep-layers", Usage: "release the root and the scratch only; a later unmount releases the layers"},
 				&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "all containers of the VM"},
 				&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "end the programs that still run in the container first"},
 			},
@@ -153,28 +144,7 @@ func (e *env) advise(err error, vm, id string) error {
 	return err
 }
 
-func parseOps(cmd *cli.Command) (layers.UnmountOperation, error) {
-	var op layers.UnmountOperation
-	for _, list := range cmd.StringSlice("only") {
-		for _, name := range strings.Split(list, ",") {
-			bit, ok := unmountOps[strings.ToLower(name)]
-			if !ok {
-				return 0, usage(cmd, "--only %q: use scsi, vsmb, vpmem or all", name)
-			}
-			op |= bit
-		}
-	}
-	if op == 0 {
-		op = layers.UnmountOperationAll
-	}
-	return op, nil
-}
-
 func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {
-	op, err := parseOps(cmd)
-	if err != nil {
-		return err
-	}
 	ids := cmd.Args().Slice()
 	if (len(ids) == 0) != cmd.Bool("all") {
 		return usage(cmd, "give the ids of containers, or --all")
@@ -198,20 +168,18 @@ func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {
 	for _, id := range ids {
 		m, err := layers.Open(vm, id)
 		if err == nil && cmd.Bool("force") && !cmd.Bool("dry-run") {
-			err = endPrograms(ctx, vm, id)
+			err = m.EndPrograms(ctx)
 		}
-		if err == nil {
-			err = m.Release(ctx, op)
+		if err == nil && cmd.Bool("keep-layers") {
+			err = m.ReleaseScratch(ctx)
+		} else if err == nil {
+			err = m.Release(ctx)
 		}
 		if err != nil {
 			errs = append(errs, e.advise(err, cmd.String("vm"), id))
 			continue
 		}
-		r := result{ID: id}
-		if c, err := vm.FindClaim(id); err == nil {
-			r.Rest = len(c.Leases())
-		}
-		results = append(results, r)
+		results = append(results, result{ID: id, Rest: m.Held()})
 	}
 	if !cmd.Bool("dry-run") {
 		errs = append(errs, e.print(cmd, results, func(w io.Writer) {
@@ -225,13 +193,4 @@ func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {
 		}))
 	}
 	return errors.Join(errs...)
-}
-
-// endPrograms ends what runs in a container. A VM that is gone has nothing running.
-func endPrograms(ctx context.Context, vm *uvm.UtilityVM, id string) error {
-	err := vm.Machine().DeleteContainerState(ctx, id)
-	if errors.Is(err, vmm.ErrGone) {
-		return nil
-	}
-	return err
 }

@@ -97,10 +97,10 @@ func (e *env) stop(ctx context.Context, vm *uvm.UtilityVM, dir string, deadline 
 	for _, c := range vm.Claims() {
 		m, err := layers.Open(vm, c.ID())
 		if err == nil {
-			err = endPrograms(limited, vm, c.ID())
+			err = m.EndPrograms(limited)
 		}
 		if err == nil {
-			err = m.Release(limited, layers.UnmountOperationAll)
+			err = m.Release(limited)
 		}
 		errs = append(errs, err)
 	}

@@ -154,9 +154,9 @@ func (e *env) leaveVM(ctx context.Context, cmd *cli.Command, r *runState) error 
 	m, err := layers.Open(vm, r.id)
 	if err == nil {
 		// What the program left running in the background ends with it.
-		err = endPrograms(ctx, vm, r.id)
+		err = m.EndPrograms(ctx)
 		if err == nil {
-			err = m.Release(ctx, layers.UnmountOperationAll)
+			err = m.Release(ctx)
 		}
 	} else if errors.Is(err, uvm.ErrUnknownClaim) {
 		err = nil

@@ -347,7 +347,7 @@ func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error 
 	for _, c := range vm.Claims() {
 		m, err := layers.Open(vm, c.ID())
 		if err == nil {
-			err = m.Release(ctx, layers.UnmountOperationAll)
+			err = m.Release(ctx)
 		}
 		if err != nil {
 			return err

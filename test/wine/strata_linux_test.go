@@ -147,7 +147,7 @@ func TestWineStrata(t *testing.T) {
 		command{args: []string{"vm", "inspect"}, want: []string{"container", "web (mounted", `app\layer.vhd`}},
 		command{args: []string{"exec", "--in-vm", "-i", "--", "echo", "a"}, stdin: "words", code: copyCode, want: []string{"words", "echo a"}},
 		command{args: []string{"recover"}},
-		command{args: []string{"unmount", "--only", "scsi", "web"}, want: []string{"unmounted in part"}},
+		command{args: []string{"unmount", "--keep-layers", "web"}, want: []string{"unmounted in part"}},
 		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
 		command{args: []string{"vm", "stop"}, want: []string{"default: stopped"}},
 		command{args: []string{"vm", "ls"}},

@@ -1,0 +1,67 @@
+package layers
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+// Meta is what is kept with a container in the VM's journal.
+type Meta struct {
+	GuestRoot   string   `json:"guestRoot"`
+	Root        string   `json:"root,omitempty"`
+	ScratchPath string   `json:"scratchPath,omitempty"` // the container's own directory on the scratch
+	Layers      []string `json:"layers"`                // host paths, top-most first
+	Scratch     string   `json:"scratch,omitempty"`     // host path
+}
+
+// Container is what the state directory of a VM records of a container.
+type Container struct {
+	ID    string    `json:"id"`
+	Phase uvm.Phase `json:"phase"`
+	Meta
+}
+
+// Lookup finds a container by its id in the state directory of a VM. It takes no lock and asks nobody: it
+// serves beside a process that has the VM open, for running programs or listing. What that process is about
+// to do may be missing. An id that is not there is an error matching uvm.ErrUnknownClaim.
+func Lookup(dir, id string) (Container, error) {
+	all, err := List(dir)
+	if err != nil {
+		return Container{}, err
+	}
+	for _, c := range all {
+		if c.ID == id {
+			return c, nil
+		}
+	}
+	return Container{}, fmt.Errorf("container %q: %w", id, uvm.ErrUnknownClaim)
+}
+
+// List is Lookup for all containers, by id.
+func List(dir string) ([]Container, error) {
+	status, err := uvm.ReadStatus(dir)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Container, len(status.Claims))
+	for i, c := range status.Claims {
+		out[i] = Container{ID: c.ID, Phase: c.Phase}
+		if err := json.Unmarshal(c.Meta, &out[i].Meta); err != nil {
+			return nil, fmt.Errorf("container %q: %w", c.ID, err)
+		}
+	}
+	return out, nil
+}
+
+// Process is spec for a program inside the container's root. It fails where there is no root, as the
+// container is not mounted as a whole.
+func (c Container) Process(spec vmm.ProcessSpec) (vmm.ProcessSpec, error) {
+	if c.Phase != uvm.Mounted || c.Root == "" {
+		return spec, fmt.Errorf("container %q has no root: it is %s", c.ID, c.Phase)
+	}
+	spec.ContainerID, spec.Root = c.ID, c.Root
+	return spec, nil
+}
