@@ -40,7 +40,7 @@ func TestParallelRuns(t *testing.T) {
 		if code, err := p.Wait(t.Context()); err != nil || code != 0 {
 			return fmt.Errorf("exit code %d, %w", code, err)
 		}
-		if err := m.Release(t.Context(), layers.UnmountOperationAll); err != nil {
+		if err := m.Release(t.Context()); err != nil {
 			return fmt.Errorf("unmount: %w", err)
 		}
 		return nil
