@@ -104,16 +104,12 @@ func (l *ledger) enter(r *resource, s State) {
 	}
 }
 
-// occupies is the guest path that nothing else may be mounted at, if any. In a Windows guest the
-// combined root is the mounted scratch itself.
+// occupies is the place in the guest that nothing else may be mounted at, if any.
 func (l *ledger) occupies(g vmm.Mount) string {
 	if g == nil {
 		return ""
 	}
-	if _, combined := g.(vmm.CombinedLayers); combined && l.machine.OS() == vmm.Windows {
-		return ""
-	}
-	return g.Target()
+	return g.Key(l.machine.OS())
 }
 
 // forget takes a resource that is free out of the tables.

@@ -98,8 +98,11 @@ type Device interface {
 // [MappedDirectory], [CombinedLayers], [BlockCIMs].
 type Mount interface {
 	fmt.Stringer
-	// Target is the place in the guest that the action occupies: a mount path, or a volume GUID for
+	// Target is the place in the guest that the action is for: a mount path, or a volume GUID for
 	// BlockCIMs. It is empty for a MappedDisk that is not mounted.
 	Target() string
-	guest()
+	// Key names what the action occupies in a guest of the given operating system: two actions with the
+	// same key exclude each other. It is empty for a MappedDisk that is not mounted.
+	Key(os OS) string
+	mount()
 }

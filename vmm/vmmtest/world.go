@@ -40,7 +40,7 @@ func (f *Fake) guest(op vmm.Op, g vmm.Mount) error {
 	if g.Target() == "" {
 		return nil
 	}
-	target := f.place(g)
+	target := g.Key(f.os)
 	old, taken := f.mounts[target]
 	if op == vmm.Remove {
 		if c := f.userOf(target); taken && c != "" {
@@ -69,15 +69,6 @@ func (f *Fake) guest(op vmm.Op, g vmm.Mount) error {
 	return nil
 }
 
-// place is what a guest action occupies. The filter on a Windows scratch volume and the volume are
-// at one path.
-func (f *Fake) place(g vmm.Mount) string {
-	if _, ok := g.(vmm.CombinedLayers); ok && f.os == vmm.Windows {
-		return "filter on " + g.Target()
-	}
-	return g.Target()
-}
-
 // below gives the mount of a device that a path lies in.
 func (f *Fake) below(path string) string {
 	for target, g := range f.mounts {
@@ -95,11 +86,11 @@ func (f *Fake) userOf(target string) string {
 	}
 	for _, g := range f.mounts {
 		c, ok := g.(vmm.CombinedLayers)
-		if !ok || f.place(g) == target {
+		if !ok || g.Key(f.os) == target {
 			continue
 		}
 		if f.os == vmm.Windows && c.RootPath == target {
-			return f.place(g)
+			return g.Key(f.os)
 		}
 		for _, layer := range c.Layers {
 			if layer.Path == target {

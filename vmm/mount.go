@@ -76,26 +76,47 @@ type BlockCIMs struct {
 	ContainerID string     `json:"containerID,omitempty"`
 }
 
-func (MappedDisk) guest()      {}
-func (MappedPMEM) guest()      {}
-func (MappedDirectory) guest() {}
-func (CombinedLayers) guest()  {}
-func (BlockCIMs) guest()       {}
+func (MappedDisk) mount()      {}
+func (MappedPMEM) mount()      {}
+func (MappedDirectory) mount() {}
+func (CombinedLayers) mount()  {}
+func (BlockCIMs) mount()       {}
 
-// Target implements Guest.
+// Target implements Mount.
 func (g MappedDisk) Target() string { return g.MountPath }
 
-// Target implements Guest.
+// Key implements Mount.
+func (g MappedDisk) Key(OS) string { return g.Target() }
+
+// Target implements Mount.
 func (g MappedPMEM) Target() string { return g.MountPath }
 
-// Target implements Guest.
+// Key implements Mount.
+func (g MappedPMEM) Key(OS) string { return g.Target() }
+
+// Target implements Mount.
 func (g MappedDirectory) Target() string { return g.MountPath }
 
-// Target implements Guest.
+// Key implements Mount.
+func (g MappedDirectory) Key(OS) string { return g.Target() }
+
+// Target implements Mount.
 func (g CombinedLayers) Target() string { return g.RootPath }
 
-// Target implements Guest.
+// Key implements Mount. In a Windows guest the layers are a filter on the very folder that the scratch is
+// mounted at, and do not get in its way.
+func (g CombinedLayers) Key(os OS) string {
+	if os == Windows {
+		return "filter on " + g.RootPath
+	}
+	return g.RootPath
+}
+
+// Target implements Mount.
 func (g BlockCIMs) Target() string { return g.VolumeGUID }
+
+// Key implements Mount.
+func (g BlockCIMs) Key(OS) string { return g.Target() }
 
 // RestsOn is the address of the device that a guest action needs, or "".
 func RestsOn(g Mount) string {
