@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/vmm"
 )
 
 // noPorts is a transport on which nobody dials.
@@ -255,7 +256,7 @@ func TestLateStart(t *testing.T) {
 		}
 		return append(answer(t, <-started, &ExecuteResponse{ProcessId: 77}), answer(t, h, &StacksResponse{})...)
 	})
-	if _, err := c.Exec(ctx, ProcessSpec{Args: []string{"sleep"}}); !errors.Is(err, context.Canceled) {
+	if _, err := c.Exec(ctx, vmm.ProcessSpec{Args: []string{"sleep"}}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("exec: %v", err)
 	}
 	if _, err := c.Stacks(t.Context()); err != nil {
@@ -287,7 +288,7 @@ func TestExecEndsWithItsContext(t *testing.T) {
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if _, err := c.Exec(ctx, ProcessSpec{Args: []string{"sleep"}, Stdout: io.Discard}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := c.Exec(ctx, vmm.ProcessSpec{Args: []string{"sleep"}, Stdout: io.Discard}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("exec: %v", err)
 		}
 		if took := time.Since(begun); took != time.Minute { // of the clock that runs when everybody waits

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/stratavm/strata/vmm"
 )
 
 // blocked is a log handler and a writer that holds on to the first thing it gets until it is released.
@@ -116,7 +118,7 @@ func TestProcessCloseWaits(t *testing.T) {
 		p := &Process{c: c, container: NullContainer, pid: 1, done: make(chan struct{})}
 		host, guest := net.Pipe()
 		out := newBlocked()
-		p.run(ProcessSpec{Stdout: out}, [3]net.Conn{1: host})
+		p.run(vmm.ProcessSpec{Stdout: out}, [3]net.Conn{1: host})
 		if _, err := io.WriteString(guest, "words"); err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +133,7 @@ func TestProcessCloseGivesUp(t *testing.T) {
 		p := &Process{c: c, container: NullContainer, pid: 1, done: make(chan struct{})}
 		host, guest := net.Pipe()
 		out := newBlocked()
-		p.run(ProcessSpec{Stdout: out}, [3]net.Conn{1: host})
+		p.run(vmm.ProcessSpec{Stdout: out}, [3]net.Conn{1: host})
 		if _, err := io.WriteString(guest, "words"); err != nil {
 			t.Fatal(err)
 		}

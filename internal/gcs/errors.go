@@ -6,30 +6,45 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/stratavm/strata/vmm"
 )
 
-// Sentinels that the errors of this package match with errors.Is.
+// Sentinels that the errors of this package match with errors.Is. Those that have a counterpart in package
+// vmm match that too: this is the one place where the guest's codes become what callers look for.
 var (
 	// ErrClosed: the bridge is gone. What became of a call that was under way is not known.
-	ErrClosed = errors.New("the bridge to the guest is closed")
+	ErrClosed = fmt.Errorf("the bridge to the guest is closed: %w", vmm.ErrGuestUnreachable)
 	// ErrNotSent: the call ended before its request left the host; it certainly had no effect.
 	ErrNotSent = errors.New("the request was not sent")
 	// ErrProtocol: the guest broke the protocol. The bridge was closed because of it.
-	ErrProtocol = errors.New("the guest broke the protocol")
-	// ErrBusy: the guest cannot let go of something because it is in use. The text names the holder
-	// where the guest can tell.
-	ErrBusy = errors.New("in use in the guest")
+	ErrProtocol = fmt.Errorf("the guest broke the protocol: %w", vmm.ErrGuestUnreachable)
+	// ErrBusy: something cannot be removed because it is in use. The text names the holder where the guest
+	// reports it.
+	ErrBusy = fmt.Errorf("%w in the guest", vmm.ErrBusy)
 	// ErrNotFound: the guest does not know the container, process or device.
 	ErrNotFound = errors.New("not found in the guest")
 	// ErrExists: something else is at that place in the guest.
-	ErrExists = errors.New("exists in the guest")
+	ErrExists = fmt.Errorf("%w in the guest", vmm.ErrOccupied)
 	// ErrUnsupported: the guest does not know the request or the resource.
-	ErrUnsupported = errors.New("not supported by the guest")
+	ErrUnsupported = fmt.Errorf("%w by the guest", errors.ErrUnsupported)
 	// ErrInvalid: the guest finds the request malformed.
-	ErrInvalid = errors.New("refused by the guest as invalid")
-	// ErrTimeout: the guest gave up waiting.
+	ErrInvalid = vmm.ErrInvalid
+	// ErrTimeout: the guest gave up waiting. Whether the request took effect is not known.
 	ErrTimeout = errors.New("the guest timed out")
 )
+
+// Outcome is what is known of a request to the guest that ended with err.
+func Outcome(err error) vmm.Outcome {
+	_, answered := errors.AsType[*Error](err)
+	switch {
+	case err == nil:
+		return vmm.Done
+	case answered && !errors.Is(err, ErrTimeout), errors.Is(err, ErrNotSent):
+		return vmm.NotDone
+	}
+	return vmm.Unknown
+}
 
 // HRESULT is a result code. On the wire it is a signed number of 32 bits.
 type HRESULT uint32
@@ -130,7 +145,7 @@ func (e *Error) Error() string {
 
 // Is matches the sentinel that belongs to the result.
 func (e *Error) Is(target error) bool {
-	if resultSentinels[e.Result] == target {
+	if errors.Is(resultSentinels[e.Result], target) {
 		return true
 	}
 	if e.Result != ResultFail {
@@ -138,12 +153,15 @@ func (e *Error) Is(target error) bool {
 	}
 	text := strings.ToLower(e.Error())
 	for _, t := range failTexts {
-		if t.err == target && strings.Contains(text, t.text) {
+		if errors.Is(t.err, target) && strings.Contains(text, t.text) {
 			return true
 		}
 	}
 	return false
 }
+
+// Timeout reports whether the guest gave up waiting, as errors of package net do.
+func (e *Error) Timeout() bool { return errors.Is(e, ErrTimeout) }
 
 // The most that is kept of what a guest says in an error.
 const (

@@ -13,32 +13,12 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata/vmm"
 )
 
-// ProcessSpec describes a process in the guest.
-type ProcessSpec struct {
-	// ContainerID and Root put the process inside a root made by CombinedLayers, in namespaces that
-	// all processes of that container share. Both empty: the process runs in the machine itself.
-	ContainerID string
-	Root        string
-
-	Args []string // Args[0] is looked up in Env's PATH
-	Env  []string // "KEY=value"
-	Dir  string   // working directory; empty: "/"
-	// User is "", "name", "uid", "uid:gid" or "name:group", resolved with the files in the root.
-	User     string
-	Hostname string // of the container; empty: its id
-
-	Terminal      bool
-	Width, Height uint16 // of the terminal
-	// A nil reader or writer means that the stream is not connected. The writers may be the same;
-	// then they are not written to at the same time.
-	Stdin          io.Reader
-	Stdout, Stderr io.Writer
-}
-
 // oneAtATime makes two writers that are one wait for each other.
-func (s *ProcessSpec) oneAtATime() {
+func oneAtATime(s *vmm.ProcessSpec) {
 	if s.Stdout == nil || s.Stderr == nil || !reflect.ValueOf(s.Stdout).Comparable() || s.Stdout != s.Stderr {
 		return
 	}
@@ -63,19 +43,22 @@ const tidyTime = 30 * time.Second
 // Exec starts a process. When ctx ends before the guest has answered, the process is killed should it
 // start all the same. ctx has no influence on a process that runs.
 //
-// With a terminal there is no separate error stream. Reading from spec.Stdin cannot be interrupted:
-// one read may outlive the process.
-func (c *Client) Exec(ctx context.Context, spec ProcessSpec) (*Process, error) {
+// One writer for both outputs is not written to at the same time. With a terminal there is no separate
+// error stream. Reading from spec.Stdin cannot be interrupted: one read may outlive the process.
+func (c *Client) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	if len(spec.Args) == 0 {
 		return nil, fmt.Errorf("exec: no program given: %w", ErrNotSent)
 	}
 	if (spec.ContainerID == "") != (spec.Root == "") {
 		return nil, fmt.Errorf("exec: a container id and a root belong together: %w", ErrNotSent)
 	}
+	if c.windows {
+		return nil, fmt.Errorf("exec %s in a Windows guest: %w: %w", spec.Args[0], ErrUnsupported, ErrNotSent)
+	}
 	if spec.Terminal {
 		spec.Stderr = nil
 	}
-	spec.oneAtATime()
+	oneAtATime(&spec)
 	p, err := c.exec(ctx, &spec)
 	if refusal, ok := errors.AsType[*Error](err); ok && refusal.Result == ResultContainerNotFound && c.forget(spec.ContainerID) {
 		p, err = c.exec(ctx, &spec) // somebody else has deleted it in the meantime
@@ -86,7 +69,7 @@ func (c *Client) Exec(ctx context.Context, spec ProcessSpec) (*Process, error) {
 	return p, nil
 }
 
-func (c *Client) exec(ctx context.Context, spec *ProcessSpec) (*Process, error) {
+func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (*Process, error) {
 	params, container, err := c.prepare(ctx, spec)
 	if err != nil {
 		return nil, err
@@ -104,7 +87,7 @@ func (c *Client) forget(id string) bool {
 }
 
 // prepare makes the container known and the parameters of the process.
-func (c *Client) prepare(ctx context.Context, spec *ProcessSpec) (*ProcessParameters, string, error) {
+func (c *Client) prepare(ctx context.Context, spec *vmm.ProcessSpec) (*ProcessParameters, string, error) {
 	process := ociProcess(spec)
 	params := &ProcessParameters{
 		EmulateConsole: spec.Terminal, CreateStdInPipe: spec.Stdin != nil,
@@ -142,7 +125,7 @@ func (c *Client) prepare(ctx context.Context, spec *ProcessSpec) (*ProcessParame
 }
 
 // create makes the container known to the guest; false when it was known.
-func (c *Client) create(ctx context.Context, spec *ProcessSpec, process *specs.Process) (bool, error) {
+func (c *Client) create(ctx context.Context, spec *vmm.ProcessSpec, process *specs.Process) (bool, error) {
 	c.mu.Lock()
 	root, ok := c.created[spec.ContainerID]
 	c.mu.Unlock()
@@ -207,7 +190,7 @@ func (c *Client) listen() (net.Listener, uint32, error) {
 	return nil, 0, fmt.Errorf("no free port for a stream: %w", ErrPortTaken)
 }
 
-func (c *Client) start(ctx context.Context, spec ProcessSpec, container string, params *ProcessParameters) (*Process, error) {
+func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, container string, params *ProcessParameters) (*Process, error) {
 	text, err := EncodeText(params)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
@@ -272,7 +255,7 @@ type Process struct {
 	err     error
 }
 
-func (p *Process) run(spec ProcessSpec, conns [3]net.Conn) {
+func (p *Process) run(spec vmm.ProcessSpec, conns [3]net.Conn) {
 	p.conns = conns
 	if in := conns[0]; in != nil {
 		go func() {

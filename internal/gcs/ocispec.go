@@ -4,11 +4,13 @@ import (
 	"cmp"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata/vmm"
 )
 
 // ociProcess is the process of a spec as the runtime specification writes it. A user by name travels
 // in Username, which only our agent reads.
-func ociProcess(spec *ProcessSpec) *specs.Process {
+func ociProcess(spec *vmm.ProcessSpec) *specs.Process {
 	p := &specs.Process{Terminal: spec.Terminal, Args: spec.Args, Env: spec.Env, Cwd: spec.Dir,
 		User: specs.User{Username: spec.User}}
 	if p.Cwd == "" {
@@ -22,7 +24,7 @@ func ociProcess(spec *ProcessSpec) *specs.Process {
 
 // ContainerSpec is the document of a container for one process in a root, and that process, for those
 // who reach the guest by way of the Host Compute Service.
-func ContainerSpec(spec ProcessSpec) (*specs.Spec, *specs.Process) {
+func ContainerSpec(spec vmm.ProcessSpec) (*specs.Spec, *specs.Process) {
 	process := ociProcess(&spec)
 	return containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), process), process
 }

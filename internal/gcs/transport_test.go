@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/stratavm/strata/vmm"
 )
 
 // muxPair is both ends of a session. guest is what the guest's end is made of.
@@ -158,7 +160,7 @@ func TestCutOffOutput(t *testing.T) {
 	ours, theirs := net.Pipe()
 	var out bytes.Buffer
 	p := &Process{c: c, pid: 7, done: make(chan struct{})}
-	p.run(ProcessSpec{Stdout: &out}, [3]net.Conn{1: &reset{ours}})
+	p.run(vmm.ProcessSpec{Stdout: &out}, [3]net.Conn{1: &reset{ours}})
 	go func() { _, _ = theirs.Write([]byte("ab")); theirs.Close() }()
 	if code, err := p.Wait(t.Context()); code != 3 || !errors.Is(err, errReset) || out.String() != "ab" {
 		t.Errorf("%d %v, output %q", code, err, out.String())

@@ -17,6 +17,7 @@ import (
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/vmm"
 )
 
 // wire is a byte stream with two ends, like a virtio-serial port: the guest keeps its end while hosts
@@ -282,7 +283,7 @@ func TestExec(t *testing.T) {
 	// The bytes that mean something to the link travel as content, too.
 	content := bytes.Repeat([]byte{0xff, 0x01, 'H', 0xff, 0xff, 0x00, 'x'}, 100_000)
 	var out bytes.Buffer
-	p, err := c.Exec(t.Context(), gcs.ProcessSpec{Args: []string{"cat"}, Stdin: bytes.NewReader(content), Stdout: &out})
+	p, err := c.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"cat"}, Stdin: bytes.NewReader(content), Stdout: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,14 +294,14 @@ func TestExec(t *testing.T) {
 		t.Fatalf("cat gave %d bytes of %d, or others", out.Len(), len(content))
 	}
 	out.Reset()
-	p, err = c.Exec(t.Context(), gcs.ProcessSpec{Args: []string{"both"}, Stdout: &out, Stderr: &out})
+	p, err = c.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"both"}, Stdout: &out, Stderr: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if code, err := p.Wait(t.Context()); code != 0 || err != nil || out.Len() != 20_000 {
 		t.Fatalf("both: %d, %v, %d bytes in one writer for both outputs", code, err, out.Len())
 	}
-	p, err = c.Exec(t.Context(), gcs.ProcessSpec{ContainerID: "c", Root: "/run/c", Args: []string{"fail"}})
+	p, err = c.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c", Args: []string{"fail"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +311,7 @@ func TestExec(t *testing.T) {
 	if err := p.Signal(t.Context(), 15); err != nil {
 		t.Fatalf("signal to a process that has ended: %v", err)
 	}
-	p, err = c.Exec(t.Context(), gcs.ProcessSpec{ContainerID: "c", Root: "/run/c", Args: []string{"sleep"}})
+	p, err = c.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c", Args: []string{"sleep"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +321,7 @@ func TestExec(t *testing.T) {
 	if code, err := p.Wait(t.Context()); code != 143 || err != nil {
 		t.Fatalf("sleep: %d, %v", code, err)
 	}
-	if _, err := c.Exec(t.Context(), gcs.ProcessSpec{Args: []string{"nothing"}, Stdout: &out}); !errors.Is(err, gcs.ErrNotFound) {
+	if _, err := c.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"nothing"}, Stdout: &out}); !errors.Is(err, gcs.ErrNotFound) {
 		t.Fatalf("unknown program: %v", err)
 	}
 }
@@ -346,7 +347,7 @@ func TestReconnect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := first.Exec(t.Context(), gcs.ProcessSpec{Args: []string{"sleep"}})
+	p, err := first.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"sleep"}})
 	if err != nil {
 		t.Fatal(err)
 	}

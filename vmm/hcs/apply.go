@@ -6,112 +6,112 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/applyengine"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/vmm"
 )
 
 // Apply implements vmm.Machine. A call into the service or to the guest is never cut short: when ctx
 // ends first, Apply returns with the half in question Unknown, and the call is followed to its end.
 func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
-	fail := func(err error) error { return &vmm.ApplyError{Change: c, Err: err} }
 	if err := m.Err(); err != nil {
-		return fail(err)
+		return &vmm.ApplyError{Change: c, Err: err}
 	}
-	if err := context.Cause(ctx); err != nil {
-		return fail(err)
-	}
-	if c.Empty() {
-		return fail(errors.New("the change is empty"))
-	}
-	w := &work{m: m, c: c, ctx: ctx}
-	if err := w.prepare(); err != nil {
-		return fail(err)
-	}
-	addrs := addresses(c)
-	if err := m.books.acquire(ctx, m.Done(), addrs); err != nil {
-		if gone := m.Err(); gone != nil {
-			err = gone
-		}
-		return fail(err)
-	}
-	done := make(chan error, 1)
-	go func() {
-		err := w.run()
-		host, guest := w.outcomes()
-		m.books.note(c, host, guest)
-		m.books.release(addrs)
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		if gone := m.Err(); err != nil && gone != nil && !errors.Is(err, vmm.ErrGone) {
-			err = fmt.Errorf("%w: %w", gone, err) // the machine's end is what broke the call
-		}
-		return w.result(err)
-	case <-ctx.Done():
-		w.abandon()
-		return w.result(context.Cause(ctx))
-	case <-m.Done():
-		w.abandon()
-		return w.result(m.Err())
-	}
+	return m.engine.Run(ctx, c, m.halves)
 }
 
-// half is one side of a change: what is to be done, in order, and what is known of it.
-type half struct {
-	outcome vmm.Outcome
-	steps   []func(context.Context) error
-	skip    bool // it is there already
-}
-
-// work is a change under way.
-type work struct {
-	m   *Machine
-	c   vmm.Change
-	ctx context.Context // of the caller; no step starts after it has ended
-
-	host, guest half
-	both        bool // one call carries both halves
-
-	mu        sync.Mutex
-	abandoned bool
-}
-
-// prepare makes the documents, so that what cannot be expressed fails before anything is done.
-func (w *work) prepare() error {
-	m, c := w.m, w.c
+// halves makes the documents of a Change, so that what cannot be expressed fails before anything is done.
+func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 	if err := m.reserved(c); err != nil {
-		return err
+		return h, err
 	}
-	if c.Device != nil {
-		r, err := m.encoder().host(c.Op, m.mappable(c), w.repeats())
-		if err != nil {
-			return err
-		}
-		w.host.steps = append(w.host.steps, w.grant)
-		if c.Mount != nil && m.internal && !w.ejects() {
-			w.both = true
-			g, err := m.encoder().guest(c.Op, c.Mount)
-			if err != nil {
-				return err
-			}
-			r.GuestRequest = &g
-		}
-		w.host.steps = append(w.host.steps, func(context.Context) error { return m.sys.modify(r) })
-	}
-	if c.Mount != nil && !w.both {
+	var guest *hcsschema.GuestRequest
+	if c.Mount != nil {
 		g, err := m.encoder().guest(c.Op, c.Mount)
 		if err != nil {
-			return err
+			return h, err
 		}
-		w.guest.steps = append(w.guest.steps, func(ctx context.Context) error { return m.ask(ctx, g) })
+		guest = &g
+		h.Guest = m.half(c, func(ctx context.Context) error { return m.ask(ctx, g) })
 	}
-	if w.ejects() {
-		w.host.steps = slices.Insert(w.host.steps, 0, w.eject)
+	if c.Device == nil {
+		return h, nil
 	}
-	return nil
+	r, err := m.encoder().host(c.Op, m.mappable(c), m.repeats(c))
+	if err != nil {
+		return h, err
+	}
+	h.Host = m.hostHalf(c, r)
+	if guest != nil && m.internal && !m.ejects(c) {
+		r.GuestRequest = guest
+		h.Both = m.hostHalf(c, r)
+	}
+	addr := c.Device.Addr()
+	h.Host, h.Both = m.noteRefused(addr, h.Host, vmm.Done, false), m.noteRefused(addr, h.Both, vmm.Done, false)
+	if c.Op == vmm.Add {
+		h.Guest = m.noteRefused(addr, h.Guest, vmm.NotDone, true)
+	}
+	return h, nil
+}
+
+// half is a half of a Change of one call. What is not there need not be removed.
+func (m *Machine) half(c vmm.Change, do func(context.Context) error) applyengine.Half {
+	return func(ctx context.Context) (vmm.Outcome, error) {
+		err := do(ctx)
+		if err == nil || c.Op == vmm.Remove && isAbsent(err) {
+			return vmm.Done, nil
+		}
+		err = m.explain(ctx, c.Op, err)
+		return certainty(err), err
+	}
+}
+
+// hostHalf is the host half, with all that belongs to it.
+func (m *Machine) hostHalf(c vmm.Change, r hcsschema.ModifySettingRequest) applyengine.Half {
+	return m.half(c, func(ctx context.Context) error {
+		if d, ok := c.Device.(vmm.SCSIDisk); ok && m.ejects(c) {
+			if err := m.eject(ctx, d); err != nil {
+				return err
+			}
+		} else if ok && c.Op != vmm.Remove {
+			if err := m.grant(ctx, d.Access, d.Path, m.ID()); err != nil {
+				return err
+			}
+		}
+		return m.sys.modify(r)
+	})
+}
+
+// noteRefused notes, after a half with a certain outcome, whether a device was added whose mount the guest
+// refused; see repeats.
+func (m *Machine) noteRefused(addr string, half applyengine.Half, when vmm.Outcome, refused bool) applyengine.Half {
+	if half == nil {
+		return nil
+	}
+	return func(ctx context.Context) (vmm.Outcome, error) {
+		o, err := half(ctx)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		switch {
+		case o != when:
+		case refused:
+			m.refused[addr] = true
+		default:
+			delete(m.refused, addr)
+		}
+		return o, err
+	}
+}
+
+// repeats reports whether a removal takes back an addition whose mount a guest refused; hcsshim then
+// sends the settings again, but for disks that the guest ejects.
+func (m *Machine) repeats(c vmm.Change) bool {
+	m.mu.Lock()
+	refused := c.Device != nil && m.refused[c.Device.Addr()]
+	m.mu.Unlock()
+	return refused && c.Op == vmm.Remove && c.Mount == nil && !m.ejects(c)
 }
 
 // reserved refuses the places that the machine itself uses.
@@ -150,19 +150,6 @@ func (m *Machine) mappable(c vmm.Change) vmm.Device {
 	return share
 }
 
-// repeats reports whether a removal takes back an addition whose mount a guest refused; hcsshim then
-// sends the settings again, but for disks that the guest ejects.
-func (w *work) repeats() bool {
-	return w.c.Op == vmm.Remove && w.c.Device != nil && w.c.Mount == nil &&
-		!w.ejects() && w.m.books.wasRefused(w.c.Device.Addr())
-}
-
-// ejects reports whether a Linux guest is asked to let go of a disk by a request of its own.
-func (w *work) ejects() bool {
-	_, disk := w.c.Device.(vmm.SCSIDisk)
-	return disk && w.c.Op == vmm.Remove && w.m.enc.os == vmm.Linux && w.m.connected && w.m.encoder().ejects()
-}
-
 // encoder gives a copy: what the guest knows may be found out while the machine runs.
 func (m *Machine) encoder() encoder {
 	m.mu.Lock()
@@ -170,11 +157,16 @@ func (m *Machine) encoder() encoder {
 	return m.enc
 }
 
-// eject makes the guest let go of the disk. A guest that has not heard of such a request unplugs on
+// ejects reports whether a Linux guest is asked to release a disk by a request of its own.
+func (m *Machine) ejects(c vmm.Change) bool {
+	_, disk := c.Device.(vmm.SCSIDisk)
+	return disk && c.Op == vmm.Remove && m.enc.os == vmm.Linux && m.connected && m.encoder().ejects()
+}
+
+// eject makes the guest release the disk. A guest that has not heard of such a request unplugs on
 // unmount; it is not asked again.
-func (w *work) eject(ctx context.Context) error {
-	m := w.m
-	err := m.ask(ctx, eject(w.c.Device.(vmm.SCSIDisk)))
+func (m *Machine) eject(ctx context.Context, d vmm.SCSIDisk) error {
+	err := m.ask(ctx, eject(d))
 	if err == nil || isAbsent(err) {
 		return nil
 	}
@@ -202,15 +194,7 @@ func (m *Machine) probed(answer error) bool {
 // unknownResource reports whether a Linux guest does not know the kind of resource: it answers with
 // its general failure and a text.
 func unknownResource(err error) bool {
-	return strings.Contains(strings.ToLower(err.Error()), "resource type") || IsNotSupported(err)
-}
-
-func (w *work) grant(ctx context.Context) error {
-	d, ok := w.c.Device.(vmm.SCSIDisk)
-	if !ok || w.c.Op == vmm.Remove {
-		return nil
-	}
-	return w.m.grant(ctx, d.Access, d.Path, w.m.ID())
+	return strings.Contains(strings.ToLower(err.Error()), "resource type") || errors.Is(err, errors.ErrUnsupported)
 }
 
 // ask sends a request to the guest, through the service or over our own connection.
@@ -234,162 +218,38 @@ type guestError struct{ err error }
 func (e *guestError) Error() string { return "guest: " + e.err.Error() }
 func (e *guestError) Unwrap() error { return e.err }
 
-// run does the halves in their order.
-func (w *work) run() error {
-	if w.c.Op == vmm.Add {
-		host, guest, err := w.m.books.conflict(w.c)
-		if err != nil {
-			return err
-		}
-		w.host.skip, w.guest.skip = host, guest
-		if w.both && host != guest {
-			// Half of it is there: the missing half goes alone.
-			return w.split(host)
-		}
-	}
-	order := []*half{&w.host, &w.guest}
-	if w.c.Op == vmm.Remove {
-		slices.Reverse(order)
-	}
-	for _, h := range order {
-		if err := w.do(h); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// split sends one half of a change whose other half is there, where one call would carry both.
-func (w *work) split(host bool) error {
-	w.both = false
-	m, c := w.m, w.c
-	if host {
-		g, err := m.encoder().guest(c.Op, c.Mount)
-		if err != nil {
-			return err
-		}
-		w.guest.steps = []func(context.Context) error{func(ctx context.Context) error { return m.ask(ctx, g) }}
-	} else {
-		r, err := m.encoder().host(c.Op, m.mappable(c), false)
-		if err != nil {
-			return err
-		}
-		w.host.steps = []func(context.Context) error{w.grant, func(context.Context) error { return m.sys.modify(r) }}
-	}
-	if err := w.do(&w.host); err != nil {
-		return err
-	}
-	return w.do(&w.guest)
-}
-
-// do runs the steps of one half and records what is known of it at every moment.
-func (w *work) do(h *half) error {
-	if h.skip {
-		w.set(h, vmm.Done)
-		return nil
-	}
-	// The steps outlive the caller's patience, but not the machine.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(w.ctx))
-	defer cancel()
-	defer context.AfterFunc(w.m.life, cancel)()
-	for _, step := range h.steps {
-		if !w.begin(h) {
-			return context.Cause(w.ctx)
-		}
-		err := step(ctx)
-		if err == nil || w.c.Op == vmm.Remove && isAbsent(err) {
-			continue
-		}
-		err = w.m.explain(ctx, w.c.Op, err)
-		w.set(h, certainty(err))
-		return err
-	}
-	if len(h.steps) > 0 {
-		w.set(h, vmm.Done)
-	}
-	return nil
-}
-
-// begin says that a step of a half starts now, unless the caller has gone.
-func (w *work) begin(h *half) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.abandoned || w.ctx.Err() != nil {
-		return false
-	}
-	w.record(h, vmm.Unknown)
-	return true
-}
-
-func (w *work) set(h *half, o vmm.Outcome) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.record(h, o)
-}
-
-func (w *work) record(h *half, o vmm.Outcome) {
-	h.outcome = o
-	if w.both {
-		w.guest.outcome = o
-	}
-}
-
-func (w *work) abandon() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.abandoned = true
-}
-
-func (w *work) outcomes() (host, guest vmm.Outcome) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.host.outcome, w.guest.outcome
-}
-
-// result wraps the cause with what is known of the halves.
-func (w *work) result(err error) error {
-	if err == nil {
-		return nil
-	}
-	e := &vmm.ApplyError{Change: w.c, Err: err}
-	e.Host, e.Guest = w.outcomes()
-	return e
-}
-
-// certainty tells what an error of a step leaves known: who refuses has done nothing, but a timeout
-// or a broken connection says nothing.
+// certainty is what an error leaves known: a service that refuses has done nothing, but a timeout says
+// nothing.
 func certainty(err error) vmm.Outcome {
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), IsTimeout(err),
-		errors.Is(err, vmm.ErrGuestUnreachable), errors.Is(err, vmm.ErrGone):
-		if refused(err) {
-			return vmm.NotDone
-		}
-		return vmm.Unknown
+	if g, ok := errors.AsType[*guestError](err); ok {
+		return gcs.Outcome(g.err)
 	}
-	if g, ok := errors.AsType[*guestError](err); ok && !refused(g.err) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || IsTimeout(err) || errors.Is(err, vmm.ErrGone) {
 		return vmm.Unknown
 	}
 	return vmm.NotDone
 }
 
 // isAbsent reports whether a removal failed because there was nothing to remove.
-func isAbsent(err error) bool { return errors.Is(err, ErrElementNotFound) }
+func isAbsent(err error) bool {
+	return errors.Is(err, ErrElementNotFound) || errors.Is(err, gcs.ErrNotFound)
+}
 
-// explain finds out whether a step failed because the machine is gone, or a removal was refused because
+// explain finds out whether a call failed because the machine is gone, or a removal was refused because
 // it is going down: that is no refusal, everything in it goes.
 func (m *Machine) explain(ctx context.Context, op vmm.Op, err error) error {
 	if errors.Is(err, ErrDoesNotExist) || errors.Is(err, ErrAlreadyStopped) {
 		m.sys.exit(fmt.Errorf("%w: %w", vmm.ErrGone, err))
 		return err
 	}
-	if op != vmm.Remove || !IsInvalidState(err) {
-		return err
+	if op == vmm.Remove && IsInvalidState(err) {
+		p, perr := m.sys.properties(ctx)
+		if perr != nil && (IsNotExist(perr) || IsAlreadyStopped(perr)) || perr == nil && (p.Stopped || p.State == hcsschema.StateStopped) {
+			m.sys.exit(fmt.Errorf("%w: it is stopping", vmm.ErrGone))
+		}
 	}
-	p, perr := m.sys.properties(ctx)
-	if perr != nil && (IsNotExist(perr) || IsAlreadyStopped(perr)) || perr == nil && (p.Stopped || p.State == hcsschema.StateStopped) {
-		m.sys.exit(fmt.Errorf("%w: it is stopping", vmm.ErrGone))
-		return fmt.Errorf("%w: %w", vmm.ErrGone, err)
+	if gone := m.Err(); gone != nil && !errors.Is(err, vmm.ErrGone) {
+		return fmt.Errorf("%w: %w", gone, err)
 	}
 	return err
 }

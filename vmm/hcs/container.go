@@ -38,8 +38,7 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 		return nil, fail(fmt.Errorf("programs in Windows containers: %w: run it in the VM itself, "+
 			"or have a container engine make the container's compute system on the mounted root", ErrNotSupported))
 	}
-	oci, process := gcs.ContainerSpec(gcs.ProcessSpec{ContainerID: spec.ContainerID, Root: spec.Root, Args: spec.Args, Env: spec.Env,
-		Dir: spec.Dir, User: spec.User, Hostname: spec.Hostname, Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height})
+	oci, process := gcs.ContainerSpec(spec)
 	version := hcsschema.V21
 	document, err := json.Marshal(hcsschema.ComputeSystem{
 		Owner: m.owner, SchemaVersion: &version, HostingSystemId: m.ID(), ShouldTerminateOnLastHandleClosed: true,

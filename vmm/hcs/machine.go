@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/applyengine"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -91,14 +92,16 @@ type Machine struct {
 	processors int32
 	forward    bool // the agent's output comes to the log port
 	runtimeID  string
-	books      books
+	engine     *applyengine.Engine
+	known      *applyengine.Known // what this process applied
 	services   services
 	watching   sync.WaitGroup // for the end of the system
 
-	mu    sync.Mutex
-	guest Guest
-	life  context.Context // ends with the machine
-	end   context.CancelFunc
+	mu      sync.Mutex
+	guest   Guest
+	refused map[string]bool // by address: the guest refused the mount that came with this device
+	life    context.Context // ends with the machine
+	end     context.CancelCauseFunc
 }
 
 var _ vmm.Machine = (*Machine)(nil)
@@ -128,8 +131,9 @@ func (m *Machine) Err() error { return m.sys.err() }
 func newMachine(host Host, o *Options, os vmm.OS, limits vmm.Limits) *Machine {
 	m := &Machine{host: host, limits: limits, persistent: o.Persistent, owner: o.Owner,
 		internal: !o.ExternalGuestConnection, connected: true, enc: encoder{os: os, byGUID: o.SCSIControllerGUIDs}}
-	m.books.init(os)
-	m.life, m.end = context.WithCancel(context.Background())
+	m.life, m.end = context.WithCancelCause(context.Background())
+	m.refused, m.known = map[string]bool{}, applyengine.NewKnown(true)
+	m.engine = applyengine.New(m.life, os, m.known, nil) // Close waits for no call into the service
 	return m
 }
 
@@ -158,7 +162,7 @@ func (m *Machine) attach(ctx context.Context, s *system) error {
 		select {
 		case <-s.exited:
 			m.host.Logger.Debug("utility VM is gone", "vm", s.id, "reason", s.err())
-			m.end()
+			m.end(s.err())
 		case <-m.life.Done():
 		}
 		m.services.close()
@@ -168,7 +172,7 @@ func (m *Machine) attach(ctx context.Context, s *system) error {
 
 // rest ends what this process does for the machine, and waits for it: nothing is logged any more.
 func (m *Machine) rest() {
-	m.end()
+	m.end(fmt.Errorf("utility VM %s: %w", m.ID(), ErrClosed))
 	m.services.close()
 	m.watching.Wait()
 	m.services.wait()
@@ -269,7 +273,7 @@ func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	case err != nil:
 		return vmm.Observation{}, fmt.Errorf("observe: %w", err)
 	}
-	return m.books.observation(), nil
+	return m.known.Observation(), nil
 }
 
 // DeleteContainerState implements vmm.Machine. Over an internal connection the service itself tells

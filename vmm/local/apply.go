@@ -11,93 +11,32 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/stratavm/strata/internal/applyengine"
 	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/vmm"
 )
 
-// Apply implements vmm.Machine.
+// Apply implements vmm.Machine. Mounting can block in the kernel, where no context ends it; what can be
+// given up ends with ctx.
 func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
-	e := &vmm.ApplyError{Change: c}
-	if err := errors.Join(m.Err(), ctx.Err()); err != nil {
-		e.Err = err
-		return e
-	}
-	var keys []string
-	if c.Device != nil {
-		keys = append(keys, c.Device.Addr())
-	} else if on := vmm.RestsOn(c.Mount); on != "" {
-		keys = append(keys, on)
-	}
-	if c.Mount != nil && c.Mount.Target() != "" {
-		keys = append(keys, "mount "+c.Mount.Target())
-	}
-	slices.Sort(keys)
-	unlock, err := m.locks.lock(ctx, keys)
-	if err != nil {
-		e.Err = err
-		return e
-	}
-	// Mounting can block in the kernel, where no context ends it: the caller does not wait longer
-	// than it wants, but the locks are held until the call has come to rest.
-	type result struct {
-		e   vmm.ApplyError
-		err error
-	}
-	ready := make(chan result, 1)
-	go func() {
-		defer unlock()
-		r := result{e: vmm.ApplyError{Change: c}}
-		r.err = m.effect(ctx, c, &r.e)
-		ready <- r
-	}()
-	select {
-	case r := <-ready:
-		if r.err == nil {
-			return nil
-		}
-		r.e.Err = r.err
-		return &r.e
-	case <-ctx.Done():
-		e.Err = context.Cause(ctx)
-		if c.Device != nil {
-			e.Host = vmm.Unknown
-		}
-		if c.Mount != nil {
-			e.Guest = vmm.Unknown
-		}
-		return e
-	}
+	return m.engine.Run(ctx, c, func(vmm.Change) (h applyengine.Halves, err error) {
+		h.Host = func(context.Context) (vmm.Outcome, error) { return outcome(m.changeDevice(c.Op, c.Device)) }
+		h.Guest = func(context.Context) (vmm.Outcome, error) { return outcome(m.changeMount(ctx, c.Op, c.Mount)) }
+		return h, nil
+	})
 }
 
-// effect does the halves of c in their order and notes in e which are done.
-func (m *Machine) effect(ctx context.Context, c vmm.Change, e *vmm.ApplyError) error {
-	host := func() error {
-		if c.Device == nil {
-			return nil
-		}
-		if err := m.changeDevice(c.Op, c.Device); err != nil {
-			return err
-		}
-		e.Host = vmm.Done
-		return nil
+// errNotUndone is matched by the error of a half that failed and could not be taken back.
+var errNotUndone = errors.New("and it could not be taken back")
+
+func outcome(err error) (vmm.Outcome, error) {
+	switch {
+	case err == nil:
+		return vmm.Done, nil
+	case errors.Is(err, errNotUndone):
+		return vmm.Unknown, err
 	}
-	guest := func() error {
-		if c.Mount == nil {
-			return nil
-		}
-		if err := m.changeMount(ctx, c.Op, c.Mount); err != nil {
-			return err
-		}
-		e.Guest = vmm.Done
-		return nil
-	}
-	if c.Op == vmm.Remove {
-		host, guest = guest, host
-	}
-	if err := host(); err != nil {
-		return err
-	}
-	return guest()
+	return vmm.NotDone, err
 }
 
 func (m *Machine) changeDevice(op vmm.Op, d vmm.Device) error {
@@ -182,7 +121,10 @@ func (m *Machine) addMount(ctx context.Context, g vmm.Mount, path string) error 
 	if err == nil {
 		return nil
 	}
-	return errors.Join(err, m.removeMount(context.WithoutCancel(ctx), g.Target(), path))
+	if undo := m.removeMount(context.WithoutCancel(ctx), g.Target(), path); undo != nil {
+		return fmt.Errorf("%w; %w: %w", err, errNotUndone, undo)
+	}
+	return err
 }
 
 func (m *Machine) removeMount(ctx context.Context, target, path string) error {
@@ -196,8 +138,8 @@ func (m *Machine) removeMount(ctx context.Context, target, path string) error {
 	return m.removeRecord(mountsDir, target)
 }
 
-// makeDir makes the directory of a mount. Meanwhile nobody takes away its parents for being empty;
-// another process that does is outdone.
+// makeDir creates the directory of a mount. Meanwhile nobody in this process removes its parents for being
+// empty; when another process does, it tries again.
 func (m *Machine) makeDir(path string) (err error) {
 	m.dirs.Lock()
 	defer m.dirs.Unlock()

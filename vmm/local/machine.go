@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/stratavm/strata/internal/applyengine"
 	"github.com/stratavm/strata/internal/guest"
 	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/vmm"
@@ -73,13 +74,13 @@ type Machine struct {
 	dir    string
 	mount  Mounter
 	limits vmm.Limits
-	locks  locks
+	engine *applyengine.Engine
+	life   context.Context // its cause is why the machine is gone
+	end    context.CancelCauseFunc
 	dirs   sync.Mutex    // held while directories of mounts are made or removed
 	run    guest.Runtime // nil: no processes
 
 	mu    sync.Mutex
-	done  chan struct{}
-	err   error
 	roots map[string]string // of containers that this process has made
 }
 
@@ -143,7 +144,7 @@ func open(o Options) (*Machine, error) {
 		want.ID = have.ID
 	}
 	if have != want {
-		// The system has been booted since: the records speak of a world that is gone.
+		// The system has been booted since: what the records speak of is gone.
 		for _, kind := range []string{devicesDir, mountsDir} {
 			if err := os.RemoveAll(filepath.Join(dir, kind)); err != nil {
 				return nil, err
@@ -158,9 +159,9 @@ func open(o Options) (*Machine, error) {
 			return nil, err
 		}
 	}
-	m := &Machine{id: want.ID, dir: dir, mount: o.Mounter, done: make(chan struct{}), roots: map[string]string{},
-		locks:  locks{held: map[string]chan struct{}{}},
-		limits: limits(o.Mounter)}
+	m := &Machine{id: want.ID, dir: dir, mount: o.Mounter, roots: map[string]string{}, limits: limits(o.Mounter)}
+	m.life, m.end = context.WithCancelCause(context.Background())
+	m.engine = applyengine.New(m.life, vmm.Linux, nil, nil)
 	if o.InitPath != "" {
 		log := o.Logger
 		if log == nil {
@@ -202,14 +203,10 @@ func (m *Machine) OS() vmm.OS { return vmm.Linux }
 func (m *Machine) Limits() vmm.Limits { return m.limits }
 
 // Done implements vmm.Machine.
-func (m *Machine) Done() <-chan struct{} { return m.done }
+func (m *Machine) Done() <-chan struct{} { return m.life.Done() }
 
 // Err implements vmm.Machine.
-func (m *Machine) Err() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.err
-}
+func (m *Machine) Err() error { return context.Cause(m.life) }
 
 // Close implements vmm.Machine. What is mounted stays.
 func (m *Machine) Close() error { return nil }
@@ -260,12 +257,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("shut down host machine %s: %w", m.id, err)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.err == nil {
-		m.err = fmt.Errorf("host machine %s: everything is unmounted: %w", m.id, vmm.ErrGone)
-		close(m.done)
-	}
+	m.end(fmt.Errorf("host machine %s: everything is unmounted: %w", m.id, vmm.ErrGone))
 	return nil
 }
 

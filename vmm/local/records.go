@@ -1,6 +1,7 @@
 package local
 
 import (
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -9,9 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-
-	"context"
 
 	"github.com/stratavm/strata/vmm"
 )
@@ -205,43 +203,4 @@ func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 		return vmm.Observation{}, fmt.Errorf("observe host machine %s: %w", m.id, err)
 	}
 	return vmm.Observation{Devices: devices, Mounts: mounts}, nil
-}
-
-// locks are one lock for each address and target, which a waiter can give up waiting for.
-type locks struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
-}
-
-// lock takes the locks of all keys, in their order, which must be the same for everybody.
-func (l *locks) lock(ctx context.Context, keys []string) (unlock func(), err error) {
-	var have []string
-	unlock = func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		for _, k := range have {
-			close(l.held[k])
-			delete(l.held, k)
-		}
-	}
-	for _, k := range keys {
-		for {
-			l.mu.Lock()
-			wait, taken := l.held[k]
-			if !taken {
-				l.held[k] = make(chan struct{})
-				have = append(have, k)
-				l.mu.Unlock()
-				break
-			}
-			l.mu.Unlock()
-			select {
-			case <-wait:
-			case <-ctx.Done():
-				unlock()
-				return nil, context.Cause(ctx)
-			}
-		}
-	}
-	return unlock, nil
 }

@@ -150,11 +150,7 @@ func (m *Machine) deleteNode(ctx context.Context, name string) error {
 const ejectTime = 10 * time.Second
 
 func (m *Machine) detachSCSI(ctx context.Context, controller, lun uint8) (vmm.Outcome, error) {
-	addr := vmm.SCSIAddr(controller, lun)
-	m.mu.Lock()
-	_, there := m.attached[addr]
-	m.mu.Unlock()
-	if !there {
+	if m.known.Device(vmm.SCSIAddr(controller, lun)) == nil {
 		return vmm.Done, nil
 	}
 	if err := m.eject(ctx, controller, lun); err != nil {
@@ -177,7 +173,6 @@ func (m *Machine) detachSCSI(ctx context.Context, controller, lun uint8) (vmm.Ou
 	if err != nil {
 		return vmm.Unknown, fmt.Errorf("the disk is unplugged, but its file is still open: %w", err)
 	}
-	m.vacate(addr)
 	return vmm.Done, nil
 }
 
@@ -186,20 +181,17 @@ func (m *Machine) detachSCSI(ctx context.Context, controller, lun uint8) (vmm.Ou
 func (m *Machine) eject(ctx context.Context, controller, lun uint8) error {
 	limited, cancel := context.WithTimeout(ctx, ejectTime)
 	defer cancel()
-	g, err := m.port.get(limited)
-	if err == nil {
-		err = g.Modify(limited, hcsschema.GuestRequest{
-			RequestType: hcsschema.RequestRemove, ResourceType: hcsschema.ResourceSCSIDevice,
-			Settings: hcsschema.SCSIDevice{Controller: controller, Lun: lun},
-		})
-	}
+	err := m.modify(limited, hcsschema.GuestRequest{
+		RequestType: hcsschema.RequestRemove, ResourceType: hcsschema.ResourceSCSIDevice,
+		Settings: hcsschema.SCSIDevice{Controller: controller, Lun: lun},
+	})
 	switch {
 	case err == nil, errors.Is(err, gcs.ErrNotFound):
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, gcs.ErrBusy):
-		return fmt.Errorf("eject %s: %w: %w", vmm.SCSIAddr(controller, lun), vmm.ErrBusy, err)
+		return fmt.Errorf("eject %s: %w", vmm.SCSIAddr(controller, lun), err)
 	}
 	m.log.Warn("the guest was not told that a disk goes", "disk", vmm.SCSIAddr(controller, lun), "error", err)
 	return nil
@@ -280,9 +272,7 @@ func (m *Machine) attachPMEM(ctx context.Context, d vmm.VPMEMDevice) (vmm.Outcom
 }
 
 func (m *Machine) detachPMEM(d vmm.VPMEMDevice) (vmm.Outcome, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if _, there := m.attached[d.Addr()]; !there {
+	if m.known.Device(d.Addr()) == nil {
 		return vmm.Done, nil
 	}
 	return vmm.NotDone, fmt.Errorf("QEMU cannot unplug persistent memory, the device stays in its slot until the machine ends: %w", errors.ErrUnsupported)

@@ -77,9 +77,7 @@ func freePort(dir string, ports int) (*portLock, int, error) {
 
 // Exec starts a program. It ends with the session.
 func (s *ExecSession) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
-	p, err := s.g.Exec(ctx, spec)
-	_, err = guestOutcome(err)
-	return p, err
+	return s.g.Exec(ctx, spec)
 }
 
 // Done is closed when the connection to the agent is gone, with the machine or without.

@@ -38,14 +38,6 @@ func connectGCS(ctx context.Context, conn net.Conn, log *slog.Logger) (guest, er
 	return gcsGuest{c}, nil
 }
 
-func (g gcsGuest) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
-	p, err := g.Client.Exec(ctx, gcs.ProcessSpec(spec))
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
 // Mounts gives what is mounted, as far as the guest can tell: where, and from which device.
 func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 	mounts, err := g.Observe(ctx)
@@ -69,44 +61,8 @@ func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 	return out, nil
 }
 
-// guestError maps the guest's errors to those of package vmm.
-type guestError struct {
-	err  error
-	kind error // a sentinel of package vmm, or nil
-}
-
-func (e *guestError) Error() string { return e.err.Error() }
-
-func (e *guestError) Unwrap() []error {
-	if e.kind == nil {
-		return []error{e.err}
-	}
-	return []error{e.err, e.kind}
-}
-
-// guestOutcome tells what became of a request, and gives its error the sentinels of package vmm.
-func guestOutcome(err error) (vmm.Outcome, error) {
-	if err == nil {
-		return vmm.Done, nil
-	}
-	e := &guestError{err: err}
-	for from, to := range map[error]error{
-		gcs.ErrBusy: vmm.ErrBusy, gcs.ErrExists: vmm.ErrOccupied, gcs.ErrClosed: vmm.ErrGuestUnreachable,
-		gcs.ErrProtocol: vmm.ErrGuestUnreachable, gcs.ErrUnsupported: errors.ErrUnsupported, gcs.ErrInvalid: vmm.ErrInvalid,
-	} {
-		if errors.Is(err, from) {
-			e.kind = to
-		}
-	}
-	_, refused := errors.AsType[*gcs.Error](err)
-	if refused || errors.Is(err, gcs.ErrNotSent) || errors.Is(err, errNoGuest) {
-		return vmm.NotDone, e
-	}
-	return vmm.Unknown, e
-}
-
 // errNoGuest is matched when there was no agent to ask: the request had no effect.
-var errNoGuest = fmt.Errorf("%w", vmm.ErrGuestUnreachable)
+var errNoGuest = fmt.Errorf("%w: %w", vmm.ErrGuestUnreachable, gcs.ErrNotSent)
 
 // reachFunc gives a connection to where the agent listens.
 type reachFunc func(ctx context.Context) (net.Conn, error)

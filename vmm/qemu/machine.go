@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/stratavm/strata/internal/applyengine"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -26,8 +27,9 @@ type Machine struct {
 	// base ends when the machine is gone or closed; work that nobody waits for any more ends with it.
 	base   context.Context
 	cancel context.CancelCauseFunc
-	work   sync.WaitGroup
-	lanes  lanes
+	work   sync.WaitGroup // but for Changes
+	engine *applyengine.Engine
+	known  *applyengine.Known // the devices
 	done   chan struct{}
 
 	mu        sync.Mutex
@@ -36,7 +38,6 @@ type Machine struct {
 	panicked  bool                     // the guest's kernel said so
 	killed    bool                     // by us
 	closing   bool                     // Close was called: no new work
-	attached  map[string]vmm.Device    // by address
 	unplugged map[string]chan struct{} // by QEMU's id of the device that is going
 }
 
@@ -45,7 +46,7 @@ var _ vmm.Machine = (*Machine)(nil)
 // connect takes control of a running QEMU. proc and lock belong to the machine, also on failure.
 func connect(ctx context.Context, dir string, desc description, proc *process, lock *portLock, c Config) (*Machine, error) {
 	m := &Machine{dir: dir, desc: desc, log: c.Logger.With("vm", desc.ID), proc: proc, lock: lock, done: make(chan struct{}),
-		attached: map[string]vmm.Device{}, unplugged: map[string]chan struct{}{}}
+		unplugged: map[string]chan struct{}{}}
 	m.port = &guestPort{reach: desc.reach(dir, controlPort), connect: c.connect, log: m.log}
 	m.base, m.cancel = context.WithCancelCause(context.Background())
 	conn, err := dialSocket(ctx, dir, qmpSocket)
@@ -62,9 +63,8 @@ func connect(ctx context.Context, dir string, desc description, proc *process, l
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("qemu: find out what is attached: %w", err), m.Close())
 	}
-	for _, d := range devices {
-		m.attached[d.Addr()] = d
-	}
+	m.known = applyengine.NewKnown(false, devices...)
+	m.engine = applyengine.New(m.base, vmm.Linux, m.known, m.log)
 	return m, nil
 }
 
@@ -185,8 +185,10 @@ func (m *Machine) Err() error {
 	return m.err
 }
 
-// errClosed is the error of calls after Close.
+// errClosed is matched by the error of calls after Close.
 var errClosed = errors.New("the machine was closed in this process")
+
+func (m *Machine) closedErr() error { return fmt.Errorf("machine %s: %w", m.desc.ID, errClosed) }
 
 // begin starts work that Close waits for.
 func (m *Machine) begin() error {
@@ -196,7 +198,7 @@ func (m *Machine) begin() error {
 	case m.err != nil:
 		return m.err
 	case m.closing:
-		return fmt.Errorf("machine %s: %w", m.desc.ID, errClosed)
+		return m.closedErr()
 	}
 	m.work.Add(1)
 	return nil
@@ -219,12 +221,11 @@ func (m *Machine) withGuest(ctx context.Context, ask func(context.Context, guest
 	return m.explain(err)
 }
 
-// explain gives an error the reason that lies behind it: the end of the machine.
+// explain puts the end of the machine before an error that came of it.
 func (m *Machine) explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	_, err = guestOutcome(err)
 	if gone := m.goneSoon(err); gone != nil && !errors.Is(err, gone) {
 		return fmt.Errorf("%w (%w)", gone, err)
 	}
@@ -344,15 +345,23 @@ func (m *Machine) Close() error {
 	m.closing = true
 	m.mu.Unlock()
 	if !first {
-		m.work.Wait()
+		m.rest()
 		return nil
 	}
-	m.cancel(errClosed)
+	m.cancel(m.closedErr())
 	err := m.port.close()
 	m.qmp.close()
 	<-m.qmp.done
-	m.work.Wait()
+	m.rest()
 	m.proc.close()
 	m.lock.unlock()
 	return ignoreClosed(err)
+}
+
+// rest waits until all work has ended.
+func (m *Machine) rest() {
+	m.work.Wait()
+	if m.engine != nil { // nil: the machine was never whole
+		m.engine.Wait()
+	}
 }

@@ -16,7 +16,7 @@ func TestFakeKeepsTheContract(t *testing.T) {
 				t.Error(v)
 			}
 		})
-		return vmmtest.Env{Machine: f, Kill: f.Kill,
+		return vmmtest.Env{Machine: f, Kill: f.Kill, Hang: f.Hang,
 			Disk: vmmtest.ContractDisk(func(n int) string { return fmt.Sprintf("/layers/%d/layer.vhd", n) }, "")}
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/stratavm/strata/internal/applyengine"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -52,6 +53,9 @@ type Fake struct {
 	id     string
 	os     vmm.OS
 	limits vmm.Limits
+	engine *applyengine.Engine
+	life   context.Context
+	end    context.CancelCauseFunc
 
 	mu         sync.Mutex
 	devices    map[string]vmm.Device
@@ -60,7 +64,7 @@ type Fake struct {
 	violations []string
 	script     func(n int, c vmm.Change) Fault // n counts from 1
 	holders    map[string]string               // by mount: who keeps it in use
-	done       chan struct{}
+	hang       chan struct{}                   // closed when the machine answers again; nil: it does
 	execs      []vmm.ProcessSpec
 	forgotten  []string
 }
@@ -79,8 +83,10 @@ func WindowsLimits() vmm.Limits {
 
 // New makes a machine.
 func New(id string, os vmm.OS, limits vmm.Limits) *Fake {
-	return &Fake{id: id, os: os, limits: limits, devices: map[string]vmm.Device{},
-		mounts: map[string]vmm.Mount{}, done: make(chan struct{})}
+	f := &Fake{id: id, os: os, limits: limits, devices: map[string]vmm.Device{}, mounts: map[string]vmm.Mount{}}
+	f.life, f.end = context.WithCancelCause(context.Background())
+	f.engine = applyengine.New(f.life, os, nil, nil)
+	return f
 }
 
 // Script makes fail decide the fault of every later Change; n counts the calls of Apply from 1. The
@@ -109,6 +115,31 @@ func (f *Fake) Hold(target, holder string) {
 		f.holders = map[string]string{}
 	}
 	f.holders[target] = holder
+}
+
+// Hang stops the machine from answering until resume is called.
+func (f *Fake) Hang() (resume func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	hang := make(chan struct{})
+	f.hang = hang
+	return func() { close(hang) }
+}
+
+// answers waits for a machine that hangs.
+func (f *Fake) answers(ctx context.Context) error {
+	f.mu.Lock()
+	hang := f.hang
+	f.mu.Unlock()
+	if hang == nil {
+		return nil
+	}
+	select {
+	case <-hang:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // Log gives the Changes asked for since the last Script, whatever became of them.
@@ -168,7 +199,7 @@ func (f *Fake) Apply(ctx context.Context, c vmm.Change) error {
 	case MachineGone:
 		f.Kill()
 	}
-	err := f.effect(c, fault == RefuseFirst, fault == RefuseSecond)
+	err := f.engine.Run(ctx, c, func(vmm.Change) (applyengine.Halves, error) { return f.halves(c, fault), nil })
 	if err != nil {
 		return err
 	}
@@ -193,51 +224,42 @@ func unknown(c vmm.Change, cause error) error {
 	return e
 }
 
-// half is one side of a change: what it does, and where its outcome is noted.
-type half struct {
-	do      func() error
-	outcome *vmm.Outcome
-}
-
-func (f *Fake) effect(c vmm.Change, refuseFirst, refuseSecond bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	e := &vmm.ApplyError{Change: c}
-	select {
-	case <-f.done:
-		e.Err = f.goneError()
-		return e
-	default:
-	}
-	var halves []half
-	if c.Device != nil {
-		halves = append(halves, half{func() error { return f.host(c.Op, c.Device) }, &e.Host})
-	}
-	if c.Mount != nil {
-		halves = append(halves, half{func() error { return f.guest(c.Op, c.Mount) }, &e.Guest})
-	}
-	if c.Op == vmm.Remove {
-		slices.Reverse(halves)
-	}
-	for i, h := range halves {
-		if refuseFirst && i == 0 || refuseSecond && i == len(halves)-1 {
-			e.Err = ErrInjected
-			return e
+// halves are those of a Change that fails as fault says.
+func (f *Fake) halves(c vmm.Change, fault Fault) (h applyengine.Halves) {
+	hostFirst := c.Op != vmm.Remove
+	half := func(first, last bool, do func() error) applyengine.Half {
+		return func(ctx context.Context) (vmm.Outcome, error) {
+			if err := f.answers(ctx); err != nil {
+				return vmm.Unknown, err
+			}
+			if fault == RefuseFirst && first || fault == RefuseSecond && last {
+				return vmm.NotDone, ErrInjected
+			}
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			err := f.Err()
+			if err == nil {
+				err = do()
+			}
+			if err != nil {
+				return vmm.NotDone, err
+			}
+			return vmm.Done, nil
 		}
-		if err := h.do(); err != nil {
-			e.Err = err
-			return e
-		}
-		*h.outcome = vmm.Done
 	}
-	return nil
+	h.Host = half(hostFirst || c.Mount == nil, !hostFirst || c.Mount == nil, func() error { return f.host(c.Op, c.Device) })
+	h.Guest = half(!hostFirst || c.Device == nil, hostFirst || c.Device == nil, func() error { return f.guest(c.Op, c.Mount) })
+	return h
 }
 
 // Observe implements vmm.Machine.
 func (f *Fake) Observe(ctx context.Context) (vmm.Observation, error) {
+	if err := f.answers(ctx); err != nil {
+		return vmm.Observation{}, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.goneError(); err != nil {
+	if err := f.Err(); err != nil {
 		return vmm.Observation{}, err
 	}
 	return vmm.Observation{
@@ -250,7 +272,7 @@ func (f *Fake) Observe(ctx context.Context) (vmm.Observation, error) {
 func (f *Fake) Exec(_ context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.goneError(); err != nil {
+	if err := f.Err(); err != nil {
 		return nil, err
 	}
 	f.execs = append(f.execs, spec)
@@ -269,7 +291,7 @@ func (f *Fake) DeleteContainerState(_ context.Context, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.forgotten = append(f.forgotten, id)
-	return f.goneError()
+	return f.Err()
 }
 
 // Forgotten lists the containers that DeleteContainerState was called for.
@@ -283,33 +305,18 @@ func (f *Fake) Forgotten() []string {
 func (f *Fake) Stacks(context.Context) (string, error) { return "goroutine 1 [running]:\n", f.Err() }
 
 // Done implements vmm.Machine.
-func (f *Fake) Done() <-chan struct{} { return f.done }
+func (f *Fake) Done() <-chan struct{} { return f.life.Done() }
 
 // Err implements vmm.Machine.
-func (f *Fake) Err() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.goneError()
-}
-
-func (f *Fake) goneError() error {
-	select {
-	case <-f.done:
-		return fmt.Errorf("machine %s: %w", f.id, vmm.ErrGone)
-	default:
-		return nil
-	}
-}
+func (f *Fake) Err() error { return context.Cause(f.life) }
 
 // Kill ends the machine: everything in it is gone.
 func (f *Fake) Kill() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.goneError() == nil {
-		close(f.done)
-		clear(f.devices)
-		clear(f.mounts)
-	}
+	f.end(fmt.Errorf("machine %s: %w", f.id, vmm.ErrGone))
+	clear(f.devices)
+	clear(f.mounts)
 }
 
 // Shutdown implements vmm.Machine.
