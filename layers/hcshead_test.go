@@ -51,8 +51,6 @@ var headSteps = []struct {
 			`GetLayerMountPath C:\containers\a`, `GetLayerMountPath C:\containers\a`}, false},
 	{"wcow-xenon-3layers", "create wcow-uvm", "As in 2021 the VM's scratch is made ready before the service is asked for anything.",
 		[]string{`GrantVmAccess C:\uvm\scratch\vm\sandbox.vhdx`, "HcsGetServiceProperties", "HcsCreateComputeSystem wcow-uvm"}, false},
-	{"wcow-xenon-3layers", "start wcow-uvm", "The guest is not told a time zone: it keeps its own, which is UTC.",
-		[]string{"(guest) NegotiateProtocol", "(guest) Create", "(guest) Start", "(guest) ModifySettings Update HvSocket"}, false},
 }
 
 func TestHCSConformanceHead(t *testing.T) {
@@ -106,7 +104,7 @@ func headStep(t *testing.T, st step, mounts map[string]step) step {
 	case "CreateWCOW":
 		st.Inputs.Options = json.RawMessage(`{"ID":"wcow-uvm","Owner":"golden","MemorySizeInMB":1024,"AllowOvercommit":true,
 			"ProcessorCount":2,"ExternalGuestConnection":true,"KeepDirectMappedShares":true,"SCSIControllerGUIDs":true,
-			"LayerFolders":["C:\\layers\\win\\base","C:\\uvm\\scratch\\vm"]}`)
+			"NoInheritHostTimezone":true,"LayerFolders":["C:\\layers\\win\\base","C:\\uvm\\scratch\\vm"]}`)
 	case "CreateLCOW":
 		var o map[string]any
 		if err := json.Unmarshal(st.Inputs.Options, &o); err != nil {

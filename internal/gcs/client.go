@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/stratavm/strata/hcsschema"
 )
 
 // Options of a Client. The zero value is good.
@@ -23,6 +25,8 @@ type Options struct {
 	// Windows expects the agent of a Windows guest instead of one of a Linux guest. What it is asked
 	// for has to fit: Modify does, Exec does not.
 	Windows bool
+	// TimeZone is what a Windows guest is told; nil: nothing, and it keeps its own.
+	TimeZone *hcsschema.TimeZoneInformation
 }
 
 // Client is the host's end of a bridge to one guest. All methods may be called concurrently; each
@@ -31,6 +35,7 @@ type Client struct {
 	log       *slog.Logger
 	limit     int
 	windows   bool
+	zone      *hcsschema.TimeZoneInformation
 	transport Transport
 	conn      net.Conn
 	caps      Capabilities
@@ -41,7 +46,7 @@ type Client struct {
 	nextID    uint64
 	calls     map[uint64]*call
 	abandoned map[uint64]func(payload []byte) // what to do when the late answer comes; may be nil
-	created   map[string]string               // root by container this Client has made known
+	created   map[string]*container           // those this Client has made known
 	err       error
 	done      chan struct{}
 
@@ -100,9 +105,9 @@ func logger(l *slog.Logger) *slog.Logger {
 // It takes bridge and t over and closes them on failure.
 func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) (*Client, error) {
 	c := &Client{
-		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), windows: opts.Windows, transport: t, conn: bridge,
+		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), windows: opts.Windows, zone: opts.TimeZone, transport: t, conn: bridge,
 		out: make(chan *call, 64), calls: map[uint64]*call{}, abandoned: map[uint64]func([]byte){},
-		created: map[string]string{}, done: make(chan struct{}),
+		created: map[string]*container{}, done: make(chan struct{}),
 	}
 	c.nextPort.Store(PortStdio)
 	c.running.Go(c.write)
@@ -143,7 +148,11 @@ func (c *Client) negotiate(ctx context.Context) error {
 func (c *Client) announce(ctx context.Context) error {
 	base := RequestBase{ContainerId: NullContainer}
 	if c.caps.SendHostCreateMessage {
-		req := &hostCreateRequest{RequestBase: base, ContainerConfig: `{"SystemType":"Container"}`}
+		config, err := EncodeText(hostConfig{SystemType: "Container", TimeZoneInformation: c.zone})
+		if err != nil {
+			return err
+		}
+		req := &hostCreateRequest{RequestBase: base, ContainerConfig: config}
 		if err := c.call(ctx, TypeCreate, req, &EmptyResponse{}, nil); err != nil {
 			return err
 		}
@@ -154,10 +163,16 @@ func (c *Client) announce(ctx context.Context) error {
 	return nil
 }
 
-// hostCreateRequest is the Create that stands for the VM itself; its document is JSON in a string.
+// hostCreateRequest is the Create that stands for the VM itself.
 type hostCreateRequest struct {
 	RequestBase
-	ContainerConfig string
+	ContainerConfig Text // a hostConfig
+}
+
+// hostConfig says what a Windows guest is to know of its host.
+type hostConfig struct {
+	SystemType          string
+	TimeZoneInformation *hcsschema.TimeZoneInformation `json:",omitempty"`
 }
 
 // Capabilities are what the guest said of itself.
@@ -282,22 +297,31 @@ type response interface{ Base() *ResponseBase }
 // call sends a request and waits for its answer. When ctx ends first the call is abandoned alone:
 // late, if not nil, gets the answer should it still come.
 func (c *Client) call(ctx context.Context, typ MessageType, req request, resp response, late func([]byte)) error {
+	call, err := c.send(ctx, typ, req, late)
+	if err != nil {
+		return err
+	}
+	return c.answered(ctx, call, resp, late)
+}
+
+// send sends a request, after those that were sent before.
+func (c *Client) send(ctx context.Context, typ MessageType, req request, late func([]byte)) (*call, error) {
 	wrap := func(err error) error { return fmt.Errorf("guest %v: %w", typ, err) }
 	if err := ctx.Err(); err != nil {
-		return wrap(fmt.Errorf("%w: %w", ErrNotSent, context.Cause(ctx)))
+		return nil, wrap(fmt.Errorf("%w: %w", ErrNotSent, context.Cause(ctx)))
 	}
 	req.Base().ActivityId = newActivity()
 
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
-		return wrap(fmt.Errorf("%w: %w", ErrNotSent, c.err))
+		return nil, wrap(fmt.Errorf("%w: %w", ErrNotSent, c.err))
 	}
 	call := &call{id: c.nextID, typ: typ, answer: make(chan []byte, 1)}
 	frame, err := EncodeMessage(Header{typ, call.id}, req, c.limit)
 	if err != nil {
 		c.mu.Unlock()
-		return wrap(fmt.Errorf("%w: %w", ErrNotSent, err))
+		return nil, wrap(fmt.Errorf("%w: %w", ErrNotSent, err))
 	}
 	call.frame = frame
 	c.nextID++
@@ -306,20 +330,26 @@ func (c *Client) call(ctx context.Context, typ MessageType, req request, resp re
 
 	select {
 	case c.out <- call:
+		return call, nil
 	case <-ctx.Done():
-		return wrap(c.abandon(ctx, call, late))
+		return nil, wrap(c.abandon(ctx, call, late))
 	case <-c.done:
-		return wrap(fmt.Errorf("%w: %w", ErrNotSent, c.Err()))
+		return nil, wrap(fmt.Errorf("%w: %w", ErrNotSent, c.Err()))
 	}
+}
+
+// answered waits for the answer to a request that was sent.
+func (c *Client) answered(ctx context.Context, call *call, resp response, late func([]byte)) error {
+	wrap := func(err error) error { return fmt.Errorf("guest %v: %w", call.typ, err) }
 	select {
 	case payload := <-call.answer:
-		return c.decode(typ, payload, resp)
+		return c.decode(call.typ, payload, resp)
 	case <-ctx.Done():
 		return wrap(c.abandon(ctx, call, late))
 	case <-c.done:
 		select { // the answer may have come just before the end
 		case payload := <-call.answer:
-			return c.decode(typ, payload, resp)
+			return c.decode(call.typ, payload, resp)
 		default:
 		}
 		if call.sent.CompareAndSwap(callQueued, callWithdrawn) {

@@ -115,7 +115,7 @@ func TestTransportCloseWaits(t *testing.T) {
 func TestProcessCloseWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := against(t, func(Header, []byte) []byte { return nil }) // it runs for ever
-		p := &Process{c: c, container: NullContainer, pid: 1, done: make(chan struct{})}
+		p := &Process{c: c, pid: 1, done: make(chan struct{})}
 		host, guest := net.Pipe()
 		out := newBlocked()
 		p.run(vmm.ProcessSpec{Stdout: out}, [3]net.Conn{1: host})
@@ -130,7 +130,7 @@ func TestProcessCloseWaits(t *testing.T) {
 func TestProcessCloseGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := against(t, func(Header, []byte) []byte { return nil })
-		p := &Process{c: c, container: NullContainer, pid: 1, done: make(chan struct{})}
+		p := &Process{c: c, pid: 1, done: make(chan struct{})}
 		host, guest := net.Pipe()
 		out := newBlocked()
 		p.run(vmm.ProcessSpec{Stdout: out}, [3]net.Conn{1: host})

@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -49,19 +47,19 @@ func (c *Client) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, e
 	if len(spec.Args) == 0 {
 		return nil, fmt.Errorf("exec: no program given: %w", ErrNotSent)
 	}
-	if (spec.ContainerID == "") != (spec.Root == "") {
-		return nil, fmt.Errorf("exec: a container id and a root belong together: %w", ErrNotSent)
-	}
 	if c.windows {
 		return nil, fmt.Errorf("exec %s in a Windows guest: %w: %w", spec.Args[0], ErrUnsupported, ErrNotSent)
+	}
+	if (spec.ContainerID == "") != (spec.Root == "") {
+		return nil, fmt.Errorf("exec: a container id and a root belong together: %w", ErrNotSent)
 	}
 	if spec.Terminal {
 		spec.Stderr = nil
 	}
 	oneAtATime(&spec)
-	p, err := c.exec(ctx, &spec)
-	if refusal, ok := errors.AsType[*Error](err); ok && refusal.Result == ResultContainerNotFound && c.forget(spec.ContainerID) {
-		p, err = c.exec(ctx, &spec) // somebody else has deleted it in the meantime
+	p, again, err := c.exec(ctx, &spec)
+	if again {
+		p, _, err = c.exec(ctx, &spec)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", spec.Args[0], err)
@@ -69,92 +67,82 @@ func (c *Client) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, e
 	return p, nil
 }
 
-func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (*Process, error) {
-	params, container, err := c.prepare(ctx, spec)
-	if err != nil {
-		return nil, err
+// exec starts a process, in a container that it makes known to the guest where need be. again says that it failed
+// because the container has ended or was deleted in between.
+func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (p *Process, again bool, err error) {
+	if spec.ContainerID == "" {
+		params, err := c.inMachine(spec)
+		if err == nil {
+			p, err = c.start(ctx, *spec, params, nil)
+		}
+		return p, false, err
 	}
-	return c.start(ctx, *spec, container, params)
+	info, first, err := c.enter(ctx, spec)
+	if err != nil {
+		return nil, false, err
+	}
+	params := parameters(spec)
+	if first {
+		p, err := c.start(ctx, *spec, params, info) // it is in the container's document
+		return p, false, err
+	}
+	if _, params.OciProcess, err = c.documents(spec); err != nil && !errors.Is(err, ErrNamedUser) {
+		return nil, false, err
+	}
+	if p, err = c.start(ctx, *spec, params, nil); err == nil {
+		return p, false, nil
+	}
+	refusal, refused := errors.AsType[*Error](err)
+	switch {
+	case !refused:
+		return nil, false, err
+	case refusal.Result == ResultContainerNotFound:
+		return nil, c.forget(spec.ContainerID, info), err // somebody else has deleted it
+	case c.ours() || !info.first:
+		return nil, false, err
+	}
+	// Another guest does not say that a container has stopped, and this may be the first sign of it.
+	select {
+	case <-info.stopped:
+		return nil, true, err
+	case <-time.After(stopNews):
+	case <-ctx.Done():
+	}
+	return nil, false, err
 }
 
-// forget notes that the guest does not know a container; false when that was no news.
-func (c *Client) forget(id string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	_, ok := c.created[id]
-	delete(c.created, id)
-	return ok
-}
+// stopNews is how long the news of a process's end may come after the first refusal because of it.
+const stopNews = 200 * time.Millisecond
 
-// prepare makes the container known and the parameters of the process.
-func (c *Client) prepare(ctx context.Context, spec *vmm.ProcessSpec) (*ProcessParameters, string, error) {
-	process := ociProcess(spec)
-	params := &ProcessParameters{
+// parameters are what all processes have.
+func parameters(spec *vmm.ProcessSpec) *ProcessParameters {
+	return &ProcessParameters{
 		EmulateConsole: spec.Terminal, CreateStdInPipe: spec.Stdin != nil,
 		CreateStdOutPipe: spec.Stdout != nil, CreateStdErrPipe: spec.Stderr != nil,
 	}
-	ours := c.caps.GuestDefinedCapabilities.StrataAgent > 0
-	if spec.ContainerID == "" {
-		if spec.User != "" && !ours {
-			return nil, "", fmt.Errorf("a user for a process outside containers: %w", ErrUnsupported)
-		}
-		params.CreateInUtilityVM = true
-		params.CommandArgs, params.WorkingDirectory = spec.Args, process.Cwd
-		params.Environment = map[string]string{}
-		for _, kv := range spec.Env {
-			k, v, _ := strings.Cut(kv, "=")
-			params.Environment[k] = v
-		}
-		if spec.Terminal {
-			params.ConsoleSize = []uint16{spec.Height, spec.Width}
-		}
-		if spec.User != "" {
-			params.OciProcess = process
-		}
-		return params, NullContainer, nil
-	}
-	params.OciProcess = process
-	created, err := c.create(ctx, spec, process)
-	if err != nil {
-		return nil, "", err
-	}
-	if created && !ours {
-		params.OciProcess = nil // other guests begin a container with the process of its document
-	}
-	return params, spec.ContainerID, nil
 }
 
-// create makes the container known to the guest; false when it was known.
-func (c *Client) create(ctx context.Context, spec *vmm.ProcessSpec, process *specs.Process) (bool, error) {
-	c.mu.Lock()
-	root, ok := c.created[spec.ContainerID]
-	c.mu.Unlock()
-	if ok && root == spec.Root {
-		return false, nil
+// inMachine are the parameters of a process in the VM itself.
+func (c *Client) inMachine(spec *vmm.ProcessSpec) (*ProcessParameters, error) {
+	process := ociProcess(spec)
+	params := parameters(spec)
+	params.CreateInUtilityVM = true
+	params.CommandArgs, params.WorkingDirectory = spec.Args, process.Cwd
+	params.Environment = map[string]string{}
+	for _, kv := range spec.Env {
+		k, v, _ := strings.Cut(kv, "=")
+		params.Environment[k] = v
 	}
-	hostname := spec.Hostname
-	if hostname == "" {
-		hostname = spec.ContainerID
+	if spec.Terminal {
+		params.ConsoleSize = []uint16{spec.Height, spec.Width}
 	}
-	config, err := EncodeText(ContainerConfig{
-		SchemaVersion: Version{2, 1}, OciBundlePath: "/run/gcs/c/" + spec.ContainerID,
-		OciSpecification: containerSpec(spec.Root, hostname, process),
-	})
-	if err != nil {
-		return false, err
+	if spec.User != "" {
+		if !c.ours() {
+			return nil, fmt.Errorf("a user for a process outside containers: %w", ErrUnsupported)
+		}
+		params.OciProcess = process
 	}
-	req := &CreateRequest{RequestBase: RequestBase{ContainerId: spec.ContainerID}, ContainerConfig: config,
-		SupportedVersions: &SupportedVersions{MinimumVersion: "V3", MaximumVersion: "V3",
-			MinimumProtocolVersion: ProtocolVersion, MaximumProtocolVersion: ProtocolVersion}}
-	err = c.call(ctx, TypeCreate, req, &EmptyResponse{}, nil)
-	exists := errors.Is(err, ErrExists)
-	if err != nil && !exists {
-		return false, err
-	}
-	c.mu.Lock()
-	c.created[spec.ContainerID] = spec.Root
-	c.mu.Unlock()
-	return !exists, nil
+	return params, nil
 }
 
 // stdio holds the listeners and connections of a process's streams.
@@ -190,7 +178,19 @@ func (c *Client) listen() (net.Listener, uint32, error) {
 	return nil, 0, fmt.Errorf("no free port for a stream: %w", ErrPortTaken)
 }
 
-func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, container string, params *ProcessParameters) (*Process, error) {
+// start starts a process. first is its container when it is the first process there: that goes again when
+// the process does not start.
+func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, params *ProcessParameters,
+	first *container) (_ *Process, err error) {
+	base := RequestBase{ContainerId: c.named(spec.ContainerID)}
+	answered := false
+	if first != nil {
+		defer func() {
+			if err != nil && (answered || errors.Is(err, ErrNotSent)) {
+				c.tidy(func() { c.discard(spec.ContainerID, first, 0) })
+			}
+		}()
+	}
 	text, err := EncodeText(params)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
@@ -207,22 +207,26 @@ func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, container stri
 			return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
 		}
 	}
-	req := &ExecuteRequest{RequestBase: RequestBase{ContainerId: container},
+	req := &ExecuteRequest{RequestBase: base,
 		Settings: ExecuteSettings{ProcessParameters: text, VsockStdioRelaySettings: &ports}}
-	var resp ExecuteResponse
 	kill := func(pid uint32) {
 		tidy, cancel := context.WithTimeout(context.Background(), tidyTime)
 		defer cancel()
-		_ = c.call(tidy, TypeSignalProcess, &SignalRequest{RequestBase: RequestBase{ContainerId: container}, ProcessId: pid},
-			&EmptyResponse{}, nil)
+		_ = c.call(tidy, TypeSignalProcess, &SignalRequest{RequestBase: base, ProcessId: pid}, &EmptyResponse{}, nil)
 	}
 	late := func(payload []byte) {
 		var r ExecuteResponse
-		if json.Unmarshal(payload, &r) == nil && r.Result == ResultOK {
+		started := json.Unmarshal(payload, &r) == nil && r.Result == ResultOK
+		switch {
+		case first != nil:
+			c.discard(spec.ContainerID, first, r.ProcessId)
+		case started:
 			kill(r.ProcessId)
 		}
 	}
+	var resp ExecuteResponse
 	if err := c.call(ctx, TypeExecuteProcess, req, &resp, late); err != nil {
+		_, answered = errors.AsType[*Error](err)
 		streams.close()
 		return nil, err
 	}
@@ -233,11 +237,20 @@ func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, container stri
 		}
 		if streams.conns[i], err = acceptOne(ctx, l); err != nil {
 			streams.close()
-			c.tidy(func() { kill(resp.ProcessId) })
+			c.tidy(func() {
+				if first != nil {
+					c.discard(spec.ContainerID, first, resp.ProcessId)
+				} else {
+					kill(resp.ProcessId)
+				}
+			})
 			return nil, fmt.Errorf("the guest did not connect the streams: %w", err)
 		}
 	}
-	p := &Process{c: c, container: container, pid: resp.ProcessId, done: make(chan struct{})}
+	p := &Process{c: c, container: spec.ContainerID, pid: resp.ProcessId, done: make(chan struct{})}
+	if first != nil {
+		c.started(first, p)
+	}
 	p.run(spec, streams.conns)
 	return p, nil
 }
@@ -245,8 +258,9 @@ func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, container stri
 // Process is a process in the guest. Its methods may be called concurrently.
 type Process struct {
 	c         *Client
-	container string
+	container string // empty: the VM itself
 	pid       uint32
+	onExit    func() // called when the guest has told of the exit, or cannot any more; nil: nothing
 
 	outputs sync.WaitGroup
 	conns   [3]net.Conn
@@ -280,12 +294,21 @@ func (p *Process) run(spec vmm.ProcessSpec, conns [3]net.Conn) {
 			})
 		}
 	}
+	// The guest's answer is the exit; the bridge's end ends this too. The question comes before any that a caller asks
+	// about the container.
+	var exit WaitResponse
+	wait, err := p.c.send(context.Background(), TypeWaitForProcess, waitFor(p.c.named(p.container), p.pid), nil)
 	go func() {
 		defer close(p.done)
-		// The guest's answer is the exit; the bridge's end ends this too.
-		p.code, p.err = p.c.WaitProcess(context.Background(), p.container, p.pid)
+		if err == nil {
+			err = p.c.answered(context.Background(), wait, &exit, nil)
+		}
+		p.code, p.err = int(int32(exit.ExitCode)), err
 		if p.err != nil {
 			p.closeStreams()
+		}
+		if p.onExit != nil {
+			p.onExit()
 		}
 		p.outputs.Wait()
 		if err := errors.Join(readers[1].err, readers[2].err); err != nil && p.err == nil {
@@ -332,7 +355,7 @@ func (p *Process) Signal(ctx context.Context, sig int) error {
 
 // Resize tells the terminal its size.
 func (p *Process) Resize(ctx context.Context, width, height uint16) error {
-	return p.c.call(ctx, TypeResizeConsole, &ResizeRequest{RequestBase: RequestBase{ContainerId: p.container},
+	return p.c.call(ctx, TypeResizeConsole, &ResizeRequest{RequestBase: RequestBase{ContainerId: p.c.named(p.container)},
 		ProcessId: p.pid, Width: width, Height: height}, &EmptyResponse{}, nil)
 }
 
@@ -352,7 +375,7 @@ func (p *Process) Close() error {
 	case <-rest:
 		return nil
 	case <-time.After(closeTime):
-		return fmt.Errorf("close process %d: who reads its output takes no more: a write has blocked for %v", p.pid, closeTime)
+		return fmt.Errorf("close process %d: a write of its output has blocked for %v", p.pid, closeTime)
 	}
 }
 
@@ -368,24 +391,22 @@ func (p *Process) closeStreams() {
 // Client, and returns its exit code. Streams are not waited for. container is empty for the VM itself.
 func (c *Client) WaitProcess(ctx context.Context, container string, pid uint32) (int, error) {
 	var resp WaitResponse
-	err := c.call(ctx, TypeWaitForProcess, &WaitRequest{RequestBase: RequestBase{ContainerId: orNull(container)},
-		ProcessId: pid, TimeoutInMs: InfiniteTimeout}, &resp, nil)
+	err := c.call(ctx, TypeWaitForProcess, waitFor(c.named(container), pid), &resp, nil)
 	return int(int32(resp.ExitCode)), err
 }
 
-// SignalProcess sends a signal to any process the guest knows. One that has exited is no error.
+func waitFor(container string, pid uint32) *WaitRequest {
+	return &WaitRequest{RequestBase: RequestBase{ContainerId: container},
+		ProcessId: pid, TimeoutInMs: InfiniteTimeout}
+}
+
+// SignalProcess sends a signal to any process the guest knows. One that has exited is no error; a container that the
+// guest does not know is.
 func (c *Client) SignalProcess(ctx context.Context, container string, pid uint32, sig int) error {
-	err := c.call(ctx, TypeSignalProcess, &SignalRequest{RequestBase: RequestBase{ContainerId: orNull(container)},
+	err := c.call(ctx, TypeSignalProcess, &SignalRequest{RequestBase: RequestBase{ContainerId: c.named(container)},
 		ProcessId: pid, Options: &SignalOptions{sig}}, &EmptyResponse{}, nil)
-	if errors.Is(err, ErrNotFound) {
+	if refusal, ok := errors.AsType[*Error](err); ok && refusal.Result == ResultElementNotFound {
 		return nil
 	}
 	return err
-}
-
-func orNull(container string) string {
-	if container == "" {
-		return NullContainer
-	}
-	return container
 }

@@ -2,7 +2,11 @@ package gcs
 
 import (
 	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
 
+	"github.com/google/uuid"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/vmm"
@@ -22,11 +26,61 @@ func ociProcess(spec *vmm.ProcessSpec) *specs.Process {
 	return p
 }
 
-// ContainerSpec is the document of a container for one process in a root, and that process, for those
-// who reach the guest by way of the Host Compute Service.
-func ContainerSpec(spec vmm.ProcessSpec) (*specs.Spec, *specs.Process) {
+// documents are the document of the container that a process is in, should it be its first, and the process.
+func (c *Client) documents(spec *vmm.ProcessSpec) (*specs.Spec, *specs.Process, error) {
+	if !c.ours() {
+		return ContainerSpec(*spec)
+	}
+	process := ociProcess(spec)
+	return containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), process), process, nil
+}
+
+// ContainerSpec is the document of a container for one process in a root, and that process, for Microsoft's guest.
+// It runs a container's first process as the numbers say, and ignores a name: a user by name is an error that matches
+// ErrNamedUser, with the process all the same, for which the guest does look up the name when it is not the first.
+func ContainerSpec(spec vmm.ProcessSpec) (*specs.Spec, *specs.Process, error) {
 	process := ociProcess(&spec)
-	return containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), process), process
+	process.Capabilities = &specs.LinuxCapabilities{Bounding: capabilities, Effective: capabilities,
+		Permitted: capabilities}
+	first := *process
+	first.User.Username = "" // the guest would give it to processes that name no user
+	doc := containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), &first)
+	// Containers that name no network namespace share one, which takes the first of them only. The guest may keep a
+	// namespace longer than its container, so each gets a new one.
+	doc.Windows = &specs.Windows{Network: &specs.WindowsNetwork{NetworkNamespace: uuid.NewString()}}
+	uid, gid, ok := numericUser(spec.User)
+	if !ok {
+		return doc, process, fmt.Errorf("%w: user %q of a container's first process: give uid:gid",
+			ErrNamedUser, spec.User)
+	}
+	for _, p := range []*specs.Process{process, &first} {
+		p.User.UID, p.User.GID = uid, gid
+	}
+	return doc, process, nil
+}
+
+// ErrNamedUser is matched by the error of ContainerSpec about a user by name.
+var ErrNamedUser = fmt.Errorf("a user by name: %w", ErrUnsupported)
+
+// capabilities are those of root in a container, as our agent has them: the customary ones except the making of
+// device nodes, by which the layers of others could be read.
+var capabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
+	"CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+}
+
+// numericUser reads "", which is root, "uid" or "uid:gid".
+func numericUser(user string) (uid, gid uint32, ok bool) {
+	if user == "" {
+		return 0, 0, true
+	}
+	u, g, both := strings.Cut(user, ":")
+	id, err := strconv.ParseUint(u, 10, 31)
+	if err != nil || !both {
+		return uint32(id), 0, err == nil
+	}
+	group, err := strconv.ParseUint(g, 10, 31)
+	return uint32(id), uint32(group), err == nil
 }
 
 // containerSpec is the document of a container with namespaces of its own and the usual mounts.

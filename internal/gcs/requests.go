@@ -19,22 +19,6 @@ func (c *Client) Modify(ctx context.Context, req hcsschema.GuestRequest) error {
 	return nil
 }
 
-// DeleteContainerState makes the guest forget a container. It succeeds when the guest does not know
-// it, and when the guest has no such request.
-func (c *Client) DeleteContainerState(ctx context.Context, id string) error {
-	if !c.caps.GuestDefinedCapabilities.DeleteContainerStateSupported {
-		return nil
-	}
-	c.mu.Lock()
-	delete(c.created, id)
-	c.mu.Unlock()
-	err := c.call(ctx, TypeDeleteContainerState, &EmptyRequest{RequestBase{ContainerId: id}}, &EmptyResponse{}, nil)
-	if errors.Is(err, ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
 // Stacks gives the stacks of the guest's agent.
 func (c *Client) Stacks(ctx context.Context) (string, error) {
 	if !c.caps.GuestDefinedCapabilities.DumpStacksSupported {

@@ -15,7 +15,7 @@ import (
 func ConnectGCS(ctx context.Context, conn net.Conn, info GuestInfo) (Guest, error) {
 	windows := info.OS == vmm.Windows
 	sockets := gcs.Sockets(func(port uint32) (net.Listener, error) { return info.Listen(ServiceID(port)) })
-	client, err := gcs.NewClient(ctx, conn, sockets, gcs.Options{Windows: windows})
+	client, err := gcs.NewClient(ctx, conn, sockets, gcs.Options{Windows: windows, TimeZone: info.TimeZone})
 	if err != nil {
 		return nil, err
 	}

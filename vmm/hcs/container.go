@@ -19,8 +19,9 @@ const openTries = 5
 const startPoll = 20 * time.Millisecond
 
 // containerID is the identifier of a container's compute system. That of the VM is part of it, as the
-// service has one list of identifiers for all.
-func (m *Machine) containerID(container string) string { return m.ID() + "." + container }
+// service has one list of identifiers for all. The guest keeps files of the container in a folder of that name
+// beside the containers' mounts and removes it with all that is in it: no container is called so.
+func (m *Machine) containerID(container string) string { return m.ID() + "+" + container }
 
 // execInContainer runs a process in a root of a Linux guest over the service's own connection. A
 // container is then a compute system of its own, hosted by the VM. It is there as long as anybody has
@@ -32,23 +33,23 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 	switch {
 	case spec.ContainerID == "" || spec.Root == "":
 		return nil, fail(errors.New("a container id and a root belong together"))
-	case !idPattern.MatchString(m.containerID(spec.ContainerID)):
+	case !idPattern.MatchString(spec.ContainerID):
 		return nil, fail(fmt.Errorf("a compute system cannot be called %q", m.containerID(spec.ContainerID)))
 	case m.enc.os != vmm.Linux:
 		return nil, fail(fmt.Errorf("programs in Windows containers: %w: run it in the VM itself, "+
 			"or have a container engine make the container's compute system on the mounted root", ErrNotSupported))
 	}
-	oci, process := gcs.ContainerSpec(spec)
+	oci, process, named := gcs.ContainerSpec(spec)
 	version := hcsschema.V21
 	document, err := json.Marshal(hcsschema.ComputeSystem{
 		Owner: m.owner, SchemaVersion: &version, HostingSystemId: m.ID(), ShouldTerminateOnLastHandleClosed: true,
 		HostedSystem: hcsschema.LinuxHostedSystem{SchemaVersion: &version,
-			OciBundlePath: "/run/gcs/c/" + spec.ContainerID, OciSpecification: oci},
+			OciBundlePath: gcs.ContainerBundle(m.containerID(spec.ContainerID)), OciSpecification: oci},
 	})
 	if err != nil {
 		return nil, fail(err)
 	}
-	s, created, err := m.container(ctx, spec.ContainerID, string(document))
+	s, created, err := m.container(ctx, spec.ContainerID, string(document), named)
 	if err != nil {
 		return nil, fail(err)
 	}
@@ -96,9 +97,17 @@ func (m *Machine) openContainer(ctx context.Context, container string) (*system,
 	}
 }
 
-// container makes the compute system of a container and starts it, or takes up the one there is.
-func (m *Machine) container(ctx context.Context, container, document string) (s *system, created bool, err error) {
+// container makes the compute system of a container and starts it, or takes up the one there is. refused is why it
+// cannot be made with this document; nil: it can.
+func (m *Machine) container(ctx context.Context, container, document string,
+	refused error) (s *system, created bool, err error) {
 	for range openTries {
+		if refused != nil {
+			if s, err = m.openContainer(ctx, container); errors.Is(err, ErrDoesNotExist) {
+				err = refused
+			}
+			return s, false, err
+		}
 		s, err = createSystem(ctx, m.host.API, m.containerID(container), document)
 		if err == nil {
 			if err = s.start(ctx); err != nil {

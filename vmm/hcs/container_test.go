@@ -39,7 +39,7 @@ func inContainer(p hcstest.ProcessParameters, in io.Reader, out, _ io.Writer) ui
 func TestExecInContainer(t *testing.T) {
 	r := newRig(t, hcstest.Options{Exec: inContainer})
 	m := r.start(r.lcow(false))
-	const system = "vm.web Running"
+	const system = "vm+web Running"
 	start := func(arg string, out io.Writer) (end func()) {
 		stdin, input := io.Pipe()
 		p, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{arg}, ContainerID: "web", Root: "/root", Stdin: stdin, Stdout: out})
@@ -114,7 +114,7 @@ func TestExecInContainerRefuses(t *testing.T) {
 	}
 	// One that another process has made and not started yet is waited for.
 	s := r.s
-	handle, _, _ := s.CreateComputeSystem("vm.web", `{"HostingSystemId":"vm","HostedSystem":{}}`)
+	handle, _, _ := s.CreateComputeSystem("vm+web", `{"HostingSystemId":"vm","HostedSystem":{}}`)
 	defer s.CloseComputeSystem(handle)
 	ctx, cancel := context.WithCancel(t.Context())
 	r.s.Script(func(f string, _ int, _ map[string]any) (v hcstest.Verdict) {

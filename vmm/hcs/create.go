@@ -105,7 +105,9 @@ func newWCOW(host *Host, o *OptionsWCOW) (*Machine, error) {
 	if err := o.check(host.Build); err != nil {
 		return nil, fmt.Errorf("utility VM %s: %w", o.ID, err)
 	}
-	return newMachine(*host, &o.Options, vmm.Windows, o.limits()), nil
+	m := newMachine(*host, &o.Options, vmm.Windows, o.limits())
+	m.utc = o.NoInheritHostTimezone
+	return m, nil
 }
 
 // scratch makes sure that the VM's scratch disk is there and that the VM may open it.

@@ -26,6 +26,8 @@ type Host struct {
 	// FileID asks for the identity of a folder; shares of file systems that have none cannot be mapped
 	// directly on some builds. Nil: all have.
 	FileID func(path string) error
+	// TimeZone is the host's, which Windows guests inherit over an external connection. Nil: they are not told.
+	TimeZone func() (hcsschema.TimeZoneInformation, error)
 	// Build is the Windows build number.
 	Build uint32
 	// Listen listens on a Hyper-V socket service of the host for connections from the VM with the
@@ -47,7 +49,7 @@ func NativeHost() (Host, error) {
 	if err != nil {
 		return Host{}, err
 	}
-	return Host{API: api, FileID: FileID, Build: Build(), Listen: Listen, Connect: ConnectGCS}, nil
+	return Host{API: api, FileID: FileID, TimeZone: TimeZone, Build: Build(), Listen: Listen, Connect: ConnectGCS}, nil
 }
 
 // FS is the part of a file system that creating a VM needs. Paths are Windows paths.
@@ -62,6 +64,7 @@ type GuestInfo struct {
 	ID        string // of the compute system
 	RuntimeID string // address for Hyper-V sockets
 	OS        vmm.OS
+	TimeZone  *hcsschema.TimeZoneInformation // for a Windows guest; nil: it is not told
 	// Listen listens for connections of this VM, for the streams of processes.
 	Listen func(serviceID string) (net.Listener, error)
 }
@@ -91,6 +94,7 @@ type Machine struct {
 	owner      string // of the VM and its containers
 	processors int32
 	forward    bool // the agent's output comes to the log port
+	utc        bool // the guest does not inherit the host's time zone
 	runtimeID  string
 	engine     *applyengine.Engine
 	known      *applyengine.Known // what this process applied

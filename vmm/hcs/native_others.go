@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+
+	"github.com/stratavm/strata/hcsschema"
 )
 
 // Native is the Host Compute Service of this computer; other systems than Windows have none.
@@ -20,6 +22,12 @@ func Listen(_, serviceID string) (net.Listener, error) {
 
 // Build is the build number of this Windows; 0 elsewhere.
 func Build() uint32 { return 0 }
+
+// TimeZone is the time zone of this computer, as Windows tells it.
+func TimeZone() (hcsschema.TimeZoneInformation, error) {
+	err := fmt.Errorf("time zone of this computer: %w on this system", errors.ErrUnsupported)
+	return hcsschema.TimeZoneInformation{}, err
+}
 
 // FileID asks for the identity of a file or folder.
 func FileID(path string) error {

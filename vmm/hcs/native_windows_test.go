@@ -30,3 +30,13 @@ func TestFileID(t *testing.T) {
 		t.Errorf("a file that does not exist: %v", err)
 	}
 }
+
+func TestTimeZoneOfThisComputer(t *testing.T) {
+	zone, err := hcs.TimeZone()
+	if err != nil || zone.StandardDate == nil || zone.DaylightDate == nil {
+		t.Errorf("%+v, %v", zone, err)
+	}
+	if zone.Bias < -14*60 || zone.Bias > 14*60 {
+		t.Errorf("bias of %d minutes", zone.Bias)
+	}
+}

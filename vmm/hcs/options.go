@@ -128,6 +128,9 @@ type OptionsWCOW struct {
 	// KeepDirectMappedShares leaves direct-mapped shares in the VM until it exits: the guest has files
 	// of theirs mapped, which their removal would invalidate. hcsshim of 2021 removed them.
 	KeepDirectMappedShares bool `json:",omitempty"`
+	// NoInheritHostTimezone gives the guest UTC instead of the host's time zone. Over a connection of the service's own
+	// the guest is told neither.
+	NoInheritHostTimezone bool `json:",omitempty"`
 }
 
 const (

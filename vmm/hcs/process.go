@@ -267,7 +267,8 @@ func (p *process) Signal(ctx context.Context, sig int) error {
 		result, hr := p.m.sys.api.SignalProcess(p.info.Process, string(document))
 		return outcome{result: result, hr: hr}
 	})
-	if IsPending(err) || IsAlreadyStopped(err) || IsNotExist(err) {
+	// A VM that is gone is no success: the signal had no effect, and nobody waits for what is no longer there.
+	if IsPending(err) || !errors.Is(err, vmm.ErrGone) && (IsAlreadyStopped(err) || errors.Is(err, ErrElementNotFound)) {
 		return nil
 	}
 	return err

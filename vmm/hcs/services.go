@@ -12,6 +12,7 @@ import (
 	"net"
 	"sync"
 
+	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -188,6 +189,19 @@ func (m *Machine) logLine(line []byte) {
 	m.host.Logger.Log(m.life, level, "guest", "vm", m.ID(), "text", clean(text))
 }
 
+// timeZone is what a Windows guest is told; nil: nothing.
+func (m *Machine) timeZone() (*hcsschema.TimeZoneInformation, error) {
+	switch {
+	case m.enc.os != vmm.Windows || !m.utc && m.host.TimeZone == nil:
+		return nil, nil
+	case m.utc:
+		utc := hcsschema.UTC()
+		return &utc, nil
+	}
+	zone, err := m.host.TimeZone()
+	return &zone, err
+}
+
 // bridge waits for the guest's connection and speaks the protocol on it.
 func (s *services) bridge(ctx context.Context, m *Machine) (Guest, error) {
 	l := s.gcs
@@ -210,7 +224,12 @@ func (s *services) bridge(ctx context.Context, m *Machine) (Guest, error) {
 		}
 		return nil, fmt.Errorf("wait for the guest: %w", err)
 	}
-	guest, err := m.host.Connect(ctx, conn, GuestInfo{ID: m.ID(), RuntimeID: m.runtimeID, OS: m.enc.os,
+	zone, err := m.timeZone()
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	guest, err := m.host.Connect(ctx, conn, GuestInfo{ID: m.ID(), RuntimeID: m.runtimeID, OS: m.enc.os, TimeZone: zone,
 		Listen: func(service string) (net.Listener, error) { return m.host.Listen(m.runtimeID, service) }})
 	if err != nil {
 		conn.Close()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"io"
+	"maps"
 	"net"
 	"sync"
 
@@ -13,6 +14,7 @@ import (
 // The messages of the guest protocol that the guest answers, by the number in their type.
 var messages = map[uint32]string{
 	0x10100101: "Create", 0x10100201: "Start", 0x10100301: "ShutdownGraceful", 0x10100401: "ShutdownForced",
+	0x10100501: "ExecuteProcess", 0x10100601: "WaitForProcess", 0x10100701: "SignalProcess", 0x10100901: "GetProperties",
 	0x10100a01: "ModifySettings", 0x10100b01: "NegotiateProtocol", 0x10100c01: "DumpStacks",
 	0x10100d01: "DeleteContainerState",
 }
@@ -67,9 +69,24 @@ func (g *guest) boot(s *Service) {
 	g.serve(s, c)
 }
 
-// serve answers messages until the connection ends.
+// serve answers messages until the connection ends: one after the other, except waiting for processes.
 func (g *guest) serve(s *Service, c net.Conn) {
 	defer c.Close()
+	var writing sync.Mutex
+	reply := func(header []byte, answer map[string]any) error {
+		text, err := json.Marshal(answer)
+		if err != nil {
+			return err
+		}
+		b := make([]byte, headerBytes, headerBytes+len(text))
+		binary.LittleEndian.PutUint32(b, binary.LittleEndian.Uint32(header)&0x0fffffff|0x20000000)
+		binary.LittleEndian.PutUint32(b[4:], uint32(headerBytes+len(text)))
+		copy(b[8:16], header[8:16])
+		writing.Lock()
+		defer writing.Unlock()
+		_, err = c.Write(append(b, text...))
+		return err
+	}
 	for {
 		var header [headerBytes]byte
 		if _, err := io.ReadFull(c, header[:]); err != nil {
@@ -83,42 +100,51 @@ func (g *guest) serve(s *Service, c net.Conn) {
 		if _, err := io.ReadFull(c, payload); err != nil {
 			return
 		}
-		answer, err := json.Marshal(g.answer(s, messages[kind], payload))
-		if err != nil {
-			return
+		answer, wait := g.answer(s, messages[kind], payload)
+		if wait != nil {
+			s.wg.Go(func() {
+				wait(answer)
+				_ = reply(header[:], answer) // who waited may be gone
+			})
+			continue
 		}
-		reply := make([]byte, headerBytes, headerBytes+len(answer))
-		binary.LittleEndian.PutUint32(reply, kind&0x0fffffff|0x20000000)
-		binary.LittleEndian.PutUint32(reply[4:], uint32(headerBytes+len(answer)))
-		copy(reply[8:16], header[8:16])
-		if _, err := c.Write(append(reply, answer...)); err != nil {
+		if reply(header[:], answer) != nil {
 			return
 		}
 	}
 }
 
-// answer does what a message asks for and gives the response.
-func (g *guest) answer(s *Service, name string, payload []byte) map[string]any {
+// answer does what a message asks for and gives the response; wait, when set, completes it in its own time.
+func (g *guest) answer(s *Service, name string, payload []byte) (out map[string]any, wait func(map[string]any)) {
 	var in struct {
+		containerRequest
 		ActivityId string
 		Request    guestRequest
 	}
 	args, _ := parse(string(payload)).(map[string]any)
 	if name == "" || json.Unmarshal(payload, &in) != nil {
-		return map[string]any{"Result": code(0x80004001), "ActivityId": in.ActivityId, "ErrorMessage": "not implemented"}
+		return map[string]any{"Result": code(0x80004001), "ActivityId": in.ActivityId, "ErrorMessage": "not implemented"}, nil
 	}
 	for _, tracing := range []string{"ActivityId", "ocsc", "otsc"} {
 		delete(args, tracing)
 	}
 	message := ""
+	out = map[string]any{}
 	_, hr := s.call("(guest) "+name, g.y, args, func() (map[string]any, string, hcs.HRESULT) {
 		hr := ok
-		if name == "ModifySettings" {
+		switch {
+		case name == "ModifySettings":
 			hr, message = g.modify(in.Request)
+		case g.about(name, in.ContainerId):
+			var more map[string]any
+			more, hr, message = g.containers(name, in.containerRequest)
+			maps.Copy(out, more)
+		case name == "WaitForProcess":
+			wait, hr, message = g.await(in.containerRequest)
 		}
 		return nil, "", hr
 	})
-	out := map[string]any{"Result": code(hr), "ActivityId": in.ActivityId}
+	out["Result"], out["ActivityId"] = code(hr), in.ActivityId
 	switch {
 	case hr != ok && message == "":
 		out["ErrorMessage"] = "the guest was told to fail"
@@ -128,10 +154,21 @@ func (g *guest) answer(s *Service, name string, payload []byte) map[string]any {
 		out["Version"], out["Capabilities"] = 4, g.negotiated()
 	case name == "DumpStacks":
 		out["GuestStacks"] = "goroutine 1 [running]:\n"
-	case name == "ShutdownGraceful" || name == "ShutdownForced":
+	case (name == "ShutdownGraceful" || name == "ShutdownForced") && in.ContainerId == nullContainer:
 		s.wg.Go(func() { s.kill(g.y) })
 	}
-	return out
+	return out, wait
+}
+
+// about reports whether a request is about a container or a process of a Linux guest.
+func (g *guest) about(name, container string) bool {
+	switch name {
+	case "ExecuteProcess", "SignalProcess", "GetProperties", "DeleteContainerState":
+		return g.y.linux()
+	case "Create", "Start", "ShutdownGraceful", "ShutdownForced":
+		return g.y.linux() && container != nullContainer
+	}
+	return false
 }
 
 // negotiated are the capabilities that the guest answers with. Windows guests want to be told that

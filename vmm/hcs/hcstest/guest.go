@@ -27,13 +27,23 @@ type guest struct {
 	mounts map[string][]string // by target: the resource paths of the devices
 	roots  map[string]root
 	conn   *bridge
+	s      *Service
+
+	inside     map[string]*container
+	namespaces map[string]string // network namespaces: the container that took one
+	self       *container        // processes of the VM itself
+	pid        uint32
+	lost       []string      // see Service.Lost
+	halted     chan struct{} // closed when the VM has ended
 }
 
 // root is a combined root and the mounts it needs.
 type root struct{ needs []string }
 
-func newGuest(y *system, old bool) *guest {
-	return &guest{y: y, old: old, mounts: map[string][]string{}, roots: map[string]root{}}
+func newGuest(s *Service, y *system) *guest {
+	return &guest{s: s, y: y, old: s.opts.OldGuest, mounts: map[string][]string{}, roots: map[string]root{},
+		inside: map[string]*container{}, namespaces: map[string]string{}, pid: 1000, halted: make(chan struct{}),
+		self: &container{id: nullContainer, processes: map[uint32]*guestProcess{}}}
 }
 
 // halt forgets everything: the VM has ended.
@@ -41,6 +51,12 @@ func (g *guest) halt() {
 	clear(g.mounts)
 	clear(g.roots)
 	clear(g.y.devices)
+	g.haltContainers()
+	select {
+	case <-g.halted:
+	default:
+		close(g.halted)
+	}
 	if g.conn != nil {
 		g.conn.close()
 	}
@@ -50,7 +66,8 @@ func (g *guest) capabilities() string {
 	if !g.y.linux() {
 		return `{"NamespaceAddRequestSupported":true,"SignalProcessSupported":true}`
 	}
-	return `{"NamespaceAddRequestSupported":true,"SignalProcessSupported":true,"DumpStacksSupported":true}`
+	return `{"NamespaceAddRequestSupported":true,"SignalProcessSupported":true,"DumpStacksSupported":true,` +
+		`"DeleteContainerStateSupported":true}`
 }
 
 // guestSettings are the members of all settings that the guest looks at.

@@ -21,14 +21,16 @@ type listener struct {
 	addr string
 	ch   chan net.Conn
 	done chan struct{}
-	once sync.Once
+
+	mu     sync.Mutex
+	closed bool
 }
 
 // Listen has the shape of hcs.Host.Listen.
 func (s *Sockets) Listen(runtimeID, serviceID string) (net.Listener, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := &listener{s: s, addr: runtimeID + ":" + serviceID, ch: make(chan net.Conn), done: make(chan struct{})}
+	l := &listener{s: s, addr: runtimeID + ":" + serviceID, ch: make(chan net.Conn, backlog), done: make(chan struct{})}
 	if s.listeners[l.addr] != nil {
 		return nil, fmt.Errorf("listen on %s: address in use", l.addr)
 	}
@@ -36,7 +38,10 @@ func (s *Sockets) Listen(runtimeID, serviceID string) (net.Listener, error) {
 	return l, nil
 }
 
-// Dial connects to who listens for the VM on the service.
+// backlog is how many connections may be made before the first is accepted.
+const backlog = 4
+
+// Dial connects to who listens for the VM on the service. It does not wait for the connection to be accepted.
 func (s *Sockets) Dial(runtimeID, serviceID string) (net.Conn, error) {
 	s.mu.Lock()
 	l := s.listeners[runtimeID+":"+serviceID]
@@ -45,12 +50,13 @@ func (s *Sockets) Dial(runtimeID, serviceID string) (net.Conn, error) {
 		return nil, errors.New("connection refused")
 	}
 	ours, theirs := net.Pipe()
-	select {
-	case l.ch <- theirs:
-		return ours, nil
-	case <-l.done:
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || len(l.ch) == cap(l.ch) {
 		return nil, errors.New("connection refused")
 	}
+	l.ch <- theirs
+	return ours, nil
 }
 
 // Listening tells how many listeners there are.
@@ -62,6 +68,11 @@ func (s *Sockets) Listening() int {
 
 func (l *listener) Accept() (net.Conn, error) {
 	select {
+	case <-l.done:
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
 	case c := <-l.ch:
 		return c, nil
 	case <-l.done:
@@ -70,13 +81,24 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 func (l *listener) Close() error {
-	l.once.Do(func() {
-		close(l.done)
-		l.s.mu.Lock()
-		defer l.s.mu.Unlock()
-		delete(l.s.listeners, l.addr)
-	})
-	return nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	l.closed = true
+	close(l.done)
+	l.s.mu.Lock()
+	delete(l.s.listeners, l.addr)
+	l.s.mu.Unlock()
+	for {
+		select {
+		case c := <-l.ch:
+			c.Close()
+		default:
+			return nil
+		}
+	}
 }
 
 func (l *listener) Addr() net.Addr { return addr(l.addr) }

@@ -62,7 +62,7 @@ func (s *Service) CreateComputeSystem(id, configuration string) (handle hcs.Hand
 		} else {
 			y.preset()
 		}
-		y.guest = newGuest(y, s.opts.OldGuest)
+		y.guest = newGuest(s, y)
 		handle, y.name = s.newHandle("system")
 		s.systems[handle] = y
 		out := map[string]any{"computeSystem": y.name}
