@@ -33,8 +33,9 @@
 //
 // An index differs from an overlay of its layers in one thing: a directory for which an upper layer has
 // no entry, only entries in it, keeps the attributes it has below, as when layers are unpacked over one
-// another. Overlayfs takes those of the upper layer, which are made up. WriteLayer marks such
-// directories with an attribute that overlayfs does not show, and Index understands it.
+// another. Overlayfs takes those of the upper layer, which are made up. Over a symbolic link such a directory
+// is not there at all: what is in it is where the link leads to ([layertree.Tree.Follow]). WriteLayer marks
+// such directories with an attribute that overlayfs does not show, and Index understands it.
 //
 // The same tar always gives the same bytes: the UUID is a digest of the metadata.
 package erofs

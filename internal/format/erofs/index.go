@@ -26,7 +26,7 @@ type Piece struct {
 }
 
 // Index writes the metadata of one file system that shows what overlayfs would show of layers, top
-// first, but for the attributes of directories without an entry of their own (see the package). It
+// first, but for directories without an entry of their own (see the package). It
 // holds no contents: these stay in the layers, and all lie behind one another on one disk, whose parts
 // are the pieces in order: the first block of what was written to w, each layer, and the rest of what
 // was written. The disk is an ordinary EROFS image on a single device; whiteouts and opaque directories
@@ -51,6 +51,13 @@ func Index(w io.WriteSeeker, layers []IndexLayer) ([]Piece, error) {
 		length := int64(tree.NextBlock)
 		if next+length > math.MaxUint32 {
 			return nil, fmt.Errorf("erofs: layer %d: together the layers exceed 16 TiB: %w", i, ErrTooLarge)
+		}
+		below := &layertree.Below{}
+		if merged != nil {
+			below.Layers = []layertree.Lower{{Tree: merged}}
+		}
+		if _, err := tree.Follow(below); err != nil {
+			return nil, fmt.Errorf("erofs: layer %d: %w: %w", i, ErrTooLarge, err)
 		}
 		tree.Shift(uint32(next))
 		pieces = append(pieces, Piece{Layer: i, Length: length * blockSize})

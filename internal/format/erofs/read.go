@@ -164,6 +164,7 @@ func (im *image) tree() (*layertree.Tree, error) {
 		dir   raw
 		depth int
 	}
+	implied := false
 	stack := []item{{root, 0}}
 	for len(stack) > 0 {
 		it := stack[len(stack)-1]
@@ -192,9 +193,10 @@ func (im *image) tree() (*layertree.Tree, error) {
 				return nil, im.corrupt("a directory has two names, one is %q", e.name)
 			}
 			it.dir.node.SetChild(e.name, child)
+			implied = implied || child.Implied
 		}
 	}
-	return &layertree.Tree{Root: root.node, NextBlock: im.blocks}, nil
+	return &layertree.Tree{Root: root.node, NextBlock: im.blocks, HasImplied: implied}, nil
 }
 
 // inode reads the inode with a number and its attributes.

@@ -34,6 +34,7 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 				return nil, err
 			}
 			next = impliedDir(t)
+			rd.tree.HasImplied = true
 			rd.put(here, part, next)
 		case next.Type() == TypeSymlink:
 			if followed++; followed > maxSymlinks {
@@ -47,6 +48,7 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 		case !next.IsDir():
 			// The last entry wins: what was a file is a directory now.
 			next = impliedDir(t)
+			rd.tree.HasImplied = true
 			rd.put(here, part, next)
 		}
 		if at = append(at, next); len(at) > maxDepth {
@@ -109,7 +111,8 @@ func (rd *reader) find(name string) (n *Node, missing place, err error) {
 			return nil, place{here, part}, nil
 		case len(rest) > 0 && next.Type() == TypeSymlink:
 			if followed++; followed > maxSymlinks {
-				return nil, place{}, fmt.Errorf("hard link to %s: more than %d symbolic links on the way: %w", quote(name), maxSymlinks, ErrInvalid)
+				return nil, place{}, fmt.Errorf("hard link to %s: more than %d symbolic links on the way: %w",
+					quote(name), maxSymlinks, ErrInvalid)
 			}
 			if strings.HasPrefix(next.Target, "/") {
 				at = at[:1]
@@ -122,7 +125,7 @@ func (rd *reader) find(name string) (n *Node, missing place, err error) {
 	return at[len(at)-1], place{}, nil
 }
 
-// links makes the hard links whose targets came after them. What is missing on the way to a target is a
+// links makes the hard links whose targets came after them in the layer; the others keep waiting. What is missing on the way to a target is a
 // name in a directory: the link waits there until something is put in, and then goes on.
 func (rd *reader) links(ctx context.Context) error {
 	rd.waiting = make(map[place][]pendingLink)
@@ -136,6 +139,11 @@ func (rd *reader) links(ctx context.Context) error {
 			return fmt.Errorf("layer tar: entry %d, %s: %w", l.entry, quote(l.name), err)
 		}
 	}
+	return nil
+}
+
+// linksLeft is the error for the hard links that wait for ever.
+func (rd *reader) linksLeft() error {
 	n := 0
 	var first pendingLink
 	for _, left := range rd.waiting {
@@ -146,8 +154,8 @@ func (rd *reader) links(ctx context.Context) error {
 		}
 	}
 	if n > 0 {
-		return fmt.Errorf("layer tar: entry %d, %s: hard link to %s, which is not in the layer or leads back to itself (%d such links): %w",
-			first.entry, quote(first.name), quote(first.target), n, ErrLink)
+		return fmt.Errorf("layer tar: entry %d, %s: hard link to %s, which is not in the layer or leads back to itself "+
+			"(%d such links): %w", first.entry, quote(first.name), quote(first.target), n, ErrLink)
 	}
 	return nil
 }

@@ -166,6 +166,8 @@ type Tree struct {
 	Root *Node
 	// NextBlock is the first block of the image after the contents.
 	NextBlock uint32
+	// HasImplied says that directories below the root are, or were, [Node.Implied].
+	HasImplied bool
 }
 
 // Walk calls f for each node once, parents before children and entries in byte order, the root first,

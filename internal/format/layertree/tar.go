@@ -56,6 +56,11 @@ type Options struct {
 	// at all. A tar that was cut between two entries looks like that, so allow it only where a digest is
 	// checked as well.
 	AllowUnterminated bool
+	// Below are the layers under this one, where they are known. Then symbolic links of theirs are followed, see
+	// [Tree.Follow], and hard links may name their files, which are copied into the layer.
+	Below *Below
+	// Outline, when set, receives what [ReadOutline] reads.
+	Outline io.Writer
 }
 
 func (o *Options) defaults() {
@@ -126,10 +131,9 @@ func FromTar(ctx context.Context, r io.Reader, data io.Writer, firstBlock uint32
 			return nil, fmt.Errorf("layer tar: entry %d, %s: %w", rd.entries, quote(h.Name), err)
 		}
 	}
-	if err := rd.links(ctx); err != nil {
+	if err := rd.finish(ctx); err != nil {
 		return nil, err
 	}
-	rd.whiteouts()
 	// Tars end with padding; whoever computes a digest of r wants to see it too.
 	n, err := io.Copy(io.Discard, io.LimitReader(in, o.MaxBytes+1))
 	if err != nil {
@@ -139,7 +143,35 @@ func FromTar(ctx context.Context, r io.Reader, data io.Writer, firstBlock uint32
 		return nil, fmt.Errorf("layer tar: more than %d bytes follow the last entry: %w", o.MaxBytes, ErrTooLarge)
 	}
 	rd.tree.NextBlock = rd.out.next
+	if o.Outline != nil {
+		if err := rd.tree.writeOutline(o.Outline); err != nil {
+			return nil, fmt.Errorf("layer tar: write the outline: %w", err)
+		}
+	}
 	return rd.tree, nil
+}
+
+// finish does what needs all entries: late hard links, whiteouts, and what depends on the layers below.
+func (rd *reader) finish(ctx context.Context) error {
+	if err := rd.links(ctx); err != nil {
+		return err
+	}
+	rd.whiteouts()
+	if rd.o.Below == nil {
+		return rd.linksLeft()
+	}
+	for range 2 { // links make directories that have no entries either
+		if _, err := rd.tree.Follow(rd.o.Below); err != nil {
+			return fmt.Errorf("layer tar: follow the links of the layers below: %w", err)
+		}
+		if len(rd.waiting) == 0 {
+			break
+		}
+		if err := rd.lowLinks(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sniff refuses what is plainly no tar, with a reason better than that of the tar reader.

@@ -1,0 +1,421 @@
+package layertree
+
+import (
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Below is what lies under a layer: the layers that it is put over, the top-most first.
+type Below struct {
+	Layers []Lower
+}
+
+// Lower is a layer under another one.
+type Lower struct {
+	Tree *Tree
+	// Open opens the content of a regular file of the tree by its slash-separated path, which leads through
+	// directories alone.
+	Open func(path string, n *Node) (io.ReadCloser, error)
+}
+
+// lowNode is what the layers of a Below show under one name: a directory with its parts in several layers,
+// the top-most first, or one part of another type, or nothing.
+type lowNode []lowPart
+
+type lowPart struct {
+	layer int
+	node  *Node
+}
+
+func (b *Below) root() lowNode {
+	var out lowNode
+	for i, l := range b.Layers {
+		out = append(out, lowPart{i, l.Tree.Root})
+		if l.Tree.Root.IsOpaque() {
+			break
+		}
+	}
+	return out
+}
+
+// is reports whether there is something of a type.
+func (l lowNode) is(typ uint32) bool { return len(l) > 0 && l[0].node.Type() == typ }
+
+// child returns what a name in the directory l shows, as overlayfs does.
+func (l lowNode) child(name string) lowNode {
+	if !l.is(TypeDir) {
+		return nil
+	}
+	var out lowNode
+	for _, p := range l {
+		c := p.node.Child(name)
+		switch {
+		case c == nil:
+			continue
+		case c.IsWhiteout():
+			return out
+		case !c.IsDir():
+			if len(out) == 0 {
+				out = lowNode{{p.layer, c}}
+			}
+			return out
+		}
+		if out = append(out, lowPart{p.layer, c}); c.IsOpaque() {
+			return out
+		}
+	}
+	return out
+}
+
+// inheritBelow copies the attributes of the directory low to n, which has no entry of its own.
+func (n *Node) inheritBelow(low lowNode) {
+	for _, p := range low {
+		if p.node.Implied {
+			continue
+		}
+		opaque := n.IsOpaque()
+		n.update(p.node)
+		n.Xattrs = slices.Clone(n.Xattrs)
+		n.DeleteXattr(OpaqueXattr)
+		if opaque {
+			n.SetXattr(OpaqueXattr, "y")
+		}
+		n.Implied = true
+		return
+	}
+}
+
+// step is a directory on the way from the root: what the layer itself has of it, perhaps nothing, and what is
+// below.
+type step struct {
+	up   *step
+	name string
+	own  *Node
+	low  lowNode
+}
+
+func (s *step) child(name string) *Node {
+	if s.own == nil {
+		return nil
+	}
+	return s.own.Child(name)
+}
+
+// below returns what of the layers below is seen under a name.
+func (s *step) below(name string) lowNode {
+	if s.own != nil && s.own.IsOpaque() {
+		return nil
+	}
+	return s.low.child(name)
+}
+
+// follower follows symbolic links of the layers below for a layer over them.
+type follower struct {
+	tree    *Tree
+	changed bool
+	made    int // directories
+	work    int // names that were looked up
+	bare    bareness
+	put     func(dir *Node, name string, n *Node)
+}
+
+// maxFollowWork is how many names are looked up to follow links: a small hostile layer could have very many long
+// ways.
+const maxFollowWork = 50_000_000
+
+// Follow settles in a layer that was converted by itself what depends on the layers below:
+//
+//   - A directory without an entry of its own, over a symbolic link, is not there: what is in it belongs where
+//     the link leads to, as when layers are unpacked over one another.
+//   - Such a directory that holds whiteouts alone, over nothing, is not there either.
+//   - Such a directory over another has that one's attributes.
+//
+// It reports whether one of the first two changed the layer.
+func (t *Tree) Follow(b *Below) (changed bool, err error) {
+	root := b.root()
+	if t.Root.Implied {
+		t.Root.inheritBelow(root)
+	}
+	if !t.HasImplied {
+		return false, nil
+	}
+	f := follower{tree: t, bare: bareness{}, put: (*Node).SetChild}
+	for stack := []*step{{own: t.Root, low: root}}; len(stack) > 0; {
+		here := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		for _, name := range here.own.Names() {
+			c := here.own.Child(name)
+			if c == nil || !c.IsDir() {
+				continue
+			}
+			low := here.below(name)
+			if c.Implied {
+				to, gone, err := f.settle(here, name, c, low)
+				if err != nil {
+					return f.changed, fmt.Errorf("%s: %w", quote(name), err)
+				}
+				if to != nil {
+					stack = append(stack, to) // it has new entries
+				}
+				if gone {
+					continue
+				}
+			}
+			stack = append(stack, &step{here, name, c, low})
+		}
+	}
+	return f.changed, nil
+}
+
+// settle looks at the directory c, which has no entry of its own. When c is gone its entries may be in the
+// directory to.
+func (f *follower) settle(here *step, name string, c *Node, low lowNode) (to *step, gone bool, err error) {
+	switch {
+	case low.is(TypeSymlink):
+		to, err := f.walk(here, low[0].node.Target)
+		if to == nil || err != nil {
+			return nil, false, err // a loop, or a file on the way: c hides the link
+		}
+		for s := to; s != nil; s = s.up {
+			if s.own == c {
+				return nil, false, nil // the link leads into what would be moved
+			}
+		}
+		if err := f.create(to); err != nil {
+			return nil, false, err
+		}
+		delete(here.own.children, name)
+		here.own.Nlink--
+		merge(to.own, c)
+		f.changed, f.bare = true, bareness{}
+		return to, true, nil
+	case low.is(TypeDir):
+		c.inheritBelow(low)
+	case f.bare.of(c):
+		here.own.RemoveChild(name)
+		f.changed = true
+		return nil, true, nil
+	}
+	return nil, false, nil
+}
+
+// walk goes from a directory along a path, through symbolic links of the layer and of those below. It makes
+// nothing. Where there is no way, also where a file is on it, the result is nil.
+func (f *follower) walk(at *step, way string) (*step, error) {
+	root := at
+	for root.up != nil {
+		root = root.up
+	}
+	if strings.HasPrefix(way, "/") {
+		at = root
+	}
+	rest := strings.Split(way, "/")
+	for followed := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		if f.work++; f.work > maxFollowWork {
+			return nil, fmt.Errorf("the ways through symbolic links of the layers below are too long: %w", ErrTooLarge)
+		}
+		switch {
+		case part == "" || part == ".":
+			continue
+		case part == "..":
+			if at.up != nil {
+				at = at.up
+			}
+			continue
+		case len(part) > maxName:
+			return nil, nil
+		}
+		own, low := at.child(part), at.below(part)
+		if own != nil && own.IsWhiteout() {
+			low = nil
+		}
+		var target string
+		switch {
+		case own != nil && own.Type() == TypeSymlink:
+			target = own.Target
+		case (own == nil || own.Implied) && low.is(TypeSymlink):
+			target = low[0].node.Target
+		case own != nil && !own.IsDir() && !own.IsWhiteout(), own == nil && len(low) > 0 && !low.is(TypeDir):
+			return nil, nil
+		default:
+			at = &step{at, part, own, low}
+			continue
+		}
+		if followed++; followed > maxSymlinks {
+			return nil, nil
+		}
+		if strings.HasPrefix(target, "/") {
+			at = root
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return at, nil
+}
+
+// create makes the directories of a way that the layer itself does not have.
+func (f *follower) create(s *step) error {
+	var missing []*step
+	for ; s.own == nil || s.own.IsWhiteout(); s = s.up {
+		missing = append(missing, s)
+	}
+	if f.made += len(missing); f.made > DefaultMaxEntries {
+		return fmt.Errorf("more than %d directories behind symbolic links: %w", DefaultMaxEntries, ErrTooLarge)
+	}
+	for _, m := range slices.Backward(missing) {
+		hidden := m.own != nil
+		m.own = f.tree.implied()
+		if hidden {
+			m.own.SetXattr(OpaqueXattr, "y")
+			m.own.Implied, m.low = false, nil
+		} else {
+			m.own.inheritBelow(m.low)
+		}
+		f.put(m.up.own, m.name, m.own)
+	}
+	return nil
+}
+
+// implied makes a directory that has no entry of its own.
+func (t *Tree) implied() *Node {
+	t.HasImplied = true
+	d := NewDir(0o755)
+	d.Implied = true
+	return d
+}
+
+// merge moves the entries of the directory from, which is nowhere any more, to another. What has its name there
+// stays.
+func merge(to, from *Node) {
+	type pair struct{ to, from *Node }
+	for stack := []pair{{to, from}}; len(stack) > 0; {
+		p := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		if p.from.IsOpaque() {
+			p.to.SetXattr(OpaqueXattr, "y")
+		}
+		for _, name := range p.from.Names() {
+			c, old := p.from.Child(name), p.to.Child(name)
+			switch {
+			case old == nil:
+				delete(p.from.children, name)
+				p.to.adopt(name, c)
+			case old.IsDir() && c.IsDir():
+				if old.Implied && !c.Implied {
+					old.update(c)
+				}
+				stack = append(stack, pair{old, c})
+			default:
+				p.from.RemoveChild(name)
+			}
+		}
+	}
+}
+
+// lowLinks makes the hard links that wait, those into the layers below too: overlayfs cannot link to a file
+// of another layer, so that the file is copied into this one, under its own name and as the link.
+func (rd *reader) lowLinks() error {
+	f := &follower{tree: rd.tree, put: rd.put}
+	root := func() *step { return &step{own: rd.tree.Root, low: rd.o.Below.root()} }
+	left := rd.waiting
+	rd.waiting = make(map[place][]pendingLink)
+	rd.ready = rd.ready[:0]
+	for _, l := range left {
+		rd.ready = append(rd.ready, l...)
+	}
+	slices.SortFunc(rd.ready, func(a, b pendingLink) int { return a.entry - b.entry })
+	for len(rd.ready) > 0 {
+		l := rd.ready[0]
+		rd.ready = rd.ready[1:]
+		if err := rd.lowLink(f, root, l); err != nil {
+			return fmt.Errorf("layer tar: entry %d, %s: %w", l.entry, quote(l.name), err)
+		}
+	}
+	return rd.linksLeft()
+}
+
+func (rd *reader) lowLink(f *follower, root func() *step, l pendingLink) error {
+	dirName, base := path.Split(l.target)
+	from, err := f.walk(root(), dirName)
+	if err != nil {
+		return err
+	}
+	var target *Node
+	if from != nil {
+		target = from.child(base)
+		if low := from.below(base); target == nil && len(low) > 0 {
+			if low.is(TypeDir) {
+				return fmt.Errorf("a hard link to the directory %s: %w", quote(l.target), ErrInvalid)
+			}
+			if target, err = rd.copyUp(f, from, base, low[0]); err != nil {
+				return fmt.Errorf("hard link to %s in a layer below: %w", quote(l.target), err)
+			}
+		}
+	}
+	if target == nil || target.IsWhiteout() {
+		at := place{rd.tree.Root, ""}
+		for s := from; s != nil; s = s.up {
+			if s.own != nil {
+				at = place{s.own, base}
+				break
+			}
+			base = s.name
+		}
+		rd.waiting[at] = append(rd.waiting[at], l)
+		return nil
+	}
+	dirName, base = path.Split(l.name)
+	to, err := f.walk(root(), dirName)
+	if err != nil {
+		return err
+	}
+	if to == nil {
+		return fmt.Errorf("there is no way to %s: %w", quote(dirName), ErrInvalid)
+	}
+	if err := f.create(to); err != nil {
+		return err
+	}
+	if old := to.own.Child(base); old != nil && !old.IsWhiteout() { // an entry that came later has won
+		return nil
+	}
+	return rd.setLink(to.own, base, target, l)
+}
+
+// copyUp copies a file of a layer below into the layer, under the name that it has there.
+func (rd *reader) copyUp(f *follower, dir *step, name string, low lowPart) (*Node, error) {
+	if err := rd.account(1, len(name)); err != nil {
+		return nil, err
+	}
+	if err := f.create(dir); err != nil {
+		return nil, err
+	}
+	src := low.node
+	n := &Node{Major: src.Major, Minor: src.Minor, Target: src.Target}
+	n.update(src)
+	n.Xattrs = slices.Clone(n.Xattrs)
+	if src.Type() == TypeRegular {
+		if rd.bytes += src.Size; rd.bytes > rd.o.MaxBytes || src.Size > rd.o.MaxBytes {
+			return nil, fmt.Errorf("the unpacked layer exceeds %d bytes: %w", rd.o.MaxBytes, ErrTooLarge)
+		}
+		names := []string{name}
+		for s := dir; s.up != nil; s = s.up {
+			names = append(names, s.name)
+		}
+		slices.Reverse(names)
+		in, err := rd.o.Below.Layers[low.layer].Open(strings.Join(names, "/"), src)
+		if err != nil {
+			return nil, err
+		}
+		defer in.Close() // it was only read
+		if n.Runs, err = rd.out.add(in, src.Size); err != nil {
+			return nil, err
+		}
+		n.Size = src.Size
+	}
+	rd.put(dir.own, name, n)
+	return n, nil
+}
