@@ -42,6 +42,12 @@ type Options struct {
 	MaxBytes int64
 	// AllowUnterminated: see layertree.Options. Set it where Tar fails when its digest is wrong.
 	AllowUnterminated bool
+	// Below are the layers that this one will lie over, where they are known: symbolic links of theirs are
+	// followed where the layer has no entry for a directory, and hard links may name their files. Without them
+	// the latter give an error that matches ErrNeedsBelow.
+	Below *Below
+	// Outline, when set, receives the layer without contents, for [Below.Add].
+	Outline io.Writer
 	// Verity appends a dm-verity hash tree, so that a guest can check what it reads. What the guest
 	// has to know is in the Result, and is kept beside the layer for ReadVerity.
 	Verity bool
@@ -114,13 +120,17 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 // memory in units of 2 MiB, and a layer of another size could only be a disk.
 const vhdAlign = 2 << 20
 
-func (o Options) limits() layertree.Options {
-	return layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated}
+func (o Options) limits() (layertree.Options, error) {
+	below, err := o.Below.load()
+	return layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated, Below: below, Outline: o.Outline}, err
 }
 
 // write writes the layer to f.
 func write(ctx context.Context, f *os.File, in io.Reader, o Options) (tree *verity.Info, err error) {
-	limits := o.limits()
+	limits, err := o.limits()
+	if err != nil {
+		return nil, err
+	}
 	var size int64
 	switch o.Format {
 	case EROFS:

@@ -47,8 +47,12 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 		return res, err
 	}
 	defer func() { err = errors.Join(err, data.abandon()) }()
+	limits, err := o.limits()
+	if err != nil {
+		return res, err
+	}
 	bw := bufio.NewWriterSize(data.file, 1<<20)
-	tree, err := layertree.FromTar(ctx, in, bw, 0, o.limits())
+	tree, err := layertree.FromTar(ctx, in, bw, 0, limits)
 	if err == nil {
 		err = bw.Flush()
 	}
