@@ -153,6 +153,15 @@ func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
 	if sum != rec.Hash {
 		return size, fmt.Errorf("%w: the content of %s has changed", ErrDamaged, f.File.FileName())
 	}
+	if rec.Outline != "" {
+		sum, err := hashFile(ctx, filepath.Join(dir, outlineName))
+		if err != nil {
+			return size, fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		if sum != rec.Outline {
+			return size, fmt.Errorf("%w: the content of its %s has changed", ErrDamaged, outlineName)
+		}
+	}
 	if f.Verity {
 		// Who changes this record changes what a guest takes for the truth.
 		sum, err := hashFile(ctx, filepath.Join(dir, f.File.VerityFileName()))

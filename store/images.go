@@ -37,15 +37,43 @@ type ImageLayer struct {
 	Digest    string `json:"digest,omitempty"`
 	MediaType string `json:"mediaType,omitempty"`
 	Size      int64  `json:"size"` // of the blob; -1: not known
+	// Chained are the formats in which the layer is kept for its place in this image alone, because it is another
+	// one over other layers.
+	Chained []string `json:"chained,omitempty"`
 }
 
-// chain gives the diffIDs, base first, as they are mounted: of a layer that comes twice the lower one is
-// left out. All that it has the upper one has too, and overlayfs refuses a directory that comes twice.
-func (i Image) chain() []string {
-	var out []string
+// place is a layer in the stack that is mounted.
+type place struct {
+	layer   int // index in Image.Layers
+	diffID  string
+	chainID string // of the layer with all below it
+}
+
+// stack lists the layers as they are mounted, base first: of a layer that comes twice the lower one is left out.
+// All that it has the upper one has too, and overlayfs refuses a directory that comes twice.
+//
+// The id of a chain is that of the OCI image specification. Where a layer is left out it is one of our own: what
+// the others are may depend on it, and their parents do.
+func (i Image) stack() []place {
+	all := make([]string, len(i.Layers))
 	for n, l := range i.Layers {
-		if !slices.ContainsFunc(i.Layers[n+1:], func(u ImageLayer) bool { return u.DiffID == l.DiffID }) {
-			out = append(out, l.DiffID)
+		all[n] = l.DiffID
+	}
+	whole := chainIDs(all)
+	var out []place
+	var kept []string
+	for n, l := range i.Layers {
+		if slices.Contains(all[n+1:], l.DiffID) {
+			continue
+		}
+		kept = append(kept, l.DiffID)
+		out = append(out, place{layer: n, diffID: l.DiffID})
+	}
+	for k, id := range chainIDs(kept) {
+		if n := out[k].layer; n == k {
+			out[k].chainID = id
+		} else {
+			out[k].chainID = digestPrefix + hexSum(whole[n]+" mounted as "+id)
 		}
 	}
 	return out
@@ -69,18 +97,38 @@ func hexSum(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// object is that of a layer in a format.
+func (i Image) object(p place, f Format) object {
+	if slices.Contains(i.Layers[p.layer].Chained, f.String()) {
+		return layerObject(p.chainID, f)
+	}
+	return layerObject(p.diffID, f)
+}
+
 // objects lists what the image needs of the store.
 func (i Image) objects() []object {
 	var out []object
-	diffIDs := i.chain()
-	chains := chainIDs(diffIDs)
+	stack := i.stack()
 	for _, name := range i.Formats {
 		f, err := ParseFormat(name)
 		if err != nil {
 			continue // of a later version of this program
 		}
-		for n := range diffIDs {
-			out = append(out, layerObject(diffIDs[n], f), chainObject(chains[n], f))
+		for _, p := range stack {
+			out = append(out, i.object(p, f), chainObject(p.chainID, f))
+		}
+	}
+	return out
+}
+
+// possible lists what the image may need before it is known which of its layers depend on those below.
+func (i Image) possible() []object {
+	out := i.objects()
+	for _, name := range i.Formats {
+		if f, err := ParseFormat(name); err == nil {
+			for _, p := range i.stack() {
+				out = append(out, layerObject(p.chainID, f))
+			}
 		}
 	}
 	return out
@@ -89,12 +137,13 @@ func (i Image) objects() []object {
 // Folders gives the layer folders of an image in one format, topmost first: what package layers mounts.
 func (s *Store) Folders(img Image, f Format) ([]string, error) {
 	if !slices.Contains(img.Formats, f.String()) {
-		return nil, fmt.Errorf("image %s: %w in format %s, but in %s; import it again with that format", img.Name, ErrNotFound, f, strings.Join(img.Formats, ", "))
+		return nil, fmt.Errorf("image %s: %w in format %s, but in %s; import it again with that format",
+			img.Name, ErrNotFound, f, strings.Join(img.Formats, ", "))
 	}
-	ids := chainIDs(img.chain())
-	out := make([]string, 0, len(ids))
-	for _, id := range slices.Backward(ids) {
-		out = append(out, s.path(string(chainObject(id, f))))
+	stack := img.stack()
+	out := make([]string, 0, len(stack))
+	for _, p := range slices.Backward(stack) {
+		out = append(out, s.path(string(chainObject(p.chainID, f))))
 	}
 	return out, nil
 }

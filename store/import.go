@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,8 +76,9 @@ type record struct {
 	DiffID   string    `json:"diffID"`
 	Format   string    `json:"format"`
 	Bytes    int64     `json:"bytes"`
-	Hash     string    `json:"hash"`             // see hashFile and hashTree
-	Verity   string    `json:"verity,omitempty"` // the same of the record of the hash tree
+	Hash     string    `json:"hash"`              // see hashFile and hashTree
+	Verity   string    `json:"verity,omitempty"`  // the same of the record of the hash tree
+	Outline  string    `json:"outline,omitempty"` // the same of the outline
 	Imported time.Time `json:"imported"`
 }
 
@@ -119,12 +121,12 @@ func (s *Store) doImport(ctx context.Context, r Request) (img Image, err error) 
 	}
 	slices.Sort(img.Formats)
 	s.step("lease")
-	lease, err := s.hold(ctx, fmt.Sprintf("import of %s by process %d", r.Name, os.Getpid()), "", img.objects())
+	lease, err := s.hold(ctx, fmt.Sprintf("import of %s by process %d", r.Name, os.Getpid()), "", img.possible())
 	if err != nil {
 		return img, err
 	}
 	defer func() { err = errors.Join(err, lease.Release()) }()
-	if err := s.importLayers(ctx, r); err != nil {
+	if err := s.importLayers(ctx, r, img); err != nil {
 		return img, err
 	}
 	for _, name := range img.Formats {
@@ -132,15 +134,15 @@ func (s *Store) doImport(ctx context.Context, r Request) (img Image, err error) 
 		if err != nil {
 			return img, err
 		}
+		if err := s.chainLayers(ctx, r, &img, f); err != nil {
+			return img, err
+		}
 		if err := s.putChains(ctx, img, f); err != nil {
 			return img, err
 		}
 	}
 	if old, err := readImage(s.imagePath(img.Name)); err == nil && old.Digest == img.Digest {
-		// It stays available in the formats that it had.
-		img.Formats = append(img.Formats, old.Formats...)
-		slices.Sort(img.Formats)
-		img.Formats = slices.Compact(img.Formats)
+		img.keepFormats(old)
 	}
 	// Under the lock: what is kept from before must not be collected just now.
 	if err := s.with(ctx, true, func() error { return s.putImage(img) }); err != nil {
@@ -150,36 +152,73 @@ func (s *Store) doImport(ctx context.Context, r Request) (img Image, err error) 
 	return img, nil
 }
 
-// importLayers makes the layers that are missing.
-func (s *Store) importLayers(ctx context.Context, r Request) error {
+// keepFormats keeps the image available in the formats that it had.
+func (i *Image) keepFormats(old Image) {
+	for n, l := range old.Layers {
+		for _, f := range l.Chained {
+			if !slices.Contains(i.Formats, f) && n < len(i.Layers) {
+				i.Layers[n].Chained = append(i.Layers[n].Chained, f)
+			}
+		}
+	}
+	i.Formats = append(i.Formats, old.Formats...)
+	slices.Sort(i.Formats)
+	i.Formats = slices.Compact(i.Formats)
+}
+
+// importLayers makes the layers that are missing, each by itself. Those that need the layers below it are left
+// to chainLayers.
+func (s *Store) importLayers(ctx context.Context, r Request, img Image) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(s.o.Jobs)
 	seen := map[object]bool{}
-	for i, l := range r.Layers {
+	for _, p := range img.stack() {
 		for _, f := range r.Formats {
-			obj := layerObject(l.DiffID, f)
+			obj := layerObject(p.diffID, f)
 			if seen[obj] {
 				continue
 			}
 			seen[obj] = true
 			g.Go(func() error {
-				tell := func(st State, n int64) {
-					r.Progress(Event{Layer: i, Count: len(r.Layers), DiffID: l.DiffID, Digest: l.Digest, State: st, Done: n, Size: l.Size})
+				if p.layer > 0 {
+					if ok, err := s.has(layerObject(p.chainID, f)); ok || err != nil {
+						if ok {
+							r.tell(p.layer, Present, r.Layers[p.layer].Size)
+						}
+						return err
+					}
 				}
-				made, err := s.putLayer(ctx, obj, l, f, r.MaxLayerBytes, tell)
-				if err != nil {
-					return fmt.Errorf("layer %d of %d: %w", i+1, len(r.Layers), err)
+				err := s.importLayer(ctx, r, p.layer, obj, f, nil)
+				if p.layer > 0 && errors.Is(err, layerdir.ErrNeedsBelow) {
+					return nil
 				}
-				if made {
-					tell(Done, l.Size)
-				} else {
-					tell(Present, l.Size)
-				}
-				return nil
+				return err
 			})
 		}
 	}
 	return g.Wait()
+}
+
+// tell reports how far layer n has come.
+func (r Request) tell(n int, st State, done int64) {
+	l := r.Layers[n]
+	r.Progress(Event{Layer: n, Count: len(r.Layers), DiffID: l.DiffID, Digest: l.Digest, State: st, Done: done, Size: l.Size})
+}
+
+// importLayer makes one layer, if it is missing.
+func (s *Store) importLayer(ctx context.Context, r Request, n int, obj object, f Format, below *layerdir.Below) error {
+	l := r.Layers[n]
+	tell := func(st State, done int64) { r.tell(n, st, done) }
+	made, err := s.putLayer(ctx, obj, l, layerdir.Options{Format: f.File, Verity: f.Verity, MaxBytes: r.MaxLayerBytes, Below: below}, tell)
+	if err != nil {
+		return fmt.Errorf("layer %d of %d: %w", n+1, len(r.Layers), err)
+	}
+	if made {
+		tell(Done, l.Size)
+	} else {
+		tell(Present, l.Size)
+	}
+	return nil
 }
 
 func (s *Store) has(obj object) (bool, error) {
@@ -191,20 +230,20 @@ func (s *Store) has(obj object) (bool, error) {
 }
 
 // putLayer makes sure that the layer is there, and reports whether it was made here.
-func (s *Store) putLayer(ctx context.Context, obj object, l Layer, f Format, limit int64, tell func(State, int64)) (bool, error) {
+func (s *Store) putLayer(ctx context.Context, obj object, l Layer, o layerdir.Options, tell func(State, int64)) (bool, error) {
 	if ok, err := s.has(obj); ok || err != nil {
 		return false, err
 	}
 	var made atomic.Bool
 	err := s.flights.do(ctx, obj, func(ctx context.Context) error {
-		lock, err := lockfile.Wait(ctx, s.path(locksDir, l.DiffID[len(digestPrefix):]+"-"+f.String()), false)
+		lock, err := lockfile.Wait(ctx, s.path(locksDir, obj.lockName()), false)
 		if err != nil {
 			return explain(err)
 		}
 		if ok, err := s.has(obj); ok || err != nil {
 			return errors.Join(err, lockfile.Drop(lock))
 		}
-		err = s.makeLayer(ctx, obj, l, f, limit, func(n int64) { tell(Reading, n) })
+		err = s.makeLayer(ctx, obj, l, o, func(n int64) { tell(Reading, n) })
 		made.Store(err == nil)
 		return errors.Join(err, lockfile.Drop(lock))
 	})
@@ -212,7 +251,7 @@ func (s *Store) putLayer(ctx context.Context, obj object, l Layer, f Format, lim
 }
 
 // makeLayer converts a layer in a folder of its own and renames that to its place.
-func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, f Format, limit int64, progress func(int64)) (err error) {
+func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, o layerdir.Options, progress func(int64)) (err error) {
 	s.step("layer")
 	t, err := s.newTemp()
 	if err != nil {
@@ -224,10 +263,10 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, f Format, li
 	if err != nil {
 		return err
 	}
-	out := filepath.Join(t.dir, "layer")
 	// A bare or sloppily written tar may lack its end; here the digest says whether it is whole.
-	res, err := s.o.Convert(ctx, layerdir.Options{Format: f.File, Verity: f.Verity, Tar: in, Dir: out, MaxBytes: limit,
-		AllowUnterminated: true, Share: s.o.Share})
+	o.Tar, o.Dir, o.AllowUnterminated, o.Share = in, filepath.Join(t.dir, "layer"), true, s.o.Share
+	outline := filepath.Join(t.dir, outlineName)
+	res, err := s.convert(ctx, o, outline)
 	if err == nil {
 		err = drain(in)
 	}
@@ -235,32 +274,70 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, f Format, li
 		return explain(err)
 	}
 	s.step("converted")
-	sum, err := hashLayer(ctx, f, res.Path)
+	if err := os.Rename(outline, filepath.Join(o.Dir, outlineName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return explain(err)
+	}
+	rec, err := newRecord(ctx, l, o, res)
 	if err != nil {
 		return err
-	}
-	rec := record{DiffID: l.DiffID, Format: f.String(), Bytes: res.Bytes, Hash: sum, Imported: now()}
-	if f.Verity {
-		if rec.Verity, err = hashFile(ctx, filepath.Join(out, f.File.VerityFileName())); err != nil {
-			return err
-		}
 	}
 	b, err := json.MarshalIndent(rec, "", " ")
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(out, recordName), append(b, '\n')); err != nil {
+	if err := writeFile(filepath.Join(o.Dir, recordName), append(b, '\n')); err != nil {
 		return err
 	}
-	if err := syncDir(out); err != nil {
+	if err := syncDir(o.Dir); err != nil {
 		return err
 	}
 	s.step("recorded")
-	if err := commit(out, s.path(string(obj))); err != nil {
+	if err := commit(o.Dir, s.path(string(obj))); err != nil {
 		return err
 	}
 	s.step("layer committed")
 	return nil
+}
+
+// convert makes the layer and its outline, if the converter knows outlines.
+func (s *Store) convert(ctx context.Context, o layerdir.Options, outline string) (res layerdir.Result, err error) {
+	f, err := os.OpenFile(outline, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return res, err
+	}
+	w := bufio.NewWriter(f)
+	o.Outline = w
+	if res, err = s.o.Convert(ctx, o); err == nil {
+		err = errors.Join(w.Flush(), f.Sync())
+	}
+	st, serr := f.Stat()
+	if err := errors.Join(err, serr, f.Close()); err != nil {
+		return res, err
+	}
+	if st.Size() == 0 {
+		return res, os.Remove(outline)
+	}
+	return res, nil
+}
+
+// newRecord takes the digests of what was made.
+func newRecord(ctx context.Context, l Layer, o layerdir.Options, res layerdir.Result) (record, error) {
+	f := Format{File: o.Format, Verity: o.Verity}
+	rec := record{DiffID: l.DiffID, Format: f.String(), Bytes: res.Bytes, Imported: now()}
+	var err error
+	if rec.Hash, err = hashLayer(ctx, f, res.Path); err != nil {
+		return rec, err
+	}
+	rec.Outline, err = hashFile(ctx, filepath.Join(o.Dir, outlineName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return rec, err
+	}
+	if f.Verity {
+		if rec.Verity, err = hashFile(ctx, filepath.Join(o.Dir, f.File.VerityFileName())); err != nil {
+			return rec, err
+		}
+	}
+	return rec, nil
 }
 
 // drain reads the rest of the stream: its io.EOF is the verdict on all of it, and a converter need not
@@ -272,27 +349,48 @@ func drain(r io.Reader) error {
 
 // putChains makes the folders of an image's layers, base first.
 func (s *Store) putChains(ctx context.Context, img Image, f Format) error {
-	diffIDs := img.chain()
-	ids := chainIDs(diffIDs)
-	for i, id := range ids {
-		if ok, err := s.has(chainObject(id, f)); err != nil {
+	stack := img.stack()
+	for i, p := range stack {
+		chain, layer := chainObject(p.chainID, f), img.object(p, f)
+		if ok, err := s.fits(ctx, chain, layer, f); err != nil {
 			return err
 		} else if ok {
 			continue
 		}
 		parents := make([]string, 0, i)
-		for _, p := range slices.Backward(ids[:i]) {
-			rel, err := filepath.Rel(string(chainObject(id, f)), string(chainObject(p, f)))
+		for _, q := range slices.Backward(stack[:i]) {
+			rel, err := filepath.Rel(string(chain), string(chainObject(q.chainID, f)))
 			if err != nil {
 				return err
 			}
 			parents = append(parents, rel)
 		}
-		if err := s.putChain(ctx, chainObject(id, f), layerObject(diffIDs[i], f), parents); err != nil {
+		if err := s.putChain(ctx, chain, layer, parents); err != nil {
 			return fmt.Errorf("folder of layer %d: %w", i+1, err)
 		}
 	}
 	return nil
+}
+
+// fits reports whether a chain is there and leads to a layer. One that leads to another layer is discarded: its
+// layer has turned out to depend on those below.
+func (s *Store) fits(ctx context.Context, chain, layer object, f Format) (bool, error) {
+	if ok, err := s.has(chain); !ok || err != nil {
+		return false, err
+	}
+	name := f.File.FileName()
+	want, err := os.Stat(s.path(string(layer), name))
+	if err != nil {
+		return false, err
+	}
+	got, err := os.Stat(s.path(string(chain), name))
+	if err == nil && os.SameFile(want, got) {
+		return true, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	return false, s.discard(ctx, chain)
 }
 
 func (s *Store) putChain(ctx context.Context, chain, layer object, parents []string) error {
@@ -311,7 +409,7 @@ func (s *Store) putChain(ctx context.Context, chain, layer object, parents []str
 			return err
 		}
 		for _, e := range files {
-			if e.Name() == recordName {
+			if e.Name() == recordName || e.Name() == outlineName {
 				continue
 			}
 			if err := s.link(filepath.Join(string(layer), e.Name()), filepath.Join(out, e.Name()), chain); err != nil {

@@ -66,6 +66,7 @@ const (
 	tmpDir       = "tmp"
 	lockName     = "lock"
 	recordName   = "record.json"
+	outlineName  = "outline" // of the layer: see layerdir.Options.Outline
 )
 
 // Open opens the store in dir, which is made when it does not exist, and removes what processes that
@@ -158,6 +159,11 @@ func chainObject(chain string, f Format) object  { return newObject(chainsDir, c
 
 func newObject(kind, digest string, f Format) object {
 	return object(filepath.Join(kind, "sha256", strings.TrimPrefix(digest, digestPrefix), f.String()))
+}
+
+// lockName is the name of the lock of who makes a layer.
+func (o object) lockName() string {
+	return filepath.Base(filepath.Dir(string(o))) + "-" + filepath.Base(string(o))
 }
 
 // explain adds the remedy to errors that the user can mend.

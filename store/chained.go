@@ -1,0 +1,69 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+
+	"github.com/stratavm/strata/layerdir"
+)
+
+// A layer is the same over all others, but for two kinds of entries: one in a directory without an entry of its
+// own, where the layers below have a symbolic link, and a hard link to a file below. A layer that depends on the
+// layers below it is kept for its chain, by the chain's id; the others are kept once.
+
+// chainLayers finds out which layers of an image depend on those below, makes these, and notes them in img.
+func (s *Store) chainLayers(ctx context.Context, r Request, img *Image, f Format) error {
+	stack := img.stack()
+	var below layerdir.Below
+	for n := range img.Layers {
+		p := place{layer: n, diffID: img.Layers[n].DiffID}
+		k := slices.IndexFunc(stack, func(q place) bool { return q.layer == n })
+		if k >= 0 {
+			p = stack[k]
+			chained, err := s.chainLayer(ctx, r, p, f, &below)
+			if err != nil {
+				return err
+			}
+			if chained {
+				img.Layers[n].Chained = append(img.Layers[n].Chained, f.String())
+			}
+		}
+		obj := img.object(p, f)
+		if ok, err := s.has(obj); err != nil {
+			return err
+		} else if ok { // one that is not mounted may be missing
+			below.Add(s.path(string(obj), f.File.FileName()), s.path(string(obj), outlineName))
+		}
+	}
+	return nil
+}
+
+// chainLayer reports whether a layer depends on those below it, and makes it then.
+func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, below *layerdir.Below) (bool, error) {
+	if p.layer == 0 {
+		return false, nil // there is nothing below
+	}
+	chained := layerObject(p.chainID, f)
+	if ok, err := s.has(chained); ok || err != nil {
+		return ok, err
+	}
+	obj := layerObject(p.diffID, f)
+	ok, err := s.has(obj)
+	if err != nil {
+		return false, err
+	}
+	if ok {
+		changes, err := below.Changes(s.path(string(obj), outlineName))
+		if errors.Is(err, fs.ErrNotExist) {
+			s.o.Logger.Warn("a layer was made by an earlier version: whether links of the layers below are followed is not known",
+				"layer", p.diffID)
+			return false, nil
+		}
+		if !changes || err != nil {
+			return false, err
+		}
+	}
+	return true, s.importLayer(ctx, r, p.layer, chained, f, below)
+}
