@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
-	"slices"
-	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -38,7 +35,7 @@ func openDocker(ctx context.Context, s Source, t *tarFiles, o Options) (*Image, 
 	if err != nil {
 		return nil, err
 	}
-	conf, err := readFile(t, path.Clean(e.Config), maxConfig)
+	conf, err := readFile(t, inArchive(e.Config), maxConfig)
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
@@ -46,7 +43,7 @@ func openDocker(ctx context.Context, s Source, t *tarFiles, o Options) (*Image, 
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Name: imageName(s, ref), Source: s, Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(conf)), closer: t}
+	img := &Image{Name: imageName(s, ref), Source: s, Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(conf)), closer: t, ownName: !isFullName(ref)}
 	if err := img.describe(cf, conf); err != nil {
 		return nil, err
 	}
@@ -62,22 +59,18 @@ func openDocker(ctx context.Context, s Source, t *tarFiles, o Options) (*Image, 
 	}
 	for i, name := range e.Layers {
 		l := Layer{DiffID: cf.RootFS.DiffIDs[i].String(), Size: -1, limit: o.MaxLayerBytes}
-		if src := e.LayerSources[l.DiffID]; src != nil && !src.MediaType.IsDistributable() {
-			l.refusal = refuseLayer(src.MediaType, src.Digest.String())
-		}
-		rc, size, err := t.open(path.Clean(name))
-		switch {
-		case err == nil:
+		rc, size, err := t.open(inArchive(name))
+		if err == nil {
 			l.Size = size
 			err = rc.Close()
-		case l.refusal != nil:
-			err = nil // a foreign layer need not be there
+		} else if src := e.LayerSources[l.DiffID]; src != nil && isForeign(src.MediaType) {
+			l.refusal, err = missingForeign(src.MediaType, src.Digest.String(), err), nil
 		}
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i+1, err)
 		}
 		l.raw = func(context.Context) (io.ReadCloser, error) {
-			rc, _, err := t.open(path.Clean(name))
+			rc, _, err := t.open(inArchive(name))
 			return rc, err
 		}
 		img.Layers = append(img.Layers, l)
@@ -95,41 +88,26 @@ func readFile(t *tarFiles, name string, limit int64) ([]byte, error) {
 
 // pickDocker finds the image by one of its names.
 func pickDocker(list []dockerEntry, want string) (dockerEntry, string, error) {
-	var names []string
+	var all []named[dockerEntry]
 	for _, e := range list {
-		for _, tag := range e.RepoTags {
-			if tag == want || want != "" && sameReference(tag, want) {
-				return e, tag, nil
-			}
+		all = append(all, named[dockerEntry]{item: e, id: inArchive(e.Config), names: e.RepoTags})
+	}
+	found, name, err := pick(all, want, "archive")
+	if err != nil {
+		return dockerEntry{}, "", err
+	}
+	for _, e := range found {
+		if e.Config != found[0].Config {
+			return dockerEntry{}, "", fmt.Errorf("%w: several are called %s", ErrAmbiguous, oneLine(name))
 		}
-		names = append(names, e.RepoTags...)
 	}
-	slices.Sort(names)
-	switch {
-	case len(list) == 0:
-		return dockerEntry{}, "", fmt.Errorf("%w: the archive holds no image", ErrNotFound)
-	case want != "":
-		return dockerEntry{}, "", fmt.Errorf("%w: the archive holds no image %q; it has: %s", ErrNotFound, want, strings.Join(names, ", "))
-	case len(list) > 1:
-		return dockerEntry{}, "", fmt.Errorf("%w: name one of them after a colon: %s", ErrAmbiguous, strings.Join(names, ", "))
-	case len(list[0].RepoTags) > 0:
-		return list[0], list[0].RepoTags[0], nil
-	}
-	return list[0], "", nil
-}
-
-func sameReference(a, b string) bool {
-	x, errX := registrySource(a)
-	y, errY := registrySource(b)
-	return errX == nil && errY == nil && x == y
+	return found[0], name, nil
 }
 
 // openRootFS makes an image of a bare tar. The tar is read once here, for its diffID: that is what the
-// layer is kept under, and a tar that was imported before need not be converted again.
+// layer is kept under, and a tar that was imported before need not be converted again. What it holds is looked at
+// on the way.
 func openRootFS(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {
-	if s.Name != "" {
-		return nil, fmt.Errorf("%w: %s is a bare root file system and holds no image %q", ErrNotFound, s.Path, s.Name)
-	}
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -142,11 +120,37 @@ func openRootFS(ctx context.Context, s Source, f *os.File, o Options) (*Image, e
 		return nil, err
 	}
 	sum := sha256.New()
-	_, err = io.Copy(sum, &ctxReader{ctx, r})
+	content := io.TeeReader(&ctxReader{ctx, r}, sum)
+	list, err := scan(ctx, content)
+	if err == nil {
+		_, err = io.Copy(io.Discard, content)
+	}
 	if err := errors.Join(err, r.Close()); err != nil {
 		return nil, err
 	}
+	if s.Kind != RootFS {
+		if err := list.checkRoot(s, o); err != nil {
+			return nil, err
+		}
+	}
+	if s.Name != "" {
+		return nil, fmt.Errorf("%w: %s is a bare root file system and holds no image %q", ErrNotFound, s.Path, s.Name)
+	}
 	l.DiffID = fmt.Sprintf("sha256:%x", sum.Sum(nil))
 	return &Image{Name: imageName(s, ""), Source: s, Digest: l.DiffID, Created: st.ModTime().UTC().Truncate(time.Second),
-		Platform: Platform{OS: "linux"}, Layers: []Layer{l}, closer: f}, nil
+		Platform: Platform{OS: "linux"}, Layers: []Layer{l}, closer: f, ownName: true}, nil
+}
+
+// checkRoot refuses what is more likely something else than a root file system.
+func (l *listing) checkRoot(s Source, o Options) error {
+	switch {
+	case l.isArchive():
+		return errIsArchive
+	case l.root || o.AnyRoot:
+		return nil
+	case l.broken != nil:
+		return fmt.Errorf("%s: %w: %w", s.Path, ErrCorrupt, l.broken)
+	}
+	return fmt.Errorf("%w: %s has none of /bin, /etc, /usr, /lib and the like, and it holds no image; if it is meant as one: tar:%s",
+		ErrNotRoot, s.Path, s.Path)
 }

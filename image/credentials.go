@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // Credentials are what a registry is shown. The zero value stands for none.
@@ -107,7 +109,7 @@ func (e authEntry) credentials() (Credentials, error) {
 
 // credentialsIn looks into one file. One that does not exist has none.
 func credentialsIn(ctx context.Context, path, repository string) (Credentials, error) {
-	b, err := readAuthFile(path)
+	b, err := regfile.Read(path, maxAuthFile)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(strings.TrimSpace(string(b))) == 0 {
 		return Credentials{}, nil
 	}
@@ -123,18 +125,6 @@ func credentialsIn(ctx context.Context, path, repository string) (Credentials, e
 		return c, fmt.Errorf("credentials in %s: %w", path, err)
 	}
 	return c, nil
-}
-
-func readAuthFile(path string) (b []byte, err error) {
-	f, size, err := openRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if size > maxAuthFile {
-		return nil, fmt.Errorf("%w: it has %d bytes", ErrTooLarge, size)
-	}
-	return readLimited(f, maxAuthFile)
 }
 
 // find returns the credentials of the longest key that fits. What is wrong with one key does not keep a shorter

@@ -10,8 +10,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strings"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // files is a folder of files: a directory, or a tar that can be read at any place.
@@ -25,21 +26,17 @@ type files interface {
 type dirFiles struct{ root *os.Root }
 
 func (d dirFiles) open(name string) (io.ReadCloser, int64, error) {
-	f, err := d.root.Open(filepath.FromSlash(name))
-	if errors.Is(err, fs.ErrNotExist) {
+	f, size, err := regfile.OpenIn(d.root, filepath.FromSlash(name))
+	switch {
+	case err == nil:
+		return f, size, nil
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, 0, fmt.Errorf("%s: %w", name, ErrNotFound)
+	case strings.Contains(err.Error(), "path escapes"): // package os has no value for it
+		return nil, 0, fmt.Errorf("%s: %w: it is a link that leads out of the layout, and such links are not followed; "+
+			"make a copy that holds the files themselves: cp -rL", name, ErrUnsupported)
 	}
-	if err != nil {
-		return nil, 0, err
-	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s: %w: it is no regular file", name, ErrInvalid)
-	}
-	if err != nil {
-		return nil, 0, errors.Join(err, f.Close())
-	}
-	return f, st.Size(), nil
+	return nil, 0, err
 }
 
 func (d dirFiles) Close() error { return d.root.Close() }
@@ -62,8 +59,14 @@ const maxLinks = 8
 // have a MiB, which a compressed archive can repeat without growing.
 const maxArchiveNames = 16 << 20
 
+// inArchive is the name of an entry below the root of the archive, which no name leads out of.
+func inArchive(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
+
 // indexTar reads the headers of f.
 func indexTar(ctx context.Context, f *os.File) (*tarFiles, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
 	t := &tarFiles{f: f, entries: map[string]tarEntry{}}
 	r := tar.NewReader(f)
 	names := 0
@@ -78,15 +81,11 @@ func indexTar(ctx context.Context, f *os.File) (*tarFiles, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w: %w", f.Name(), ErrCorrupt, err)
 		}
-		if n >= maxArchive {
-			return nil, fmt.Errorf("%s: %w: an archive with an image has at most %d entries; for a bare root file system say tar:%s",
-				f.Name(), ErrTooLarge, int(maxArchive), f.Name())
+		if names += len(h.Name) + len(h.Linkname); n >= maxArchive || names > maxArchiveNames {
+			return nil, fmt.Errorf("%s: %w: an archive with an image has at most %d entries, with names of %d bytes; for a bare root file system say tar:%s",
+				f.Name(), ErrTooLarge, int(maxArchive), maxArchiveNames, f.Name())
 		}
-		if names += len(h.Name) + len(h.Linkname); names > maxArchiveNames {
-			return nil, fmt.Errorf("%s: %w: the names in an archive with an image have at most %d bytes; for a bare root file system say tar:%s",
-				f.Name(), ErrTooLarge, maxArchiveNames, f.Name())
-		}
-		name := path.Clean(h.Name)
+		name := strings.Clone(inArchive(h.Name)) // the header's string may be part of a much longer one
 		switch h.Typeflag {
 		case tar.TypeReg:
 			// The reader takes whole blocks from the file and nothing ahead, so that this is where the content begins.
@@ -96,9 +95,13 @@ func indexTar(ctx context.Context, f *os.File) (*tarFiles, error) {
 			}
 			t.entries[name] = tarEntry{offset: off, size: h.Size}
 		case tar.TypeSymlink:
-			t.entries[name] = tarEntry{link: path.Join(path.Dir(name), h.Linkname)}
+			link := h.Linkname
+			if !path.IsAbs(link) {
+				link = path.Join("/", path.Dir(name), link)
+			}
+			t.entries[name] = tarEntry{link: strings.Clone(inArchive(link))}
 		case tar.TypeLink:
-			t.entries[name] = tarEntry{link: path.Clean(h.Linkname)}
+			t.entries[name] = tarEntry{link: strings.Clone(inArchive(h.Linkname))}
 		}
 	}
 }
@@ -120,9 +123,6 @@ func (t *tarFiles) open(name string) (io.ReadCloser, int64, error) {
 
 func (t *tarFiles) Close() error { return t.f.Close() }
 
-// archiveEntry is what entries of image archives are called; root file systems do not begin like that.
-var archiveEntry = regexp.MustCompile(`^(oci-layout|index\.json|manifest\.json|repositories|blobs(/.*)?|(sha256:)?[0-9a-f]{64}([./].*)?)$`)
-
 // openFile opens a layout, an archive or a bare root file system.
 func openFile(ctx context.Context, s Source, o Options) (*Image, error) {
 	st, err := os.Stat(s.Path)
@@ -135,10 +135,7 @@ func openFile(ctx context.Context, s Source, o Options) (*Image, error) {
 	if st.IsDir() {
 		return openDir(ctx, s, o)
 	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%w: it is neither a file nor a directory", ErrUnsupported)
-	}
-	f, err := os.Open(s.Path)
+	f, _, err := regfile.Open(s.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -167,22 +164,40 @@ func openDir(ctx context.Context, s Source, o Options) (*Image, error) {
 	return img, nil
 }
 
-// openTar finds out what a tar holds. f is closed with the image, or by the caller after an error.
+// openTar finds out what a tar holds: by all of its entries, since nothing says which comes first. f is closed with
+// the image, or by the caller after an error.
 func openTar(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {
 	if s.Kind == RootFS {
 		return openRootFS(ctx, s, f, o)
 	}
-	archive, compressed, err := sniff(f)
+	begin, err := sniff(f)
 	if err != nil {
 		return nil, err
 	}
-	if !archive && s.Kind == File {
-		return openRootFS(ctx, s, f, o)
+	switch {
+	case !begin.compressed:
+		l, err := scan(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		if s.Kind != File || l.isArchive() {
+			return openArchive(ctx, s, f, o)
+		}
+	case s.Kind != File || begin.archive:
+		img, err := openCompressed(ctx, s, f, o)
+		if !errors.Is(err, errNoArchive) || s.Kind != File {
+			return img, err
+		}
 	}
-	if !compressed {
-		return openArchive(ctx, s, f, o)
+	img, err := openRootFS(ctx, s, f, o)
+	if errors.Is(err, errIsArchive) {
+		return openCompressed(ctx, s, f, o)
 	}
-	// An archive is read here and there, which a compressed file does not allow.
+	return img, err
+}
+
+// openCompressed unpacks an archive first: it is read here and there, which a compressed file does not allow.
+func openCompressed(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {
 	at, err := spool(ctx, f, o)
 	if err != nil {
 		return nil, err
@@ -195,10 +210,9 @@ func openTar(ctx context.Context, s Source, f *os.File, o Options) (*Image, erro
 	return img, f.Close()
 }
 
+var errNoArchive = fmt.Errorf("%w: it holds neither index.json nor manifest.json, so that it is no archive with an image", ErrUnsupported)
+
 func openArchive(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
 	t, err := indexTar(ctx, f)
 	if err != nil {
 		return nil, err
@@ -212,36 +226,10 @@ func openArchive(ctx context.Context, s Source, f *os.File, o Options) (*Image, 
 		return openLayout(ctx, s, t, o)
 	case docker && s.Kind != Layout:
 		return openDocker(ctx, s, t, o)
-	case s.Kind == File:
-		return openRootFS(ctx, s, f, o)
+	case s.Kind == Layout:
+		return nil, errNoLayout
 	}
-	return nil, errNoLayout
-}
-
-// sniff looks at the beginning of a tar: whether it is an archive with an image, and compressed.
-func sniff(f *os.File) (archive, compressed bool, err error) {
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return false, false, err
-	}
-	content, compressed, err := decompress(f)
-	if err != nil {
-		return false, false, err
-	}
-	defer content.Close()
-	r := tar.NewReader(content)
-	for range 16 {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return false, compressed, nil
-		}
-		if err != nil {
-			return false, compressed, fmt.Errorf("%w: it is no tar, plain or compressed by gzip or zstd: %w", ErrUnsupported, err)
-		}
-		if name := strings.TrimSuffix(path.Clean(h.Name), "/"); name != "." {
-			return archiveEntry.MatchString(name), compressed, nil
-		}
-	}
-	return false, compressed, nil
+	return nil, errNoArchive
 }
 
 // spooled is a temporary file that goes when it is closed, or where the system can earlier: then it has

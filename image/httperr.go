@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -122,4 +123,13 @@ func cause(registry string, err error) error {
 		return fmt.Errorf("there is no host %s", oneLine(dns.Name))
 	}
 	return nil
+}
+
+// readLimited reads at most limit bytes, and fails when there are more.
+func readLimited(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit)
+	}
+	return b, err
 }

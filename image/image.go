@@ -95,7 +95,8 @@ type Image struct {
 	// Layers, base first.
 	Layers []Layer
 
-	closer io.Closer
+	closer  io.Closer
+	ownName bool // Name is made of the file's
 }
 
 // Close releases the source. Streams must be closed before.
@@ -143,6 +144,9 @@ type Options struct {
 	Platform Platform
 	// MaxLayerBytes limits the tar of each layer; 0: DefaultMaxLayerBytes.
 	MaxLayerBytes int64
+	// AnyRoot accepts as a bare root file system also a tar that has none of the folders of one. A source of kind
+	// RootFS is always accepted.
+	AnyRoot bool
 	// TempDir holds compressed archives, unpacked, while they are read; empty: the system's. On Windows they
 	// stay in it after Close.
 	TempDir string

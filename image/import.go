@@ -1,8 +1,11 @@
 package image
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"io"
 
 	"github.com/stratavm/strata/store"
 )
@@ -21,16 +24,81 @@ func (i *Image) Import(ctx context.Context, st *store.Store, o ImportOptions) (s
 		return store.Image{}, err
 	}
 	if o.Name == "" {
-		o.Name = i.Name
+		o.Name = i.freeName(st)
 	}
 	r := store.Request{
 		Name: o.Name, Digest: i.Digest, Source: i.Source.String(), Platform: i.Platform.String(), Created: i.Created,
 		Manifest: i.Manifest, Config: i.RawConfig, Formats: o.Formats, MaxLayerBytes: o.MaxLayerBytes, Progress: o.Progress,
 	}
+	if len(i.Layers) == 0 {
+		// An image may have no layers; what is mounted for it is an empty one.
+		r.Layers = append(r.Layers, emptyLayer())
+	}
 	for _, l := range i.Layers {
-		r.Layers = append(r.Layers, store.Layer{DiffID: l.DiffID, Digest: l.Digest, MediaType: l.MediaType, Size: l.Size, Open: l.Open})
+		r.Layers = append(r.Layers, store.Layer{DiffID: l.DiffID, Digest: l.Digest, MediaType: l.MediaType, Size: l.Size, Open: endedOpen(l)})
 	}
 	return st.Import(ctx, r)
+}
+
+// freeName returns the name for the image, with more of its path in front when that of its file alone is what an
+// image of another file is called in the store.
+func (i *Image) freeName(st *store.Store) string {
+	if !i.ownName {
+		return i.Name
+	}
+	for _, name := range append([]string{i.Name}, longerNames(i.Source, i.Name)...) {
+		old, err := st.Find(name)
+		if err != nil || old.Name != name || old.Digest == i.Digest {
+			return name
+		}
+		src, err := ParseSource(old.Source)
+		if err == nil && src.Path == i.Source.Path && src.Name == i.Source.Name {
+			return name // the same file, which has changed
+		}
+	}
+	return i.Source.String()
+}
+
+// endedOpen opens the tar of a layer. A layer without a byte is one without files; what ends a tar is added to it.
+func endedOpen(l Layer) func(context.Context, func(int64)) (io.ReadCloser, error) {
+	return func(ctx context.Context, progress func(int64)) (io.ReadCloser, error) {
+		rc, err := l.Open(ctx, progress)
+		if err != nil {
+			return nil, err
+		}
+		return &ended{ReadCloser: rc}, nil
+	}
+}
+
+// tarEnd is a tar that holds nothing.
+var tarEnd = make([]byte, 1024)
+
+// ended is a stream, or tarEnd when the stream is empty.
+type ended struct {
+	io.ReadCloser
+	begun bool
+	end   *bytes.Reader
+}
+
+func (e *ended) Read(b []byte) (int, error) {
+	if e.end != nil {
+		return e.end.Read(b)
+	}
+	n, err := e.ReadCloser.Read(b)
+	e.begun = e.begun || n > 0
+	if err == io.EOF && !e.begun { // the verdict on the stream
+		e.end = bytes.NewReader(tarEnd)
+		return e.end.Read(b)
+	}
+	return n, err
+}
+
+// emptyLayer is a layer without files.
+func emptyLayer() store.Layer {
+	return store.Layer{DiffID: fmt.Sprintf("sha256:%x", sha256.Sum256(tarEnd)), Size: int64(len(tarEnd)),
+		Open: func(context.Context, func(int64)) (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(tarEnd)), nil
+		}}
 }
 
 // ParseConfig reads the part of a configuration document that says how to run the image. An empty

@@ -5,17 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
-	"slices"
-	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 var errNoLayout = fmt.Errorf("%w: it is no OCI layout: there is no index.json", ErrUnsupported)
 
-// refNames are the annotations that name the images of a layout.
-var refNames = []string{"org.opencontainers.image.ref.name", "io.containerd.image.name"}
+// refNames are the annotations that name the images of a layout, the fullest name first.
+var refNames = []string{"io.containerd.image.name", "org.opencontainers.image.ref.name"}
 
 // layoutBlobs gives the blobs of a layout.
 type layoutBlobs struct{ files }
@@ -60,61 +57,31 @@ func openLayout(ctx context.Context, s Source, fs files, o Options) (*Image, err
 		return nil, err
 	}
 	f := newFinder(layoutBlobs{fs}, o.Platform)
+	f.unique = true
 	d, content, err := f.choose(ctx, list, 0)
 	if err != nil {
 		return nil, err
 	}
-	return f.assemble(ctx, s, imageName(s, ref), d, content, o)
+	img, err := f.assemble(ctx, s, imageName(s, ref), d, content, o)
+	if err != nil {
+		return nil, err
+	}
+	img.ownName = !isFullName(ref)
+	return img, nil
 }
 
-// pickNamed gives the manifests of a layout that have the name, which may be left out when there is
-// only one.
+// pickNamed returns the manifests of a layout that have the name, which may be left out when there is only one image.
+// Where both annotations name an image, the one of containerd is the whole name and the other the tag.
 func pickNamed(list []v1.Descriptor, name string) ([]v1.Descriptor, string, error) {
-	byName := map[string][]v1.Descriptor{}
-	var names []string
+	var all []named[v1.Descriptor]
 	for _, d := range list {
-		ref := ""
+		n := named[v1.Descriptor]{item: d, id: d.Digest.String()}
 		for _, key := range refNames {
-			if v := d.Annotations[key]; v != "" && (ref == "" || v == name) {
-				ref = v
+			if v := d.Annotations[key]; v != "" {
+				n.names = append(n.names, v)
 			}
 		}
-		if _, seen := byName[ref]; !seen {
-			names = append(names, ref)
-		}
-		byName[ref] = append(byName[ref], d)
+		all = append(all, n)
 	}
-	slices.Sort(names)
-	switch {
-	case len(list) == 0:
-		return nil, "", fmt.Errorf("%w: the layout holds no image", ErrNotFound)
-	case byName[name] != nil:
-		return byName[name], name, nil
-	case name != "":
-		return nil, "", fmt.Errorf("%w: the layout holds no image %q; it has: %s", ErrNotFound, name, strings.Join(names, ", "))
-	case len(names) > 1:
-		return nil, "", fmt.Errorf("%w: name one of them after a colon: %s", ErrAmbiguous, strings.Join(names, ", "))
-	}
-	return list, names[0], nil
-}
-
-// imageName makes a name for an image in a file: its reference if it has one in full, else of the file's
-// name and the tag.
-func imageName(s Source, ref string) string {
-	if strings.ContainsAny(ref, "/:") {
-		if src, err := registrySource(ref); err == nil {
-			return src.Name
-		}
-	}
-	base := filepath.Base(s.Path)
-	for _, suffix := range fileSuffixes {
-		if rest, ok := strings.CutSuffix(base, suffix); ok && rest != "" {
-			base = rest
-			break
-		}
-	}
-	if ref == "" {
-		ref = "latest"
-	}
-	return base + ":" + ref
+	return pick(all, name, "layout")
 }

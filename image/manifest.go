@@ -76,6 +76,7 @@ type finder struct {
 	b         blobs
 	want      Platform
 	explicit  bool // the user said which platform
+	unique    bool // in the first list, one platform must not stand for several images
 	documents int
 	seen      map[v1.Hash]bool
 }
@@ -121,12 +122,14 @@ func (f *finder) choose(ctx context.Context, list []v1.Descriptor, depth int) (v
 		return d.Platform != nil && d.Platform.OS == "unknown" || // what buildkit attests of a build
 			!d.MediaType.IsImage() && !d.MediaType.IsIndex() && d.MediaType != "" || d.ArtifactType != ""
 	})
-	best := slices.IndexFunc(images, func(d v1.Descriptor) bool { return d.Platform != nil && f.matches(*d.Platform, true) })
-	if best < 0 {
-		best = slices.IndexFunc(images, func(d v1.Descriptor) bool { return d.Platform != nil && f.matches(*d.Platform, false) })
-	}
-	if best >= 0 {
-		return f.find(ctx, images[best], nil, depth+1)
+	fitting := f.fitting(images)
+	if len(fitting) > 0 {
+		if f.unique && depth == 0 {
+			if err := oneOf(fitting); err != nil {
+				return v1.Descriptor{}, nil, err
+			}
+		}
+		return f.find(ctx, fitting[0], nil, depth+1)
 	}
 	var plain []v1.Descriptor
 	var have []string
@@ -138,26 +141,71 @@ func (f *finder) choose(ctx context.Context, list []v1.Descriptor, depth int) (v
 		}
 	}
 	if len(plain) > 0 {
-		// A manifest without a platform says it in its configuration.
-		var errs []error
-		for _, d := range plain {
-			got, content, err := f.find(ctx, d, nil, depth+1)
-			if err == nil && len(plain) == 1 {
-				return got, content, nil
-			}
-			if err == nil {
-				if err = f.configMatches(ctx, content); err == nil {
-					return got, content, nil
-				}
-			}
-			errs = append(errs, err)
-		}
-		return v1.Descriptor{}, nil, errors.Join(errs...)
+		return f.choosePlain(ctx, plain, depth)
 	}
 	if len(have) == 0 {
 		return v1.Descriptor{}, nil, fmt.Errorf("%w: the index names no image", ErrNotFound)
 	}
 	return v1.Descriptor{}, nil, fmt.Errorf("%w %s: there are %s", ErrPlatform, f.want, strings.Join(have, ", "))
+}
+
+// fitting are the images for the platform: those for just that one if there are some, else those that will do.
+func (f *finder) fitting(images []v1.Descriptor) []v1.Descriptor {
+	for _, exact := range []bool{true, false} {
+		out := slices.DeleteFunc(slices.Clone(images), func(d v1.Descriptor) bool {
+			return d.Platform == nil || !f.matches(*d.Platform, exact)
+		})
+		if len(out) > 0 {
+			return out
+		}
+	}
+	return nil
+}
+
+// choosePlain chooses among manifests without a platform, which say it in their configuration.
+func (f *finder) choosePlain(ctx context.Context, plain []v1.Descriptor, depth int) (v1.Descriptor, []byte, error) {
+	var errs []error
+	var found []v1.Descriptor
+	var first []byte
+	for _, d := range plain {
+		if slices.ContainsFunc(found, func(o v1.Descriptor) bool { return o.Digest == d.Digest }) {
+			continue
+		}
+		got, content, err := f.find(ctx, d, nil, depth+1)
+		if err == nil && len(plain) == 1 {
+			return got, content, nil
+		}
+		if err == nil {
+			err = f.configMatches(ctx, content)
+		}
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case !f.unique || depth > 0:
+			return got, content, nil
+		default:
+			if found = append(found, got); len(found) == 1 {
+				first = content
+			}
+		}
+	}
+	if len(found) == 0 {
+		return v1.Descriptor{}, nil, errors.Join(errs...)
+	}
+	return found[0], first, oneOf(found)
+}
+
+// oneOf refuses several images where one is meant.
+func oneOf(list []v1.Descriptor) error {
+	var digests []string
+	for _, d := range list {
+		digests = append(digests, d.Digest.String())
+	}
+	slices.Sort(digests)
+	if digests = slices.Compact(digests); len(digests) == 1 {
+		return nil
+	}
+	return fmt.Errorf("%w of this name for one platform: give a digest in place of the name: %s", ErrAmbiguous, strings.Join(digests, ", "))
 }
 
 func (f *finder) configMatches(ctx context.Context, manifest []byte) error {
@@ -262,11 +310,20 @@ func (f *finder) assemble(ctx context.Context, s Source, name string, d v1.Descr
 		img.Layers = append(img.Layers, Layer{
 			MediaType: string(ld.MediaType), Digest: ld.Digest.String(), DiffID: cf.RootFS.DiffIDs[i].String(), Size: ld.Size,
 			refusal: refuseLayer(ld.MediaType, ld.Digest.String()),
-			raw:     func(ctx context.Context) (io.ReadCloser, error) { return f.b.blob(ctx, ld) },
+			raw:     func(ctx context.Context) (io.ReadCloser, error) { return f.layer(ctx, ld) },
 			limit:   o.MaxLayerBytes,
 		})
 	}
 	return img, img.refuse()
+}
+
+// layer opens the blob of a layer.
+func (f *finder) layer(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	rc, err := f.b.blob(ctx, d)
+	if errors.Is(err, ErrNotFound) && isForeign(d.MediaType) {
+		err = missingForeign(d.MediaType, d.Digest.String(), err)
+	}
+	return rc, err
 }
 
 // describe copies what the configuration says.

@@ -17,6 +17,22 @@ var layerTypes = map[types.MediaType]bool{
 	types.DockerUncompressedLayer: true,
 	// Written by buildkit and older containerd, though never registered.
 	"application/vnd.docker.image.rootfs.diff.tar.zstd": true,
+	// What may not be distributed may be here all the same.
+	types.OCIRestrictedLayer:             true,
+	types.OCIUncompressedRestrictedLayer: true,
+	restrictedZstd:                       true,
+	types.DockerForeignLayer:             true,
+}
+
+const restrictedZstd types.MediaType = "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+
+// isForeign reports whether registries need not hold layers of this type.
+func isForeign(t types.MediaType) bool { return !t.IsDistributable() || t == restrictedZstd }
+
+// missingForeign says why such a layer is missing.
+func missingForeign(t types.MediaType, digest string, err error) error {
+	return fmt.Errorf("layer %s: %w: %s is a foreign layer, whose licence may forbid to distribute it, so that registries and archives "+
+		"need not hold it", digest, err, t)
 }
 
 // refuseLayer says why a layer of this type cannot be read, or nil.
@@ -24,9 +40,6 @@ func refuseLayer(t types.MediaType, digest string) error {
 	switch {
 	case layerTypes[t]:
 		return nil
-	case !t.IsDistributable() || t == "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd":
-		return fmt.Errorf("layer %s: %w: %s is a foreign layer, whose licence forbids to distribute it: registries and archives do not hold it",
-			digest, ErrUnsupported, t)
 	case strings.HasSuffix(string(t), "+encrypted"):
 		return fmt.Errorf("layer %s: %w: it is encrypted; decrypt the image first (skopeo copy --decryption-key)", digest, ErrUnsupported)
 	}

@@ -57,7 +57,7 @@ var prefixes = []struct {
 }
 
 // fileSuffixes are the ends of names that people mean as files even when there is none.
-var fileSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".oci"}
+var fileSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".oci"}
 
 // ParseSource reads an image source:
 //

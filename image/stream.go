@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -11,12 +10,8 @@ import (
 	"hash"
 	"io"
 
-	"github.com/klauspost/compress/zstd"
-
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
-
-const maxZstdWindow = 128 << 20 // what zstd --long needs
 
 // checked reads a blob and compares digest and size with what was announced before it says io.EOF.
 type checked struct {
@@ -110,8 +105,9 @@ func (c *checked) digest() string {
 	return algorithm + hex.EncodeToString(c.sum.Sum(nil))
 }
 
-// Decompress gives the content of r, whose first bytes tell what it is: gzip, zstd, or anything else, which
-// is given as it is. Memory is bounded: of zstd, windows of up to 128 MiB are accepted. What is compressed
+// Decompress returns the content of r, whose first bytes say what it is: gzip, zstd, xz, bzip2, or anything else,
+// which is returned as it is. Memory is bounded: of zstd, windows of up to 128 MiB are accepted, of xz
+// dictionaries of up to 64 MiB. What is compressed
 // is unpacked in a goroutine of its own, a little ahead of the reader, until the content is closed; that
 // does not close r.
 func Decompress(r io.Reader) (io.ReadCloser, error) {
@@ -130,37 +126,6 @@ type unpacked struct {
 func (u *unpacked) Close() error {
 	u.stop()
 	return u.content.Close()
-}
-
-// decompress is Decompress in the goroutine of the reader.
-func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error) {
-	br := bufio.NewReaderSize(r, 64<<10)
-	magic, err := br.Peek(4)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, false, err
-	}
-	switch {
-	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
-		z, err := newGunzip(br)
-		if err != nil {
-			return nil, false, fmt.Errorf("gzip: %w: %w", ErrCorrupt, err)
-		}
-		return io.NopCloser(z), true, nil // closing it would only tell the last error again
-	case isZstd(magic):
-		// One frame at a time and in this goroutine: layers are what is parallel.
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
-		if err != nil {
-			return nil, false, fmt.Errorf("zstd: %w: %w", ErrCorrupt, err)
-		}
-		return z.IOReadCloser(), true, nil
-	}
-	return io.NopCloser(br), false, nil
-}
-
-// isZstd knows frames and the skippable frames that may come first.
-func isZstd(m []byte) bool {
-	return len(m) >= 4 && (m[0] == 0x28 && m[1] == 0xb5 && m[2] == 0x2f && m[3] == 0xfd ||
-		m[0]&0xf0 == 0x50 && m[1] == 0x2a && m[2] == 0x4d && m[3] == 0x18)
 }
 
 // stream is the tar of a layer. One goroutine reads, checks and decompresses the blob, one checks the tar,

@@ -17,26 +17,54 @@ var (
 
 // Open opens a regular file for reading and returns its size in bytes.
 func Open(path string) (*os.File, int64, error) {
+	return check(path,
+		func() (os.FileInfo, error) { return os.Stat(path) },
+		func() (*os.File, error) { return os.OpenFile(path, os.O_RDONLY|nonblock, 0) })
+}
+
+// OpenIn is Open below a directory, out of which no link leads.
+func OpenIn(root *os.Root, name string) (*os.File, int64, error) {
+	return check(name,
+		func() (os.FileInfo, error) { return root.Stat(name) },
+		func() (*os.File, error) { return root.OpenFile(name, os.O_RDONLY|nonblock, 0) })
+}
+
+func check(path string, stat func() (os.FileInfo, error), open func() (*os.File, error)) (*os.File, int64, error) {
 	// Devices are not opened, not even for a moment: that may do something.
-	st, err := os.Stat(path)
+	st, err := stat()
 	if err != nil {
 		return nil, 0, err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, 0, fmt.Errorf("%s: %w", path, ErrNotRegular)
+		return nil, 0, notRegular(path, st.Mode())
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|nonblock, 0)
+	f, err := open()
 	if err != nil {
 		return nil, 0, err
 	}
 	// The file may have been replaced in between.
 	if st, err = f.Stat(); err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s: %w", path, ErrNotRegular)
+		err = notRegular(path, st.Mode())
 	}
 	if err != nil {
 		return nil, 0, errors.Join(err, f.Close())
 	}
 	return f, st.Size(), nil
+}
+
+func notRegular(path string, m os.FileMode) error {
+	kind := "a special one"
+	switch {
+	case m.IsDir():
+		kind = "a directory"
+	case m&os.ModeNamedPipe != 0:
+		kind = "a FIFO"
+	case m&os.ModeSocket != 0:
+		kind = "a socket"
+	case m&os.ModeDevice != 0:
+		kind = "a device"
+	}
+	return fmt.Errorf("%s: %w but %s", path, ErrNotRegular, kind)
 }
 
 // Read returns the content of a regular file of at most limit bytes.

@@ -1,0 +1,95 @@
+package image_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/store"
+)
+
+func importInto(t *testing.T, st *store.Store, source string) store.Image {
+	t.Helper()
+	img, err := open(t, source, image.Options{Platform: amd64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := img.Import(t.Context(), st, image.ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec
+}
+
+func newStore(t *testing.T) *store.Store {
+	st, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "store"), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// TestImportOdd: images without layers, and layers without a byte.
+func TestImportOdd(t *testing.T) {
+	b := imagetest.Blobs{}
+	tarball := treetest.Tar(t, treetest.Entry{Name: "etc/x", Body: "x"})
+	for name, tt := range map[string]struct {
+		d      imagetest.Descriptor
+		layers int
+	}{
+		"no layers":       {b.Image(t, nil), 1},
+		"empty layer":     {b.Image(t, nil, imagetest.Layer{Tar: tarball}, imagetest.Layer{Tar: []byte{}}), 2},
+		"empty in gzip":   {b.Image(t, nil, imagetest.Layer{Tar: tarball}, imagetest.Layer{Tar: []byte{}, Compression: "gzip"}), 2},
+		"nothing but end": {b.Image(t, nil, imagetest.Layer{Tar: make([]byte, 1024)}), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := newStore(t)
+			rec := importInto(t, st, b.Layout(t, tt.d))
+			folders, err := st.Folders(rec, store.Format{File: "erofs"})
+			if err != nil || len(folders) != tt.layers {
+				t.Errorf("folders %q, %v; want %d", folders, err, tt.layers)
+			}
+		})
+	}
+}
+
+// TestImportNames: images of files of one name in several folders are told apart in the store.
+func TestImportNames(t *testing.T) {
+	b := imagetest.Blobs{}
+	parent := t.TempDir()
+	layout := func(dir string, n int) string {
+		path := filepath.Join(parent, dir)
+		from := b.Layout(t, b.Image(t, nil, imagetest.Layer{Tar: layerTar(t, n)}))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.Rename(from, path)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	st := newStore(t)
+	first := layout("a/build", 1)
+	for _, tt := range []struct{ path, want string }{
+		{first, "build:latest"},
+		{layout("b/build", 2), "b/build:latest"},
+		{layout("c/b/build", 3), "c/b/build:latest"},
+		{layout("d/build", 1), "build:latest"}, // the same image
+		{first, "build:latest"},
+	} {
+		if rec := importInto(t, st, tt.path); rec.Name != tt.want {
+			t.Errorf("%s is called %q, want %q", tt.path, rec.Name, tt.want)
+		}
+	}
+	// A file that has changed since is the same image still.
+	if err := os.RemoveAll(filepath.Join(parent, "b/build")); err != nil {
+		t.Fatal(err)
+	}
+	if rec := importInto(t, st, layout("b/build", 4)); rec.Name != "b/build:latest" {
+		t.Errorf("a new image in the same place is called %q", rec.Name)
+	}
+	if all, err := st.Images(); err != nil || len(all) != 3 {
+		t.Errorf("%d images, %v; want 3", len(all), err)
+	}
+}

@@ -1,0 +1,119 @@
+package image
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// named is an image in a file with several.
+type named[T any] struct {
+	item  T
+	id    string   // what tells it from others
+	names []string // all that it is called, the fullest first
+}
+
+// name is the image's name in full, or nothing: a file may hold one image for several platforms without any.
+func (n named[T]) name() string {
+	if len(n.names) > 0 {
+		return n.names[0]
+	}
+	return ""
+}
+
+// pick returns the images of a name, which may be left out when there is only one, and the name in full. A name is
+// one that a file gives an image, its digest, or another spelling of the same reference: app for
+// docker.io/library/app:latest. One that stands for images with different names is refused.
+func pick[T any](list []named[T], want, what string) (found []T, name string, err error) {
+	fits := []func(named[T]) bool{
+		func(n named[T]) bool { return slices.Contains(n.names, want) || n.id == want },
+		func(n named[T]) bool {
+			return slices.ContainsFunc(n.names, func(name string) bool { return sameReference(name, want) })
+		},
+	}
+	if want == "" {
+		fits = []func(named[T]) bool{func(named[T]) bool { return true }}
+	}
+	for _, fit := range fits {
+		matches := slices.DeleteFunc(slices.Clone(list), func(n named[T]) bool { return !fit(n) })
+		if len(matches) == 0 {
+			continue
+		}
+		if slices.ContainsFunc(matches, func(n named[T]) bool { return n.id != matches[0].id && n.name() != matches[0].name() }) {
+			return nil, "", fmt.Errorf("%w: name one of them after a colon: %s", ErrAmbiguous, labels(matches))
+		}
+		for _, n := range matches {
+			found = append(found, n.item)
+		}
+		return found, matches[0].name(), nil
+	}
+	if len(list) == 0 {
+		return nil, "", fmt.Errorf("%w: the %s holds no image", ErrNotFound, what)
+	}
+	return nil, "", fmt.Errorf("%w: the %s holds no image %q; it has: %s", ErrNotFound, what, want, labels(list))
+}
+
+// labels lists what images are called, those without a name by their digest.
+func labels[T any](list []named[T]) string {
+	var out []string
+	for _, n := range list {
+		if n.name() == "" {
+			out = append(out, oneLine(n.id))
+		} else {
+			out = append(out, oneLine(n.name()))
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(slices.Compact(out), ", ")
+}
+
+func sameReference(a, b string) bool {
+	x, errX := registrySource(a)
+	y, errY := registrySource(b)
+	return errX == nil && errY == nil && x == y
+}
+
+// isFullName reports whether an image in a file is called by a reference, and not by a tag alone.
+func isFullName(ref string) bool {
+	if !strings.ContainsAny(ref, "/:") {
+		return false
+	}
+	_, err := registrySource(ref)
+	return err == nil
+}
+
+// imageName makes a name for an image in a file: its reference if it has one in full, else of the file's
+// name and the tag.
+func imageName(s Source, ref string) string {
+	if isFullName(ref) {
+		if src, err := registrySource(ref); err == nil {
+			return src.Name
+		}
+	}
+	base := filepath.Base(s.Path)
+	for _, suffix := range fileSuffixes {
+		if rest, ok := strings.CutSuffix(base, suffix); ok && rest != "" {
+			base = rest
+			break
+		}
+	}
+	if ref == "" {
+		ref = "latest"
+	}
+	return base + ":" + ref
+}
+
+// longerNames are names for the image of a file whose first one another file's image has: with the folder that it
+// is in, the folder above, and so on.
+func longerNames(s Source, name string) []string {
+	var out []string
+	for dir := filepath.Dir(s.Path); ; dir = filepath.Dir(dir) {
+		base := filepath.Base(dir)
+		if parent := filepath.Dir(dir); parent == dir {
+			return out
+		}
+		name = base + "/" + name
+		out = append(out, name)
+	}
+}

@@ -1,8 +1,0 @@
-//go:build !windows
-
-package image
-
-import "syscall"
-
-// nonblock keeps the opening of a FIFO from waiting for a writer.
-const nonblock = syscall.O_NONBLOCK
