@@ -16,7 +16,8 @@ help: ## this list
 need-go:
 	@out=$$($(GO) list -m 2>&1) || { echo "Go $$(awk '$$1 == "go" {print $$2}' go.mod) or later is needed, see https://go.dev/dl/ ($$out)" >&2; exit 1; }
 
-build: need-go ## bin/strata for this machine, and bin/strata.exe for Windows; static, so that they can be a guest's /init
+build: need-go ## bin/strata and bin/strata-init (what guests boot) for this machine, and bin/strata.exe for Windows
+	CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w' -o bin/strata-init ./cmd/strata-init
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata ./cmd/strata
 	CGO_ENABLED=0 GOOS=windows GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/strata.exe ./cmd/strata
 

@@ -28,12 +28,13 @@ var floors = []struct {
 	}},
 	{"the funnel", []string{"vmm"}},
 	{"what drivers share", []string{"internal/gcs", "internal/applyengine"}},
-	{"what a guest boots, and its end", []string{"internal/bootimage", "internal/hostmount", "internal/guest"}},
+	{"what a guest boots, and its end", []string{
+		"internal/bootimage", "internal/hostmount", "internal/guest", "internal/guest/guestmain"}},
 	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/local"}},
 	{"a utility VM's books, layer folders, layers of a Windows host", []string{"uvm", "store", "internal/wclayer"}},
 	{"what a user came for", []string{"layers", "image"}},
 	{"wiring", []string{""}},
-	{"the command line", []string{"cmd/strata"}},
+	{"the command line", []string{"cmd/strata-init", "cmd/strata"}},
 }
 
 // forbidden says what must not be reached from where, by whatever way, and why.

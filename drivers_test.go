@@ -67,7 +67,7 @@ func TestAnotherDriver(t *testing.T) {
 	if err != nil || info.Driver != "fake" || !info.Running {
 		t.Errorf("inspected: %+v, %v", info, err)
 	}
-	os, limits, err := Plan(ctx, dir)
+	os, limits, err := plan(ctx, dir)
 	if err != nil || os != vmm.Linux || limits.SCSIControllers != vmmtest.LinuxLimits().SCSIControllers {
 		t.Errorf("plan: %s, %+v, %v", os, limits, err)
 	}
@@ -165,5 +165,71 @@ func TestOneDirectoryOneDriver(t *testing.T) {
 	}
 	if info, err := InspectVM(t.Context(), dir); err != nil || info.Driver != "fake" || !info.Running {
 		t.Errorf("inspected: %+v, %v", info, err)
+	}
+}
+
+// TestDryRun reports the Changes of a call, from what is known of the VM, and makes none.
+func TestDryRun(t *testing.T) {
+	withFake(t)
+	ctx, dir := t.Context(), filepath.Join(t.TempDir(), "vm")
+	attach := func(vm *uvm.UtilityVM, id, path string) {
+		t.Helper()
+		claim, err := vm.Claim(ctx, id, nil)
+		if err == nil {
+			_, err = vm.SCSI().Attach(ctx, claim, "data", uvm.Disk{Path: path})
+		}
+		if err == nil {
+			err = claim.Commit(nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	report := func(c vmm.Change) error { got = append(got, c.String()); return nil }
+	dry, err := DryRun(ctx, dir, report, OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach(dry, "web", "/data.vhd")
+	if _, err := dry.Machine().Exec(ctx, vmm.ProcessSpec{Args: []string{"id"}}); !errors.Is(err, vmm.ErrDryRun) {
+		t.Errorf("a program: %v", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it left a directory: %v", err)
+	}
+	vm, err := StartVM(ctx, VMOptions{Dir: dir, Driver: "fake"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach(vm, "web", "/data.vhd")
+	defer vm.Close() // nobody waits for it
+	before := vm.Machine().(*vmmtest.Fake).Leftovers()
+	if dry, err = DryRun(ctx, dir, report, OpenOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	attach(dry, "db", "/other.vhd")
+	claim, err := dry.FindClaim("web")
+	if err == nil {
+		err = claim.Release(ctx, nil)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	want := []string{"add scsi 0:0 /data.vhd (rw)", "add scsi 0:1 /other.vhd (rw)", "remove scsi 0:0 /data.vhd (rw)"}
+	if !slices.Equal(got, want) {
+		t.Errorf("reported %q, want %q", got, want)
+	}
+	if after := vm.Machine().(*vmmtest.Fake).Leftovers(); !slices.Equal(after, before) {
+		t.Errorf("the VM has %q, had %q", after, before)
+	}
+	if dry, err = DryRun(ctx, dir, func(vmm.Change) error { return errors.ErrUnsupported }, OpenOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if claim, err = dry.FindClaim("web"); err == nil {
+		err = claim.Release(ctx, nil)
+	}
+	if !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("a report that fails: %v", err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/internal/guest"
+	"github.com/stratavm/strata/internal/guest/guestmain"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
@@ -92,11 +92,7 @@ func TestHostRuns(t *testing.T) {
 		t.Skip("mounting needs root: sudo go test")
 	}
 	leaktest.Check(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.OpenOptions{InitPath: self})
+	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.OpenOptions{}) // this program carries the agent and is found
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +114,7 @@ func TestHostRuns(t *testing.T) {
 
 // TestMain lets the test program be the first process of a container.
 func TestMain(m *testing.M) {
-	if code, handled := guest.Stage(os.Args); handled {
+	if code, handled := guestmain.Main(); handled {
 		os.Exit(code)
 	}
 	os.Exit(leaktest.Main(m))

@@ -25,7 +25,7 @@ func TestStartBesideRecover(t *testing.T) {
 		}
 	}}
 	vm, err := strata.StartVM(t.Context(), strata.VMOptions{Dir: dir, Boot: strata.BootOptions{
-		Init: bootimagetest.Strata(t), CacheDir: t.TempDir(), Logger: slog.New(h),
+		InitPath: bootimagetest.Strata(t), CacheDir: t.TempDir(), Logger: slog.New(h),
 	}})
 	if err != nil {
 		t.Fatal(err)

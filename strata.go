@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/hcs"
 )
@@ -63,9 +64,9 @@ type OpenOptions struct {
 	// Locked, where it is set, is called by OpenVM and OpenHost when no other process has the VM open any more, before the
 	// VM is asked anything.
 	Locked func()
-	// InitPath is for this system itself (OpenHost): a program whose main calls guest.Stage of package
-	// gcs/agent first thing, usually the running one. It becomes the first process of each container;
-	// without it programs cannot be run.
+	// InitPath is for this system itself (OpenHost): a program that carries the guest's agent and becomes the
+	// first process of each container. Empty: it is looked for as in BootOptions; where there is none,
+	// programs cannot be run.
 	InitPath string
 }
 
@@ -76,10 +77,13 @@ type BootOptions struct {
 	KernelDir  string // empty: /boot
 	ModulesDir string // holds a folder per kernel release; empty: /lib/modules
 	Release    string // the release of Kernel; empty: what follows the first "-" of its name
-	Init       string // a strata binary for Linux; empty: the running program
-	Mkfs       string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
-	CacheDir   string // empty: "strata/boot" in the user's cache directory
-	Logger     *slog.Logger
+	// InitPath is a program that carries the guest's agent, usually cmd/strata-init, and becomes the guest's
+	// /init. Empty: the one that the environment variable STRATA_INIT names, else strata-init beside the running
+	// program or in PATH, else the running program if it carries the agent, else strata in PATH.
+	InitPath string
+	Mkfs     string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
+	CacheDir string // empty: "strata/boot" in the user's cache directory
+	Logger   *slog.Logger
 }
 
 // BootImage is what a Linux guest boots: a kernel, an initramfs with the guest's agent, and the kernel's command line.
@@ -93,6 +97,10 @@ var (
 	ErrNoVM = vmm.ErrNoVM
 	// ErrRunning says that the VM runs already.
 	ErrRunning = vmm.ErrRunning
+	// ErrNoInit says that no program with the guest's agent was found, or that the one given does not carry it.
+	ErrNoInit = bootimage.ErrNoInit
+	// ErrNoKernel says that no kernel with its modules was found to boot guests with.
+	ErrNoKernel = bootimage.ErrNoKernel
 )
 
 // complete fills in what is not set.
@@ -105,12 +113,14 @@ func (o *OpenOptions) complete() {
 }
 
 func (o OpenOptions) driver() vmm.OpenOptions {
-	return vmm.OpenOptions{InitPath: o.InitPath, Logger: o.Logger}
+	find := func() (string, error) { return bootimage.FindInit(o.InitPath) }
+	return vmm.OpenOptions{FindInit: find, Logger: o.Logger}
 }
 
 func (o VMOptions) driver() vmm.StartOptions {
 	s := vmm.StartOptions{Dir: o.Dir, Name: o.Name, OS: o.OS, MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Accel: o.Accel,
-		Transport: o.Transport, Image: o.Image, BootFiles: o.BootFiles, UVMLayers: o.UVMLayers, Logger: o.Logger}
+		Transport: o.Transport, Image: o.Image, BootFiles: o.BootFiles, UVMLayers: o.UVMLayers, Logger: o.Logger,
+		FindInit: func() (string, error) { return bootimage.FindInit(o.Boot.InitPath) }}
 	if o.Boot.CacheDir != "" { // next to the boot images, which belong to this host too
 		s.CacheDir = filepath.Join(o.Boot.CacheDir, "..", "kvm")
 	}

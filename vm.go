@@ -159,25 +159,6 @@ func InspectVM(ctx context.Context, dir string) (VMInfo, error) {
 	return d.Inspect(ctx, dir)
 }
 
-// Plan reports what system and which limits the VM of a directory has, or would have if it were started
-// with the default options: for trying out what would be done.
-func Plan(ctx context.Context, dir string) (vmm.OS, vmm.Limits, error) {
-	d, info := drivers[0], VMInfo{OS: vmm.Linux}
-	have, err := driverOf(ctx, dir)
-	if err == nil {
-		d = have
-		info, err = d.Inspect(ctx, dir)
-	}
-	if errors.Is(err, ErrNoVM) {
-		info, err = VMInfo{OS: vmm.Linux}, nil
-	}
-	if err != nil {
-		return "", vmm.Limits{}, err
-	}
-	limits, err := d.Limits(info)
-	return info.OS, limits, err
-}
-
 // KillVM ends a VM at once, without asking its guest and without waiting for whoever has it open, and
 // removes its state. What containers wrote last may be lost. A directory that does not exist is an error
 // matching ErrNoVM.

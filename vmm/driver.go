@@ -61,7 +61,8 @@ type StartOptions struct {
 	Image     BootImage // what a Linux guest boots, see Traits.BootImage
 	BootFiles string    // folder with kernel and initrd.img of a Linux guest of Windows hosts
 	UVMLayers []string  // layer folders of the image that a Windows guest boots, top-most first
-	InitPath  string    // as in OpenOptions
+
+	FindInit func() (string, error) // as in OpenOptions
 
 	// CacheDir is where a driver may keep what it found out about this host. Empty: nowhere.
 	CacheDir string
@@ -70,9 +71,9 @@ type StartOptions struct {
 
 // OpenOptions are those of opening a machine.
 type OpenOptions struct {
-	// InitPath is a program that carries the guest's agent: the first process of containers that run on the
-	// host itself. Empty: programs cannot be run there.
-	InitPath string
+	// FindInit returns a program that carries the guest's agent: the first process of containers that run on
+	// the host itself. Nil: programs cannot be run there.
+	FindInit func() (string, error)
 	Logger   *slog.Logger // never nil
 }
 

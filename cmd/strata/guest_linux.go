@@ -1,20 +1,7 @@
 package main
 
-import (
-	"context"
-	"os"
+import "github.com/stratavm/strata/internal/guest/guestmain"
 
-	"github.com/stratavm/strata/internal/guest"
-)
-
-// guestMain runs the guest's side of things when this process is that, and returns its exit code: the
-// first process of a VM, whose kernel calls us /init, or a stage that the agent started of us.
-func guestMain() (code int, handled bool) {
-	if code, handled = guest.Stage(os.Args); handled {
-		return code, true
-	}
-	if os.Getpid() == 1 && len(os.Args) > 0 && os.Args[0] == "/init" {
-		return guest.Main(context.Background()), true
-	}
-	return 0, false
-}
+// guestMain runs the guest's side of things when this process is that, and returns its exit code. strata-init
+// is what guests boot where it is found; strata carries the agent too, so that it works alone.
+func guestMain() (code int, handled bool) { return guestmain.Main() }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -30,7 +29,7 @@ func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.Uti
 		return nil, err
 	}
 	if cmd.Bool("dry-run") {
-		return e.openDry(ctx, cmd, name, dir)
+		return e.openDry(ctx, cmd, dir)
 	}
 	e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name && !r.Own })
 	return e.takeUp(ctx, cmd, name)
@@ -59,11 +58,9 @@ func (e *env) takeUp(ctx context.Context, cmd *cli.Command, name string) (*uvm.U
 	return vm, nil
 }
 
-// openOptions are those of a VM that is taken up. On this system itself this program is also the first
-// process of each container.
+// openOptions are those of a VM that is opened.
 func (e *env) openOptions(cmd *cli.Command) strata.OpenOptions {
-	self, _ := os.Executable() // without it programs cannot be run, and the error then says so
-	return strata.OpenOptions{Logger: e.logger(cmd), InitPath: self, ResponseTimeout: e.silence}
+	return strata.OpenOptions{Logger: e.logger(cmd), ResponseTimeout: e.silence}
 }
 
 // explain says what to do about a VM that cannot be opened.

@@ -64,7 +64,7 @@ func startFlags() []cli.Flag {
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "transport", Value: "auto", Usage: "to a guest under QEMU: auto, vsock or serial"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
-		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a strata `BINARY` for the guest (default: this one)"},
+		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a `BINARY` with the guest's agent (default: strata-init where it is found, else this one)"},
 		&cli.StringFlag{Name: "boot-files", TakesFile: true, Sources: cli.EnvVars("STRATA_BOOT_FILES"), Usage: "Windows hosts: `DIR` with kernel and initrd.img of a Linux guest (default: where Windows keeps them)"},
 		&cli.StringFlag{Name: "guest", Value: string(vmm.Linux), Usage: "linux, or, on Windows hosts, windows"},
 		&cli.StringSliceFlag{Name: "uvm-layer", TakesFile: true, Usage: "layer folder `DIR` of the image that a Windows guest boots; once for each, the top-most first"},
@@ -97,7 +97,7 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		return o, err
 	}
 	o.Boot = strata.BootOptions{
-		Kernel: cmd.String("kernel"), Init: cmd.String("init"), Logger: o.Logger,
+		Kernel: cmd.String("kernel"), InitPath: cmd.String("init"), Logger: o.Logger,
 		CacheDir: filepath.Join(state, "cache", "boot"),
 	}
 	switch {

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"github.com/stratavm/strata/vmm"
@@ -22,7 +21,7 @@ type Options struct {
 	KernelDir  string // empty: /boot
 	ModulesDir string // holds a folder per kernel release; empty: /lib/modules
 	Release    string // the release of Kernel; empty: what follows the first "-" of its name
-	Init       string // a strata binary for Linux; empty: the running program
+	InitPath   string // a program that carries the guest's agent; empty: what FindInit finds
 	Mkfs       string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
 	CacheDir   string // empty: "strata/boot" in the user's cache directory
 	Logger     *slog.Logger
@@ -42,10 +41,14 @@ var cmdline = []string{"panic=-1", "reboot=t", "quiet", "random.trust_cpu=on", "
 // keep is how long a cached file that nobody asks for is kept.
 const keep = 14 * 24 * time.Hour
 
-// Build makes the image, or finds it in the cache. The files stay valid until nobody asked for them
+// Build creates the image, or finds it in the cache. The files stay valid until nobody asked for them
 // for two weeks; a VM needs them only while it starts.
 func Build(ctx context.Context, o Options) (vmm.BootImage, error) {
 	if err := o.defaults(); err != nil {
+		return vmm.BootImage{}, err
+	}
+	var err error
+	if o.InitPath, err = FindInit(o.InitPath); err != nil {
 		return vmm.BootImage{}, err
 	}
 	k, err := findKernel(o)
@@ -79,17 +82,6 @@ func (o *Options) defaults() error {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Init == "" {
-		exe, err := os.Executable()
-		if err != nil {
-			return fmt.Errorf("bootimage: finding the running program: %w", err)
-		}
-		if runtime.GOOS == "linux" {
-			// The file may have been replaced since we started; this is what runs.
-			exe = "/proc/self/exe"
-		}
-		o.Init = exe
 	}
 	if o.CacheDir == "" {
 		dir, err := os.UserCacheDir()

@@ -162,7 +162,7 @@ func host(t *testing.T, format string) Options {
 	dir := t.TempDir()
 	o := Options{
 		KernelDir: filepath.Join(dir, "boot"), ModulesDir: filepath.Join(dir, "modules"), CacheDir: filepath.Join(dir, "cache"),
-		Mkfs: "none", Init: staticProgram(t),
+		Mkfs: "none", InitPath: staticProgram(t),
 	}
 	kernel := pvhKernel("Xen\x00", 100)
 	write(t, filepath.Join(o.KernelDir, "vmlinuz-6.1.0-9-test"), bzImage(kernel, pack(t, "gzip", kernel)))
@@ -188,11 +188,18 @@ func host(t *testing.T, format string) Options {
 
 func moduleContent(name string) []byte { return []byte("\x7fELF module " + name) }
 
-// staticProgram is an ELF file without libraries.
+// staticProgram is an ELF file without libraries that looks as if it carried the agent.
 func staticProgram(t *testing.T) string {
 	path := filepath.Join(t.TempDir(), "init")
-	write(t, path, pvhKernel("Go\x00\x00", 10))
+	write(t, path, append(programFor(hostMachine()), agentMarker()...))
 	return path
+}
+
+// programFor is an ELF file without libraries.
+func programFor(m elf.Machine) []byte {
+	b := pvhKernel("Go\x00\x00", 10)
+	binary.LittleEndian.PutUint16(b[18:], uint16(m))
+	return b
 }
 
 func write(t *testing.T, path string, b []byte) {
@@ -300,7 +307,7 @@ func TestBuildIsCached(t *testing.T) {
 	if after, err := os.Stat(images[0].Initrd); err != nil || !os.SameFile(before, after) {
 		t.Errorf("made again although nothing changed (%v)", err)
 	}
-	write(t, o.Init, pvhKernel("Go\x00\x00", 11))
+	write(t, o.InitPath, append(append(programFor(hostMachine()), 1), agentMarker()...))
 	changed, err := Build(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -332,8 +339,8 @@ func TestBuildRefuses(t *testing.T) {
 		{"a module is missing", func(t *testing.T, o *Options) {
 			write(t, filepath.Join(o.ModulesDir, "6.1.0-9-test", "modules.builtin"), nil)
 		}, ErrModule, "virtio_console"},
-		{"init is a script", func(t *testing.T, o *Options) { write(t, o.Init, []byte("#!/bin/sh\n")) }, nil, "CGO_ENABLED=0"},
-		{"init is not there", func(t *testing.T, o *Options) { o.Init += "x" }, fs.ErrNotExist, "initx"},
+		{"init is a script", func(t *testing.T, o *Options) { write(t, o.InitPath, []byte("#!/bin/sh\n")) }, nil, "CGO_ENABLED=0"},
+		{"init is not there", func(t *testing.T, o *Options) { o.InitPath += "x" }, fs.ErrNotExist, "initx"},
 		{"a damaged module", func(t *testing.T, o *Options) {
 			write(t, filepath.Join(o.ModulesDir, "6.1.0-9-test", "kernel", "ext4.ko"), []byte("\x1f\x8bgarbage that is no gzip"))
 		}, nil, "ext4.ko"},

@@ -1,13 +1,13 @@
 // Package bootimage makes what a Linux utility VM boots from: a kernel that is installed on this
-// host (a distribution's) and an initramfs with the strata binary as /init, the kernel modules a
-// utility VM needs, and mkfs.ext4.
+// host (a distribution's) and an initramfs with the guest's agent as /init (see [FindInit]), the kernel
+// modules a utility VM needs, and mkfs.ext4.
 //
 // Both are cached by content: [Build] hashes what goes in and writes only what is not there yet, by
 // rename, so that any number of processes may build at the same time.
 //
 // # What is in the initramfs
 //
-//	/init                     the strata binary; as PID 1 it is the guest agent
+//	/init                     strata-init, or another program that as PID 1 is the guest agent
 //	/lib/modules/NAME.ko      modules, decompressed
 //	/lib/modules.strata       the modules needed to talk to the host: one file name per line,
 //	                          relative to /lib/modules, in load order

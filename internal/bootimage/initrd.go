@@ -51,10 +51,9 @@ func hostMachine() elf.Machine {
 // collect lists everything that goes in, with the content read.
 func collect(o Options, k kernel) ([]file, error) {
 	files := append([]file(nil), skeleton...)
-	init, err := program(o.Init, "init")
+	init, err := program(o.InitPath, "init")
 	if err != nil {
-		return nil, fmt.Errorf("bootimage: the guest's init: %w; remedy: give a strata binary for Linux, "+
-			"such as one of CGO_ENABLED=0 go build ./cmd/strata", err)
+		return nil, fmt.Errorf("bootimage: the guest's init: %w", err)
 	}
 	files = append(files, init...)
 	if mkfs := findMkfs(o); mkfs != "" {

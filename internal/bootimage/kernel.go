@@ -181,9 +181,6 @@ func (o *Options) kernel(ctx context.Context, k kernel) (string, error) {
 
 // Kernel tells which installed kernel Build would take, without building anything.
 func Kernel(o Options) (path, release string, err error) {
-	if o.Init == "" {
-		o.Init = "none" // not looked at
-	}
 	if err := o.defaults(); err != nil {
 		return "", "", err
 	}

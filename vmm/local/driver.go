@@ -32,7 +32,7 @@ func (Driver) Start(_ context.Context, o vmm.StartOptions) (vmm.Machine, error) 
 	if o.OS == vmm.Windows {
 		return nil, fmt.Errorf("a Windows system on this Linux host: %w", errors.ErrUnsupported)
 	}
-	return openTidy(o.Dir, vmm.OpenOptions{InitPath: o.InitPath, Logger: o.Logger})
+	return openTidy(o.Dir, vmm.OpenOptions{FindInit: o.FindInit, Logger: o.Logger})
 }
 
 // Open implements vmm.Driver.
@@ -56,7 +56,7 @@ func openTidy(dir string, o vmm.OpenOptions) (vmm.Machine, error) {
 }
 
 func openIn(dir string, o vmm.OpenOptions) (*Machine, error) {
-	return Open(Options{Dir: filepath.Join(dir, folder), ID: filepath.Base(dir), InitPath: o.InitPath, Logger: o.Logger})
+	return Open(Options{Dir: filepath.Join(dir, folder), ID: filepath.Base(dir), FindInit: o.FindInit, Logger: o.Logger})
 }
 
 func exists(dir string) error {
@@ -80,11 +80,11 @@ func (Driver) OpenExec(_ context.Context, dir string, o vmm.OpenOptions) (vmm.Ru
 }
 
 // Inspect implements vmm.Driver. This system always runs.
-func (d Driver) Inspect(ctx context.Context, dir string) (vmm.Info, error) {
+func (d Driver) Inspect(_ context.Context, dir string) (vmm.Info, error) {
 	if err := exists(dir); err != nil {
 		return vmm.Info{}, err
 	}
-	idle, err := idle(ctx, filepath.Join(dir, folder))
+	idle, err := idle(filepath.Join(dir, folder))
 	if err != nil {
 		return vmm.Info{}, fmt.Errorf("inspect host machine %s: %w", dir, err)
 	}
@@ -92,7 +92,7 @@ func (d Driver) Inspect(ctx context.Context, dir string) (vmm.Info, error) {
 }
 
 // idle reports whether nothing is mounted, without changing anything.
-func idle(ctx context.Context, dir string) (bool, error) {
+func idle(dir string) (bool, error) {
 	var have machineFile
 	b, err := os.ReadFile(filepath.Join(dir, machineName))
 	if err == nil {
@@ -112,7 +112,7 @@ func idle(ctx context.Context, dir string) (bool, error) {
 		return false, err
 	}
 	m := &Machine{dir: dir, mount: system{}}
-	obs, err := m.Observe(ctx)
+	obs, err := m.observe()
 	if errors.Is(err, fs.ErrNotExist) { // of the records, which are made first
 		return true, nil
 	}

@@ -19,7 +19,7 @@ import (
 
 // Exec implements vmm.Machine. A process in a container has namespaces of its own for processes,
 // mounts, host name and IPC, shared with what else this program runs in the container. Without
-// Options.Self the error matches errors.ErrUnsupported.
+// Options.InitPath and FindInit the error matches errors.ErrUnsupported.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	p, err := m.exec(ctx, spec)
 	if err != nil {
@@ -32,19 +32,21 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 	switch {
 	case m.Err() != nil:
 		return nil, m.Err()
-	case m.run == nil:
-		return nil, fmt.Errorf("%w: this program cannot be the first process of a container: use the strata command, or a virtual machine", errors.ErrUnsupported)
 	case len(spec.Args) == 0:
 		return nil, errors.New("no program is given")
 	case (spec.ContainerID == "") != (spec.Root == ""):
 		return nil, errors.New("a container needs an id and a root, the machine itself neither")
 	}
+	run, err := m.runtime()
+	if err != nil {
+		return nil, err
+	}
 	if spec.ContainerID != "" {
-		if err := m.container(ctx, spec); err != nil {
+		if err := m.container(ctx, run, spec); err != nil {
 			return nil, err
 		}
 	}
-	p := &process{run: m.run, container: spec.ContainerID}
+	p := &process{run: run, container: spec.ContainerID}
 	var streams [3]net.Conn
 	connect := func(i int, copy func(conn net.Conn)) {
 		ours, theirs := net.Pipe()
@@ -69,7 +71,7 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 			})
 		}
 	}
-	pid, err := m.run.Exec(ctx, guest.Process{Container: spec.ContainerID, Args: spec.Args, Env: spec.Env, Dir: spec.Dir, User: spec.User,
+	pid, err := run.Exec(ctx, guest.Process{Container: spec.ContainerID, Args: spec.Args, Env: spec.Env, Dir: spec.Dir, User: spec.User,
 		Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height, Streams: streams})
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -78,8 +80,22 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 	return p, nil
 }
 
+// runtime returns what runs processes, which is started for the first one.
+func (m *Machine) runtime() (guest.Runtime, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run == nil {
+		run, err := m.containersOf()
+		if err != nil {
+			return nil, err
+		}
+		m.run = run
+	}
+	return m.run, nil
+}
+
 // container makes sure that the runtime knows a container.
-func (m *Machine) container(ctx context.Context, spec vmm.ProcessSpec) error {
+func (m *Machine) container(ctx context.Context, run guest.Runtime, spec vmm.ProcessSpec) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	root := m.HostPath(spec.Root)
@@ -89,7 +105,7 @@ func (m *Machine) container(ctx context.Context, spec vmm.ProcessSpec) error {
 	case ok:
 		return fmt.Errorf("container %s has another root than %s: %w", spec.ContainerID, spec.Root, vmm.ErrOccupied)
 	}
-	err := m.run.Create(ctx, spec.ContainerID, gcs.ContainerConfig{OciSpecification: &specs.Spec{
+	err := run.Create(ctx, spec.ContainerID, gcs.ContainerConfig{OciSpecification: &specs.Spec{
 		Version: specs.Version, Hostname: spec.Hostname, Root: &specs.Root{Path: root}}})
 	if err == nil {
 		m.roots[spec.ContainerID] = root
@@ -108,10 +124,13 @@ func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
 	if err := m.Err(); err != nil {
 		return err
 	}
-	if m.run == nil {
-		return nil
+	m.mu.Lock()
+	run := m.run
+	m.mu.Unlock()
+	if run == nil {
+		return nil // no process of this Machine is in it
 	}
-	if err := m.run.Delete(ctx, id); err != nil {
+	if err := run.Delete(ctx, id); err != nil {
 		return fmt.Errorf("end container %s on host machine %s: %w", id, m.id, err)
 	}
 	m.mu.Lock()

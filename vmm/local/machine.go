@@ -30,9 +30,11 @@ type Options struct {
 	ID  string // of a new machine; empty: the name of Dir
 	// BootID tells this boot of the system from others. Empty: asked of the kernel.
 	BootID string
-	// InitPath is a program whose main calls guest.Stage first thing, usually this one: it is started as
-	// the first process of each container. Empty: Exec answers errors.ErrUnsupported.
+	// InitPath is a program that carries the guest's agent, such as strata-init: it is started as the first
+	// process of each container. Empty: FindInit is asked for one when a program is to be run.
 	InitPath string
+	// FindInit finds such a program. Nil, and InitPath empty: Exec answers errors.ErrUnsupported.
+	FindInit func() (string, error)
 	Logger   *slog.Logger // of what containers do; nil: none
 	// Mounter mounts. Nil: the functions of package hostmount.
 	Mounter Mounter
@@ -77,10 +79,12 @@ type Machine struct {
 	engine *applyengine.Engine
 	life   context.Context // its cause is why the machine is gone
 	end    context.CancelCauseFunc
-	dirs   sync.Mutex    // held while directories of mounts are made or removed
-	run    guest.Runtime // nil: no processes
+	dirs   sync.Mutex // held while directories of mounts are made or removed
+
+	containersOf func() (guest.Runtime, error) // starts what runs processes
 
 	mu    sync.Mutex
+	run   guest.Runtime     // nil: there were no processes yet
 	roots map[string]string // of containers that this process has made
 }
 
@@ -162,14 +166,22 @@ func open(o Options) (*Machine, error) {
 	m := &Machine{id: want.ID, dir: dir, mount: o.Mounter, roots: map[string]string{}, limits: limits(o.Mounter)}
 	m.life, m.end = context.WithCancelCause(context.Background())
 	m.engine = applyengine.New(m.life, vmm.Linux, nil, nil)
-	if o.InitPath != "" {
-		log := o.Logger
-		if log == nil {
-			log = slog.New(slog.DiscardHandler)
+	log := o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	m.containersOf = func() (guest.Runtime, error) {
+		path := o.InitPath
+		if path == "" && o.FindInit == nil {
+			return nil, fmt.Errorf("%w: there is no first process for containers: set InitPath", errors.ErrUnsupported)
 		}
-		if m.run, err = guest.NewContainers(log, filepath.Join(dir, fsDir), o.InitPath); err != nil {
-			return nil, err
+		if path == "" {
+			var err error
+			if path, err = o.FindInit(); err != nil {
+				return nil, fmt.Errorf("%w: the first process of containers: %w", errors.ErrUnsupported, err)
+			}
 		}
+		return guest.NewContainers(log, filepath.Join(dir, fsDir), path)
 	}
 	return m, nil
 }

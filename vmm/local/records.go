@@ -194,13 +194,17 @@ func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	if err := errors.Join(m.Err(), ctx.Err()); err != nil {
 		return vmm.Observation{}, err
 	}
-	devices, err := m.devices()
+	obs, err := m.observe()
 	if err != nil {
 		return vmm.Observation{}, fmt.Errorf("observe host machine %s: %w", m.id, err)
 	}
-	mounts, err := m.liveMounts()
-	if err != nil {
-		return vmm.Observation{}, fmt.Errorf("observe host machine %s: %w", m.id, err)
+	return obs, nil
+}
+
+// observe needs the directory and the mounter of the machine and nothing else of it.
+func (m *Machine) observe() (obs vmm.Observation, err error) {
+	if obs.Devices, err = m.devices(); err == nil {
+		obs.Mounts, err = m.liveMounts()
 	}
-	return vmm.Observation{Devices: devices, Mounts: mounts}, nil
+	return obs, err
 }

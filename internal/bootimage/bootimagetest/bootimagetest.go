@@ -38,7 +38,7 @@ func ImageOf(t testing.TB, init string) vmm.BootImage {
 	if testing.Short() {
 		t.Skip("it boots a VM: run without -short")
 	}
-	img, err := bootimage.Build(t.Context(), bootimage.Options{Init: init})
+	img, err := bootimage.Build(t.Context(), bootimage.Options{InitPath: init})
 	if err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal(err)
