@@ -20,6 +20,10 @@ var (
 	ErrGuestUnreachable = errors.New("the guest agent does not answer")
 	// ErrAccessDenied: the host may not open the file or do the operation.
 	ErrAccessDenied = errors.New("access denied")
+	// ErrProgramNotFound: Exec found no such program, or not the interpreter that it names.
+	ErrProgramNotFound = errors.New("program not found")
+	// ErrNotExecutable: the program that Exec found cannot be executed: its mode, or its format.
+	ErrNotExecutable = errors.New("program cannot be executed")
 	// ErrNoVM: a state directory holds no machine.
 	ErrNoVM = errors.New("there is no utility VM")
 	// ErrRunning: a state directory holds a machine that runs already.

@@ -65,10 +65,11 @@ const (
 	ResultContainerExists   HRESULT = 0xC037010F
 	ResultContainerStopped  HRESULT = 0xC0370110
 	// The following are ours; other guests say ResultFail for all of them.
-	ResultBusy         HRESULT = 0x800700AA
-	ResultExists       HRESULT = 0x800700B7
-	ResultNotFound     HRESULT = 0x80070002
-	ResultNotSupported HRESULT = 0x80070032
+	ResultBusy            HRESULT = 0x800700AA
+	ResultExists          HRESULT = 0x800700B7
+	ResultProgramNotFound HRESULT = 0x80070002
+	ResultNotExecutable   HRESULT = 0x800700C1
+	ResultNotSupported    HRESULT = 0x80070032
 )
 
 // String is the code as people search for it.
@@ -94,7 +95,8 @@ var resultSentinels = map[HRESULT]error{
 	ResultNotImplemented: ErrUnsupported, ResultNotSupported: ErrUnsupported,
 	ResultUnknownMessage: ErrUnsupported, ResultProtocolVersion: ErrUnsupported,
 	ResultInvalidArgument: ErrInvalid, ResultInvalidJSON: ErrInvalid,
-	ResultElementNotFound: ErrNotFound, ResultContainerNotFound: ErrNotFound, ResultNotFound: ErrNotFound,
+	ResultElementNotFound: ErrNotFound, ResultContainerNotFound: ErrNotFound,
+	ResultProgramNotFound: vmm.ErrProgramNotFound, ResultNotExecutable: vmm.ErrNotExecutable,
 	ResultContainerStopped: ErrNotFound,
 	ResultContainerExists:  ErrExists, ResultExists: ErrExists,
 	ResultBusy: ErrBusy, ResultTimeout: ErrTimeout,
@@ -106,6 +108,8 @@ var failTexts = []struct {
 	err  error
 }{
 	{"device or resource busy", ErrBusy},
+	{"executable file not found", vmm.ErrProgramNotFound},
+	{"exec format error", vmm.ErrNotExecutable},
 	{"resource type", ErrUnsupported},
 	{"resourcetype", ErrUnsupported},
 }

@@ -14,7 +14,8 @@ func TestErrorsMatchThoseOfTheContract(t *testing.T) {
 	answer := func(r HRESULT, text string) error {
 		return fmt.Errorf("add disk: %w", &Error{Op: "modify", Result: r, Message: text})
 	}
-	all := []error{vmm.ErrBusy, vmm.ErrOccupied, vmm.ErrInvalid, vmm.ErrGuestUnreachable, errors.ErrUnsupported, ErrNotFound, ErrTimeout}
+	all := []error{vmm.ErrBusy, vmm.ErrOccupied, vmm.ErrInvalid, vmm.ErrGuestUnreachable, errors.ErrUnsupported, ErrNotFound, ErrTimeout,
+		vmm.ErrProgramNotFound, vmm.ErrNotExecutable}
 	for name, tt := range map[string]struct {
 		err     error
 		is      error // of all, the one that is matched; nil: none
@@ -33,7 +34,10 @@ func TestErrorsMatchThoseOfTheContract(t *testing.T) {
 		"protocol version":           {answer(ResultProtocolVersion, ""), errors.ErrUnsupported, vmm.NotDone},
 		"unknown resource, in words": {answer(ResultFail, "invalid resource type"), errors.ErrUnsupported, vmm.NotDone},
 		"no element":                 {answer(ResultElementNotFound, ""), ErrNotFound, vmm.NotDone},
-		"no file":                    {answer(ResultNotFound, ""), ErrNotFound, vmm.NotDone},
+		"no program":                 {answer(ResultProgramNotFound, ""), vmm.ErrProgramNotFound, vmm.NotDone},
+		"no program, said in words":  {answer(ResultFail, `exec: "x": executable file not found in $PATH`), vmm.ErrProgramNotFound, vmm.NotDone},
+		"not executable":             {answer(ResultNotExecutable, ""), vmm.ErrNotExecutable, vmm.NotDone},
+		"a format, said in words":    {answer(ResultFail, "exec /x: exec format error"), vmm.ErrNotExecutable, vmm.NotDone},
 		"no container":               {answer(ResultContainerNotFound, ""), ErrNotFound, vmm.NotDone},
 		"a container that stopped":   {answer(ResultContainerStopped, ""), ErrNotFound, vmm.NotDone},
 		"the guest's own timeout":    {answer(ResultTimeout, ""), ErrTimeout, vmm.Unknown},

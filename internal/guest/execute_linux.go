@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/internal/userns"
+	"github.com/stratavm/strata/vmm"
 )
 
 // defaultPath is where programs are looked for when the environment does not say.
@@ -88,6 +89,7 @@ func (s *spawner) execute(c command, files [3]*os.File, exited func(status sysca
 		attr.Files = append(attr.Files, f.Fd())
 	}
 	pid, err = s.start(path, c.Args, attr, exited)
+	err = programError(c.Args[0], err)
 	if errors.Is(err, syscall.EINVAL) && userns.Inside() {
 		err = fmt.Errorf("%w (user %d:%d: has the user namespace such ids? unshare --map-auto -Urm makes one that has more)", err, who.uid, who.gid)
 	}
@@ -135,25 +137,42 @@ func lookupProgram(name, dir, path string) (string, error) {
 		if err == nil {
 			return p, nil
 		}
-		if errors.Is(err, syscall.EACCES) {
+		if errors.Is(err, vmm.ErrNotExecutable) {
 			denied = err
 		}
 	}
 	if denied != nil {
 		return "", denied
 	}
-	return "", fmt.Errorf("program %q is not in PATH (%s): %w", name, path, errNotFound)
+	return "", fmt.Errorf("program %q is not in PATH (%s): %w", name, path, vmm.ErrProgramNotFound)
 }
 
 func executable(path string) error {
 	fi, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return fmt.Errorf("program %q: %w: %w", path, errNotFound, err)
+		return programError(path, err)
 	case !fi.Mode().IsRegular() || fi.Mode()&0o111 == 0:
-		return fmt.Errorf("program %q cannot be executed: %w", path, syscall.EACCES)
+		return fmt.Errorf("program %q: %w: no file with the right to be executed", path, vmm.ErrNotExecutable)
 	}
 	return nil
+}
+
+// programError says which kind of error keeps a program from being started.
+func programError(name string, err error) error {
+	var kind error
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR):
+		kind = vmm.ErrProgramNotFound // or the interpreter that it names
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENOEXEC), errors.Is(err, syscall.ELOOP),
+		errors.Is(err, syscall.ELIBBAD), errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ETXTBSY):
+		kind = vmm.ErrNotExecutable
+	default:
+		return err
+	}
+	return fmt.Errorf("program %q: %w: %w", name, kind, err)
 }
 
 // identity is who a process runs as.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/vmm"
 )
 
 // Dialer connects to a port of the host.
@@ -74,6 +75,7 @@ var results = []struct {
 	err    error
 	result gcs.HRESULT
 }{
+	{vmm.ErrProgramNotFound, gcs.ResultProgramNotFound}, {vmm.ErrNotExecutable, gcs.ResultNotExecutable},
 	{errBusy, gcs.ResultBusy}, {syscall.EBUSY, gcs.ResultBusy},
 	{errNoContainer, gcs.ResultContainerNotFound}, {errContainer, gcs.ResultContainerExists},
 	{errNotFound, gcs.ResultElementNotFound}, {errExists, gcs.ResultExists},

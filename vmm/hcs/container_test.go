@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
@@ -125,5 +126,35 @@ func TestExecInContainerRefuses(t *testing.T) {
 	})
 	if _, err := m.Exec(ctx, vmm.ProcessSpec{Args: []string{"x"}, ContainerID: "web", Root: "/r"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestExecSaysWhatIsWrong tells a program that is not there from one that cannot be executed.
+func TestExecSaysWhatIsWrong(t *testing.T) {
+	for code, want := range map[hcs.HRESULT]error{
+		0x80070002: vmm.ErrProgramNotFound, 0x80070003: vmm.ErrProgramNotFound,
+		0x80070005: vmm.ErrNotExecutable, 0x800700C1: vmm.ErrNotExecutable, 0x800700D8: vmm.ErrNotExecutable,
+		0x80004005: nil, 0xC0370110: nil,
+	} {
+		r := newRig(t, hcstest.Options{Exec: inContainer})
+		m := r.start(r.lcow(false))
+		r.s.Script(func(f string, _ int, _ map[string]any) (v hcstest.Verdict) {
+			if f == "HcsCreateProcess" {
+				v.HR = code
+			}
+			return v
+		})
+		for _, spec := range []vmm.ProcessSpec{{Args: []string{"x"}, ContainerID: "web", Root: "/r"}, {Args: []string{"x"}}} {
+			_, err := m.Exec(t.Context(), spec)
+			if err == nil {
+				t.Errorf("%#x: started", uint32(code))
+			}
+			for _, sentinel := range []error{vmm.ErrProgramNotFound, vmm.ErrNotExecutable} {
+				if errors.Is(err, sentinel) != (sentinel == want) {
+					t.Errorf("%#x: %v, want %v", uint32(code), err, want)
+				}
+			}
+		}
+		r.s.Wait()
 	}
 }

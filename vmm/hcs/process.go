@@ -122,6 +122,17 @@ type process struct {
 
 const opProcess = "create process"
 
+// programError adds what a code means when a process is created.
+func programError(err error) error {
+	switch {
+	case hasCode(err, 0x2, 0x3): // of CreateProcess in a Windows guest, and of our agent
+		return fmt.Errorf("%w: %w", vmm.ErrProgramNotFound, err)
+	case hasCode(err, 0x5, 0xC1, 0xD8): // access denied, bad format, wrong machine type
+		return fmt.Errorf("%w: %w", vmm.ErrNotExecutable, err)
+	}
+	return err
+}
+
 // startProcess starts a process in a compute system: the VM, or a container in it.
 func (m *Machine) startProcess(ctx context.Context, s *system, spec vmm.ProcessSpec, parameters string) (*process, error) {
 	p := &process{m: m, name: spec.Args[0], exited: make(chan struct{})}
@@ -147,7 +158,7 @@ func (m *Machine) startProcess(ctx context.Context, s *system, spec vmm.ProcessS
 		}
 	})
 	if err == nil {
-		err = o.err(opProcess, m.ID())
+		err = programError(o.err(opProcess, m.ID()))
 	}
 	if err == nil && registered.Failed() {
 		overrun(ctx, giveUp)

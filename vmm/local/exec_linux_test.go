@@ -107,3 +107,55 @@ func TestExec(t *testing.T) {
 	}
 	undo(t, m, changes)
 }
+
+// TestExecSaysWhatIsWrong tells a program that is not there from one that cannot be executed, in the machine
+// itself and in a container.
+func TestExecSaysWhatIsWrong(t *testing.T) {
+	m := machine(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err = local.Open(local.Options{Dir: filepath.Dir(m.HostPath("/")), InitPath: self}); err != nil {
+		t.Fatal(err)
+	}
+	text := func(name string, mode int64, body string) entry {
+		return entry{Name: "x/" + name, Mode: mode, Body: body}
+	}
+	files := []entry{text("plain", 0o644, "x"), text("script", 0o755, "#!/none\n"), text("text", 0o755, "x"),
+		text("cut", 0o755, "\x7fELF"), text("sub/file", 0o644, ""), {Name: "proc/"}, {Name: "dev/"}, {Name: "sys/"}}
+	changes := []vmm.Change{disk(0, layer(t, layerdir.EROFS, files...)), folder(t.TempDir()), root(1, "/run/scratch")}
+	apply(t, m, changes...)
+	here := m.HostPath("/run/c/rootfs")
+	for _, tt := range []struct {
+		arg string
+		is  error
+	}{
+		{"/x/none", vmm.ErrProgramNotFound}, {"none", vmm.ErrProgramNotFound}, {"/x/plain/none", vmm.ErrProgramNotFound},
+		{"/x/script", vmm.ErrProgramNotFound}, // its interpreter
+		{"/x/plain", vmm.ErrNotExecutable}, {"plain", vmm.ErrNotExecutable}, {"/x/sub", vmm.ErrNotExecutable},
+		{"/x/text", vmm.ErrNotExecutable}, {"/x/cut", vmm.ErrNotExecutable},
+	} {
+		for _, spec := range []vmm.ProcessSpec{
+			{ContainerID: "c", Root: "/run/c/rootfs", Args: []string{tt.arg}, Env: []string{"PATH=/x"}},
+			{Args: []string{filepath.Join(here, tt.arg)}},
+		} {
+			if spec.Root == "" && !filepath.IsAbs(tt.arg) {
+				continue // no PATH can name the odd folder of the test
+			}
+			_, err := m.Exec(t.Context(), spec)
+			for _, sentinel := range []error{vmm.ErrProgramNotFound, vmm.ErrNotExecutable} {
+				if errors.Is(err, sentinel) != (sentinel == tt.is) {
+					t.Errorf("%q in %q: %v, want %v", spec.Args, spec.Root, err, tt.is)
+				}
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.arg) {
+				t.Errorf("%q is not named in %v", tt.arg, err)
+			}
+		}
+	}
+	if err := m.DeleteContainerState(t.Context(), "c"); err != nil {
+		t.Error(err)
+	}
+	undo(t, m, changes)
+}
