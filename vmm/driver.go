@@ -99,6 +99,8 @@ type Info struct {
 	Started time.Time `json:"started,omitzero"`
 	// Transport is how the guest of a QEMU VM is reached: "vsock" or "serial".
 	Transport string `json:"transport,omitempty"`
+	// Paused says why the guest stands still, such as a full disk of the host; empty: it runs.
+	Paused string `json:"paused,omitempty"`
 	// Idle: nothing is in the machine, and its state may be removed although it runs. Only the system itself is
 	// ever idle.
 	Idle bool `json:"-"`

@@ -18,6 +18,8 @@ var (
 	ErrInvalid = errors.New("refused by the guest as invalid")
 	// ErrGuestUnreachable: the machine runs but its agent does not answer.
 	ErrGuestUnreachable = errors.New("the guest agent does not answer")
+	// ErrHostFull: the file system of the host is full that a disk of the machine is on.
+	ErrHostFull = errors.New("the host's disk is full")
 	// ErrAccessDenied: the host may not open the file or do the operation.
 	ErrAccessDenied = errors.New("access denied")
 	// ErrProgramNotFound: Exec found no such program, or not the interpreter that it names.

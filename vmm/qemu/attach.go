@@ -42,9 +42,10 @@ func (m *Machine) namesOf(ctx context.Context, id string) ([]string, error) {
 	return []string{nodeName(id, b)}, err
 }
 
-// recorded reads the record of the device called id, if it is that of the node called name.
-func (m *Machine) recorded(id, name string) vmm.Device {
-	b, err := os.ReadFile(filepath.Join(m.attachedDir(), id+".json"))
+// recorded reads the record of the device called id, if it is that of the node called name. dir is
+// that of the records.
+func recorded(dir, id, name string) vmm.Device {
+	b, err := os.ReadFile(filepath.Join(dir, id+".json"))
 	if err != nil || nodeName(id, b) != name {
 		return nil
 	}
@@ -99,6 +100,9 @@ func known(err error) bool {
 
 func (m *Machine) attachSCSI(ctx context.Context, d vmm.SCSIDisk) (vmm.Outcome, error) {
 	id := scsiID(d.Controller, d.LUN)
+	if err := checkRoom(d); err != nil {
+		return vmm.NotDone, err
+	}
 	name, err := m.record(id, d)
 	if err != nil {
 		return undone(err, m.forget(id))

@@ -174,9 +174,13 @@ func Limits(memoryMiB int) vmm.Limits {
 
 // Descriptors that QEMU gets: listening sockets, so that nobody has to wait for them to appear and so
 // that the length of their paths does not matter.
-const firstFD = 3
+const (
+	firstFD  = 3
+	statusFD = firstFD + 1
+	portFD   = statusFD + 1
+)
 
-// arguments of QEMU. The sockets are inherited: QMP first, then the guest's ports, then the vsock device,
+// arguments of QEMU. The sockets are inherited: QMP and status first, then the guest's ports, then the vsock device,
 // if there is one.
 func (c Config) arguments(accel string, v *vsockDevice) []string {
 	mem := c.MemoryMiB
@@ -191,13 +195,15 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		"-pidfile", "qemu.pid",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", firstFD),
 		"-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=status,fd=%d,server=on,wait=off", statusFD),
+		"-mon", "chardev=status,mode=control",
 		// What the guest's kernel says stays in a ring: a hostile guest cannot fill the disk with it.
 		"-chardev", "ringbuf,id=console,size=65536", "-device", "isa-serial,chardev=console",
 		"-device", fmt.Sprintf("virtio-serial-pci,id=gcs,addr=2,max_ports=%d,disable-legacy=on", maxPorts),
 	}
 	for i := range c.ExecPorts + 1 {
 		args = append(args,
-			"-chardev", fmt.Sprintf("socket,id=gcs%d,fd=%d,server=on,wait=off", i, firstFD+1+i),
+			"-chardev", fmt.Sprintf("socket,id=gcs%d,fd=%d,server=on,wait=off", i, portFD+i),
 			"-device", fmt.Sprintf("virtserialport,bus=gcs.0,nr=%d,name=org.stratavm.gcs.%d,chardev=gcs%d", i+1, i, i))
 	}
 	for i := range controllers {
@@ -206,7 +212,7 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 			"virtio-scsi-pci,id=scsi%d,addr=3.%d,multifunction=on,num_queues=1,disable-legacy=on", i, i))
 	}
 	if v != nil {
-		args = append(args, "-device", fmt.Sprintf("vhost-vsock-pci,addr=4,guest-cid=%d,vhostfd=%d,disable-legacy=on", v.cid, firstFD+1+c.ExecPorts+1))
+		args = append(args, "-device", fmt.Sprintf("vhost-vsock-pci,addr=4,guest-cid=%d,vhostfd=%d,disable-legacy=on", v.cid, portFD+c.ExecPorts+1))
 	}
 	if c.Kernel == "" {
 		return append(args, "-S")

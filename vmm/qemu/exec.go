@@ -13,6 +13,7 @@ import (
 type ExecSession struct {
 	g    guest
 	lock *portLock // nil over vsock
+	room sessionWatch
 }
 
 // OpenExec connects to the guest of the machine in dir. Its error matches ErrPortsTaken when the guest
@@ -59,6 +60,7 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 		s.unlock()
 		return nil, fmt.Errorf("qemu: machine %s: %w: %w", desc.ID, errNoGuest, err)
 	}
+	s.room.start(dir, log.With("vm", desc.ID))
 	return s, nil
 }
 
@@ -85,6 +87,7 @@ func (s *ExecSession) Done() <-chan struct{} { return s.g.Done() }
 
 // Close ends the connection, and gives the port back if it took one.
 func (s *ExecSession) Close() error {
+	s.room.stop()
 	err := s.g.Close()
 	s.unlock()
 	return ignoreClosed(err)

@@ -71,7 +71,7 @@ func launch(c Config, accel string, v *vsockDevice) (_ *process, err error) {
 			return nil, fmt.Errorf("qemu: %w; install it with: apt-get install qemu-system-x86", err)
 		}
 	}
-	names := []string{qmpSocket}
+	names := []string{qmpSocket, statusSocket}
 	for i := range c.ExecPorts + 1 {
 		names = append(names, portSocket(i))
 	}

@@ -39,6 +39,7 @@ type Machine struct {
 	killed    bool                     // by us
 	closing   bool                     // Close was called: no new work
 	unplugged map[string]chan struct{} // by QEMU's id of the device that is going
+	stopped   chan struct{}            // holds a token when the guest was paused
 }
 
 var _ vmm.Machine = (*Machine)(nil)
@@ -46,7 +47,7 @@ var _ vmm.Machine = (*Machine)(nil)
 // connect takes control of a running QEMU. proc and lock belong to the machine, also on failure.
 func connect(ctx context.Context, dir string, desc description, proc *process, lock *portLock, c Config) (*Machine, error) {
 	m := &Machine{dir: dir, desc: desc, log: c.Logger.With("vm", desc.ID), proc: proc, lock: lock, done: make(chan struct{}),
-		unplugged: map[string]chan struct{}{}}
+		unplugged: map[string]chan struct{}{}, stopped: make(chan struct{}, 1)}
 	m.port = &guestPort{reach: desc.reach(dir, controlPort), connect: c.connect, log: m.log}
 	m.base, m.cancel = context.WithCancelCause(context.Background())
 	conn, err := dialSocket(ctx, dir, qmpSocket)
@@ -59,6 +60,13 @@ func connect(ctx context.Context, dir string, desc description, proc *process, l
 		return nil, fmt.Errorf("qemu: %w%s", err, logTail(dir))
 	}
 	m.work.Go(m.watch)
+	if waiting, _, err := resumeIfRoom(ctx, m.qmp, m.attachedDir()); err != nil || waiting != nil {
+		if waiting != nil {
+			err = waiting.err()
+		}
+		return nil, errors.Join(fmt.Errorf("qemu: machine %s: %w", desc.ID, err), m.Close())
+	}
+	m.work.Go(func() { watchRoom(m.base, m.qmp, m.dir, m.log, m.stopped) })
 	devices, err := m.inventory(ctx)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("qemu: find out what is attached: %w", err), m.Close())
@@ -93,6 +101,11 @@ func (m *Machine) event(name string, data json.RawMessage) {
 		}
 	case "GUEST_PANICKED":
 		m.panicked = true
+	case "STOP":
+		select {
+		case m.stopped <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -55,7 +55,7 @@ func (m *Machine) disks(ctx context.Context) ([]vmm.Device, error) {
 			continue
 		}
 		if b.Inserted != nil {
-			if rec := m.recorded(b.QDev, b.Inserted.Name); rec != nil {
+			if rec := recorded(m.attachedDir(), b.QDev, b.Inserted.Name); rec != nil {
 				out = append(out, rec)
 				continue
 			}
@@ -82,7 +82,7 @@ func (m *Machine) pmem(ctx context.Context) ([]vmm.Device, error) {
 		if n, _ := fmt.Sscanf(mem.Data.ID, "vpmem%d", &d.Slot); n != 1 {
 			continue
 		}
-		if rec := m.recorded(mem.Data.ID, strings.TrimPrefix(mem.Data.MemDev, "/objects/")); rec != nil {
+		if rec := recorded(m.attachedDir(), mem.Data.ID, strings.TrimPrefix(mem.Data.MemDev, "/objects/")); rec != nil {
 			out = append(out, rec)
 			continue
 		}

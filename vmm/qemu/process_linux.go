@@ -209,3 +209,12 @@ func findProcess(dir string) (*process, error) {
 	}
 	return openProcess(pid, 0, pidfile)
 }
+
+// freeBytes is how much a user without privileges can write to the file system that path is on.
+func freeBytes(path string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, err
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}

@@ -45,4 +45,6 @@ func openVSock() (*vsockDevice, error) { return nil, errHost }
 
 func kvmUsable() error { return errHost }
 
+func freeBytes(string) (uint64, error) { return 0, errHost }
+
 func bootID() string { return "" }

@@ -185,6 +185,7 @@ func Inspect(dir string) (vmm.Info, error) {
 	}
 	defer proc.close()
 	info.Running, info.PID = true, proc.pid
+	info.Paused = pausedBecause(dir)
 	return info, nil
 }
 

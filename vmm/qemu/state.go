@@ -64,7 +64,7 @@ func (d description) write(dir string) error {
 }
 
 // runtimeFiles are the names of what a machine has in its directory.
-var runtimeFiles = []string{qmpSocket, "gcs.*.sock", "port.*.lock", "qemu.pid", "pid", "pid.new",
+var runtimeFiles = []string{qmpSocket, statusSocket, "gcs.*.sock", "port.*.lock", "qemu.pid", "pid", "pid.new",
 	logFile, machineFile, machineFile + ".new", attachedDir}
 
 // removeFiles takes the files of a machine that does not run out of its directory, but for the one
