@@ -193,11 +193,10 @@ func TestHostFull(t *testing.T) {
 	}
 
 	// A writable disk where there is no room is refused before the guest sees it.
-	full := filepath.Join(host.dir, "full")
+	full := filepath.Join(newSmallHost(t, 8).dir, "full")
 	if err := os.WriteFile(full, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	host.resize(131)
 	err = again.Apply(t.Context(), vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: 3, Path: full}})
 	if ae, ok := errors.AsType[*vmm.ApplyError](err); !ok || ae.Host != vmm.NotDone || !errors.Is(err, vmm.ErrHostFull) {
 		t.Errorf("a writable disk without room: %v, want one that matches ErrHostFull, not done", err)
