@@ -117,7 +117,8 @@ func attachError(img image, err error) error {
 // vpmemFallback reports whether SCSI may serve where VPMEM does not.
 func vpmemFallback(err error) bool {
 	return errors.Is(err, uvm.ErrNoVPMEM) || errors.Is(err, uvm.ErrNoAvailableLocation) ||
-		errors.Is(err, uvm.ErrMaxVPMEMLayerSize) || errors.Is(err, uvm.ErrVPMEMAlign)
+		errors.Is(err, uvm.ErrMaxVPMEMLayerSize) || errors.Is(err, uvm.ErrVPMEMAlign) ||
+		errors.Is(err, vmm.ErrNotPluggable)
 }
 
 // identity says which layer this is, whatever disk it travels on.

@@ -18,6 +18,9 @@ var (
 	ErrInvalid = errors.New("refused by the guest as invalid")
 	// ErrGuestUnreachable: the machine runs but its agent does not answer.
 	ErrGuestUnreachable = errors.New("the guest agent does not answer")
+	// ErrNotPluggable: the machine cannot take a device of this size, kind or access right; a device of
+	// another kind may do.
+	ErrNotPluggable = errors.New("cannot be attached this way")
 	// ErrHostFull: the file system of the host is full that a disk of the machine is on.
 	ErrHostFull = errors.New("the host's disk is full")
 	// ErrAccessDenied: the host may not open the file or do the operation.

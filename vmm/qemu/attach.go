@@ -56,32 +56,13 @@ func recorded(dir, id, name string) vmm.Device {
 	return c.Device
 }
 
-// forget removes the record and the descriptor of a device.
+// forget removes the record of a device.
 func (m *Machine) forget(id string) error {
 	err := os.Remove(filepath.Join(m.attachedDir(), id+".json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+		return nil
 	}
-	// Names of nodes begin with the id and a dash, and "scsi0-1" has no LUN behind it.
-	entries, readErr := filepath.Glob(filepath.Join(globQuote(m.attachedDir()), id+"-????????????????.*"))
-	errs := []error{err, readErr}
-	for _, e := range entries {
-		errs = append(errs, os.Remove(e))
-	}
-	return errors.Join(errs...)
-}
-
-// globQuote takes the special meaning from a path in a pattern.
-func globQuote(path string) string {
-	var out []rune
-	for _, r := range path {
-		switch r {
-		case '*', '?', '[', '\\':
-			out = append(out, '\\')
-		}
-		out = append(out, r)
-	}
-	return string(out)
+	return err
 }
 
 // undone gives the outcome of a half that failed and was taken back by undo.
@@ -107,15 +88,16 @@ func (m *Machine) attachSCSI(ctx context.Context, d vmm.SCSIDisk) (vmm.Outcome, 
 	if err != nil {
 		return undone(err, m.forget(id))
 	}
-	node, err := diskNode(d, name, m.attachedDir())
+	// What QEMU was lent and does not use ends with this connection, at the latest.
+	node, err := diskNode(d, name, m.qmp.lender(ctx, name))
 	if err != nil {
-		return undone(err, m.forget(id))
+		return undone(err, m.qmp.takeBack(ctx, name), m.forget(id))
 	}
 	if err := m.qmp.do(ctx, "blockdev-add", node, nil); err != nil {
 		if !known(err) {
 			return vmm.Unknown, err
 		}
-		return undone(fmt.Errorf("open %s: %w", d.Path, err), m.forget(id))
+		return undone(fmt.Errorf("open %s: %w", d.Path, err), m.qmp.takeBack(ctx, name), m.forget(id))
 	}
 	err = m.qmp.do(ctx, "device_add", map[string]any{
 		"driver": "scsi-hd", "id": id, "bus": fmt.Sprintf("scsi%d.0", d.Controller),
@@ -135,10 +117,10 @@ func (m *Machine) attachSCSI(ctx context.Context, d vmm.SCSIDisk) (vmm.Outcome, 
 func (m *Machine) deleteNode(ctx context.Context, name string) error {
 	for {
 		err := m.qmp.do(ctx, "blockdev-del", map[string]any{"node-name": name}, nil)
-		if errors.Is(err, errNoDevice) {
-			return nil
+		if err == nil || errors.Is(err, errNoDevice) {
+			return m.qmp.takeBack(ctx, name)
 		}
-		if err == nil || !errors.Is(err, vmm.ErrBusy) {
+		if !errors.Is(err, vmm.ErrBusy) {
 			return err
 		}
 		select {
@@ -232,35 +214,35 @@ func (m *Machine) unplug(ctx context.Context, id string) error {
 func (m *Machine) attachPMEM(ctx context.Context, d vmm.VPMEMDevice) (vmm.Outcome, error) {
 	format := formatOf(d.Path, d.Format)
 	if format == vmm.FormatVHDX {
-		return vmm.NotDone, fmt.Errorf("%s: a VHDX file is no persistent memory: %w", d.Path, ErrNotPluggable)
+		return vmm.NotDone, fmt.Errorf("%s: a VHDX file is no persistent memory: %w", d.Path, vmm.ErrNotPluggable)
 	}
-	isDevice, size, err := inspect(d.Path, format)
-	switch {
-	case err != nil:
+	f, err := openFile(d.Path, format, false)
+	if err != nil {
 		return vmm.NotDone, err
-	case isDevice:
-		return vmm.NotDone, fmt.Errorf("%s: a block device is no persistent memory: %w; attach it as a SCSI disk", d.Path, ErrNotPluggable)
-	case size%pmemAlign != 0:
-		return vmm.NotDone, fmt.Errorf("%s: its %d bytes are no multiple of %d, as persistent memory must be: %w; attach it as a SCSI disk",
-			d.Path, size, int64(pmemAlign), ErrNotPluggable)
-	case uint64(size) > m.Limits().VPMEMMaxBytes:
-		return vmm.NotDone, fmt.Errorf("%s: %d bytes are more than the %d that a device of this machine may have: %w; attach it as a SCSI disk",
-			d.Path, size, m.Limits().VPMEMMaxBytes, ErrNotPluggable)
+	}
+	defer f.Close()
+	if err := m.checkPMEM(d, f); err != nil {
+		return vmm.NotDone, err
 	}
 	id := pmemID(d.Slot)
 	name, err := m.record(id, d)
 	if err != nil {
 		return undone(err, m.forget(id))
 	}
-	err = m.qmp.do(ctx, "object-add", map[string]any{
-		"qom-type": "memory-backend-file", "id": name, "mem-path": d.Path, "size": size,
-		"align": pmemAlign, "share": true, "readonly": true,
-	}, nil)
+	fd, err := m.qmp.lendFile(ctx, name, f.File)
 	if err != nil {
-		if !known(err) {
-			return vmm.Unknown, err
-		}
-		return undone(fmt.Errorf("map %s: %w", d.Path, err), m.forget(id))
+		return undone(err, m.qmp.takeBack(ctx, name), m.forget(id))
+	}
+	err = m.qmp.do(ctx, "object-add", map[string]any{
+		"qom-type": "memory-backend-file", "id": name, "mem-path": fmt.Sprintf("/proc/self/fd/%d", fd.Number),
+		"size": f.size, "align": pmemAlign, "share": true, "readonly": true,
+	}, nil)
+	if err != nil && !known(err) {
+		return vmm.Unknown, err
+	}
+	back := m.qmp.takeBack(ctx, name) // it is mapped
+	if err != nil {
+		return undone(fmt.Errorf("map %s: %w", d.Path, err), back, m.forget(id))
 	}
 	err = m.qmp.do(ctx, "device_add", map[string]any{
 		"driver": "virtio-pmem-pci", "id": id, "memdev": name,
@@ -273,6 +255,25 @@ func (m *Machine) attachPMEM(ctx context.Context, d vmm.VPMEMDevice) (vmm.Outcom
 		return vmm.Unknown, err
 	}
 	return undone(err, m.qmp.do(ctx, "object-del", map[string]any{"id": name}, nil), m.forget(id))
+}
+
+// checkPMEM refuses files that cannot be persistent memory of this machine.
+func (m *Machine) checkPMEM(d vmm.VPMEMDevice, f hostFile) error {
+	switch {
+	case f.isDevice:
+		return fmt.Errorf("%s: a block device is no persistent memory: %w; attach it as a SCSI disk",
+			d.Path, vmm.ErrNotPluggable)
+	case f.size%pmemAlign != 0:
+		return fmt.Errorf("%s: its %d bytes are no multiple of %d, as persistent memory must be: %w; attach it as a SCSI disk",
+			d.Path, f.size, int64(pmemAlign), vmm.ErrNotPluggable)
+	case uint64(f.size) > m.Limits().VPMEMMaxBytes:
+		return fmt.Errorf("%s: %d bytes are more than the %d that a device of this machine may have: %w; attach it as a SCSI disk",
+			d.Path, f.size, m.Limits().VPMEMMaxBytes, vmm.ErrNotPluggable)
+	case m.desc.UID != 0 && f.mode&0o004 == 0: // QEMU opens it once more, by the descriptor
+		return fmt.Errorf("%s: QEMU runs as user %d, who may not read it: %w; attach it as a SCSI disk",
+			d.Path, m.desc.UID, vmm.ErrNotPluggable)
+	}
+	return nil
 }
 
 func (m *Machine) detachPMEM(d vmm.VPMEMDevice) (vmm.Outcome, error) {

@@ -8,7 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"unicode/utf8"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/stratavm/strata/internal/format/vhd"
 	"github.com/stratavm/strata/internal/hostpath"
@@ -23,11 +26,14 @@ const (
 // blockNode is a block device of QEMU, in the form of blockdev-add. Keys are QEMU's.
 type blockNode map[string]any
 
-// diskNode makes the node that a disk reads and writes, called name. dir is where descriptors of
-// composite disks go; the files made there are removed by removeDescriptor.
-func diskNode(d vmm.SCSIDisk, name, dir string) (blockNode, error) {
+// lend lends an open file to QEMU and returns the name under which QEMU opens it.
+type lend func(*os.File) (name string, err error)
+
+// diskNode returns the node that a disk reads and writes, called name. QEMU gets the files as open
+// descriptors: it needs no right to open them by itself, and what was looked at is what it uses.
+func diskNode(d vmm.SCSIDisk, name string, lend lend) (blockNode, error) {
 	if d.Extents != nil {
-		return compositeNode(d, name, dir)
+		return compositeNode(d, name, lend)
 	}
 	switch d.Kind {
 	case "", vmm.VirtualDisk, vmm.PassThru:
@@ -35,15 +41,20 @@ func diskNode(d vmm.SCSIDisk, name, dir string) (blockNode, error) {
 		return nil, fmt.Errorf("%s: a QEMU host has no disks of kind %s: %w", d.Path, d.Kind, errors.ErrUnsupported)
 	}
 	format := formatOf(d.Path, d.Format)
-	isDevice, size, err := inspect(d.Path, format)
+	f, err := openFile(d.Path, format, !d.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
-	if d.Kind == vmm.PassThru && !isDevice {
+	defer f.Close()
+	if d.Kind == vmm.PassThru && !f.isDevice {
 		return nil, fmt.Errorf("%s: is no block device, which a pass-through disk has to be", d.Path)
 	}
-	protocol := blockNode{"driver": "file", "filename": d.Path, "node-name": "f" + name}
-	if isDevice {
+	lent, err := lend(f.File)
+	if err != nil {
+		return nil, err
+	}
+	protocol := blockNode{"driver": "file", "filename": lent, "node-name": "f" + name}
+	if f.isDevice {
 		protocol["driver"] = "host_device"
 	}
 	node := blockNode{"driver": "raw", "node-name": name, "file": protocol}
@@ -51,7 +62,7 @@ func diskNode(d vmm.SCSIDisk, name, dir string) (blockNode, error) {
 	case vmm.FormatVHDX:
 		node["driver"] = "vhdx"
 	case vmm.FormatVHD:
-		node["size"] = size // without the footer
+		node["size"] = f.size // without the footer
 	}
 	for _, n := range []blockNode{node, protocol} {
 		n["read-only"] = d.ReadOnly
@@ -80,53 +91,88 @@ func formatOf(path string, f vmm.DiskFormat) vmm.DiskFormat {
 	return vmm.FormatRaw
 }
 
-// checkPath refuses what QEMU could not be given, or would understand as something else than a file.
+// checkPath refuses what the records of devices, which are JSON, could not hold.
 func checkPath(path string) error {
 	switch {
 	case !filepath.IsAbs(path):
 		return fmt.Errorf("%q: give an absolute path", path)
 	case !utf8.ValidString(path):
-		return fmt.Errorf("%q: QEMU takes paths in UTF-8 only; rename it", path)
+		return fmt.Errorf("%q: the path is not UTF-8; rename it", path)
 	case strings.ContainsRune(path, 0):
 		return fmt.Errorf("%q: a path cannot hold a zero byte", path)
-	case strings.HasPrefix(filepath.Clean(path), "/dev/fdset"):
-		return fmt.Errorf("%q: is no file but a descriptor of QEMU", path)
 	}
 	return nil
 }
 
-// inspect looks at the file behind a disk and gives the size of its content.
-func inspect(path string, format vmm.DiskFormat) (isDevice bool, size int64, err error) {
+// hostFile is a file behind a disk, open.
+type hostFile struct {
+	*os.File
+	isDevice bool
+	size     int64 // of the content, in bytes; 0 for a device
+	mode     fs.FileMode
+}
+
+// openFile opens the file behind a disk and checks its content. A pipe or a socket is not waited for.
+func openFile(path string, format vmm.DiskFormat, write bool) (_ hostFile, err error) {
 	if err := checkPath(path); err != nil {
-		return false, 0, err
+		return hostFile{}, err
 	}
+	// Opening a device can have effects, and opening a pipe waits: they are told by their names first.
 	fi, err := os.Stat(path)
 	if err != nil {
-		return false, 0, accessError(err)
+		return hostFile{}, accessError(err)
 	}
-	// Opening a pipe or a socket would hang QEMU, not only us.
-	isDevice = fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0
-	switch {
-	case isDevice && format != vmm.FormatRaw:
-		return false, 0, fmt.Errorf("%s: is a block device, not a %s file", path, format)
-	case isDevice:
-		return true, 0, nil
-	case !fi.Mode().IsRegular():
-		return false, 0, fmt.Errorf("%s: is a %s, not a disk image", path, fi.Mode().Type())
-	case fi.Size() == 0:
-		return false, 0, fmt.Errorf("%s: the file is empty", path)
-	case format == vmm.FormatRaw:
-		return false, fi.Size(), nil
+	if err := checkKind(path, fi, format); err != nil {
+		return hostFile{}, err
 	}
-	f, err := os.Open(path)
+	flag := os.O_RDONLY
+	if write {
+		flag = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, flag|nonBlock, 0)
 	if err != nil {
-		return false, 0, accessError(err)
+		return hostFile{}, accessError(err)
 	}
-	defer f.Close()
-	if size, err = contentSize(f, fi.Size(), format); err != nil {
-		return false, 0, fmt.Errorf("%s: %w", path, err)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	if fi, err = f.Stat(); err != nil {
+		return hostFile{}, err
 	}
-	return false, size, nil
+	if err := checkKind(path, fi, format); err != nil { // it may be another file by now
+		return hostFile{}, err
+	}
+	d := hostFile{File: f, isDevice: isBlockDevice(fi), mode: fi.Mode()}
+	switch {
+	case d.isDevice:
+	case format == vmm.FormatRaw:
+		d.size = fi.Size()
+	default:
+		if d.size, err = contentSize(f, fi.Size(), format); err != nil {
+			return hostFile{}, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return d, nil
+}
+
+func isBlockDevice(fi fs.FileInfo) bool {
+	return fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0
+}
+
+func checkKind(path string, fi fs.FileInfo, format vmm.DiskFormat) error {
+	switch {
+	case isBlockDevice(fi) && format != vmm.FormatRaw:
+		return fmt.Errorf("%s: is a block device, not a %s file", path, format)
+	case isBlockDevice(fi):
+		return nil
+	case !fi.Mode().IsRegular():
+		return fmt.Errorf("%s: is a %s, not a disk image", path, fi.Mode().Type())
+	case fi.Size() == 0:
+		return fmt.Errorf("%s: the file is empty", path)
+	}
+	return nil
 }
 
 // contentSize reads the headers of a VHD or VHDX. QEMU would refuse what is neither, but says little.
@@ -152,91 +198,110 @@ func accessError(err error) error {
 	return err
 }
 
-// compositeNode writes a VMDK descriptor whose extents are links to the files, so that their names
-// may be as long and strange as they like. Zeroes come from a file with a hole.
-func compositeNode(d vmm.SCSIDisk, name, dir string) (_ blockNode, err error) {
+// compositeNode writes a VMDK descriptor whose extents are the files. Zeroes come from a file with a
+// hole. Neither that nor the descriptor has a name in any folder.
+func compositeNode(d vmm.SCSIDisk, name string, lend lend) (_ blockNode, err error) {
 	if !d.ReadOnly {
 		return nil, fmt.Errorf("%s: a disk of extents is read-only", d.Path)
 	}
 	if len(d.Extents) == 0 {
 		return nil, fmt.Errorf("%s: a disk of extents needs at least one", d.Path)
 	}
-	if err := removeDescriptor(dir, name); err != nil { // of a process that died before it opened it
-		return nil, err
-	}
+	sources, err := extentFiles(d)
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, removeDescriptor(dir, name))
+		for _, f := range sources {
+			err = errors.Join(err, f.Close())
 		}
 	}()
+	if err != nil {
+		return nil, err
+	}
+	names, err := lendAll(sources, lend)
+	if err != nil {
+		return nil, err
+	}
 	var text strings.Builder
 	// No empty line: QEMU reads past one into the next line, and takes the extent there twice.
-	text.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n")
-	links := map[string]string{}
-	var zeroes int64
-	for i, e := range d.Extents {
-		if e.Length <= 0 || e.Offset < 0 || e.Length%sectorSize != 0 || e.Offset%sectorSize != 0 {
-			return nil, fmt.Errorf("%s: extent %d (%d bytes at %d): lengths and offsets are multiples of %d bytes",
-				d.Path, i, e.Length, e.Offset, sectorSize)
-		}
-		link := name + ".zero"
+	text.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n" +
+		"createType=\"twoGbMaxExtentFlat\"\n")
+	for _, e := range d.Extents {
 		if e.Path == "" {
-			zeroes = max(zeroes, e.Length)
-		} else {
-			isDevice, size, err := inspect(e.Path, vmm.FormatRaw)
-			if err != nil {
-				return nil, fmt.Errorf("%s: extent %d: %w", d.Path, i, err)
-			}
-			if !isDevice && (e.Offset > size || e.Length > size-e.Offset) {
-				return nil, fmt.Errorf("%s: extent %d ends at byte %d, but %s has only %d: is it truncated?",
-					d.Path, i, e.Offset+e.Length, e.Path, size)
-			}
-			if link = links[e.Path]; link == "" {
-				link = fmt.Sprintf("%s.%d", name, len(links))
-				links[e.Path] = link
-				if err := os.Symlink(e.Path, filepath.Join(dir, link)); err != nil {
-					return nil, err
-				}
-			}
+			e.Offset = 0
 		}
-		offset := e.Offset
-		if e.Path == "" {
-			offset = 0
-		}
-		fmt.Fprintf(&text, "RW %d FLAT \"%s\" %d\n", e.Length/sectorSize, link, offset/sectorSize)
+		fmt.Fprintf(&text, "RW %d FLAT \"%s\" %d\n", e.Length/sectorSize, names[e.Path], e.Offset/sectorSize)
 	}
-	if zeroes > 0 {
-		zero := filepath.Join(dir, name+".zero")
-		if err := os.WriteFile(zero, nil, 0o600); err != nil {
-			return nil, err
-		}
-		if err := os.Truncate(zero, zeroes); err != nil {
-			return nil, err
-		}
+	descriptor, err := memoryFile(name, []byte(text.String()), 0)
+	if err != nil {
+		return nil, err
 	}
-	descriptor := filepath.Join(dir, name+".vmdk")
-	if err := os.WriteFile(descriptor, []byte(text.String()), 0o600); err != nil {
+	defer descriptor.Close()
+	file, err := lend(descriptor)
+	if err != nil {
 		return nil, err
 	}
 	node := blockNode{"driver": "vmdk", "node-name": name, "read-only": true, "auto-read-only": false, "force-share": true}
-	node["file"] = blockNode{"driver": "file", "filename": descriptor, "node-name": "f" + name,
+	node["file"] = blockNode{"driver": "file", "filename": file, "node-name": "f" + name,
 		"read-only": true, "auto-read-only": false, "force-share": true}
 	return node, nil
 }
 
-// removeDescriptor takes away what compositeNode made. Nothing there is no error.
-func removeDescriptor(dir, name string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	errs := []error{err}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), name+".") {
-			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+// extentFiles opens what the extents of a composite disk read, each file once, by path. All zeroes of a
+// disk come from one file, whose path is empty. What is open when it fails is returned too.
+func extentFiles(d vmm.SCSIDisk) (map[string]hostFile, error) {
+	files := map[string]hostFile{}
+	for i, e := range d.Extents {
+		if e.Length <= 0 || e.Offset < 0 || e.Length%sectorSize != 0 || e.Offset%sectorSize != 0 {
+			return files, fmt.Errorf("%s: extent %d (%d bytes at %d): lengths and offsets are multiples of %d bytes",
+				d.Path, i, e.Length, e.Offset, sectorSize)
+		}
+		f, open := files[e.Path]
+		if !open {
+			var err error
+			if e.Path == "" {
+				f, err = zeroFile(d.Extents)
+			} else {
+				f, err = openFile(e.Path, vmm.FormatRaw, false)
+			}
+			if err != nil {
+				return files, fmt.Errorf("%s: extent %d: %w", d.Path, i, err)
+			}
+			files[e.Path] = f
+		}
+		if e.Path != "" && !f.isDevice && (e.Offset > f.size || e.Length > f.size-e.Offset) {
+			return files, fmt.Errorf("%s: extent %d ends at byte %d, but %s has only %d: is it truncated?",
+				d.Path, i, e.Offset+e.Length, e.Path, f.size)
 		}
 	}
-	return errors.Join(errs...)
+	return files, nil
+}
+
+// zeroFile returns a file that is as long as the longest run of zeroes.
+func zeroFile(extents []vmm.Extent) (hostFile, error) {
+	var zeroes int64
+	for _, e := range extents {
+		if e.Path == "" {
+			zeroes = max(zeroes, e.Length)
+		}
+	}
+	f, err := memoryFile("zeroes", nil, zeroes)
+	return hostFile{File: f, size: zeroes}, err
+}
+
+// lendAll lends files without waiting for each in turn, and returns their names by path.
+func lendAll(files map[string]hostFile, lend lend) (map[string]string, error) {
+	names := make(map[string]string, len(files))
+	var mu sync.Mutex
+	var group errgroup.Group
+	for path, f := range files {
+		group.Go(func() error {
+			name, err := lend(f.File)
+			mu.Lock()
+			defer mu.Unlock()
+			names[path] = name
+			return err
+		})
+	}
+	return names, group.Wait()
 }
 
 // nodeName names the node of a device. What the device is goes into it, so that a record that an

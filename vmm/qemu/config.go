@@ -80,8 +80,6 @@ const (
 var (
 	// ErrPortsTaken says that as many processes work with the machine as can.
 	ErrPortsTaken = errors.New("all ports for running programs in the machine are in use")
-	// ErrNotPluggable says that QEMU cannot take a device of this size or kind; another kind may do.
-	ErrNotPluggable = errors.New("cannot be attached this way")
 )
 
 var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -155,6 +153,7 @@ type description struct {
 	Transport string    `json:"transport"`       // vsock or serial
 	CID       uint32    `json:"cid,omitempty"`   // the guest's address on vsock
 	Token     string    `json:"token,omitempty"` // what a host shows to the guest there
+	UID       int       `json:"uid,omitempty"`   // whom QEMU runs as; 0: who started it
 	Started   time.Time `json:"started"`
 }
 
@@ -172,16 +171,20 @@ func Limits(memoryMiB int) vmm.Limits {
 	}
 }
 
-// Descriptors that QEMU gets: listening sockets, so that nobody has to wait for them to appear and so
-// that the length of their paths does not matter.
+// Descriptors that QEMU gets. It opens nothing by name, so that it needs no right to the files; sockets
+// listen already, so that nobody has to wait for them to appear. The length of paths does not matter.
 const (
 	firstFD  = 3
-	statusFD = firstFD + 1
-	portFD   = statusFD + 1
+	qmpFD    = firstFD
+	statusFD = qmpFD + 1
+	pidFD    = statusFD + 1
+	kernelFD = pidFD + 1
+	initrdFD = kernelFD + 1
+	portFD   = initrdFD + 1
 )
 
-// arguments of QEMU. The sockets are inherited: QMP and status first, then the guest's ports, then the vsock device,
-// if there is one.
+// arguments of QEMU. The descriptors are inherited, in the order of the constants above: then the guest's
+// ports, then the vsock device, if there is one.
 func (c Config) arguments(accel string, v *vsockDevice) []string {
 	mem := c.MemoryMiB
 	args := []string{
@@ -192,8 +195,7 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		"-m", fmt.Sprintf("%dM,slots=%d,maxmem=%dM", mem, pmemDevices, mem+pmemDevices*(mem+2)),
 		"-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-pidfile", "qemu.pid",
-		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", firstFD),
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", qmpFD),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=status,fd=%d,server=on,wait=off", statusFD),
 		"-mon", "chardev=status,mode=control",
@@ -222,9 +224,9 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		words = append(words, "strata.vsock="+gcs.TokenDigest(v.token))
 	}
 	words = append(words, c.Cmdline...)
-	args = append(args, "-kernel", c.Kernel, "-append", strings.Join(words, " "))
+	args = append(args, "-kernel", fmt.Sprintf("/proc/self/fd/%d", kernelFD), "-append", strings.Join(words, " "))
 	if c.Initrd != "" {
-		args = append(args, "-initrd", c.Initrd)
+		args = append(args, "-initrd", fmt.Sprintf("/proc/self/fd/%d", initrdFD))
 	}
 	return args
 }

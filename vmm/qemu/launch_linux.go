@@ -58,9 +58,9 @@ func dialSocket(ctx context.Context, dir, name string) (conn net.Conn, err error
 	return conn, nil
 }
 
-// launch starts QEMU, detached from us, and returns the process. The state directory holds nothing of
-// an earlier one.
-func launch(c Config, accel string, v *vsockDevice) (_ *process, err error) {
+// launch starts QEMU, detached from us, as the user given (0: as we are), and returns the process. The
+// state directory holds nothing of an earlier one.
+func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err error) {
 	program := c.Program
 	if program == "" {
 		// The devices and the boot image are those of a PC; other processors have other machines.
@@ -71,25 +71,14 @@ func launch(c Config, accel string, v *vsockDevice) (_ *process, err error) {
 			return nil, fmt.Errorf("qemu: %w; install it with: apt-get install qemu-system-x86", err)
 		}
 	}
-	names := []string{qmpSocket, statusSocket}
-	for i := range c.ExecPorts + 1 {
-		names = append(names, portSocket(i))
-	}
-	var files []*os.File
+	files, err := inherited(c, uid, v)
 	defer func() {
 		for _, f := range files {
 			f.Close()
 		}
 	}()
-	for _, name := range names {
-		f, err := listenSocket(c.Dir, name)
-		if err != nil {
-			return nil, fmt.Errorf("qemu: %w", err)
-		}
-		files = append(files, f)
-	}
-	if v != nil {
-		files = append(files, v.f)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	log, err := os.OpenFile(filepath.Join(c.Dir, logFile), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
@@ -105,20 +94,16 @@ func launch(c Config, accel string, v *vsockDevice) (_ *process, err error) {
 	if c.rewrite != nil {
 		args = c.rewrite(args)
 	}
-	child, err := os.StartProcess(program, append([]string{program}, args...), &os.ProcAttr{
-		Dir: c.Dir, Files: append([]*os.File{null, log, log}, files...),
+	child, err := os.StartProcess(shell, append([]string{shell, "-c", raiseFileLimit, shell, program}, args...), &os.ProcAttr{
+		Dir: "/", Files: append([]*os.File{null, log, log}, files...),
 		// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
 		// detach is not possible inside its sandbox.)
-		Sys: &syscall.SysProcAttr{Setsid: true},
+		Sys: &syscall.SysProcAttr{Setsid: true, Credential: credentials(uid)},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("qemu: start %s: %w", program, err)
 	}
 	pid := child.Pid
-	// A disk takes a descriptor for each of its extents; the soft limit of most systems is 1024.
-	if err := raiseFileLimit(pid); err != nil {
-		c.Logger.Warn("QEMU can open few files only", "error", err)
-	}
 	if err := child.Release(); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
@@ -139,15 +124,13 @@ func launch(c Config, accel string, v *vsockDevice) (_ *process, err error) {
 	return p, nil
 }
 
-// raiseFileLimit lets a process open as many files as its hard limit says.
-func raiseFileLimit(pid int) error {
-	var limit unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
-		return err
-	}
-	limit.Cur = limit.Max
-	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
-}
+// QEMU begins as a shell that raises the soft limit on open files to the hard one: a disk takes a
+// descriptor for each of its extents, and the soft limit of most systems is 1024. From outside only a
+// privilege that root in a container lacks could do so once QEMU runs as another user.
+const (
+	shell          = "/bin/sh"
+	raiseFileLimit = `ulimit -n "$(ulimit -H -n)"; exec "$@"`
+)
 
 // portLock is the right to use a port of the guest. It ends with the process that holds it.
 type portLock struct{ f *os.File }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -137,9 +139,12 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 		t.Errorf("QEMU's reason is missing: %v", err)
 	}
 	// A guest that never answers.
-	c.rewrite, c.connect = nil, connectGCS
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	c.rewrite, c.connect = nil, func(ctx context.Context, conn net.Conn, log *slog.Logger) (guest, error) {
+		time.AfterFunc(100*time.Millisecond, cancel)
+		return connectGCS(ctx, conn, log)
+	}
 	if _, err := Start(ctx, c); !errors.Is(err, vmm.ErrGuestUnreachable) {
 		t.Errorf("silent guest: %v", err)
 	}

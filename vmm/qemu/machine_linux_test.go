@@ -145,7 +145,7 @@ func TestDisksThatAreRefused(t *testing.T) {
 			"truncated", nil},
 		"odd extent": {vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{{Path: raw, Length: 100}}}, "multiples", nil},
 		"no extent":  {vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{}}, "at least one", nil},
-		"odd pmem":   {vmm.VPMEMDevice{Path: raw}, "SCSI", ErrNotPluggable},
+		"odd pmem":   {vmm.VPMEMDevice{Path: raw}, "SCSI", vmm.ErrNotPluggable},
 		"slot 16":    {vmm.VPMEMDevice{Slot: 16, Path: raw}, "16 slots", nil},
 		"VSMB":       {vmm.VSMBShare{Name: "s", Path: dir}, "vsmb", errors.ErrUnsupported},
 		"Plan 9":     {vmm.Plan9Share{Name: "s", Path: dir}, "plan9", errors.ErrUnsupported},
@@ -263,6 +263,14 @@ func TestPersistentMemoryIsRetained(t *testing.T) {
 	var want []string
 	for i := range uint32(pmemDevices) {
 		d := vmm.VPMEMDevice{Slot: i, Path: diskFile(t, dir, fmt.Sprintf("%d,x.vhd", i), 2<<20)}
+		if m.desc.UID != 0 { // a file that only we may read is no persistent memory for QEMU as another user
+			if err := m.Apply(t.Context(), add(d)); !errors.Is(err, vmm.ErrNotPluggable) {
+				t.Fatalf("a file that QEMU may not read: %v, want one that matches ErrNotPluggable", err)
+			}
+			if err := os.Chmod(d.Path, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
 		apply(t, m, add(d))
 		want = append(want, d.String())
 	}
@@ -299,7 +307,7 @@ func TestOpenSweepsWhatAnInterruptedChangeLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node, err := diskNode(half, name, m.attachedDir())
+	node, err := diskNode(half, name, m.qmp.lender(t.Context(), name))
 	if err == nil {
 		err = m.qmp.do(t.Context(), "blockdev-add", node, nil)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -31,7 +32,7 @@ type process struct {
 var errNoProcess = errors.New("the QEMU process does not run any more")
 
 // openProcess takes hold of the process pid if it began at start, in the kernel's clock ticks; with
-// start 0 if it is a QEMU with the pid file given.
+// start 0 if it is a QEMU that has inherited the pid file given.
 func openProcess(pid int, start uint64, pidfile string) (*process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
@@ -42,8 +43,11 @@ func openProcess(pid int, start uint64, pidfile string) (*process, error) {
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
 	now, err := processStart(pid)
-	if err == nil && start == 0 && !holdsPidfile(pid, pidfile) {
-		err = errNoProcess
+	if err == nil && start == 0 {
+		file, statErr := os.Stat(pidfile)
+		if statErr != nil || !isMachine(pid, file) {
+			err = errNoProcess
+		}
 	}
 	// A main thread that has ended says nothing: the others may still be on their way out.
 	dead := exited(fd)
@@ -166,22 +170,36 @@ func processStart(pid int) (start uint64, err error) {
 	return strconv.ParseUint(f[19], 10, 64)
 }
 
-// holdsPidfile reports whether a process has locked the file, as QEMU does with its pid file.
-func holdsPidfile(pid int, pidfile string) bool {
-	want, err := os.Stat(pidfile)
-	if err != nil {
+// isMachine reports whether a process is the QEMU that has inherited the file.
+func isMachine(pid int, file os.FileInfo) bool {
+	fi, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, pidFD))
+	if err != nil || !os.SameFile(fi, file) {
 		return false
 	}
-	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	if err != nil {
-		return false
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && strings.Contains(string(args), "\x00-sandbox\x00") // not the program that started it
+}
+
+// searchMachine looks through all processes for the QEMU that has inherited the file, and returns its
+// number, or 0.
+func searchMachine(path string) (pid int, err error) {
+	file, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
 	}
-	for _, fd := range fds {
-		if fi, err := os.Stat(fd); err == nil && os.SameFile(fi, want) {
-			return true
+	if err != nil {
+		return 0, err
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil && isMachine(pid, file) {
+			return pid, nil
 		}
 	}
-	return false
+	return 0, nil
 }
 
 // findProcess takes hold of the machine in a state directory. errNoProcess means that none runs.
@@ -193,21 +211,16 @@ func findProcess(dir string) (*process, error) {
 			return openProcess(pid, start, "")
 		}
 	}
-	// The starter was interrupted before it noted the time: QEMU's own pid file tells, and is only
-	// believed when that process has it open.
-	pidfile := filepath.Join(dir, "qemu.pid")
-	b, err := os.ReadFile(pidfile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errNoProcess
-	}
+	// The starter was interrupted before it noted the number.
+	path := pidfile(dir)
+	pid, err := searchMachine(path)
 	if err != nil {
 		return nil, err
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || pid <= 0 {
-		return nil, errNoProcess // torn: QEMU locks the file before it writes it, and nothing ran yet
+	if pid == 0 {
+		return nil, errNoProcess
 	}
-	return openProcess(pid, 0, pidfile)
+	return openProcess(pid, 0, path)
 }
 
 // freeBytes is how much a user without privileges can write to the file system that path is on.
@@ -217,4 +230,39 @@ func freeBytes(path string) (uint64, error) {
 		return 0, err
 	}
 	return st.Bavail * uint64(st.Bsize), nil
+}
+
+// nonBlock keeps the opening of a pipe from waiting for its other end.
+const nonBlock = unix.O_NONBLOCK
+
+// memoryFile returns a file without a name in any folder, with a content and then zeroes up to size. It is
+// open for reading only, as QEMU wants a file that it reads only.
+func memoryFile(name string, content []byte, size int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("file in memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	_, err = f.Write(content)
+	if err == nil && size > int64(len(content)) {
+		err = f.Truncate(size)
+	}
+	reading := -1
+	if err == nil {
+		reading, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("file in memory: %w", err)
+	}
+	return os.NewFile(uintptr(reading), name), nil
+}
+
+// sendFile sends bytes with a descriptor. It may send fewer; the descriptor goes with the first.
+func sendFile(conn net.Conn, b []byte, f *os.File) (int, error) {
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, fmt.Errorf("send a descriptor over %T: %w", conn, errors.ErrUnsupported)
+	}
+	n, _, err := c.WriteMsgUnix(b, unix.UnixRights(int(f.Fd())), nil)
+	return n, err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 )
 
@@ -36,7 +37,9 @@ func tryLockPort(string, int) (*portLock, error) { return nil, errHost }
 
 func dialSocket(context.Context, string, string) (net.Conn, error) { return nil, errHost }
 
-func launch(c Config, _ string, _ *vsockDevice) (*process, error) {
+func machineUser(string) (int, error) { return 0, errHost }
+
+func launch(c Config, _ string, _ int, _ *vsockDevice) (*process, error) {
 	_ = c.rewrite // for tests of the other half
 	return nil, errHost
 }
@@ -44,6 +47,12 @@ func launch(c Config, _ string, _ *vsockDevice) (*process, error) {
 func openVSock() (*vsockDevice, error) { return nil, errHost }
 
 func kvmUsable() error { return errHost }
+
+const nonBlock = 0
+
+func memoryFile(string, []byte, int64) (*os.File, error) { return nil, errHost }
+
+func sendFile(net.Conn, []byte, *os.File) (int, error) { return 0, errHost }
 
 func freeBytes(string) (uint64, error) { return 0, errHost }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -208,6 +209,11 @@ func (q *qmpClient) closedErr() error {
 // do gives a command and waits for the answer, which goes into result unless that is nil. An error is
 // a *QMPError (no effect), matches errNotSent (no effect), or leaves the effect unknown.
 func (q *qmpClient) do(ctx context.Context, command string, args, result any) error {
+	return q.doWith(ctx, command, args, result, nil)
+}
+
+// doWith is do with an open file that goes along with the command.
+func (q *qmpClient) doWith(ctx context.Context, command string, args, result any, f *os.File) error {
 	ch := make(chan qmpMessage, 1)
 	q.mu.Lock()
 	q.last++
@@ -225,7 +231,7 @@ func (q *qmpClient) do(ctx context.Context, command string, args, result any) er
 		ID        uint64 `json:"id"`
 	}{command, args, id})
 	if err == nil {
-		err = q.send(ctx, append(line, '\n'))
+		err = q.send(ctx, append(line, '\n'), f)
 	} else {
 		err = fmt.Errorf("%w: %w", errNotSent, err)
 	}
@@ -258,9 +264,9 @@ func (q *qmpClient) do(ctx context.Context, command string, args, result any) er
 	return nil
 }
 
-// send writes one whole line. When ctx ends in the middle of it the connection cannot be used any
+// send writes one whole line, and hands over f unless that is nil. When ctx ends in the middle of it the connection cannot be used any
 // more and is closed.
-func (q *qmpClient) send(ctx context.Context, line []byte) error {
+func (q *qmpClient) send(ctx context.Context, line []byte, f *os.File) error {
 	select {
 	case q.sending <- struct{}{}:
 	case <-ctx.Done():
@@ -281,7 +287,16 @@ func (q *qmpClient) send(ctx context.Context, line []byte) error {
 		_ = q.conn.SetWriteDeadline(time.Unix(1, 0))
 		close(interrupted)
 	})
-	n, err := q.conn.Write(line)
+	n := 0
+	var err error
+	if f != nil {
+		n, err = sendFile(q.conn, line, f)
+	}
+	if err == nil && n < len(line) {
+		var more int
+		more, err = q.conn.Write(line[n:])
+		n += more
+	}
 	if !stop() {
 		<-interrupted
 		if resetErr := q.conn.SetWriteDeadline(time.Time{}); resetErr != nil {

@@ -87,10 +87,13 @@ func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) 
 		defer dev.f.Close() // QEMU gets a copy
 		desc.CID, desc.Token = dev.cid, dev.token
 	}
+	if desc.UID, err = machineUser(c.Dir); err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
 	if err := desc.write(c.Dir); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	proc, err := launch(c, accel, dev)
+	proc, err := launch(c, accel, desc.UID, dev)
 	if err != nil {
 		return nil, err
 	}
