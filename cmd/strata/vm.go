@@ -214,7 +214,7 @@ func (e *env) vmList(ctx context.Context, cmd *cli.Command) error {
 	err = e.print(cmd, views, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tSTATE\tPID\tACCEL\tMEMORY\tCPUS\tCONTAINERS")
 		for _, v := range views {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d MiB\t%d\t%d\n", v.Name, running(v.Running), v.PID, v.Accel, v.Memory, v.CPUs, v.Containers)
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d MiB\t%d\t%d\n", v.Name, running(v.VMInfo), v.PID, v.Accel, v.Memory, v.CPUs, v.Containers)
 		}
 	})
 	return errors.Join(append(errs, err)...)
@@ -228,11 +228,15 @@ func pid(n int, format string) string {
 	return fmt.Sprintf(format, n)
 }
 
-func running(yes bool) string {
-	if yes {
-		return "running"
+// running is the state of a VM in a word.
+func running(v strata.VMInfo) string {
+	switch {
+	case !v.Running:
+		return "stopped"
+	case v.Paused != "":
+		return "paused"
 	}
-	return "stopped"
+	return "running"
 }
 
 func (e *env) view(ctx context.Context, cmd *cli.Command, name string) (vmView, uvm.Status, error) {
@@ -267,7 +271,10 @@ func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 		Books uvm.Status `json:"books"`
 	}{v, status}
 	return e.print(cmd, all, func(w io.Writer) {
-		fmt.Fprintf(w, "name\t%s\nstate\t%s\ndirectory\t%s\n", v.Name, running(v.Running), printable(v.Dir))
+		fmt.Fprintf(w, "name\t%s\nstate\t%s\ndirectory\t%s\n", v.Name, running(v.VMInfo), printable(v.Dir))
+		if v.Paused != "" {
+			fmt.Fprintf(w, "paused\t%s\n", printable(v.Paused))
+		}
 		if !v.Running {
 			return
 		}
