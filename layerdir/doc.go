@@ -9,6 +9,9 @@
 //   - [IndexDisk] and [PartitionDisk] put many layers behind one device.
 //   - [ReadChain], [WriteChain] and [CheckChain] keep layerchain.json.
 //
+// Files that are made have the mode 0600 and new folders 0700: layers hold set-user-ID programs, and both hold
+// secrets. Whoever wants to share a layer changes that.
+//
 // # Trees
 //
 // A layer of the format [Tree] is for overlays in a user namespace: whiteouts are character devices 0:0,

@@ -127,7 +127,7 @@ func PartitionDisk(table string, layers []string) (disk []Extent, err error) {
 // writeNew writes a file that must not exist, and removes it when that fails. It is not synced: it
 // lives no longer than a mount.
 func writeNew(path string, write func(*os.File) error) (err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,7 @@ func (o *output) mkdirAll(dir string) error {
 			return err
 		}
 	}
-	switch err := os.Mkdir(dir, 0o755); {
+	switch err := os.Mkdir(dir, 0o700); {
 	case err == nil:
 		o.made = append(o.made, dir)
 	case !errors.Is(err, fs.ErrExist):
@@ -161,10 +161,6 @@ func (o *output) mkdirAll(dir string) error {
 func (o *output) commit(replace bool) error {
 	if err := o.file.Sync(); err != nil {
 		return explain(err)
-	}
-	// So far it was private; layers and scratches have the usual mode.
-	if err := o.file.Chmod(0o644); err != nil {
-		return err
 	}
 	tmp := o.file.Name()
 	if err := o.file.Close(); err != nil {

@@ -401,7 +401,7 @@ func (s *Store) putChain(ctx context.Context, chain, layer object, parents []str
 		}
 		defer func() { err = errors.Join(err, t.remove()) }()
 		out := filepath.Join(t.dir, "chain")
-		if err := os.Mkdir(out, 0o755); err != nil {
+		if err := os.Mkdir(out, 0o700); err != nil {
 			return explain(err)
 		}
 		files, err := os.ReadDir(s.path(string(layer)))

@@ -70,7 +70,8 @@ const (
 )
 
 // Open opens the store in dir, which is made when it does not exist, and removes what processes that
-// were killed left half done.
+// were killed left half done. The store is for nobody but its owner: folders have the mode 0700 and files 0600.
+// Virtual machines and user namespaces that run as others are given descriptors.
 func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -87,9 +88,12 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	s := &Store{dir: abs, o: o}
 	for _, d := range []string{layersDir, chainsDir, imagesDir, leasesDir, locksDir, tmpDir} {
-		if err := os.MkdirAll(s.path(d), 0o755); err != nil {
+		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return nil, fmt.Errorf("open store %s: %w", abs, explain(err))
 		}
+	}
+	if err := private(abs); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", abs, err)
 	}
 	// Links are resolved so that paths of the store compare with those that machines report.
 	if s.dir, err = filepath.EvalSymlinks(abs); err != nil {
@@ -99,6 +103,16 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open store %s: remove what was left half done: %w", abs, err)
 	}
 	return s, nil
+}
+
+// private takes the folder of a store away from others: its layers have set-user-ID programs and secrets, its
+// records say what is mounted. An earlier version left it to the umask.
+func private(dir string) error {
+	st, err := os.Stat(dir)
+	if err != nil || runtime.GOOS == "windows" || st.Mode().Perm()&0o077 == 0 {
+		return err
+	}
+	return explain(os.Chmod(dir, 0o700))
 }
 
 // Dir is the folder of the store.
@@ -179,7 +193,7 @@ func explain(err error) error {
 
 // writeFile writes and syncs a file.
 func writeFile(path string, b []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return explain(err)
 	}
@@ -194,7 +208,7 @@ func writeFile(path string, b []byte) (err error) {
 func commit(from, to string) error {
 	parent := filepath.Dir(to)
 	for attempt := 0; ; attempt++ {
-		if err := os.MkdirAll(parent, 0o755); err != nil {
+		if err := os.MkdirAll(parent, 0o700); err != nil {
 			return explain(err)
 		}
 		err := os.Rename(from, to)

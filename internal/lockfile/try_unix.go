@@ -21,6 +21,6 @@ func try(f *os.File, shared bool) (bool, error) {
 	return err == nil, err
 }
 
-func open(path string, flags int) (*os.File, error) { return os.OpenFile(path, flags, 0o644) }
+func open(path string, flags int) (*os.File, error) { return os.OpenFile(path, flags, 0o600) }
 
 func remove(path string) error { return os.Remove(path) }
