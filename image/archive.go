@@ -48,7 +48,7 @@ func openDocker(ctx context.Context, s Source, t *tarFiles, o Options) (*Image, 
 		return nil, err
 	}
 	f := newFinder(nil, o.Platform)
-	if p := cf.Platform(); f.explicit && p != nil && !f.matches(*p, false) {
+	if p := cf.Platform(); f.explicit && p != nil && !f.serves(*p, runnable) {
 		return nil, fmt.Errorf("%w %s: it is for %s", ErrPlatform, f.want, img.Platform)
 	}
 	if len(e.Layers) > maxLayers {

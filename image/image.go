@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"runtime"
 	"time"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // Limits on what an image may say of itself. All are far above what real images have.
@@ -45,37 +43,28 @@ var (
 	ErrAmbiguous = errors.New("there are several images")
 )
 
-// Platform is what an image is made for.
-type Platform struct {
-	OS           string `json:"os"`
-	Architecture string `json:"architecture"`
-	Variant      string `json:"variant,omitempty"`
-	OSVersion    string `json:"osVersion,omitempty"`
-}
-
-// String is the platform as OS/ARCH[/VARIANT].
-func (p Platform) String() string {
-	return v1.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}.String()
-}
-
-// ParsePlatform reads OS/ARCH[/VARIANT].
-func ParsePlatform(s string) (Platform, error) {
-	p, err := v1.ParsePlatform(s)
-	if err != nil || p.OS == "" || p.Architecture == "" {
-		return Platform{}, fmt.Errorf("platform %q: give OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64", s)
-	}
-	return Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}, nil
-}
-
 // Config is what the image says of the program to run in it.
 type Config struct {
-	Entrypoint []string          `json:"entrypoint,omitempty"`
-	Cmd        []string          `json:"cmd,omitempty"`
-	Env        []string          `json:"env,omitempty"`
-	WorkingDir string            `json:"workingDir,omitempty"`
-	User       string            `json:"user,omitempty"` // name or uid, perhaps with ":" and group or gid
-	Labels     map[string]string `json:"labels,omitempty"`
-	StopSignal string            `json:"stopSignal,omitempty"`
+	Entrypoint  []string          `json:"entrypoint,omitempty"`
+	Cmd         []string          `json:"cmd,omitempty"`
+	Env         []string          `json:"env,omitempty"`
+	WorkingDir  string            `json:"workingDir,omitempty"`
+	User        string            `json:"user,omitempty"` // name or uid, perhaps with ":" and group or gid
+	Labels      map[string]string `json:"labels,omitempty"`
+	StopSignal  string            `json:"stopSignal,omitempty"`  // what ends the program: a name, with or without SIG, or a number
+	Volumes     []string          `json:"volumes,omitempty"`     // paths whose content outlives a container, sorted
+	Ports       []string          `json:"ports,omitempty"`       // PORT[/PROTOCOL] that it listens on, sorted
+	Shell       []string          `json:"shell,omitempty"`       // what commands in the form of a shell are given to
+	Healthcheck *Healthcheck      `json:"healthcheck,omitempty"` // nil: none
+}
+
+// Healthcheck says how to find out whether the program is well. Strata shows it and does not run it.
+type Healthcheck struct {
+	Test        []string      `json:"test,omitempty"` // CMD and arguments, CMD-SHELL and a command, or NONE
+	Interval    time.Duration `json:"interval,omitempty"`
+	Timeout     time.Duration `json:"timeout,omitempty"`
+	StartPeriod time.Duration `json:"startPeriod,omitempty"`
+	Retries     int           `json:"retries,omitempty"`
 }
 
 // Image is one image for one platform, described. Its methods may be called concurrently.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -149,11 +150,11 @@ func (f *finder) choose(ctx context.Context, list []v1.Descriptor, depth int) (v
 	return v1.Descriptor{}, nil, fmt.Errorf("%w %s: there are %s", ErrPlatform, f.want, strings.Join(have, ", "))
 }
 
-// fitting are the images for the platform: those for just that one if there are some, else those that will do.
+// fitting are the images for the platform: those that serve it best.
 func (f *finder) fitting(images []v1.Descriptor) []v1.Descriptor {
-	for _, exact := range []bool{true, false} {
+	for _, c := range []closeness{exactly, similar, runnable} {
 		out := slices.DeleteFunc(slices.Clone(images), func(d v1.Descriptor) bool {
-			return d.Platform == nil || !f.matches(*d.Platform, exact)
+			return d.Platform == nil || !f.serves(*d.Platform, c)
 		})
 		if len(out) > 0 {
 			return out
@@ -217,32 +218,14 @@ func (f *finder) configMatches(ctx context.Context, manifest []byte) error {
 	if err != nil {
 		return err
 	}
-	if p := cf.Platform(); p == nil || !f.matches(*p, false) {
+	if p := cf.Platform(); p == nil || !f.serves(*p, runnable) {
 		return fmt.Errorf("%w %s: there is %v", ErrPlatform, f.want, p)
 	}
 	return nil
 }
 
-// defaultVariant is the variant that is meant where none is said.
-var defaultVariant = map[string]string{"arm64": "v8", "arm": "v7", "amd64": "v1"}
-
-// matches reports whether p can serve what is wanted; exact leaves out variants that merely may do.
-func (f *finder) matches(p v1.Platform, exact bool) bool {
-	if p.OS != f.want.OS || p.Architecture != f.want.Architecture ||
-		f.want.OSVersion != "" && !strings.HasPrefix(p.OSVersion, f.want.OSVersion) {
-		return false
-	}
-	normal := func(v string) string {
-		if v == "" {
-			return defaultVariant[p.Architecture]
-		}
-		return v
-	}
-	// A machine runs what is made for older ones of its kind.
-	return normal(p.Variant) == normal(f.want.Variant) || !exact && normal(p.Variant) < normal(f.want.Variant)
-}
-
 func newFinder(b blobs, want Platform) *finder {
+	want = want.normalize()
 	f := &finder{b: b, want: want, explicit: want != Platform{}, seen: map[v1.Hash]bool{}}
 	if f.want.OS == "" {
 		f.want.OS = "linux"
@@ -294,7 +277,7 @@ func (f *finder) assemble(ctx context.Context, s Source, name string, d v1.Descr
 	if err := img.describe(cf, raw); err != nil {
 		return nil, err
 	}
-	if p := cf.Platform(); f.explicit && p != nil && !f.matches(*p, false) {
+	if p := cf.Platform(); f.explicit && p != nil && !f.serves(*p, runnable) {
 		return nil, fmt.Errorf("%w %s: it is for %s", ErrPlatform, f.want, img.Platform)
 	}
 	if len(m.Layers) > maxLayers {
@@ -330,9 +313,13 @@ func (f *finder) layer(ctx context.Context, d v1.Descriptor) (io.ReadCloser, err
 func (i *Image) describe(cf *v1.ConfigFile, raw []byte) error {
 	i.RawConfig = raw
 	i.Created = cf.Created.Time
-	i.Platform = Platform{OS: cf.OS, Architecture: cf.Architecture, Variant: cf.Variant, OSVersion: cf.OSVersion}
+	i.Platform = Platform{OS: cf.OS, Architecture: cf.Architecture, Variant: cf.Variant, OSVersion: cf.OSVersion}.normalize()
 	c := cf.Config
-	i.Config = Config{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkingDir: c.WorkingDir, User: c.User, Labels: c.Labels, StopSignal: c.StopSignal}
+	i.Config = Config{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkingDir: c.WorkingDir, User: c.User, Labels: c.Labels,
+		StopSignal: c.StopSignal, Volumes: slices.Sorted(maps.Keys(c.Volumes)), Ports: slices.Sorted(maps.Keys(c.ExposedPorts)), Shell: c.Shell}
+	if h := c.Healthcheck; h != nil {
+		i.Config.Healthcheck = &Healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, Retries: h.Retries}
+	}
 	for _, id := range cf.RootFS.DiffIDs {
 		if id.Algorithm != "sha256" {
 			return fmt.Errorf("%w: diff id %s: only sha256 is known", ErrUnsupported, id)

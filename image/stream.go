@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -23,7 +24,7 @@ type checked struct {
 	n        int64
 	limit    int64 // 0: none
 	limitErr error
-	progress func(int64)
+	progress *throttle // nil: nobody asks
 	err      error
 }
 
@@ -71,7 +72,7 @@ func (c *checked) Read(b []byte) (int, error) {
 		c.sum.Write(b[:n])
 	}
 	if c.progress != nil {
-		c.progress(c.n)
+		c.progress.at(c.n, err != nil)
 	}
 	if err == nil {
 		return n, nil
@@ -156,7 +157,9 @@ func newStream(ctx context.Context, l Layer, progress func(int64)) (io.ReadClose
 	if err != nil {
 		return fail(err)
 	}
-	blob.progress = progress
+	if progress != nil {
+		blob.progress = &throttle{tell: progress, step: l.Size / 100, now: time.Now}
+	}
 	tar, err := newChecked(nil, "tar of "+what, l.DiffID, -1)
 	if err != nil {
 		return fail(err)

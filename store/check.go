@@ -116,14 +116,22 @@ func (s *Store) checkObject(ctx context.Context, o object) (int64, error) {
 	return 0, s.checkChain(s.path(string(o)))
 }
 
-func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
+// readRecord reads the record of the layer in a folder.
+func readRecord(dir string) (rec record, err error) {
 	b, err := regfile.Read(filepath.Join(dir, recordName), maxLayerRecord)
-	if err != nil {
-		return 0, fmt.Errorf("%w: its record: %w", ErrDamaged, err)
+	if err == nil {
+		err = json.Unmarshal(b, &rec)
 	}
-	var rec record
-	if err := json.Unmarshal(b, &rec); err != nil {
-		return 0, fmt.Errorf("%w: its record: %w", ErrDamaged, err)
+	if err != nil {
+		err = fmt.Errorf("%w: its record: %w", ErrDamaged, err)
+	}
+	return rec, err
+}
+
+func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
+	rec, err := readRecord(dir)
+	if err != nil {
+		return 0, err
 	}
 	f, err := ParseFormat(rec.Format)
 	if err != nil {

@@ -148,6 +148,25 @@ func (s *Store) Folders(img Image, f Format) ([]string, error) {
 	return out, nil
 }
 
+// Size returns how many bytes the layers of an image have in the store, in all the formats that it is kept in. Layers
+// that it shares with other images count in full.
+func (s *Store) Size(img Image) (int64, error) {
+	var n int64
+	seen := map[object]bool{}
+	for _, obj := range img.objects() {
+		if seen[obj] || !strings.HasPrefix(string(obj), layersDir) {
+			continue
+		}
+		seen[obj] = true
+		rec, err := readRecord(s.path(string(obj)))
+		if err != nil {
+			return 0, fmt.Errorf("size of image %s: %w", img.Name, err)
+		}
+		n += rec.Bytes
+	}
+	return n, nil
+}
+
 func (s *Store) imagePath(name string) string { return s.path(imagesDir, hexSum(name)+".json") }
 
 // Images lists the images by name. One whose record cannot be read is left out and named in the error,

@@ -29,6 +29,7 @@ func imageFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "format", Usage: "of the layers: erofs or vhd (ext4), each also with +verity, or dir (images: repeat; default: erofs, on Windows hosts vhd, what is mounted in a user namespace dir)"},
 		maxLayerSizeFlag(),
 		plainHTTP(),
+		&cli.BoolFlag{Name: "any-root", Usage: "take a tar for a root file system although it has none of the folders of one"},
 	}
 }
 
@@ -49,7 +50,11 @@ func imageCommands(e *env) []*cli.Command {
 			Flags: imageFlags(), Action: e.pull,
 		},
 		{
-			Name: "image", Aliases: []string{"images"}, Usage: "images in the store",
+			Name: "images", Usage: "list the images in the store: strata image ls", Action: e.imageList,
+			Description: examples("strata images", "strata --json images"),
+		},
+		{
+			Name: "image", Usage: "images in the store",
 			Commands: []*cli.Command{
 				{Name: "ls", Aliases: []string{"list"}, Usage: "list the images", Action: e.imageList,
 					Description: examples("strata image ls", "strata --json image ls")},
@@ -104,9 +109,18 @@ func (e *env) pull(ctx context.Context, cmd *cli.Command) error {
 func (e *env) printPulled(cmd *cli.Command, list []pulled) error {
 	return e.print(cmd, list, func(w io.Writer) {
 		for _, p := range list {
-			fmt.Fprintf(w, "%s: %d layers, %d converted, in %s\n", printable(p.Name), p.Layers, p.Converted, time.Duration(p.Millis)*time.Millisecond)
+			fmt.Fprintf(w, "%s: %s, %d converted, in %s\n", printable(p.Name), plural(p.Layers, "layer"), p.Converted,
+				time.Duration(p.Millis)*time.Millisecond)
 		}
 	})
+}
+
+// plural is a number of things: "1 layer", "2 layers".
+func plural(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // formats reads --format.
@@ -182,7 +196,7 @@ func notImported(text string) error {
 
 // imageOptions are what --platform and --plain-http say. limit is in bytes, for each layer.
 func imageOptions(cmd *cli.Command, limit int64) (o image.Options, err error) {
-	o = image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
+	o = image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http"), AnyRoot: cmd.Bool("any-root")}
 	if s := cmd.String("platform"); s != "" {
 		if o.Platform, err = image.ParsePlatform(s); err != nil {
 			return o, usage(cmd, "--platform: %w", err)
@@ -209,12 +223,20 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	defer bars.finish()
 	o.OnRetry = bars.retry
 	img, closeImage, err := openImage(ctx, st, src, o)
+	if errors.Is(err, image.ErrNotRoot) && e.agrees(fmt.Sprintf("%v.\nImport it as a root file system?", err)) {
+		o.AnyRoot = true
+		img, closeImage, err = openImage(ctx, st, src, o)
+	}
+	if errors.Is(err, image.ErrNotRoot) {
+		err = fmt.Errorf("%w, or --any-root", err)
+	}
 	if err != nil {
 		return rec, p, err
 	}
 	defer func() { err = errors.Join(err, closeImage()) }()
-	if a := img.Platform.Architecture; cmd.String("platform") == "" && a != "" && a != runtime.GOARCH {
-		e.say("strata: image %s is for %s; its programs will not run on this machine", printable(img.Name), img.Platform)
+	if cmd.String("platform") == "" && !img.Platform.RunsOn(runtime.GOARCH) {
+		e.say("strata: image %s is for %s: this machine, linux/%s, does not run its programs unless it emulates that",
+			printable(img.Name), printable(img.Platform.String()), runtime.GOARCH)
 	}
 	rec, err = img.Import(ctx, st, image.ImportOptions{Name: name, Formats: fs, MaxLayerBytes: limit, Progress: bars.tell})
 	bars.finish()
@@ -223,6 +245,29 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	}
 	return rec, pulled{Name: rec.Name, Digest: rec.Digest, Platform: rec.Platform, Layers: len(rec.Layers), Converted: bars.converted(),
 		Formats: rec.Formats, Millis: time.Since(start).Milliseconds()}, nil
+}
+
+// agrees asks a person; where there is none the answer is no.
+func (e *env) agrees(question string) bool {
+	if _, in := terminal(e.stdin); !in {
+		return false
+	}
+	if _, out := terminal(e.stderr); !out {
+		return false
+	}
+	fmt.Fprintf(e.stderr, "strata: %s [y/N] ", question)
+	var answer string
+	_, _ = fmt.Fscanln(e.stdin, &answer) // no answer is a no
+	return strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes")
+}
+
+// samePlatform reports whether a platform that was asked for is that of an image; none asked for is any.
+func samePlatform(wanted, have string) bool {
+	if wanted == "" || wanted == have {
+		return true
+	}
+	p, err := image.ParsePlatform(wanted)
+	return err == nil && p.String() == have
 }
 
 // openImage opens an image to be imported. What has to be unpacked before it can be read lies in the store,
@@ -265,6 +310,7 @@ type listed struct {
 	Digest   string    `json:"digest"`
 	Platform string    `json:"platform"`
 	Layers   int       `json:"layers"`
+	Size     int64     `json:"size"` // bytes of its layers in the store, in all formats; -1: not known
 	Formats  []string  `json:"formats"`
 	Imported time.Time `json:"imported"`
 }
@@ -277,15 +323,28 @@ func (e *env) imageList(ctx context.Context, cmd *cli.Command) error {
 	images, err := st.Images()
 	list := []listed{}
 	for _, i := range images {
-		list = append(list, listed{i.Name, i.Digest, i.Platform, len(i.Layers), i.Formats, i.Imported})
+		n, serr := st.Size(i)
+		if serr != nil {
+			n = -1 // strata store check says what is wrong
+		}
+		list = append(list, listed{i.Name, i.Digest, i.Platform, len(i.Layers), n, i.Formats, i.Imported})
 	}
 	perr := e.print(cmd, list, func(w io.Writer) {
-		fmt.Fprintln(w, "NAME\tDIGEST\tPLATFORM\tLAYERS\tFORMATS\tIMPORTED")
+		fmt.Fprintln(w, "NAME\tDIGEST\tPLATFORM\tLAYERS\tSIZE\tFORMATS\tIMPORTED")
 		for _, i := range list {
-			fmt.Fprintf(w, "%s\t%.19s\t%s\t%d\t%s\t%s\n", printable(i.Name), i.Digest, i.Platform, i.Layers, strings.Join(i.Formats, ","), i.Imported.Format(time.DateTime))
+			fmt.Fprintf(w, "%s\t%.19s\t%s\t%d\t%s\t%s\t%s\n", printable(i.Name), i.Digest, printable(i.Platform), i.Layers, known(i.Size),
+				strings.Join(i.Formats, ","), i.Imported.Format(time.DateTime))
 		}
 	})
 	return errors.Join(err, perr)
+}
+
+// known is a size, or a question mark.
+func known(n int64) string {
+	if n < 0 {
+		return "?"
+	}
+	return size(n)
 }
 
 func (e *env) imageRemove(ctx context.Context, cmd *cli.Command) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -32,7 +33,7 @@ func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
 	out := []inspected{}
 	for _, ref := range cmd.Args().Slice() {
 		img, err := findImage(st, ref)
-		if wanted := cmd.String("platform"); errors.Is(err, store.ErrNotFound) || err == nil && wanted != "" && wanted != img.Platform {
+		if wanted := cmd.String("platform"); errors.Is(err, store.ErrNotFound) || err == nil && !samePlatform(wanted, img.Platform) {
 			img, err = describeSource(ctx, cmd, ref)
 		}
 		if err != nil {
@@ -61,6 +62,7 @@ func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
 			}
 			fmt.Fprintf(w, "Name:\t%s\nDigest:\t%s\nSource:\t%s\nPlatform:\t%s\nImported:\t%s\n", printable(i.Name), i.Digest, printable(i.Source), printable(i.Platform), imported)
 			fmt.Fprintf(w, "Entrypoint:\t%q\nCmd:\t%q\nEnv:\t%q\nWorkdir:\t%s\nUser:\t%s\n", i.Run.Entrypoint, i.Run.Cmd, i.Run.Env, printable(i.Run.WorkingDir), printable(i.Run.User))
+			writeRun(w, i.Run)
 			for n, l := range i.Layers {
 				fmt.Fprintf(w, "Layer %d:\t%s\n", n+1, l.DiffID)
 			}
@@ -71,6 +73,27 @@ func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
 			}
 		}
 	})
+}
+
+// writeRun prints what else an image says of its program; what it does not say is left out.
+func writeRun(w io.Writer, c image.Config) {
+	if c.StopSignal != "" {
+		fmt.Fprintf(w, "Stop signal:\t%s\n", printable(c.StopSignal))
+	}
+	for _, l := range []struct {
+		name string
+		list []string
+	}{{"Volumes", c.Volumes}, {"Ports", c.Ports}, {"Shell", c.Shell}} {
+		if len(l.list) > 0 {
+			fmt.Fprintf(w, "%s:\t%q\n", l.name, l.list)
+		}
+	}
+	if h := c.Healthcheck; h != nil {
+		fmt.Fprintf(w, "Healthcheck:\t%q every %s, within %s, %d retries (shown only: Strata does not run it)\n", h.Test, h.Interval, h.Timeout, h.Retries)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Labels)) {
+		fmt.Fprintf(w, "Label:\t%q = %q\n", name, c.Labels[name])
+	}
 }
 
 // describeSource describes an image that is not in the store, as the store would if it were.

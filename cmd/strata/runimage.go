@@ -59,7 +59,7 @@ func (e *env) useImage(ctx context.Context, cmd *cli.Command, ref, owner string)
 	if err == nil && !slices.Contains(img.Formats, fs[0].String()) {
 		ref, name = img.Source, img.Name // again from where it came, whatever it is called here
 	}
-	if _, serr := os.Stat(ref); serr == nil || err != nil || wanted != "" && wanted != img.Platform || name != "" {
+	if _, serr := os.Stat(ref); serr == nil || err != nil || !samePlatform(wanted, img.Platform) || name != "" {
 		// A file may have changed since, and what it holds that is in the store is not converted again.
 		if img, _, err = e.importImage(ctx, cmd, ref, name); err != nil {
 			return use, err
