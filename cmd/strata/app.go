@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,17 +19,25 @@ import (
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
 
+	"github.com/stratavm/strata/internal/plaintext"
 	"github.com/stratavm/strata/internal/userns"
 )
 
 // env is what commands work with: everything they know of the outside that is not an argument.
 type env struct {
 	command        []string // after "--"
+	dashes         bool     // whether there is a "--"
+	json           bool     // --json
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
-	silence        time.Duration
+	lookupEnv      func(string) (string, bool)
+	silence        time.Duration // how long a VM may say nothing
+	grace          time.Duration // between a signal and our end, for each of: the program, and what is taken away
+	interrupts     *interrupts
 }
+
+const onWindows = runtime.GOOS == "windows"
 
 // groups are the commands in the order of the help. Each group is one file.
 var groups = []func(*env) []*cli.Command{
@@ -52,8 +61,13 @@ in it; "strata unmount" takes it away again. "strata run" does all of that in on
 There is no daemon: every command works from the state directory, and mends first what an earlier
 command that was interrupted left there.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. exec and run answer with the exit
-code of the program, and with 125 when it could not be started.`
+Exit codes: 0 success, 1 failure, 2 wrong usage, 128+n interrupted by signal n (130: Ctrl-C). exec and run
+answer with the exit code of the program, 128+n when signal n ended it, and when it could not be started with
+127 (no such program), 126 (it cannot be executed) or 125 (anything else). Ctrl-C ends a command and takes back
+what it began; a second one ends it at once, and leaves the rest to strata recover.
+
+With --json results are JSON on standard output. What goes wrong is on standard error, one document a line:
+{"error": "...", "exitCode": 1}; what is worth knowing before: {"notice": "..."}.`
 
 func (e *env) root() *cli.Command {
 	root := &cli.Command{
@@ -186,32 +200,64 @@ func (e *env) logger(cmd *cli.Command) *slog.Logger {
 	if cmd.Bool("verbose") {
 		level = slog.LevelDebug
 	}
+	if e.json {
+		return slog.New(slog.NewJSONHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+	}
 	return slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// print writes v as JSON when asked to, else what text writes.
+// print writes v as JSON when asked to, else what text writes. Text from elsewhere cannot act on the terminal.
 func (e *env) print(cmd *cli.Command, v any, text func(w io.Writer)) error {
 	if cmd.Bool("json") {
-		enc := json.NewEncoder(e.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(v)
+		return writeJSON(e.stdout, v, "  ")
 	}
-	tw := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	tw := tabwriter.NewWriter(plaintext.Writer{W: e.stdout}, 0, 8, 2, ' ', 0)
 	text(tw)
 	return tw.Flush()
 }
 
-// say tells a person what happens; scripts look at standard output.
-func (e *env) say(format string, args ...any) { fmt.Fprintf(e.stderr, format+"\n", args...) }
+func writeJSON(w io.Writer, v any, indent string) error {
+	var doc bytes.Buffer
+	enc := json.NewEncoder(&doc)
+	enc.SetIndent("", indent)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	_, err := w.Write(plaintext.JSON(doc.Bytes()))
+	return err
+}
+
+// stderrJSON writes one document on a line to standard error. It cannot be reported where that fails.
+func (e *env) stderrJSON(v any) { _ = writeJSON(e.stderr, v, "") }
+
+// say tells a person what happens; scripts look at standard output. The arguments may hold text from elsewhere.
+func (e *env) say(format string, args ...any) {
+	text := plaintext.Sprintf(format, args...)
+	if e.json {
+		e.stderrJSON(struct {
+			Notice string `json:"notice"`
+		}{strings.TrimPrefix(text, "strata: ")})
+		return
+	}
+	fmt.Fprintln(e.stderr, text)
+}
 
 // terminal reports whether f is one, and its descriptor.
 func terminal(f any) (fd int, ok bool) {
-	file, ok := f.(*os.File)
+	file, ok := f.(interface{ Fd() uintptr })
 	if !ok {
 		return 0, false
 	}
 	fd = int(file.Fd())
 	return fd, term.IsTerminal(fd)
+}
+
+// count is a number of things: "1 layer", "2 layers".
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // absolute makes paths absolute and refuses empty ones.

@@ -37,7 +37,7 @@ func TestSplitArgs(t *testing.T) {
 
 func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
-		"/layers/a b": "/layers/a b", "/ü": "/ü", "a\nb": `"a\nb"`, "\x1b[2J": `"\x1b[2J"`, "\xff": `"\xff"`,
+		"/layers/a b": "/layers/a b", "/ü": "/ü", "a\nb": `a\nb`, "\x1b[2J": `\x1b[2J`, "\xff": `\xff`, "a\u202eb": `a\u202eb`,
 	} {
 		if got := printable(in); got != want {
 			t.Errorf("printable(%q) = %s, want %s", in, got, want)

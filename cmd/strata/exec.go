@@ -30,7 +30,8 @@ func execCommands(e *env) []*cli.Command {
 	one := 1
 	return []*cli.Command{{
 		Name: "exec", Usage: "run a program in a container's root", ArgsUsage: "ID [--] PROGRAM [ARG...]",
-		Description: "The exit code is that of the program; 125 when it could not be started.\n\n" +
+		Description: "The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such program, 126 when\n" +
+			"it cannot be executed, 125 when it was not started for another reason. Signals are as for strata run.\n\n" +
 			examples("strata exec web cat /etc/os-release", "strata exec -it web sh",
 				"strata exec --env LANG=C --workdir /srv --user www-data web -- id",
 				"strata exec --in-vm -- cat /proc/mounts   # in the VM itself"),
@@ -45,7 +46,7 @@ func processFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "interactive", Aliases: []string{"i"}, Usage: "connect standard input"},
 		&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "give it a terminal"},
-		&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "`KEY=VALUE` (repeat)"},
+		&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "`KEY=VALUE`, or KEY to pass on its value (repeat)"},
 		&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "`DIR` in the root"},
 		&cli.StringFlag{Name: "user", Aliases: []string{"u"}, Usage: "name, uid, uid:gid or name:group"},
 	}
@@ -62,21 +63,14 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 			return usage(cmd, "the id of the container is empty; for the VM itself: --in-vm")
 		}
 	}
-	args = append(args, e.command...)
-	if len(args) == 0 {
+	if args = e.program(args); len(args) == 0 {
 		return usage(cmd, "give a program to run")
 	}
 	spec, err := e.spec(cmd, args)
 	if err != nil {
 		return err
 	}
-	if err := e.execIn(ctx, cmd, id, spec); err != nil {
-		if _, ok := errors.AsType[*exitError](err); ok {
-			return err
-		}
-		return &exitError{exitNotRun, err}
-	}
-	return nil
+	return notRun(e.execIn(ctx, cmd, id, spec))
 }
 
 // execIn runs a program beside whatever else works with the VM: it reads the books and takes no lock.
@@ -116,7 +110,22 @@ func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm
 			e.say("strata: closing the connection to the VM: %v", err)
 		}
 	}()
-	return e.runProgram(ctx, r, spec)
+	return e.explainEnd(ctx, dir, name, e.runProgram(ctx, r, spec))
+}
+
+// explainEnd says that a VM has ended where that is why a program failed.
+func (e *env) explainEnd(ctx context.Context, dir, name string, err error) error {
+	ee, ok := errors.AsType[*exitError](err)
+	if !ok || ee.err == nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.grace/2)
+	defer cancel()
+	info, ierr := strata.InspectVM(limited, dir)
+	if ierr == nil && info.Running || ierr != nil && !errors.Is(ierr, strata.ErrNoVM) {
+		return err
+	}
+	return &exitError{ee.code, fmt.Errorf("VM %q has ended while the program ran: %w", name, ee.err)}
 }
 
 // runProgram runs a program and turns its exit code into ours.
@@ -133,15 +142,14 @@ func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessS
 
 // spec reads the process flags.
 func (e *env) spec(cmd *cli.Command, args []string) (vmm.ProcessSpec, error) {
+	env, err := e.environment(cmd)
+	if err != nil {
+		return vmm.ProcessSpec{}, err
+	}
 	s := vmm.ProcessSpec{
-		Args: args, Env: append([]string{defaultPath}, cmd.StringSlice("env")...),
+		Args: args, Env: append([]string{defaultPath}, env...),
 		Dir: cmd.String("workdir"), User: cmd.String("user"),
 		Stdout: e.stdout, Stderr: e.stderr,
-	}
-	for _, kv := range cmd.StringSlice("env") {
-		if strings.IndexByte(kv, '=') <= 0 {
-			return s, usage(cmd, "--env %q: give KEY=VALUE", kv)
-		}
 	}
 	if s.Dir != "" && !hostpath.IsAbs(s.Dir) {
 		return s, usage(cmd, "--workdir %q: give an absolute path", s.Dir)
@@ -164,6 +172,25 @@ func (e *env) spec(cmd *cli.Command, args []string) (vmm.ProcessSpec, error) {
 	return s, nil
 }
 
+// environment reads --env: KEY=VALUE, or the name of a variable to pass on, which is left out where it is not set.
+func (e *env) environment(cmd *cli.Command) (env []string, err error) {
+	for _, kv := range cmd.StringSlice("env") {
+		key, _, whole := strings.Cut(kv, "=")
+		if key == "" {
+			return nil, usage(cmd, "--env %q: give KEY=VALUE, or KEY to pass on its value", kv)
+		}
+		if !whole {
+			value, set := e.lookupEnv(key)
+			if !set {
+				continue
+			}
+			kv += "=" + value
+		}
+		env = append(env, kv)
+	}
+	return env, nil
+}
+
 func terminalSize(fd int) (width, height uint16) {
 	w, h, err := term.GetSize(fd)
 	if err != nil || w <= 0 || h <= 0 || w > 0xffff || h > 0xffff {
@@ -173,7 +200,7 @@ func terminalSize(fd int) (width, height uint16) {
 }
 
 // process runs one program to its end. When ctx ends the program is told to end, and killed if it
-// takes longer than the grace.
+// takes longer than the grace; a guest that does not answer is not waited for.
 func (e *env) process(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec) (code int, err error) {
 	if spec.Terminal {
 		fd, _ := terminal(e.stdin)
@@ -181,7 +208,8 @@ func (e *env) process(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec
 		if err != nil {
 			return 0, fmt.Errorf("terminal: %w", err)
 		}
-		defer func() { err = errors.Join(err, term.Restore(fd, old)) }()
+		stop := e.interrupts.onExit(func() { _ = term.Restore(fd, old) }) // as well as it can be
+		defer func() { stop(); err = errors.Join(err, term.Restore(fd, old)) }()
 	}
 	if spec.Stdin != nil {
 		// The reader must not hold up our own end: standard input cannot be interrupted while it is read.
@@ -201,27 +229,48 @@ func (e *env) process(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec
 	defer func() { err = errors.Join(err, p.Close()) }()
 
 	// From here the program decides; ctx only asks it to end.
-	alive, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
+	alive, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
 	if spec.Terminal {
 		stop := e.followSize(alive, p)
 		defer stop()
 	}
-	ended := context.AfterFunc(ctx, func() {
-		_ = p.Signal(alive, int(syscall.SIGTERM)) // it may have just ended
-		select {
-		case <-alive.Done():
-		case <-time.After(grace):
-			_ = p.Signal(alive, int(syscall.SIGKILL))
-			select {
-			case <-alive.Done():
-			case <-time.After(grace):
-				cancel() // the guest does not answer any more
-			}
-		}
-	})
+	defer e.interrupts.passQuit(func() {
+		go e.signal(alive, p, syscall.SIGQUIT) // a program that does not hear it is interrupted by the next signal
+	})()
+	ended := context.AfterFunc(ctx, func() { cancel(e.end(alive, p)) })
 	defer ended()
 	return p.Wait(alive)
+}
+
+var (
+	errSilent   = errors.New("the guest does not answer; the program is left to itself")
+	errStubborn = errors.New("the program does not end")
+)
+
+// end ends a program: SIGTERM, and SIGKILL after the grace. It returns when that did not help, or alive ends.
+func (e *env) end(alive context.Context, p vmm.Process) error {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		sent := time.Now()
+		if err := e.signal(alive, p, sig); err != nil && alive.Err() == nil {
+			return fmt.Errorf("%w: %w", errSilent, err)
+		}
+		t := time.NewTimer(e.grace - time.Since(sent))
+		defer t.Stop()
+		select {
+		case <-alive.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+	return errStubborn
+}
+
+// signal sends a signal to a program, within half the grace: a guest that takes longer does not answer.
+func (e *env) signal(ctx context.Context, p vmm.Process, sig syscall.Signal) error {
+	limited, cancel := context.WithTimeout(ctx, e.grace/2)
+	defer cancel()
+	return p.Signal(limited, int(sig))
 }
 
 // followSize tells the guest when the terminal changes its size.

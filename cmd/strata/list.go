@@ -100,7 +100,9 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 	}
 	out := []recovered{}
 	var errs []error
-	ids, err := e.sweepRuns(ctx, cmd, func(r runRecord) bool { return cmd.Args().Len() == 0 || slices.Contains(names, r.VM) })
+	ids, err := e.sweep(ctx, cmd, func(r strata.RunRecord) bool {
+		return cmd.Args().Len() == 0 || slices.Contains(names, r.VM)
+	})
 	for _, id := range ids {
 		out = append(out, recovered{Run: id})
 	}

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/internal/plaintext"
 )
 
 // version is set by the build.
@@ -20,21 +22,23 @@ func main() {
 	if code, ok := guestMain(); ok {
 		os.Exit(code)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first signal ends ctx: what is under way is taken back or left for the next command to
-	// mend. From then on signals have their usual effect, so that a second one ends us at once.
-	context.AfterFunc(ctx, stop)
-	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, silence: silence}
+	i := &interrupts{}
+	ctx := i.watch(context.Background())
+	e := &env{stdin: os.Stdin, stdout: output{os.Stdout, i}, stderr: output{os.Stderr, i},
+		getenv: os.Getenv, lookupEnv: os.LookupEnv, silence: silence, grace: grace, interrupts: i}
 	os.Exit(e.run(ctx, os.Args))
 }
 
-// Exit codes. exec and run answer with the program's own code; what goes wrong before the program
-// runs is 125, as in other container tools, to tell it from the program's failures.
+// Exit codes. exec and run answer with the program's own code, 128+n when signal n ended it; what goes wrong before
+// the program runs is 125, 126 or 127, as in other container tools, to tell it from the program's failures. A command
+// that signal n interrupts answers with 128+n too.
 const (
-	exitFailure     = 1
-	exitUsage       = 2
-	exitNotRun      = 125
-	exitInterrupted = 130
+	exitFailure       = 1
+	exitUsage         = 2
+	exitNotRun        = 125
+	exitNotExecutable = 126
+	exitNoProgram     = 127
+	exitInterrupted   = 130
 )
 
 // exitError carries an exit code. Without an error nothing is printed.
@@ -60,7 +64,11 @@ func usage(cmd *cli.Command, format string, args ...any) error {
 // run runs one command line, args[0] being the program, and returns the exit code.
 func (e *env) run(ctx context.Context, args []string) int {
 	head, tail := splitArgs(args)
-	e.command = tail
+	e.command, e.dashes = tail, len(head) < len(args)
+	e.json = slices.ContainsFunc(head, func(a string) bool { return a == "--json" || a == "-json" || a == "--json=true" })
+	if e.interrupts == nil { // in a test
+		e.interrupts = &interrupts{}
+	}
 	err := e.root().Run(ctx, head)
 	if err == nil {
 		return 0
@@ -68,13 +76,33 @@ func (e *env) run(ctx context.Context, args []string) int {
 	code, say := exitFailure, true
 	if ee, ok := errors.AsType[*exitError](err); ok {
 		code, say = ee.code, ee.err != nil
-	} else if ctx.Err() != nil {
+	}
+	if ctx.Err() != nil && (code == exitFailure || code == exitNotRun) {
 		code = exitInterrupted
+		if i, ok := errors.AsType[*interruption](context.Cause(ctx)); ok {
+			code = i.exitCode()
+			say = say && i.sig != syscall.SIGPIPE // as a program that the signal ends
+		}
 	}
 	if say {
-		fmt.Fprintln(e.stderr, "strata:", err)
+		e.fail(err, code)
 	}
 	return code
+}
+
+// failure is what is written to standard error of a command that failed, with --json.
+type failure struct {
+	Error    string `json:"error"`
+	ExitCode int    `json:"exitCode"`
+}
+
+// fail says why a command failed.
+func (e *env) fail(err error, code int) {
+	if e.json {
+		e.stderrJSON(failure{err.Error(), code})
+		return
+	}
+	fmt.Fprintln(e.stderr, "strata:", plaintext.Text(err.Error()))
 }
 
 // splitArgs cuts off what follows the first "--": the program of exec and run, with its arguments.

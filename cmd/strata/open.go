@@ -9,7 +9,6 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -31,12 +30,12 @@ func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.Uti
 	if cmd.Bool("dry-run") {
 		return e.openDry(ctx, cmd, dir)
 	}
-	e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name && !r.Own })
-	return e.takeUp(ctx, cmd, name)
+	e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.VM == name && !r.Own })
+	return e.reopen(ctx, cmd, name)
 }
 
-// takeUp is open without what runs left, and never dry.
-func (e *env) takeUp(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
+// reopen is open without what runs left, and never dry.
+func (e *env) reopen(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
 		return nil, err
@@ -60,7 +59,7 @@ func (e *env) takeUp(ctx context.Context, cmd *cli.Command, name string) (*uvm.U
 
 // openOptions are those of a VM that is opened.
 func (e *env) openOptions(cmd *cli.Command) strata.OpenOptions {
-	return strata.OpenOptions{Logger: e.logger(cmd), ResponseTimeout: e.silence}
+	return strata.OpenOptions{Logger: e.logger(cmd), ResponseTimeout: e.silence, RollbackTimeout: e.grace}
 }
 
 // explain says what to do about a VM that cannot be opened.
@@ -78,38 +77,9 @@ func (e *env) explain(name string, err error) error {
 	return fmt.Errorf("VM %q: %w", name, err)
 }
 
-// close lets go of a VM, which runs on.
+// close closes a VM, which runs on.
 func (e *env) close(vm *uvm.UtilityVM) {
 	if err := vm.Close(); err != nil {
 		e.say("strata: closing the VM: %v", err)
 	}
-}
-
-// stop releases what is mounted in a VM, powers it off (the hard way from the deadline on) and removes its
-// state. When the releasing fails the VM is stopped all the same, as what could not be released goes with it.
-func (e *env) stop(ctx context.Context, vm *uvm.UtilityVM, dir string, deadline time.Time) error {
-	limited, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	var errs []error
-	for _, c := range vm.Claims() {
-		m, err := layers.Open(vm, c.ID())
-		if err == nil {
-			err = m.EndPrograms(limited)
-		}
-		if err == nil {
-			err = m.Release(limited)
-		}
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
-		e.say("strata: not everything could be unmounted before the VM stops: %v", err)
-	}
-	if ctx.Err() != nil {
-		return errors.Join(ctx.Err(), vm.Close())
-	}
-	// Shutdown ends the VM the hard way when its context ends, so that it takes the rest of the time.
-	if err := vm.Shutdown(limited); err != nil {
-		return err
-	}
-	return strata.RemoveVM(ctx, dir)
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/stratavm/strata/internal/plaintext"
 )
 
 // progress tells how far a long piece of work is: a bar that is redrawn on a terminal, a line now and
@@ -104,11 +106,5 @@ func size(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", f, suffix[0])
 }
 
-// printable makes a path safe to show: control characters, which could move a terminal's cursor, are
-// escaped.
-func printable(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\ufffd' }) {
-		return fmt.Sprintf("%q", s)
-	}
-	return s
-}
+// printable is text from elsewhere such that it cannot act on a terminal.
+func printable(s string) string { return plaintext.Line(s) }

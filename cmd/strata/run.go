@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -29,80 +31,149 @@ func runCommands(e *env) []*cli.Command {
 		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
 	}
 	flags = append(append(flags, startFlags()...), imageFlags()...)
+	one := 1
 	return []*cli.Command{{
-		Name: "run", Usage: "start a VM, mount an image or layers, run a program, and take all away again", ArgsUsage: "IMAGE|LAYER... [-- PROGRAM [ARG...]]",
+		Name: "run", Usage: "start a VM, mount an image or layers, run a program, and take all away again",
+		ArgsUsage: "IMAGE [PROGRAM [ARG...]] | LAYER... -- PROGRAM [ARG...]",
 		Description: sources + "It is imported into the store when it is not there; entrypoint, program, environment, folder and\n" +
 			"user are those of the image where the command line does not say otherwise.\n" +
 			"LAYERs are folders or tars, the top-most first. What run makes for itself it removes.\n" +
-			"The exit code is that of the program; 125 when it could not be started.\n\n" +
-			examples("strata run rootfs.tar -- cat /etc/os-release", "strata run debian:12 -- cat /etc/os-release", "strata run -it /layers/app /layers/debian -- bash",
-				"strata run --vm default /layers/debian -- ls -l /"),
-		Flags:  append(flags, processFlags()...),
-		Action: e.runAll,
+			"Flags come before the IMAGE or the first LAYER.\n\n" +
+			"The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such program, 126 when\n" +
+			"it cannot be executed, 125 when it was not started for another reason. Ctrl-C, TERM, a terminal that goes away\n" +
+			"and output that nobody reads any more end the program: TERM, and KILL after 10 seconds. QUIT is passed on to it.\n\n" +
+			examples("strata run debian:12 cat /etc/os-release", "strata run rootfs.tar -- cat /etc/os-release",
+				"strata run -it /layers/app /layers/debian -- bash", "strata run --vm default /layers/debian -- ls -l /"),
+		Flags:        append(flags, processFlags()...),
+		StopOnNthArg: &one,
+		Action:       e.runAll,
 	}}
 }
 
-func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
-	id, err := runArgs(cmd, e.command)
-	if err != nil {
-		return err
+// runInput is a checked command line of run.
+type runInput struct {
+	id          string
+	roots       []string // an image, or layers
+	command     []string
+	spec        vmm.ProcessSpec
+	scratchSize int64
+}
+
+// process reports whether a command mounts on this system itself.
+func inProcess(cmd *cli.Command) bool { return cmd.String("isolation") == "process" }
+
+// runInput reads and checks a command line, before anything is created.
+func (e *env) runInput(cmd *cli.Command) (in runInput, err error) {
+	if in.roots, in.command, err = e.runArgs(cmd); err != nil {
+		return in, err
 	}
-	spec, err := e.spec(cmd, e.command)
-	if err != nil {
-		return err
+	if in.id, err = runID(cmd); err != nil {
+		return in, err
 	}
-	// Everything is read before anything is made.
-	if _, err := e.vmOptions(cmd, ""); err != nil {
-		return err
+	if in.spec, err = e.spec(cmd, in.command); err != nil {
+		return in, err
 	}
-	if cmd.String("isolation") == "process" {
-		if _, err := e.vmDir(cmd, hostVM); err != nil {
-			return &exitError{exitNotRun, err}
+	if _, err = e.vmOptions(cmd, ""); err != nil {
+		return in, err
+	}
+	if inProcess(cmd) {
+		if _, err = e.vmDir(cmd, hostVM); err != nil {
+			return in, &exitError{exitNotRun, err}
 		}
 	}
-	scratchSize, err := parseSize(cmd.String("scratch-size"))
-	if err != nil {
-		return usage(cmd, "--scratch-size: %w", err)
+	if in.scratchSize, err = parseSize(cmd.String("scratch-size")); err != nil {
+		return in, usage(cmd, "--scratch-size: %w", err)
 	}
-	if !cmd.Bool("dry-run") {
-		e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.Own || r.VM == "" }) // of other VMs whoever opens them does
-	}
-	r, err := e.beginRun(ctx, cmd, id)
+	return in, nil
+}
+
+func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
+	in, err := e.runInput(cmd)
 	if err != nil {
-		return &exitError{exitNotRun, err}
+		return err
+	}
+	if cmd.Bool("dry-run") {
+		return notRun(e.prepare(ctx, cmd, nil, &in))
+	}
+	runs, err := e.runs(cmd)
+	if err != nil {
+		return notRun(err)
+	}
+	// What runs left in VMs that others started is taken away by the command that opens such a VM.
+	e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.Own || r.VM == "" })
+	r, err := runs.Begin(ctx, in.id)
+	if errors.Is(err, strata.ErrRunID) {
+		err = fmt.Errorf("%w; choose another --id", err)
+	}
+	if err != nil {
+		return notRun(err)
 	}
 	defer func() {
-		if uerr := e.endRun(ctx, cmd, r); uerr != nil {
+		if uerr := r.End(ctx); uerr != nil {
 			e.say("strata: tidying up: %v; to try again: strata recover", uerr)
 			if err == nil {
 				err = &exitError{code: exitFailure}
 			}
 		}
 	}()
-	if err := e.prepare(ctx, cmd, r, scratchSize, &spec); err != nil {
-		if _, ok := errors.AsType[*exitError](err); ok {
-			return err
-		}
-		return &exitError{exitNotRun, err}
+	if err := e.prepare(ctx, cmd, r, &in); err != nil {
+		return notRun(err)
 	}
-	if cmd.Bool("dry-run") {
-		return nil
-	}
-	return e.runIn(ctx, cmd, r.VM, spec)
+	return e.runIn(ctx, cmd, r.VM(), in.spec)
 }
 
-// runArgs checks a command line of run and gives the id of the container.
-func runArgs(cmd *cli.Command, program []string) (id string, err error) {
+// notRun gives an error the exit code of a program that was not started, unless it has one.
+func notRun(err error) error {
+	if _, ok := errors.AsType[*exitError](err); ok || err == nil {
+		return err
+	}
+	return &exitError{exitNotRun, err}
+}
+
+// runArgs tells the image or the layers of a command line from the program. Flags end before them. What follows an
+// image is the program, with or without a "--" between them; layers end at a "--".
+func (e *env) runArgs(cmd *cli.Command) (roots, program []string, err error) {
 	args := cmd.Args().Slice()
-	process := cmd.String("isolation") == "process"
+	switch {
+	case len(args) == 0:
+		return nil, nil, usage(cmd, "give an image or at least one layer")
+	case len(args) == 1 || e.dashes && allExist(args):
+		roots, program = args, e.command
+	case isImage(args[:1]):
+		return args[:1], e.program(args[1:]), nil
+	case e.dashes:
+		roots, program = args, e.command // the error then names the layer that is not there
+	default:
+		roots = args
+	}
+	if len(program) == 0 && !isImage(roots) {
+		err = usage(cmd, "give a program after --, such as: strata run %s -- /bin/sh", strings.Join(roots, " "))
+	}
+	return roots, program, err
+}
+
+// program is a program whose first words come before a "--", which then belongs to it.
+func (e *env) program(first []string) []string {
+	switch {
+	case len(first) == 0:
+		return e.command
+	case e.dashes:
+		return slices.Concat(first, []string{"--"}, e.command)
+	}
+	return first
+}
+
+func allExist(paths []string) bool {
+	return !slices.ContainsFunc(paths, func(p string) bool { return !exists(p) })
+}
+
+// runID checks the flags of run that depend on each other, and gives the id of the container.
+func runID(cmd *cli.Command) (id string, err error) {
+	process := inProcess(cmd)
 	if id = cmd.String("id"); id == "" {
 		id = "run-" + strings.ToLower(rand.Text()[:8])
 	}
 	switch {
-	case len(args) == 0:
-		err = usage(cmd, "give an image or at least one layer")
-	case len(program) == 0 && !isImage(args):
-		err = usage(cmd, "give a program after --, such as: strata run %s -- /bin/sh", strings.Join(args, " "))
 	case !process && cmd.String("isolation") != "hypervisor":
 		err = usage(cmd, "--isolation %q: use hypervisor or process", cmd.String("isolation"))
 	case process && cmd.String("vm") != "":
@@ -110,48 +181,43 @@ func runArgs(cmd *cli.Command, program []string) (id string, err error) {
 	case cmd.Bool("read-only") && cmd.IsSet("scratch"):
 		err = usage(cmd, "--read-only and --scratch exclude each other")
 	case cmd.IsSet("scratch-size") && (process || cmd.Bool("read-only") || cmd.IsSet("scratch")):
-		err = usage(cmd, "--scratch-size is for the disk that run makes: not with --scratch, --read-only or --isolation=process")
+		err = usage(cmd, "--scratch-size is for the disk that run makes: "+
+			"not with --scratch, --read-only or --isolation=process")
 	case !validName.MatchString(id):
 		err = usage(cmd, "container id %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", id)
 	case id == hostVM && !process && cmd.String("vm") == "":
-		err = usage(cmd, "container id %q: the VM of the run would have this name, which is that of this system itself", id)
+		err = usage(cmd, "container id %q: the VM of the run would have this name, "+
+			"which is that of this system itself", id)
 	}
 	return id, err
 }
 
-// prepare makes everything that the program needs and mounts it.
-func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *runState, scratchSize int64, spec *vmm.ProcessSpec) (err error) {
+// prepare creates everything that the program needs and mounts it. In a dry run, r is nil.
+func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (err error) {
 	var folders []string
-	if args := cmd.Args().Slice(); isImage(args) {
-		use, err := e.useImage(ctx, cmd, args[0], "run of "+r.id)
+	if isImage(in.roots) {
+		use, err := e.useImage(ctx, cmd, in.roots[0], "run of "+in.id)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, use.lease.Release()) }()
-		if err := applyConfig(cmd, spec, use.config, e.command); err != nil {
+		if err := applyConfig(cmd, &in.spec, use.config, in.command); err != nil {
 			return err
 		}
 		folders = use.folders
-	} else if folders, err = e.layerFolders(ctx, cmd, r.dir); err != nil {
+	} else if folders, err = e.layerFolders(ctx, cmd, r, in.roots); err != nil {
 		return err
 	}
-	req, err := request(cmd, r.id, folders)
+	req, err := request(cmd, in.id, folders)
 	if err != nil {
 		return err
 	}
 	if req.Scratch == "" && !cmd.Bool("read-only") {
-		req.Scratch = filepath.Join(r.dir, "scratch")
-		if !cmd.Bool("dry-run") {
-			make := e.makeScratch
-			if cmd.String("isolation") == "process" {
-				make = folderScratch
-			}
-			if _, err := make(ctx, cmd, req.Scratch, scratchSize); err != nil {
-				return err
-			}
+		if req.Scratch, err = e.runScratch(ctx, cmd, r, in); err != nil {
+			return err
 		}
 	}
-	vm, err := e.runVM(ctx, cmd, r)
+	vm, err := e.runVM(ctx, cmd, r, in.id)
 	if err != nil {
 		return err
 	}
@@ -160,16 +226,33 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *runState, scratc
 	e.mountIn(cmd, &req, vm)
 	m, err := layers.Mount(ctx, req)
 	if err != nil {
-		return e.advise(err, r.VM, r.id)
+		return e.advise(err, vm.ID(), in.id)
 	}
-	spec.ContainerID, spec.Root = m.ID, m.Root
+	in.spec.ContainerID, in.spec.Root = m.ID, m.Root
 	return nil
 }
 
+// runScratch creates the scratch of a run that is given none.
+func (e *env) runScratch(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (dir string, err error) {
+	if r == nil {
+		runs, err := e.runs(cmd)
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(runs.Dir, "run", in.id, "scratch"), nil
+	}
+	dir = filepath.Join(r.Dir(), "scratch")
+	if inProcess(cmd) { // a folder that is written to
+		return dir, os.MkdirAll(dir, 0o700)
+	}
+	_, err = e.makeScratch(ctx, cmd, dir, in.scratchSize)
+	return dir, err
+}
+
 // layerFolders imports the tars among the layers.
-func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, work string) ([]string, error) {
+func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, r *strata.Run, args []string) ([]string, error) {
 	var folders []string
-	for i, arg := range cmd.Args().Slice() {
+	for i, arg := range args {
 		fi, err := os.Stat(arg)
 		if err != nil {
 			return nil, fmt.Errorf("layer: %w", err)
@@ -178,10 +261,10 @@ func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, work string) (
 			folders = append(folders, arg)
 			continue
 		}
-		dir := filepath.Join(work, fmt.Sprintf("layer%d", i))
-		if cmd.Bool("dry-run") {
+		if r == nil {
 			return nil, fmt.Errorf("layer %s: a dry run imports nothing; import it first: strata import %s DIR", arg, arg)
 		}
+		dir := filepath.Join(r.Dir(), fmt.Sprintf("layer%d", i))
 		if _, err := e.convert(ctx, cmd, arg, dir); err != nil {
 			return nil, err
 		}
@@ -190,53 +273,30 @@ func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, work string) (
 	return folders, nil
 }
 
-// runVM takes up the VM that was asked for, or starts one.
-func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *runState) (*uvm.UtilityVM, error) {
+// runVM opens the VM that was asked for, or starts one. In a dry run, r is nil.
+func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *strata.Run, id string) (*uvm.UtilityVM, error) {
 	name := cmd.String("vm")
-	if cmd.String("isolation") == "process" {
+	if inProcess(cmd) {
 		name = hostVM
 	}
-	if name == "" && cmd.Bool("dry-run") {
-		return e.open(ctx, cmd, r.id)
+	if r == nil {
+		return e.open(ctx, cmd, cmp.Or(name, id))
 	}
 	if name != "" {
-		vm, err := e.open(ctx, cmd, name)
-		if err != nil {
+		if _, err := e.vmDir(cmd, name); err != nil {
 			return nil, err
 		}
-		// A container that is there already is not ours to take away.
-		if _, err = vm.FindClaim(r.id); err == nil {
-			err = e.advise(fmt.Errorf("container %q: %w", r.id, uvm.ErrClaimed), name, r.id)
-		} else {
-			err = r.note(name, false)
-		}
-		if err != nil {
-			return nil, errors.Join(err, vm.Close())
-		}
-		return vm, nil
+		e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.VM == name && !r.Own })
+		vm, err := r.OpenVM(ctx, name)
+		return vm, e.advise(err, name, id)
 	}
-	dir, err := e.vmDir(cmd, r.id)
+	o, err := e.vmOptions(cmd, "")
 	if err != nil {
 		return nil, err
 	}
-	if exists(dir) {
-		return nil, fmt.Errorf("there is a VM %q already; choose another --id, or to run in it: --vm %s", r.id, r.id)
+	vm, err := r.StartVM(ctx, o)
+	if errors.Is(err, strata.ErrRunID) {
+		err = fmt.Errorf("%w; choose another --id, or to run in it: --vm %s", err, id)
 	}
-	o, err := e.vmOptions(cmd, dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.note(r.id, true); err != nil {
-		return nil, err
-	}
-	vm, err := strata.StartVM(ctx, o)
-	if err != nil {
-		return nil, fmt.Errorf("start a VM: %w", err)
-	}
-	return vm, nil
-}
-
-// folderScratch makes a scratch for this system itself: a folder that is written to.
-func folderScratch(_ context.Context, _ *cli.Command, dir string, _ int64) (string, error) {
-	return dir, os.MkdirAll(dir, 0o700)
+	return vm, err
 }

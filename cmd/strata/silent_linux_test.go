@@ -62,7 +62,7 @@ func TestSilentVM(t *testing.T) {
 	layer := t.TempDir()
 	run := func(silence time.Duration, args ...string) (code int, said string) {
 		var out bytes.Buffer
-		e := &env{stdin: strings.NewReader(""), stdout: &out, stderr: &out, getenv: os.Getenv, silence: silence}
+		e := &env{stdin: strings.NewReader(""), stdout: &out, stderr: &out, getenv: os.Getenv, lookupEnv: os.LookupEnv, silence: silence, grace: grace}
 		code = e.run(t.Context(), append([]string{"strata", "--state-dir", state}, args...))
 		return code, out.String()
 	}

@@ -73,7 +73,7 @@ func startFlags() []cli.Flag {
 
 func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) {
 	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
-		OS: vmm.OS(cmd.String("guest")), Logger: e.logger(cmd)}
+		OS: vmm.OS(cmd.String("guest")), RollbackTimeout: e.grace, Logger: e.logger(cmd)}
 	bytes, err := parseSize(cmd.String("memory"))
 	if err != nil {
 		return o, usage(cmd, "--memory: %w", err)
@@ -321,7 +321,7 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 		return e.stopDry(ctx, cmd, name)
 	}
 	// Runs that were killed have nothing in it any more then, only their folders.
-	defer e.sweepBefore(ctx, cmd, func(r runRecord) bool { return r.VM == name })
+	defer e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.VM == name })
 	if cmd.Bool("force") {
 		if err := strata.KillVM(ctx, dir); err != nil {
 			return e.explain(name, err)
@@ -366,10 +366,9 @@ func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error 
 // stopIn stops a VM, the hard way after timeout: also when until then it said nothing, or another command
 // had it.
 func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, timeout time.Duration) error {
-	deadline := time.Now().Add(timeout)
-	limited, cancel := context.WithDeadline(ctx, deadline)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	vm, err := e.takeUp(limited, cmd, name)
+	vm, err := e.reopen(limited, cmd, name)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil && name != hostVM {
 		e.say("strata: %v; it is ended the hard way", err)
 		return e.explain(name, strata.KillVM(ctx, dir))
@@ -377,7 +376,7 @@ func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, ti
 	if err != nil {
 		return err
 	}
-	if err := e.stop(ctx, vm, dir, deadline); err != nil {
+	if err := strata.StopVM(limited, vm, dir, func(message string) { e.say("strata: %s", message) }); err != nil {
 		return fmt.Errorf("stop VM %q: %w", name, err)
 	}
 	return nil

@@ -1,0 +1,105 @@
+package strata
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/stratavm/strata/internal/lockfile"
+)
+
+// runFile is the file in a run's folder that holds its RunRecord. Its lock says that the run lives: what is in a
+// folder whose lock is free was left by a run that was killed.
+const runFile = "run.json"
+
+// read reads the record and reports whether there is one.
+func (r *Run) read() bool {
+	b, err := io.ReadAll(io.LimitReader(r.lock, 1<<16))
+	return err == nil && json.Unmarshal(b, &r.record) == nil
+}
+
+// note writes down in which VM the container will be, before it is.
+func (r *Run) note(rec RunRecord) error {
+	r.record = rec
+	b, err := json.Marshal(rec)
+	if err == nil {
+		_, err = r.lock.WriteAt(b, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("run %s: %w", r.id, err)
+	}
+	return nil
+}
+
+// Sweep takes away what runs that were killed left, of those that which accepts, and returns their ids.
+// Runs that live are not touched. What cannot be taken away is an error that names the run, and stays
+// noted; the others are taken away all the same.
+func (rs *Runs) Sweep(ctx context.Context, which func(RunRecord) bool) (ids []string, err error) {
+	return rs.abandoned(which, true, func(r *Run) error {
+		if err := r.End(ctx); err != nil {
+			return fmt.Errorf("take away what the interrupted run %s left: %w", r.id, err)
+		}
+		return nil
+	})
+}
+
+// Abandoned returns the ids of the runs that Sweep would take away, and changes nothing.
+func (rs *Runs) Abandoned(which func(RunRecord) bool) (ids []string, err error) {
+	return rs.abandoned(which, false, func(r *Run) error { return r.lock.Close() })
+}
+
+// abandoned calls f, which closes the lock, with each run that was killed and that which accepts, and returns the
+// ids of those for which f succeeded. With tidy it removes folders without a record.
+func (rs *Runs) abandoned(which func(RunRecord) bool, tidy bool, f func(*Run) error) (ids []string, err error) {
+	if err := checkDir(rs.Dir); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(rs.runDir(""))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	errs := []error{err}
+	for _, d := range entries {
+		if !d.IsDir() || !runID.MatchString(d.Name()) {
+			continue
+		}
+		r, err := rs.leftBy(d.Name(), tidy)
+		switch {
+		case err != nil || r == nil:
+			errs = append(errs, err)
+			continue
+		case !which(r.record):
+			errs = append(errs, r.lock.Close())
+			continue
+		}
+		if err := f(r); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		ids = append(ids, r.id)
+	}
+	return ids, errors.Join(errs...)
+}
+
+// leftBy returns the run called id, locked, if it was killed; nil when it lives or has just ended.
+func (rs *Runs) leftBy(id string, tidy bool) (*Run, error) {
+	r := &Run{runs: rs, id: id, dir: rs.runDir(id)}
+	var err error
+	// Begin creates the folder first, then the file: one without the file is empty.
+	if r.lock, err = lockfile.Try(filepath.Join(r.dir, runFile), false, 0); errors.Is(err, fs.ErrNotExist) {
+		if tidy {
+			_ = os.Remove(r.dir) // a run that begins creates it again
+		}
+		return nil, nil
+	}
+	if err != nil || r.lock == nil {
+		return nil, err
+	}
+	r.read()
+	return r, nil
+}

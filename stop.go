@@ -1,0 +1,31 @@
+package strata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/stratavm/strata/uvm"
+)
+
+// StopVM ends the programs in a VM, releases what is mounted in it, powers it off and removes its state
+// directory dir. vm is closed in any case. From the deadline of ctx on it is terminated without asking its
+// guest; when ctx is cancelled instead, StopVM ends with the error of that and the VM runs on. What cannot be released
+// goes with the VM: notice, where it is not nil, is called with the reason.
+func StopVM(ctx context.Context, vm *uvm.UtilityVM, dir string, notice func(message string)) error {
+	var errs []error
+	for _, c := range vm.Claims() {
+		errs = append(errs, releaseContainer(ctx, vm, c.ID()))
+	}
+	if err := errors.Join(errs...); err != nil && notice != nil {
+		notice(fmt.Sprintf("not everything could be unmounted before the VM stops: %v", err))
+	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return errors.Join(context.Cause(ctx), vm.Close())
+	}
+	// Shutdown terminates the VM when its context ends, so that it takes the rest of the time.
+	if err := vm.Shutdown(ctx); err != nil {
+		return err
+	}
+	return RemoveVM(context.WithoutCancel(ctx), dir)
+}
