@@ -14,13 +14,6 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// withFake adds the fake to the table, which is all that a new driver needs beside its folder.
-func withFake(t *testing.T) {
-	old := drivers
-	t.Cleanup(func() { drivers = old })
-	drivers = append(slices.Clone(old), &vmmtest.Driver{})
-}
-
 func TestDriversAreNamedOnce(t *testing.T) {
 	for _, goos := range []string{"linux", "windows"} {
 		seen := map[string]bool{}
@@ -35,7 +28,6 @@ func TestDriversAreNamedOnce(t *testing.T) {
 
 // TestAnotherDriver leads a machine of a driver that only the table knows through a whole life.
 func TestAnotherDriver(t *testing.T) {
-	withFake(t)
 	ctx, dir := t.Context(), filepath.Join(t.TempDir(), "vm")
 	if _, err := OpenVM(ctx, dir, OpenOptions{}); !errors.Is(err, ErrNoVM) {
 		t.Errorf("open before start: %v", err)
@@ -148,7 +140,6 @@ func TestDriverOf(t *testing.T) {
 
 // TestOneDirectoryOneDriver: the ledger of one machine is never put on another.
 func TestOneDirectoryOneDriver(t *testing.T) {
-	withFake(t)
 	dir := filepath.Join(t.TempDir(), "vm")
 	vm, err := StartVM(t.Context(), VMOptions{Dir: dir, Driver: "fake"})
 	if err != nil {
@@ -170,7 +161,6 @@ func TestOneDirectoryOneDriver(t *testing.T) {
 
 // TestDryRun reports the Changes of a call, from what is known of the VM, and makes none.
 func TestDryRun(t *testing.T) {
-	withFake(t)
 	ctx, dir := t.Context(), filepath.Join(t.TempDir(), "vm")
 	attach := func(vm *uvm.UtilityVM, id, path string) {
 		t.Helper()

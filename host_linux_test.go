@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/internal/guest/guestmain"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
@@ -110,12 +109,4 @@ func TestHostRuns(t *testing.T) {
 	}
 	release(t, m)
 	empty(t, vm)
-}
-
-// TestMain lets the test program be the first process of a container.
-func TestMain(m *testing.M) {
-	if code, handled := guestmain.Main(); handled {
-		os.Exit(code)
-	}
-	os.Exit(leaktest.Main(m))
 }

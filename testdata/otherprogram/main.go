@@ -25,7 +25,7 @@ func main() {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	defer strata.KillVM(context.Background(), os.Args[1])
+	defer vm.Shutdown(ctx)
 	p, err := vm.Machine().Exec(ctx, vmm.ProcessSpec{Args: []string{"/init", "--strata-agent"}, Stdout: os.Stdout})
 	if err == nil {
 		_, err = p.Wait(ctx)
