@@ -208,8 +208,9 @@ func (n *native) UnregisterProcessCallback(callback Handle) HRESULT {
 
 // watcher is one registration for notifications.
 type watcher struct {
-	notify func(Notification)
-	handle Handle
+	notify  func(Notification)
+	handle  Handle
+	running sync.WaitGroup // notifications under way; none begins once the watcher is out of the table
 }
 
 // watchers are all registrations of this process by the number that the service gets as context: a
@@ -227,8 +228,12 @@ var entry = sync.OnceValue(func() uintptr { return windows.NewCallback(notified)
 func notified(kind uint32, context uintptr, status uint32, data *uint16) uintptr {
 	watchers.RLock()
 	w := watchers.byIndex[context]
+	if w != nil {
+		w.running.Add(1)
+	}
 	watchers.RUnlock()
 	if w != nil {
+		defer w.running.Done()
 		n := Notification{Type: NotificationType(kind), Status: HRESULT(status)}
 		if data != nil {
 			n.Data = windows.UTF16PtrToString(data) // it belongs to the service
@@ -260,15 +265,22 @@ func (n *native) register(name string, about Handle, notify func(Notification)) 
 	return callback, hr
 }
 
-// unregister waits, as the service does, for a notification under way; the table's lock is not held.
+// unregister waits, as the service does, for a notification under way; the table's lock is not held. When it
+// returns no thread of the service is in this program's code because of the registration, whatever the service
+// says: the program may end.
 func (n *native) unregister(name string, callback Handle) HRESULT {
 	hr := n.call(name, uintptr(callback))
+	var ended []*watcher
 	watchers.Lock()
-	defer watchers.Unlock()
 	for index, w := range watchers.byIndex {
 		if w.handle == callback {
 			delete(watchers.byIndex, index)
+			ended = append(ended, w)
 		}
+	}
+	watchers.Unlock()
+	for _, w := range ended {
+		w.running.Wait()
 	}
 	return hr
 }
