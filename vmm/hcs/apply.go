@@ -34,7 +34,7 @@ func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 			return h, err
 		}
 		guest = &g
-		h.Guest = m.half(c, func(ctx context.Context) error { return m.ask(ctx, g) })
+		h.Guest = m.half(c, func(ctx context.Context) error { return m.conn.modify(ctx, m, g) })
 	}
 	if c.Device == nil {
 		return h, nil
@@ -44,7 +44,7 @@ func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 		return h, err
 	}
 	h.Host = m.hostHalf(c, r)
-	if guest != nil && m.internal && !m.ejects(c) {
+	if guest != nil && m.conn.carries() && !m.ejects(c) {
 		r.GuestRequest = guest
 		h.Both = m.hostHalf(c, r)
 	}
@@ -160,13 +160,13 @@ func (m *Machine) encoder() encoder {
 // ejects reports whether a Linux guest is asked to release a disk by a request of its own.
 func (m *Machine) ejects(c vmm.Change) bool {
 	_, disk := c.Device.(vmm.SCSIDisk)
-	return disk && c.Op == vmm.Remove && m.enc.os == vmm.Linux && m.connected && m.encoder().ejects()
+	return disk && c.Op == vmm.Remove && m.enc.os == vmm.Linux && m.conn.asks() && m.encoder().ejects()
 }
 
 // eject makes the guest release the disk. A guest that has not heard of such a request unplugs on
 // unmount; it is not asked again.
 func (m *Machine) eject(ctx context.Context, d vmm.SCSIDisk) error {
-	err := m.ask(ctx, eject(d))
+	err := m.conn.modify(ctx, m, eject(d))
 	if err == nil || isAbsent(err) {
 		return nil
 	}
@@ -195,21 +195,6 @@ func (m *Machine) probed(answer error) bool {
 // its general failure and a text.
 func unknownResource(err error) bool {
 	return strings.Contains(strings.ToLower(err.Error()), "resource type") || errors.Is(err, errors.ErrUnsupported)
-}
-
-// ask sends a request to the guest, through the service or over our own connection.
-func (m *Machine) ask(ctx context.Context, g hcsschema.GuestRequest) error {
-	if m.internal {
-		return m.sys.modify(hcsschema.ModifySettingRequest{GuestRequest: &g})
-	}
-	guest, err := m.external()
-	if err != nil {
-		return err
-	}
-	if err := guest.Modify(ctx, g); err != nil {
-		return &guestError{err}
-	}
-	return nil
 }
 
 // guestError is an error of our own connection to the guest.

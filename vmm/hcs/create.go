@@ -54,7 +54,9 @@ func newLCOW(host *Host, o *OptionsLCOW) (*Machine, error) {
 		return nil, fmt.Errorf("utility VM %s: %w", o.ID, err)
 	}
 	m := newMachine(*host, &o.Options, vmm.Linux, o.limits())
-	m.connected = o.UseGuestConnection
+	if !o.UseGuestConnection {
+		m.conn = noConn{}
+	}
 	m.forward = o.ForwardStdout || o.ForwardStderr
 	m.enc.generation = o.GuestGeneration
 	return m, nil
@@ -106,7 +108,9 @@ func newWCOW(host *Host, o *OptionsWCOW) (*Machine, error) {
 		return nil, fmt.Errorf("utility VM %s: %w", o.ID, err)
 	}
 	m := newMachine(*host, &o.Options, vmm.Windows, o.limits())
-	m.utc = o.NoInheritHostTimezone
+	if c, ok := m.conn.(*ownConn); ok {
+		c.utc = o.NoInheritHostTimezone
+	}
 	return m, nil
 }
 
@@ -166,7 +170,7 @@ func (m *Machine) open(ctx context.Context, o *Options) error {
 	}
 	err = m.attach(ctx, s)
 	if err == nil {
-		err = m.connect(ctx)
+		err = m.conn.connect(ctx, m)
 	}
 	if err != nil {
 		m.rest()

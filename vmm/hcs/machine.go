@@ -88,13 +88,11 @@ type Machine struct {
 	sys        *system
 	enc        encoder
 	limits     vmm.Limits
-	internal   bool // the service owns the guest connection
-	connected  bool // there is a guest connection at all
+	conn       guestConn
 	persistent bool
 	owner      string // of the VM and its containers
 	processors int32
 	forward    bool // the agent's output comes to the log port
-	utc        bool // the guest does not inherit the host's time zone
 	runtimeID  string
 	engine     *applyengine.Engine
 	known      *applyengine.Known // what this process applied
@@ -102,7 +100,6 @@ type Machine struct {
 	watching   sync.WaitGroup // for the end of the system
 
 	mu      sync.Mutex
-	guest   Guest
 	refused map[string]bool // by address: the guest refused the mount that came with this device
 	life    context.Context // ends with the machine
 	end     context.CancelCauseFunc
@@ -134,7 +131,7 @@ func (m *Machine) Err() error { return m.sys.err() }
 // newMachine is what creating and opening have in common.
 func newMachine(host Host, o *Options, os vmm.OS, limits vmm.Limits) *Machine {
 	m := &Machine{host: host, limits: limits, persistent: o.Persistent, owner: o.Owner,
-		internal: !o.ExternalGuestConnection, connected: true, enc: encoder{os: os, byGUID: o.SCSIControllerGUIDs}}
+		conn: newConn(o), enc: encoder{os: os, byGUID: o.SCSIControllerGUIDs}}
 	m.life, m.end = context.WithCancelCause(context.Background())
 	m.refused, m.known = map[string]bool{}, applyengine.NewKnown(true)
 	m.engine = applyengine.New(m.life, os, m.known, nil) // Close waits for no call into the service
@@ -225,42 +222,12 @@ func (m *Machine) Start(ctx context.Context) error {
 	if err := m.sys.start(ctx); err != nil {
 		return fmt.Errorf("start utility VM: %w", err)
 	}
-	if err := m.connect(ctx); err != nil {
+	if err := m.conn.connect(ctx, m); err != nil {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyGrace)
 		defer cancel()
 		return fmt.Errorf("start utility VM %s: guest connection: %w", m.ID(), errors.Join(err, m.sys.terminate(grace)))
 	}
 	return nil
-}
-
-// connect waits for the guest agent.
-func (m *Machine) connect(ctx context.Context) error {
-	switch {
-	case !m.connected:
-		return nil
-	case !m.internal:
-		guest, err := m.services.bridge(ctx, m)
-		if err != nil {
-			return err
-		}
-		m.mu.Lock()
-		m.guest = guest
-		m.mu.Unlock()
-		return nil
-	}
-	// What the guest can do is of no interest: it is asked for nothing that depends on it.
-	_, err := m.sys.properties(ctx, hcsschema.PropertyGuestConnection)
-	return err
-}
-
-// external gives the guest connection that is ours.
-func (m *Machine) external() (Guest, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.guest == nil {
-		return nil, fmt.Errorf("utility VM %s has no guest connection: %w", m.ID(), vmm.ErrGuestUnreachable)
-	}
-	return m.guest, nil
 }
 
 // Observe implements vmm.Machine. The service tells whether the VM is there but not what is in it, so
@@ -286,14 +253,7 @@ func (m *Machine) DeleteContainerState(ctx context.Context, containerID string) 
 	if err := m.Err(); err != nil {
 		return err
 	}
-	if m.internal {
-		return nil
-	}
-	guest, err := m.external()
-	if err != nil {
-		return err
-	}
-	return guest.DeleteContainerState(ctx, containerID)
+	return m.conn.deleteContainerState(ctx, m, containerID)
 }
 
 // Stacks implements vmm.Machine. Only an external connection can ask.
@@ -301,19 +261,12 @@ func (m *Machine) Stacks(ctx context.Context) (string, error) {
 	if err := m.Err(); err != nil {
 		return "", err
 	}
-	if m.internal {
-		return "", fmt.Errorf("stacks of the guest agent over the service's own connection: %w", ErrNotSupported)
-	}
-	guest, err := m.external()
-	if err != nil {
-		return "", err
-	}
-	return guest.Stacks(ctx)
+	return m.conn.stacks(ctx, m)
 }
 
 // Shutdown implements vmm.Machine.
 func (m *Machine) Shutdown(ctx context.Context) error {
-	err := m.powerOff(ctx)
+	err := m.conn.shutdown(ctx, m)
 	if err == nil || m.Err() != nil {
 		return nil
 	}
@@ -321,25 +274,6 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyGrace)
 	defer cancel()
 	return m.Terminate(grace)
-}
-
-func (m *Machine) powerOff(ctx context.Context) error {
-	if m.internal {
-		return m.sys.shutdown(ctx)
-	}
-	guest, err := m.external()
-	if err != nil {
-		return err
-	}
-	if err := guest.Shutdown(ctx); err != nil {
-		return err
-	}
-	select {
-	case <-m.Done():
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // Terminate implements vmm.Machine.
@@ -359,19 +293,13 @@ func (m *Machine) Close() error {
 		return nil
 	}
 	var errs []error
-	m.mu.Lock()
-	guest := m.guest
-	m.guest = nil
-	m.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), tidyGrace)
 	defer cancel()
 	if !m.persistent {
 		errs = append(errs, m.sys.terminate(ctx))
 	}
-	if guest != nil {
-		if err := guest.Close(); err != nil && m.Err() == nil {
-			errs = append(errs, err)
-		}
+	if err := m.conn.close(); err != nil && m.Err() == nil {
+		errs = append(errs, err)
 	}
 	m.rest()
 	errs = append(errs, m.sys.close(ctx))

@@ -24,25 +24,7 @@ func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, 
 	if len(spec.Args) == 0 {
 		return nil, errors.New("start a process: no arguments: give the program")
 	}
-	if !m.internal {
-		guest, err := m.external()
-		if err != nil {
-			return nil, err
-		}
-		return guest.Exec(ctx, spec)
-	}
-	if spec.ContainerID != "" || spec.Root != "" {
-		return m.execInContainer(ctx, spec)
-	}
-	parameters, err := json.Marshal(processParameters(spec, m.enc.os))
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", spec.Args[0], err)
-	}
-	p, err := m.startProcess(ctx, m.sys, spec, string(parameters))
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	return m.conn.exec(ctx, m, spec)
 }
 
 func processParameters(spec vmm.ProcessSpec, os vmm.OS) hcsschema.ProcessParameters {

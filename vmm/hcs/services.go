@@ -2,7 +2,6 @@ package hcs
 
 import (
 	"bufio"
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"net"
 	"sync"
 
-	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -31,24 +29,21 @@ type services struct {
 	mu        sync.Mutex
 	listeners []net.Listener
 	conns     []net.Conn
-	gcs       net.Listener
 	closed    bool
 }
 
 // serve listens for what the guest will dial; it must be done before the guest boots.
 func (m *Machine) serve() error {
-	if m.host.Listen == nil || m.host.Connect == nil {
-		if !m.internal && m.connected {
-			return fmt.Errorf("an external guest connection needs Host.Listen and Host.Connect: %w", errors.ErrUnsupported)
-		}
-		if m.host.Listen == nil {
-			return nil
-		}
+	if m.conn.needsListener() && (m.host.Listen == nil || m.host.Connect == nil) {
+		return fmt.Errorf("an external guest connection needs Host.Listen and Host.Connect: %w", errors.ErrUnsupported)
+	}
+	if m.host.Listen == nil {
+		return nil
 	}
 	var errs []error
-	if m.enc.os == vmm.Linux && m.connected {
+	if m.enc.os == vmm.Linux && m.conn.asks() {
 		err := m.services.accept(m, EntropyPort, m.seed)
-		if m.internal && errors.Is(err, errors.ErrUnsupported) {
+		if !m.conn.needsListener() && errors.Is(err, errors.ErrUnsupported) {
 			// The service has its own way to the guest. Boot files that insist on a seed will not boot.
 			m.host.Logger.Info("the guest gets no entropy from this host", "vm", m.ID(), "reason", err)
 			err = nil
@@ -58,16 +53,7 @@ func (m *Machine) serve() error {
 			errs = append(errs, m.services.accept(m, LogPort, m.forwardLog))
 		}
 	}
-	if !m.internal {
-		service := ServiceID(BridgePort)
-		if m.enc.os == vmm.Windows {
-			service = windowsBridge
-		}
-		l, err := m.services.listen(m, service)
-		m.services.gcs = l
-		errs = append(errs, err)
-	}
-	err := errors.Join(errs...)
+	err := errors.Join(append(errs, m.conn.listen(m))...)
 	if err != nil {
 		m.services.close()
 	}
@@ -187,53 +173,4 @@ func (m *Machine) logLine(line []byte) {
 		}
 	}
 	m.host.Logger.Log(m.life, level, "guest", "vm", m.ID(), "text", clean(text))
-}
-
-// timeZone is what a Windows guest is told; nil: nothing.
-func (m *Machine) timeZone() (*hcsschema.TimeZoneInformation, error) {
-	switch {
-	case m.enc.os != vmm.Windows || !m.utc && m.host.TimeZone == nil:
-		return nil, nil
-	case m.utc:
-		utc := hcsschema.UTC()
-		return &utc, nil
-	}
-	zone, err := m.host.TimeZone()
-	return &zone, err
-}
-
-// bridge waits for the guest's connection and speaks the protocol on it.
-func (s *services) bridge(ctx context.Context, m *Machine) (Guest, error) {
-	l := s.gcs
-	if l == nil {
-		return nil, vmm.ErrGuestUnreachable
-	}
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	conn, err := l.Accept()
-	stop()
-	l.Close()
-	switch {
-	case m.Err() != nil:
-		err = m.Err()
-	case ctx.Err() != nil:
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		if conn != nil {
-			conn.Close()
-		}
-		return nil, fmt.Errorf("wait for the guest: %w", err)
-	}
-	zone, err := m.timeZone()
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	guest, err := m.host.Connect(ctx, conn, GuestInfo{ID: m.ID(), RuntimeID: m.runtimeID, OS: m.enc.os, TimeZone: zone,
-		Listen: func(service string) (net.Listener, error) { return m.host.Listen(m.runtimeID, service) }})
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return guest, nil
 }
