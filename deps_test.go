@@ -27,7 +27,7 @@ var floors = []struct {
 		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir",
 	}},
 	{"the funnel", []string{"vmm"}},
-	{"what drivers share", []string{"internal/gcs", "internal/applyengine"}},
+	{"what drivers share", []string{"internal/hcsapi", "internal/gcs", "internal/applyengine"}},
 	{"what a guest boots, and its end", []string{
 		"internal/bootimage", "internal/hostmount", "internal/guest", "internal/guest/guestmain"}},
 	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/local"}},

@@ -6,26 +6,15 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/stratavm/strata/internal/hcsapi"
 	"github.com/stratavm/strata/vmm"
 )
 
 // HRESULT is what every function of the platform returns.
-type HRESULT uint32
+type HRESULT = hcsapi.HRESULT
 
 // Win32 wraps a Win32 error number the way the platform's functions do.
-func Win32(code uint16) HRESULT { return 0x80070000 | HRESULT(code) }
-
-// Failed reports whether h is an error.
-func (h HRESULT) Failed() bool { return h&0x80000000 != 0 }
-
-// Code is h with a wrapped Win32 error reduced to that error's number: 0x80070015 gives 0x15. Other
-// results stay whole.
-func (h HRESULT) Code() uint32 {
-	if uint32(h)&0x1FFF0000 == 0x00070000 {
-		return uint32(h) & 0xFFFF
-	}
-	return uint32(h)
-}
+func Win32(code uint16) HRESULT { return hcsapi.Win32(code) }
 
 // Sentinels that an [Error] matches by its code.
 var (

@@ -8,6 +8,8 @@ import (
 	"github.com/Microsoft/go-winio/pkg/guid"
 	"github.com/Microsoft/go-winio/vhd"
 	"golang.org/x/sys/windows"
+
+	"github.com/stratavm/strata/internal/hcsapi"
 )
 
 // storage passes texts to a function of computestorage.dll.
@@ -19,7 +21,7 @@ func (n *native) storage(name string, args ...string) HRESULT {
 		ptrs[i] = uintptr(unsafe.Pointer(keep[i]))
 	}
 	defer runtime.KeepAlive(keep)
-	return invoke(n.computestorage, name, ptrs...)
+	return hcsapi.Call(n.computestorage, name, ptrs...)
 }
 
 func (n *native) HcsAttachLayerStorageFilter(volume, layerData string) HRESULT {
@@ -43,12 +45,12 @@ func (n *native) HcsDetachOverlayFilter(volume, layerData string) HRESULT {
 }
 
 func (n *native) HcsFormatWritableLayerVhd(disk Disk) HRESULT {
-	return invoke(n.computestorage, "HcsFormatWritableLayerVhd", uintptr(disk))
+	return hcsapi.Call(n.computestorage, "HcsFormatWritableLayerVhd", uintptr(disk))
 }
 
 func (n *native) HcsGetLayerVhdMountPath(disk Disk) (string, HRESULT) {
 	var path *uint16
-	hr := invoke(n.computestorage, "HcsGetLayerVhdMountPath", uintptr(disk), uintptr(unsafe.Pointer(&path)))
+	hr := hcsapi.Call(n.computestorage, "HcsGetLayerVhdMountPath", uintptr(disk), uintptr(unsafe.Pointer(&path)))
 	if path == nil {
 		return "", hr
 	}
@@ -90,12 +92,12 @@ func (n *native) CloseDisk(disk Disk) HRESULT {
 }
 
 func (n *native) CimMountImage(image CIM, flags uint32, volume guid.GUID) HRESULT {
-	return invoke(n.cimfs, "CimMountImage", uintptr(unsafe.Pointer(text(image.Dir))), uintptr(unsafe.Pointer(text(image.Name))),
+	return hcsapi.Call(n.cimfs, "CimMountImage", uintptr(unsafe.Pointer(text(image.Dir))), uintptr(unsafe.Pointer(text(image.Name))),
 		uintptr(flags), uintptr(unsafe.Pointer(&volume)))
 }
 
 func (n *native) CimDismountImage(volume guid.GUID) HRESULT {
-	return invoke(n.cimfs, "CimDismountImage", uintptr(unsafe.Pointer(&volume)))
+	return hcsapi.Call(n.cimfs, "CimDismountImage", uintptr(unsafe.Pointer(&volume)))
 }
 
 func cimArray(images []CIM) []cimPath {
@@ -109,19 +111,19 @@ func cimArray(images []CIM) []cimPath {
 func (n *native) CimMergeMountImage(images []CIM, flags uint32, volume guid.GUID) HRESULT {
 	list := cimArray(images)
 	defer runtime.KeepAlive(list)
-	return invoke(n.cimfs, "CimMergeMountImage", uintptr(len(list)), uintptr(unsafe.Pointer(unsafe.SliceData(list))),
+	return hcsapi.Call(n.cimfs, "CimMergeMountImage", uintptr(len(list)), uintptr(unsafe.Pointer(unsafe.SliceData(list))),
 		uintptr(flags), uintptr(unsafe.Pointer(&volume)))
 }
 
 func (n *native) CimMountVerifiedImage(image CIM, flags uint32, volume guid.GUID, digest []byte) HRESULT {
-	return invoke(n.cimfs, "CimMountVerifiedImage", uintptr(unsafe.Pointer(text(image.Dir))), uintptr(unsafe.Pointer(text(image.Name))),
+	return hcsapi.Call(n.cimfs, "CimMountVerifiedImage", uintptr(unsafe.Pointer(text(image.Dir))), uintptr(unsafe.Pointer(text(image.Name))),
 		uintptr(flags), uintptr(unsafe.Pointer(&volume)), uintptr(len(digest)), uintptr(unsafe.Pointer(unsafe.SliceData(digest))))
 }
 
 func (n *native) CimMergeMountVerifiedImage(images []CIM, flags uint32, volume guid.GUID, digest []byte) HRESULT {
 	list := cimArray(images)
 	defer runtime.KeepAlive(list)
-	return invoke(n.cimfs, "CimMergeMountVerifiedImage", uintptr(len(list)), uintptr(unsafe.Pointer(unsafe.SliceData(list))),
+	return hcsapi.Call(n.cimfs, "CimMergeMountVerifiedImage", uintptr(len(list)), uintptr(unsafe.Pointer(unsafe.SliceData(list))),
 		uintptr(flags), uintptr(unsafe.Pointer(&volume)), uintptr(len(digest)), uintptr(unsafe.Pointer(unsafe.SliceData(digest))))
 }
 

@@ -10,6 +10,8 @@ import (
 	"github.com/Microsoft/go-winio/pkg/guid"
 	"github.com/Microsoft/go-winio/pkg/security"
 	"golang.org/x/sys/windows"
+
+	"github.com/stratavm/strata/internal/hcsapi"
 )
 
 // Memory layouts of the platform, on 64-bit systems.
@@ -70,19 +72,6 @@ func Supported() error {
 	return nil
 }
 
-// invoke calls a function of a library. One that is missing, or whose library is, gives what the
-// loader says of functions.
-//
-//go:uintptrescapes
-func invoke(dll *windows.LazyDLL, name string, args ...uintptr) HRESULT {
-	proc := dll.NewProc(name)
-	if proc.Find() != nil {
-		return Win32(uint16(windows.ERROR_PROC_NOT_FOUND))
-	}
-	r, _, _ := syscall.SyscallN(proc.Addr(), args...)
-	return HRESULT(uint32(r))
-}
-
 // text is s as the platform wants it. System refuses a NUL before, so here it just ends the text.
 func text(s string) *uint16 {
 	p, err := windows.UTF16PtrFromString(s)
@@ -108,7 +97,7 @@ func array(parents []Descriptor) (first *layerDescriptor, n uintptr, keep []laye
 
 // onLayer calls a function that takes driver information and a layer.
 func (n *native) onLayer(name, id string) HRESULT {
-	return invoke(n.vmcompute, name, uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))))
+	return hcsapi.Call(n.vmcompute, name, uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))))
 }
 
 func (n *native) ActivateLayer(id string) HRESULT   { return n.onLayer("ActivateLayer", id) }
@@ -119,47 +108,47 @@ func (n *native) DestroyLayer(id string) HRESULT    { return n.onLayer("DestroyL
 func (n *native) PrepareLayer(id string, parents []Descriptor) HRESULT {
 	first, count, keep := array(parents)
 	defer runtime.KeepAlive(keep)
-	return invoke(n.vmcompute, "PrepareLayer", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
+	return hcsapi.Call(n.vmcompute, "PrepareLayer", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
 		uintptr(unsafe.Pointer(first)), count)
 }
 
 func (n *native) CreateSandboxLayer(id string, parents []Descriptor) HRESULT {
 	first, count, keep := array(parents)
 	defer runtime.KeepAlive(keep)
-	return invoke(n.vmcompute, "CreateSandboxLayer", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
+	return hcsapi.Call(n.vmcompute, "CreateSandboxLayer", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
 		0, uintptr(unsafe.Pointer(first)), count)
 }
 
 func (n *native) GetLayerMountPath(id string, buffer []uint16) (uint64, HRESULT) {
 	length := uint64(len(buffer))
-	hr := invoke(n.vmcompute, "GetLayerMountPath", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
+	hr := hcsapi.Call(n.vmcompute, "GetLayerMountPath", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
 		uintptr(unsafe.Pointer(&length)), uintptr(unsafe.Pointer(unsafe.SliceData(buffer))))
 	return length, hr
 }
 
 func (n *native) LayerExists(id string) (bool, HRESULT) {
 	var exists uint32
-	hr := invoke(n.vmcompute, "LayerExists", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
+	hr := hcsapi.Call(n.vmcompute, "LayerExists", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
 		uintptr(unsafe.Pointer(&exists)))
 	return exists != 0, hr
 }
 
 func (n *native) ExpandSandboxSize(id string, size uint64) HRESULT {
-	return invoke(n.vmcompute, "ExpandSandboxSize", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))), uintptr(size))
+	return hcsapi.Call(n.vmcompute, "ExpandSandboxSize", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))), uintptr(size))
 }
 
 func (n *native) NameToGuid(name string) (guid.GUID, HRESULT) {
 	var g guid.GUID
-	hr := invoke(n.vmcompute, "NameToGuid", uintptr(unsafe.Pointer(text(name))), uintptr(unsafe.Pointer(&g)))
+	hr := hcsapi.Call(n.vmcompute, "NameToGuid", uintptr(unsafe.Pointer(text(name))), uintptr(unsafe.Pointer(&g)))
 	return g, hr
 }
 
 func (n *native) GrantVmAccess(vmID, file string) HRESULT {
-	return invoke(n.vmcompute, "GrantVmAccess", uintptr(unsafe.Pointer(text(vmID))), uintptr(unsafe.Pointer(text(file))))
+	return hcsapi.Call(n.vmcompute, "GrantVmAccess", uintptr(unsafe.Pointer(text(vmID))), uintptr(unsafe.Pointer(text(file))))
 }
 
 func (n *native) HcsRevokeVmAccess(vmID, file string) HRESULT {
-	return invoke(n.computecore, "HcsRevokeVmAccess", uintptr(unsafe.Pointer(text(vmID))), uintptr(unsafe.Pointer(text(file))))
+	return hcsapi.Call(n.computecore, "HcsRevokeVmAccess", uintptr(unsafe.Pointer(text(vmID))), uintptr(unsafe.Pointer(text(file))))
 }
 
 // GrantGroup edits the access list itself: the platform's function for it exists only on newer builds.

@@ -10,29 +10,6 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// HRESULT is what every function of the service returns.
-type HRESULT uint32
-
-// Results that the driver itself looks at.
-const (
-	OK                 HRESULT = 0
-	Pending            HRESULT = 0xC0370103 // the call completes with a notification
-	errFail            HRESULT = 0x80004005
-	errElementNotFound HRESULT = 0x490
-	errProcNotFound    HRESULT = 0x7F
-)
-
-// Failed reports whether h is an error; Pending counts as one.
-func (h HRESULT) Failed() bool { return h&0x80000000 != 0 }
-
-// Code is h with a wrapped Win32 error reduced to that error's number: 0x80070005 gives 5.
-func (h HRESULT) Code() uint32 {
-	if uint32(h)&0x1FFF0000 == 0x00070000 {
-		return uint32(h) & 0xFFFF
-	}
-	return uint32(h)
-}
-
 // Sentinels that an [*Error] matches by its code. More than one may match.
 var (
 	ErrDoesNotExist       = errors.New("the compute system does not exist")

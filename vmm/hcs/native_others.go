@@ -10,11 +10,6 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 )
 
-// Native is the Host Compute Service of this computer; other systems than Windows have none.
-func Native() (API, error) {
-	return nil, fmt.Errorf("the Host Compute Service: %w on this system", errors.ErrUnsupported)
-}
-
 // Listen listens on a Hyper-V socket service for connections from one VM.
 func Listen(_, serviceID string) (net.Listener, error) {
 	return nil, fmt.Errorf("listen on Hyper-V socket %s: %w on this system", serviceID, errors.ErrUnsupported)
