@@ -45,7 +45,85 @@ ON_SYSTEM(HcsModifyProcess)
 
 API HcsTerminateProcess(HANDLE h, WCHAR **result) { return on_handle("HcsTerminateProcess", h, NULL, result); }
 API HcsCloseComputeSystem(HANDLE h) { return just_handle("HcsCloseComputeSystem", h); }
-API HcsCloseProcess(HANDLE h) { return just_handle("HcsCloseProcess", h); }
+
+/*
+ * Threads of this library that serve a handle of the program. When the handle is given back they are waited for: a
+ * program that has closed everything ends without any thread but its own.
+ */
+struct worker {
+	struct worker *next;
+	HANDLE handle; /* a registration or a process */
+	HANDLE thread;
+	SOCKET socket; /* its own, which ends it when it is shut down */
+};
+
+static struct worker *workers;
+static SRWLOCK workers_lock = SRWLOCK_INIT;
+
+/* start_worker starts a thread for a handle: 0 when that fails. s stays the thread's. */
+static int start_worker(HANDLE handle, SOCKET s, LPTHREAD_START_ROUTINE run, void *param)
+{
+	struct worker *w = malloc(sizeof *w);
+
+	if (!w)
+		return 0;
+	w->handle = handle;
+	w->socket = s;
+	AcquireSRWLockExclusive(&workers_lock);
+	if ((w->thread = CreateThread(NULL, 0, run, param, 0, NULL))) {
+		w->next = workers;
+		workers = w;
+	}
+	ReleaseSRWLockExclusive(&workers_lock);
+	if (!w->thread)
+		free(w);
+	return w->thread != NULL;
+}
+
+/* socket_ends closes a worker's socket, so that join_workers does not shut down another that has its number. */
+static void socket_ends(SOCKET s)
+{
+	AcquireSRWLockExclusive(&workers_lock);
+	for (struct worker *w = workers; w; w = w->next)
+		if (w->socket == s)
+			w->socket = INVALID_SOCKET;
+	closesocket(s);
+	ReleaseSRWLockExclusive(&workers_lock);
+}
+
+#define WORKER_PATIENCE 10000 /* ms; a thread is held up by a program that does not close its end of a stream */
+
+/* join_workers ends the threads of a handle and waits for them. */
+static void join_workers(HANDLE handle)
+{
+	struct worker *w, **at, *mine = NULL;
+
+	AcquireSRWLockExclusive(&workers_lock);
+	for (at = &workers; (w = *at);) {
+		if (w->handle != handle) {
+			at = &w->next;
+			continue;
+		}
+		*at = w->next;
+		w->next = mine;
+		mine = w;
+		if (w->socket != INVALID_SOCKET)
+			shutdown(w->socket, SD_BOTH);
+	}
+	ReleaseSRWLockExclusive(&workers_lock);
+	while ((w = mine)) {
+		mine = w->next;
+		WaitForSingleObject(w->thread, WORKER_PATIENCE);
+		CloseHandle(w->thread);
+		free(w);
+	}
+}
+
+API HcsCloseProcess(HANDLE h)
+{
+	join_workers(h);
+	return just_handle("HcsCloseProcess", h);
+}
 
 API HcsCreateComputeSystem(const WCHAR *id, const WCHAR *configuration, HANDLE identity, HANDLE *system,
 			   WCHAR **result)
@@ -129,7 +207,7 @@ static DWORD WINAPI deliver(void *param)
 		if (!send_all(r->socket, "", 1)) /* it was taken */
 			break;
 	}
-	closesocket(r->socket);
+	socket_ends(r->socket);
 	free(m.buf.data);
 	free(r);
 	return 0;
@@ -139,7 +217,6 @@ static HRESULT watch(const char *function, HANDLE h, notification_fn notify, voi
 {
 	struct message m;
 	struct registration *r;
-	HANDLE thread;
 	SOCKET s;
 	HRESULT hr;
 
@@ -156,12 +233,11 @@ static HRESULT watch(const char *function, HANDLE h, notification_fn notify, voi
 	r->socket = s;
 	r->notify = notify;
 	r->context = context;
-	if (!(thread = CreateThread(NULL, 0, deliver, r, 0, NULL))) {
+	if (!start_worker(*callback, s, deliver, r)) {
 		closesocket(s);
 		free(r);
 		return E_OUTOFMEMORY;
 	}
-	CloseHandle(thread);
 	return hr;
 }
 
@@ -175,8 +251,15 @@ API HcsRegisterProcessCallback(HANDLE h, notification_fn notify, void *context, 
 	return watch("HcsRegisterProcessCallback", h, notify, context, callback);
 }
 
-API HcsUnregisterComputeSystemCallback(HANDLE c) { return just_handle("HcsUnregisterComputeSystemCallback", c); }
-API HcsUnregisterProcessCallback(HANDLE c) { return just_handle("HcsUnregisterProcessCallback", c); }
+static HRESULT unwatch(const char *function, HANDLE callback)
+{
+	HRESULT hr = just_handle(function, callback);
+	join_workers(callback); /* as the service does, after a notification under way */
+	return hr;
+}
+
+API HcsUnregisterComputeSystemCallback(HANDLE c) { return unwatch("HcsUnregisterComputeSystemCallback", c); }
+API HcsUnregisterProcessCallback(HANDLE c) { return unwatch("HcsUnregisterProcessCallback", c); }
 
 typedef struct {
 	uint32_t pid, reserved;
@@ -223,7 +306,7 @@ static DWORD WINAPI pump(void *param)
 		FlushFileBuffers(s->pipe); /* until the program has read all */
 	}
 	CloseHandle(s->pipe);
-	closesocket(s->socket);
+	socket_ends(s->socket);
 	free(s);
 	return 0;
 }
@@ -235,7 +318,7 @@ static HANDLE open_stream(uint64_t process, int n)
 	WCHAR name[96];
 	struct message m;
 	struct stream *s = calloc(1, sizeof *s);
-	HANDLE thread, ours;
+	HANDLE ours;
 
 	if (!s)
 		return NULL;
@@ -252,10 +335,8 @@ static HANDLE open_stream(uint64_t process, int n)
 	if (s->pipe == INVALID_HANDLE_VALUE)
 		goto fail;
 	ours = CreateFileW(name, GENERIC_READ | GENERIC_WRITE, 0, NULL, OPEN_EXISTING, FILE_FLAG_OVERLAPPED, NULL);
-	if (ours != INVALID_HANDLE_VALUE && (thread = CreateThread(NULL, 0, pump, s, 0, NULL))) {
-		CloseHandle(thread);
+	if (ours != INVALID_HANDLE_VALUE && start_worker((HANDLE)(uintptr_t)process, s->socket, pump, s))
 		return ours;
-	}
 	if (ours != INVALID_HANDLE_VALUE)
 		CloseHandle(ours);
 	CloseHandle(s->pipe);
