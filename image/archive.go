@@ -43,7 +43,8 @@ func openDocker(ctx context.Context, s Source, t *tarFiles, o Options) (*Image, 
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Name: imageName(s, ref), Source: s, Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(conf)), closer: t, ownName: !isFullName(ref)}
+	img := &Image{Name: imageName(s, ref), Source: s, Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(conf)),
+		closer: t, ownName: !isFullName(ref)}
 	if err := img.describe(cf, conf); err != nil {
 		return nil, err
 	}
@@ -55,7 +56,8 @@ func openDocker(ctx context.Context, s Source, t *tarFiles, o Options) (*Image, 
 		return nil, fmt.Errorf("%w: %d layers, at most %d are accepted", ErrTooLarge, len(e.Layers), maxLayers)
 	}
 	if len(e.Layers) != len(cf.RootFS.DiffIDs) {
-		return nil, fmt.Errorf("%w: manifest.json has %d layers, the configuration %d", ErrInvalid, len(e.Layers), len(cf.RootFS.DiffIDs))
+		return nil, fmt.Errorf("%w: manifest.json has %d layers, the configuration %d",
+			ErrInvalid, len(e.Layers), len(cf.RootFS.DiffIDs))
 	}
 	for i, name := range e.Layers {
 		l := Layer{DiffID: cf.RootFS.DiffIDs[i].String(), Size: -1, limit: o.MaxLayerBytes}

@@ -175,9 +175,11 @@ func (s *session) token(ctx context.Context, at origin, c challenge, creds Crede
 }
 
 // refresh fetches a token for a refresh token.
-func (s *session) refresh(ctx context.Context, at origin, realm *url.URL, service string, scopes []string, token string) (string, error) {
-	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {token}, "client_id": {userAgent}, "service": {service},
-		"scope": {strings.Join(scopes, " ")}}
+func (s *session) refresh(ctx context.Context, at origin, realm *url.URL, service string, scopes []string,
+	token string) (string, error) {
+	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {token}, "client_id": {userAgent},
+		"service": {service},
+		"scope":   {strings.Join(scopes, " ")}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, realm.String(), strings.NewReader(form.Encode()))
 	if err != nil {
 		return "", explain(at.host, "token", err)
@@ -227,7 +229,8 @@ func (s *session) fetchToken(req *http.Request, at origin) (string, error) {
 // is asked over TLS, and addresses of this machine or its network where the registry is not there too.
 func checkRealm(u *url.URL, at origin) error {
 	if u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		return fmt.Errorf("%w: the registry wants a token, and %q is no address to fetch it from", ErrInvalid, oneLine(u.String()))
+		return fmt.Errorf("%w: the registry wants a token, and %q is no address to fetch it from",
+			ErrInvalid, oneLine(u.String()))
 	}
 	if u.Scheme == "http" && at.scheme != "http" {
 		return fmt.Errorf("%w: the registry wants a token to be fetched over plain HTTP (%s)", ErrInvalid, oneLine(u.Host))
@@ -235,7 +238,8 @@ func checkRealm(u *url.URL, at origin) error {
 	if u.Host == at.host || isNear(&url.URL{Host: at.host}) || !isNear(u) {
 		return nil
 	}
-	return fmt.Errorf("%w: the registry wants a token to be fetched from %s, which is near this machine and not near the registry",
+	return fmt.Errorf("%w: the registry wants a token to be fetched from %s, which is near this machine and "+
+		"not near the registry",
 		ErrInvalid, oneLine(u.Host))
 }
 

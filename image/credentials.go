@@ -91,7 +91,8 @@ type authEntry struct {
 }
 
 func (e authEntry) credentials() (Credentials, error) {
-	c := Credentials{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}
+	c := Credentials{Username: e.Username, Password: e.Password,
+		IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}
 	if e.Auth != "" {
 		b, err := base64.StdEncoding.DecodeString(e.Auth)
 		user, password, ok := strings.Cut(string(b), ":")

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+	"unicode"
 )
 
 const (
@@ -70,7 +71,11 @@ func (c *capped) Write(b []byte) (int, error) {
 // oneLine makes a text that a stranger wrote fit for a message: one line, short, without control characters.
 func oneLine(s string) string {
 	const most = 300
-	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f && r <= 0xa0 || r == '\ufffd' }), " ")
+	// Marks that change the direction of a text are left out as well.
+	bad := func(r rune) bool {
+		return r <= ' ' || r >= 0x7f && r <= 0xa0 || r == '\ufffd' || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp)
+	}
+	s = strings.Join(strings.FieldsFunc(s, bad), " ")
 	if len(s) > most {
 		s = strings.ToValidUTF8(s[:most], "") + "..."
 	}

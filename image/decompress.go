@@ -17,6 +17,11 @@ const (
 	maxXZDict     = 64 << 20  // what xz -9 needs
 )
 
+// otherPackers are how files begin that cannot be unpacked here.
+var otherPackers = map[string]string{
+	"lz4": "\x04\x22\x4d\x18", "lzip": "LZIP\x01", "compress": "\x1f\x9d", "lzop": "\x89LZO", "zip": "PK\x03\x04", "7-Zip": "7z\xbc\xaf",
+}
+
 // decompress is Decompress in the goroutine of the reader.
 func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error) {
 	br := bufio.NewReaderSize(r, 64<<10)
@@ -34,7 +39,8 @@ func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error)
 		return io.NopCloser(z), true, nil
 	case isZstd(magic):
 		// One frame at a time and in this goroutine: layers are what is parallel.
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
+		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {
 			return nil, false, fmt.Errorf("zstd: %w: %w", ErrCorrupt, err)
 		}
@@ -48,9 +54,10 @@ func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error)
 	case starts("BZh") && len(magic) == 10 && string(magic[4:]) == "1AY&SY":
 		return io.NopCloser(bzip2.NewReader(br)), true, nil
 	}
-	for name, s := range map[string]string{"lz4": "\x04\x22\x4d\x18", "lzip": "LZIP\x01", "compress": "\x1f\x9d", "lzop": "\x89LZO", "zip": "PK\x03\x04", "7-Zip": "7z\xbc\xaf"} {
+	for name, s := range otherPackers {
 		if starts(s) {
-			return nil, false, fmt.Errorf("%w: it is packed by %s; unpack it first, or pack it by gzip, zstd, xz or bzip2", ErrUnsupported, name)
+			return nil, false, fmt.Errorf("%w: it is packed by %s; unpack it first, or pack it by gzip, zstd, xz or bzip2",
+				ErrUnsupported, name)
 		}
 	}
 	return io.NopCloser(br), false, nil

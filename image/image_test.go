@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -364,6 +365,12 @@ func TestWindows(t *testing.T) {
 
 func TestParseSource(t *testing.T) {
 	dir := t.TempDir()
+	colon := filepath.Join(dir, "with:colon")
+	if runtime.GOOS == "windows" {
+		colon = dir // no name has one there
+	} else if err := os.Mkdir(colon, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct{ in, want, text string }{
 		{in: "debian", want: "docker://docker.io/library/debian:latest"},
 		{in: "debian:12", want: "docker://docker.io/library/debian:12"},
@@ -371,6 +378,9 @@ func TestParseSource(t *testing.T) {
 		{in: "oci:" + dir + ":v:1", want: "oci:" + dir + ":v:1"},
 		{in: dir, want: "file:" + dir},
 		{in: "docker-archive:" + dir + "/x.tar:app:v1", want: "docker-archive:" + filepath.Join(dir, "x.tar") + ":app:v1"},
+		{in: "oci:" + colon + ":v:1", want: "oci:" + colon + ":v:1"},
+		{in: colon + ":v:1", want: "file:" + colon + ":v:1"},
+		{in: "oci:" + colon, want: "oci:" + colon},
 		{in: "", text: "empty"},
 		{in: "a\nb", text: "control"},
 		{in: "https://example.org/app", text: "leave out https://"},

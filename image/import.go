@@ -35,7 +35,8 @@ func (i *Image) Import(ctx context.Context, st *store.Store, o ImportOptions) (s
 		r.Layers = append(r.Layers, emptyLayer())
 	}
 	for _, l := range i.Layers {
-		r.Layers = append(r.Layers, store.Layer{DiffID: l.DiffID, Digest: l.Digest, MediaType: l.MediaType, Size: l.Size, Open: endedOpen(l)})
+		r.Layers = append(r.Layers, store.Layer{DiffID: l.DiffID, Digest: l.Digest, MediaType: l.MediaType, Size: l.Size,
+			Open: endedOpen(l)})
 	}
 	return st.Import(ctx, r)
 }

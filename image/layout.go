@@ -31,7 +31,8 @@ func (l layoutBlobs) blob(_ context.Context, d v1.Descriptor) (io.ReadCloser, er
 		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
 	}
 	if size != d.Size {
-		return nil, errors.Join(fmt.Errorf("blob %s: %w: it has %d bytes, announced were %d", d.Digest, ErrCorrupt, size, d.Size), rc.Close())
+		return nil, errors.Join(fmt.Errorf("blob %s: %w: it has %d bytes, announced were %d",
+			d.Digest, ErrCorrupt, size, d.Size), rc.Close())
 	}
 	return rc, nil
 }

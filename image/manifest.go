@@ -27,7 +27,8 @@ type blobs interface {
 func readAll(rc io.ReadCloser, what string, d v1.Descriptor, limit int64) (b []byte, err error) {
 	defer func() { err = errors.Join(err, rc.Close()) }()
 	if d.Size > limit {
-		return nil, fmt.Errorf("%s %s: %w: it has %d bytes, at most %d are accepted", what, d.Digest, ErrTooLarge, d.Size, limit)
+		return nil, fmt.Errorf("%s %s: %w: it has %d bytes, at most %d are accepted",
+			what, d.Digest, ErrTooLarge, d.Size, limit)
 	}
 	digest := ""
 	if d.Digest.Hex != "" {
@@ -206,7 +207,8 @@ func oneOf(list []v1.Descriptor) error {
 	if digests = slices.Compact(digests); len(digests) == 1 {
 		return nil
 	}
-	return fmt.Errorf("%w of this name for one platform: give a digest in place of the name: %s", ErrAmbiguous, strings.Join(digests, ", "))
+	return fmt.Errorf("%w of this name for one platform: give a digest in place of the name: %s",
+		ErrAmbiguous, strings.Join(digests, ", "))
 }
 
 func (f *finder) configMatches(ctx context.Context, manifest []byte) error {
@@ -261,7 +263,8 @@ func parseConfig(raw []byte) (*v1.ConfigFile, error) {
 }
 
 // assemble makes the image of a manifest that was found.
-func (f *finder) assemble(ctx context.Context, s Source, name string, d v1.Descriptor, content []byte, o Options) (*Image, error) {
+func (f *finder) assemble(ctx context.Context, s Source, name string, d v1.Descriptor, content []byte,
+	o Options) (*Image, error) {
 	var m v1.Manifest
 	if err := parseJSON(content, &m); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
@@ -284,7 +287,8 @@ func (f *finder) assemble(ctx context.Context, s Source, name string, d v1.Descr
 		return nil, fmt.Errorf("%w: %d layers, at most %d are accepted", ErrTooLarge, len(m.Layers), maxLayers)
 	}
 	if len(m.Layers) != len(cf.RootFS.DiffIDs) {
-		return nil, fmt.Errorf("%w: the manifest has %d layers, the configuration %d", ErrInvalid, len(m.Layers), len(cf.RootFS.DiffIDs))
+		return nil, fmt.Errorf("%w: the manifest has %d layers, the configuration %d",
+			ErrInvalid, len(m.Layers), len(cf.RootFS.DiffIDs))
 	}
 	for i, ld := range m.Layers {
 		if ld.Size < 0 {
@@ -313,12 +317,15 @@ func (f *finder) layer(ctx context.Context, d v1.Descriptor) (io.ReadCloser, err
 func (i *Image) describe(cf *v1.ConfigFile, raw []byte) error {
 	i.RawConfig = raw
 	i.Created = cf.Created.Time
-	i.Platform = Platform{OS: cf.OS, Architecture: cf.Architecture, Variant: cf.Variant, OSVersion: cf.OSVersion}.normalize()
+	i.Platform = Platform{OS: cf.OS, Architecture: cf.Architecture, Variant: cf.Variant,
+		OSVersion: cf.OSVersion}.normalize()
 	c := cf.Config
-	i.Config = Config{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkingDir: c.WorkingDir, User: c.User, Labels: c.Labels,
-		StopSignal: c.StopSignal, Volumes: slices.Sorted(maps.Keys(c.Volumes)), Ports: slices.Sorted(maps.Keys(c.ExposedPorts)), Shell: c.Shell}
+	i.Config = Config{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkingDir: c.WorkingDir, User: c.User,
+		Labels: c.Labels, StopSignal: c.StopSignal, Volumes: slices.Sorted(maps.Keys(c.Volumes)),
+		Ports: slices.Sorted(maps.Keys(c.ExposedPorts)), Shell: c.Shell}
 	if h := c.Healthcheck; h != nil {
-		i.Config.Healthcheck = &Healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, Retries: h.Retries}
+		i.Config.Healthcheck = &Healthcheck{Test: h.Test, Interval: h.Interval,
+			Timeout: h.Timeout, StartPeriod: h.StartPeriod, Retries: h.Retries}
 	}
 	for _, id := range cf.RootFS.DiffIDs {
 		if id.Algorithm != "sha256" {

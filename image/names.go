@@ -40,13 +40,14 @@ func pick[T any](list []named[T], want, what string) (found []T, name string, er
 		if len(matches) == 0 {
 			continue
 		}
-		if slices.ContainsFunc(matches, func(n named[T]) bool { return n.id != matches[0].id && n.name() != matches[0].name() }) {
+		first := matches[0]
+		if slices.ContainsFunc(matches, func(n named[T]) bool { return n.id != first.id && n.name() != first.name() }) {
 			return nil, "", fmt.Errorf("%w: name one of them after a colon: %s", ErrAmbiguous, labels(matches))
 		}
 		for _, n := range matches {
 			found = append(found, n.item)
 		}
-		return found, matches[0].name(), nil
+		return found, first.name(), nil
 	}
 	if len(list) == 0 {
 		return nil, "", fmt.Errorf("%w: the %s holds no image", ErrNotFound, what)

@@ -99,7 +99,8 @@ func pingOnce(ctx context.Context, scheme, host string, rt http.RoundTripper) pi
 	}
 	defer resp.Body.Close()
 	// Not every registry has an answer to this one. What it wants of those that matter it will say then.
-	if err := checkStatus(resp, http.StatusOK, http.StatusUnauthorized, http.StatusNotFound, http.StatusMethodNotAllowed); err != nil {
+	err = checkStatus(resp, http.StatusOK, http.StatusUnauthorized, http.StatusNotFound, http.StatusMethodNotAllowed)
+	if err != nil {
 		return fail(err)
 	}
 	p := ping{scheme: scheme}

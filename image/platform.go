@@ -24,13 +24,16 @@ func (p Platform) String() string {
 
 // The names of Go for systems and processors, which images use as well.
 var (
-	systems       = strings.Fields("aix android darwin dragonfly freebsd illumos js linux netbsd openbsd plan9 solaris wasip1 windows")
-	architectures = strings.Fields("386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 s390x wasm")
+	systems = strings.Fields("aix android darwin dragonfly freebsd illumos js linux netbsd openbsd plan9 solaris " +
+		"wasip1 windows")
+	architectures = strings.Fields("386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 " +
+		"s390x wasm")
 )
 
 // spellings are other names of processors, as containerd knows them.
 var spellings = map[string]struct{ architecture, variant string }{
-	"i386": {"386", ""}, "x86_64": {"amd64", ""}, "x86-64": {"amd64", ""}, "aarch64": {"arm64", ""}, "armhf": {"arm", "v7"}, "armel": {"arm", "v6"},
+	"i386": {"386", ""}, "x86_64": {"amd64", ""}, "x86-64": {"amd64", ""},
+	"aarch64": {"arm64", ""}, "armhf": {"arm", "v7"}, "armel": {"arm", "v6"},
 }
 
 // normalize returns the platform in the usual spelling. What is not known stays as it is.

@@ -91,7 +91,8 @@ func scan(ctx context.Context, r io.Reader) (*listing, error) {
 }
 
 // archiveEntry is what entries of image archives are often called.
-var archiveEntry = regexp.MustCompile(`^(oci-layout|index\.json|manifest\.json|repositories|blobs(/.*)?|(sha256:)?[0-9a-f]{64}([./].*)?)$`)
+var archiveEntry = regexp.MustCompile(`^(oci-layout|index\.json|manifest\.json|repositories|blobs(/.*)?|` +
+	`(sha256:)?[0-9a-f]{64}([./].*)?)$`)
 
 // beginning is what the first bytes of a file say. archive is a guess, which saves reading a compressed file twice.
 type beginning struct{ compressed, archive bool }

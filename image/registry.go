@@ -23,7 +23,8 @@ const (
 
 // acceptManifests is what we understand, as a request says it.
 var acceptManifests = strings.Join([]string{
-	string(types.OCIImageIndex), string(types.DockerManifestList), string(types.OCIManifestSchema1), string(types.DockerManifestSchema2),
+	string(types.OCIImageIndex), string(types.DockerManifestList),
+	string(types.OCIManifestSchema1), string(types.DockerManifestSchema2),
 }, ", ")
 
 // acceptBlobs is what a request for a blob accepts. It stays with a request that is sent elsewhere, and
@@ -64,7 +65,8 @@ func connect(ctx context.Context, repo name.Repository, o Options) (*registryBlo
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		inner, r.idle = t, t.CloseIdleConnections
 	}
-	s := &session{inner: &retrier{inner: inner, o: o, registry: r.host}, scope: "repository:" + r.repo + ":pull", logins: map[origin]*login{}}
+	s := &session{inner: &retrier{inner: inner, o: o, registry: r.host},
+		scope: "repository:" + r.repo + ":pull", logins: map[origin]*login{}}
 	s.creds, r.credsErr = o.Keychain(ctx, canonical(repo))
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
@@ -145,7 +147,8 @@ func (r *registryBlobs) manifest(ctx context.Context, id string, d v1.Descriptor
 		return nil, v1.Hash{}, err
 	}
 	if said := resp.Header.Get("Docker-Content-Digest"); strings.HasPrefix(said, "sha256:") && said != got.String() {
-		return nil, v1.Hash{}, fmt.Errorf("manifest %s: %w: its digest is %s, announced was %s", id, ErrCorrupt, got, oneLine(said))
+		return nil, v1.Hash{}, fmt.Errorf("manifest %s: %w: its digest is %s, announced was %s",
+			id, ErrCorrupt, got, oneLine(said))
 	}
 	return content, got, nil
 }

@@ -158,7 +158,8 @@ func mayPass(err error) bool {
 	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 		return true
 	}
-	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.EPIPE, syscall.ECONNABORTED, errStalled} {
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.ECONNREFUSED,
+		syscall.EPIPE, syscall.ECONNABORTED, errStalled} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -184,7 +185,8 @@ type resumer struct {
 // connect asks for the rest of the blob.
 func (b *resumer) connect() error {
 	resp, err := b.get()
-	if se, ok := errors.AsType[*statusError](err); ok && se.code == http.StatusRequestedRangeNotSatisfiable && b.off > 0 && !b.whole {
+	se, ok := errors.AsType[*statusError](err)
+	if ok && se.code == http.StatusRequestedRangeNotSatisfiable && b.off > 0 && !b.whole {
 		b.whole = true // from the start again: what was read is skipped
 		resp, err = b.get()
 	}

@@ -121,10 +121,7 @@ func canonical(ref interface{ Name() string }) string {
 }
 
 func fileSource(kind Kind, text string) (Source, error) {
-	path, inner := text, ""
-	if !exists(text) {
-		path, inner = splitName(text)
-	}
+	path, inner := splitName(text)
 	if path == "" {
 		return Source{}, fmt.Errorf("%w: %q: the path is empty", ErrSource, text)
 	}
@@ -135,16 +132,27 @@ func fileSource(kind Kind, text string) (Source, error) {
 	return Source{Kind: kind, Path: abs, Name: inner}, nil
 }
 
-// splitName cuts PATH:NAME at the first colon, that of a drive letter of Windows excepted.
+// splitName cuts PATH:NAME. The path is the longest one that exists, for names and paths may hold colons; where none
+// does it ends at the first colon, that of a drive letter of Windows excepted.
 func splitName(text string) (path, inner string) {
+	if exists(text) {
+		return text, ""
+	}
 	start := 0
 	if filepath.IsAbs(text) {
 		start = len(filepath.VolumeName(text))
 	}
-	if i := strings.IndexByte(text[start:], ':'); i >= 0 {
-		return text[:start+i], text[start+i+1:]
+	first := strings.IndexByte(text[start:], ':')
+	if first < 0 {
+		return text, ""
 	}
-	return text, ""
+	first += start
+	for i := len(text) - 1; i > first; i-- {
+		if text[i] == ':' && exists(text[:i]) {
+			return text[:i], text[i+1:]
+		}
+	}
+	return text[:first], text[first+1:]
 }
 
 func looksLikePath(text string) bool {
