@@ -15,6 +15,8 @@ type gunzip struct {
 	z *gzip.Reader
 }
 
+var errTrailing = errors.New("something that is no gzip follows the compressed data")
+
 func newGunzip(r *bufio.Reader) (*gunzip, error) {
 	z, err := gzip.NewReader(r)
 	if err != nil {
@@ -38,12 +40,15 @@ func (g *gunzip) Read(b []byte) (int, error) {
 
 // next goes to the next member; at the end of the last it returns io.EOF.
 func (g *gunzip) next() error {
-	first, err := g.r.Peek(1)
-	if err != nil {
+	next, err := g.r.Peek(2)
+	if len(next) == 0 {
 		return err // io.EOF where it is the end
 	}
-	if first[0] == 0 {
+	switch {
+	case next[0] == 0:
 		return g.zeroes()
+	case next[0] != 0x1f, len(next) == 2 && next[1] != 0x8b:
+		return errTrailing
 	}
 	if err := g.z.Reset(g.r); err != nil {
 		return unexpected(err)
@@ -60,7 +65,7 @@ func (g *gunzip) zeroes() error {
 			return err
 		}
 		if c != 0 {
-			return errors.New("something that is no gzip follows the compressed data")
+			return errTrailing
 		}
 	}
 }

@@ -122,7 +122,8 @@ const vhdAlign = 2 << 20
 
 func (o Options) limits() (layertree.Options, error) {
 	below, err := o.Below.load()
-	return layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated, Below: below, Outline: o.Outline}, err
+	return layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated,
+		Below: below, Outline: o.Outline}, err
 }
 
 // write writes the layer to f.

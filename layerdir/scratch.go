@@ -41,8 +41,8 @@ type ScratchOptions struct {
 
 // CreateScratch makes Dir/sandbox.vhdx: a dynamic VHDX with an empty ext4 file system in it, without a
 // journal because a scratch does not outlive a crash of its machine. It needs the programs mkfs.ext4
-// and qemu-img unless it is to be Unformatted, but no rights. An existing disk is never overwritten: the error then matches
-// fs.ErrExist. Several processes may call it at once, with the same CacheDir too.
+// and qemu-img unless it is to be Unformatted, but no rights. An existing disk is never overwritten: the error
+// then matches fs.ErrExist. Several processes may call it at once, with the same CacheDir too.
 func CreateScratch(ctx context.Context, o ScratchOptions) (path string, err error) {
 	if o.Size == 0 {
 		o.Size = DefaultScratchSize

@@ -31,7 +31,8 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 		return res, fmt.Errorf("a hash tree for a directory tree: %w", errors.ErrUnsupported)
 	}
 	if !userns.Inside() {
-		return res, fmt.Errorf("directory trees are for user namespaces: choose %s or %s: %w", EROFS, VHD, errors.ErrUnsupported)
+		return res, fmt.Errorf("directory trees are for user namespaces: choose %s or %s: %w",
+			EROFS, VHD, errors.ErrUnsupported)
 	}
 	ids, err := userns.Current()
 	if err != nil {
@@ -90,7 +91,8 @@ func CheckTree(dir string) error {
 		return fmt.Errorf("layer %s: %w", dir, err)
 	}
 	if string(b) != ids.Text {
-		return fmt.Errorf("layer %s: %w (%q, here %q): remove it (strata image rm) and import it again", dir, ErrOtherIDs, b, ids.Text)
+		return fmt.Errorf("layer %s: %w (%q, here %q): remove it (strata image rm) and import it again",
+			dir, ErrOtherIDs, b, ids.Text)
 	}
 	return nil
 }

@@ -214,5 +214,6 @@ func moreIDs(err error) string {
 	if !errors.Is(err, unix.EINVAL) {
 		return ""
 	}
-	return ": the user namespace lacks an id: make one that has more (unshare --map-auto -Urm, podman unshare; see /etc/subuid), or run as root"
+	return ": the user namespace lacks an id: make one that has more " +
+		"(unshare --map-auto -Urm, podman unshare; see /etc/subuid), or run as root"
 }

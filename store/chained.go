@@ -57,7 +57,7 @@ func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, be
 	if ok {
 		changes, err := below.Changes(s.path(string(obj), outlineName))
 		if errors.Is(err, fs.ErrNotExist) {
-			s.o.Logger.Warn("a layer was made by an earlier version: whether links of the layers below are followed is not known",
+			s.o.Logger.Warn("a layer was made by an earlier version, so that links of the layers below are not followed",
 				"layer", p.diffID)
 			return false, nil
 		}

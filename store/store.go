@@ -149,7 +149,8 @@ func ParseFormat(s string) (Format, error) {
 	file, v := strings.CutSuffix(s, veritySuffix)
 	f := Format{File: layerdir.Format(file), Verity: v}
 	if f.File != layerdir.VHD && f.File != layerdir.EROFS && (f.File != layerdir.Tree || v) {
-		return Format{}, fmt.Errorf("%w: layer format %q: use vhd, erofs, vhd%s, erofs%s or dir", ErrInvalid, s, veritySuffix, veritySuffix)
+		return Format{}, fmt.Errorf("%w: layer format %q: use vhd, erofs, vhd%s, erofs%s or dir",
+			ErrInvalid, s, veritySuffix, veritySuffix)
 	}
 	return f, nil
 }

@@ -195,7 +195,8 @@ func xattrSize(attrs []layertree.Xattr) (int, error) {
 			return 0, fmt.Errorf("attribute %q: EROFS does not know its name space", a.Name)
 		}
 		if len(rest) > 255 || len(a.Value) > 65535 {
-			return 0, fmt.Errorf("attribute %.64q of %d bytes: at most 65535 fit in EROFS: %w", a.Name, len(a.Value), ErrTooLarge)
+			return 0, fmt.Errorf("attribute %.64q of %d bytes: at most 65535 fit in EROFS: %w",
+				a.Name, len(a.Value), ErrTooLarge)
 		}
 		size += int(align(int64(4+len(rest)+len(a.Value)), 4))
 	}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	"github.com/stratavm/strata/internal/format/layertree"
 )
@@ -28,31 +27,6 @@ const (
 	// index may take when they are read.
 	DefaultMaxMemory = 1 << 30
 )
-
-// What things take in memory, in bytes, beside their text.
-const (
-	nodeCost  = 320
-	nameCost  = 64
-	xattrCost = 48
-	runCost   = 24 // a slice that grows has twice the room that it needs
-)
-
-// budget is memory that several readers share.
-type budget struct{ left atomic.Int64 }
-
-func newBudget(n int64) *budget {
-	b := &budget{}
-	b.left.Store(n)
-	return b
-}
-
-// take takes n bytes out of the budget.
-func (b *budget) take(n int64) error {
-	if b.left.Add(-n) < 0 {
-		return fmt.Errorf("%w: reading it would take more memory than is allowed", ErrTooLarge)
-	}
-	return nil
-}
 
 // super is what matters of a super block.
 type super struct {
@@ -77,11 +51,14 @@ func readSuper(r io.ReaderAt, size int64) (super, error) {
 		return super{}, fmt.Errorf("erofs: %w: blocks of 2^%d bytes, only 4096 are used", ErrUnsupported, b[12])
 	}
 	if extra := le.Uint32(b[80:]) &^ (incompatChunked | incompatDeviceTable); extra != 0 || le.Uint16(b[86:]) != 0 {
-		return super{}, fmt.Errorf("erofs: %w: features %#x, %d more devices", ErrUnsupported, extra, le.Uint16(b[86:]))
+		return super{}, fmt.Errorf("erofs: %w: features %#x, %d more devices",
+			ErrUnsupported, extra, le.Uint16(b[86:]))
 	}
-	s := super{root: uint64(le.Uint16(b[14:])), blocks: le.Uint32(b[36:]), meta: le.Uint32(b[40:]), xattrs: le.Uint32(b[44:])}
+	s := super{root: uint64(le.Uint16(b[14:])), blocks: le.Uint32(b[36:]),
+		meta: le.Uint32(b[40:]), xattrs: le.Uint32(b[44:])}
 	if int64(s.blocks)*blockSize > size {
-		return s, fmt.Errorf("erofs: %w: it says it has %d blocks, the file has %d bytes (truncated?)", ErrCorrupt, s.blocks, size)
+		return s, fmt.Errorf("erofs: %w: it says it has %d blocks, the file has %d bytes (truncated?)",
+			ErrCorrupt, s.blocks, size)
 	}
 	return s, nil
 }
@@ -127,15 +104,6 @@ type image struct {
 
 	memory *budget
 	unread int64 // bytes of metadata that the image can still have
-}
-
-// read accounts for n bytes of metadata that belong to one file alone. Together they cannot be more than the
-// image has: only where files share what they must not share, to make a small image take much memory.
-func (im *image) read(n int64) error {
-	if im.unread -= n; im.unread < 0 {
-		return im.corrupt("its metadata is larger than the image: files share what each must have by itself")
-	}
-	return nil
 }
 
 // raw is an inode before its contents are looked at.
@@ -310,9 +278,12 @@ func (im *image) addRun(n *layertree.Node, r layertree.Run, blocks int64) error 
 		return im.corrupt("contents of %d blocks from block %d on lie outside", blocks, r.Start)
 	}
 	r.Blocks = uint32(blocks)
-	if k := len(n.Runs) - 1; k >= 0 && n.Runs[k].File+n.Runs[k].Blocks == r.File && n.Runs[k].Start+n.Runs[k].Blocks == r.Start {
-		n.Runs[k].Blocks += r.Blocks
-		return nil
+	if k := len(n.Runs) - 1; k >= 0 {
+		last := &n.Runs[k]
+		if last.File+last.Blocks == r.File && last.Start+last.Blocks == r.Start {
+			last.Blocks += r.Blocks
+			return nil
+		}
 	}
 	n.Runs = append(n.Runs, r)
 	return im.memory.take(runCost)
@@ -348,7 +319,8 @@ func (im *image) chunks(in raw, blocks int64) error {
 		if start == nullBlock {
 			continue
 		}
-		if err := im.addRun(in.node, layertree.Run{File: uint32(i * size), Start: start}, min(size, blocks-i*size)); err != nil {
+		run := layertree.Run{File: uint32(i * size), Start: start}
+		if err := im.addRun(in.node, run, min(size, blocks-i*size)); err != nil {
 			return err
 		}
 	}

@@ -46,8 +46,8 @@ func (im *image) plan() (groups, error) {
 		if used > uint64(im.descBlocks) {
 			return groups{}, fmt.Errorf("%d blocks of 4 KiB: %w", end, ErrTooLarge)
 		}
-		return groups{count: uint32(count), blocksPerGroup: uint32(perGroupBlocks), inodesPerGroup: uint32(perGroup), tables: uint32(tables),
-			bitmaps: uint32(bitmaps), end: uint32(end), descBlocks: uint32(used)}, nil
+		return groups{count: uint32(count), blocksPerGroup: uint32(perGroupBlocks), inodesPerGroup: uint32(perGroup),
+			tables: uint32(tables), bitmaps: uint32(bitmaps), end: uint32(end), descBlocks: uint32(used)}, nil
 	}
 }
 

@@ -118,7 +118,8 @@ func putEntry(b []byte, p Partition, i int) error {
 	le.PutUint64(b[40:], uint64((p.Offset+p.Size)/SectorSize-1))
 	units := utf16.Encode([]rune(p.Name))
 	if len(units) > nameUnits {
-		return fmt.Errorf("gpt: partition %d: the name %q has %d UTF-16 units; at most %d fit", i+1, p.Name, len(units), nameUnits)
+		return fmt.Errorf("gpt: partition %d: the name %q has %d UTF-16 units; at most %d fit",
+			i+1, p.Name, len(units), nameUnits)
 	}
 	for k, u := range units {
 		le.PutUint16(b[56+2*k:], u)

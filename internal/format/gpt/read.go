@@ -1,6 +1,7 @@
 package gpt
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -56,7 +57,8 @@ func readTable(r io.ReaderAt, size int64, sector uint64) ([]Partition, error) {
 	}
 	first, count, each := le.Uint64(b[72:]), le.Uint32(b[80:]), le.Uint32(b[84:])
 	if le.Uint64(b[24:]) != sector || count > maxEntries || each < entrySize || each > maxEntryLength || each%8 != 0 {
-		return nil, fmt.Errorf("the header in sector %d names itself %d, with %d entries of %d bytes: %w", sector, le.Uint64(b[24:]), count, each, ErrCorrupt)
+		return nil, fmt.Errorf("the header in sector %d names itself %d, with %d entries of %d bytes: %w",
+			sector, le.Uint64(b[24:]), count, each, ErrCorrupt)
 	}
 	sectors := uint64(size / SectorSize)
 	length64 := int64(count) * int64(each)
@@ -80,9 +82,10 @@ func readTable(r io.ReaderAt, size int64, sector uint64) ([]Partition, error) {
 		if from > to || to >= sectors || from < 1 {
 			return nil, fmt.Errorf("a partition from sector %d to %d on a disk of %d: %w", from, to, sectors, ErrCorrupt)
 		}
-		parts = append(parts, Partition{Name: entryName(e), Offset: int64(from) * SectorSize, Size: int64(to-from+1) * SectorSize})
+		parts = append(parts, Partition{Name: entryName(e),
+			Offset: int64(from) * SectorSize, Size: int64(to-from+1) * SectorSize})
 	}
-	sorted := slices.SortedFunc(slices.Values(parts), func(a, b Partition) int { return int(min(max(a.Offset-b.Offset, -1), 1)) })
+	sorted := slices.SortedFunc(slices.Values(parts), func(a, b Partition) int { return cmp.Compare(a.Offset, b.Offset) })
 	for i := 1; i < len(sorted); i++ {
 		if sorted[i-1].Offset+sorted[i-1].Size > sorted[i].Offset {
 			return nil, fmt.Errorf("the partitions at %d and %d overlap: %w", sorted[i-1].Offset, sorted[i].Offset, ErrCorrupt)

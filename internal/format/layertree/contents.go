@@ -89,12 +89,16 @@ func (c *contents) took(runs *[]Run, off, n int64) error {
 		return fmt.Errorf("the image exceeds %d blocks", uint32(math.MaxUint32))
 	}
 	first := uint32(off / BlockSize)
-	if k := len(*runs) - 1; k >= 0 && (*runs)[k].File+(*runs)[k].Blocks == first && (*runs)[k].Start+(*runs)[k].Blocks == c.next {
-		(*runs)[k].Blocks += blocks
-	} else {
-		*runs = append(*runs, Run{File: first, Start: c.next, Blocks: blocks})
-	}
+	start := c.next
 	c.next += blocks
+	if k := len(*runs) - 1; k >= 0 {
+		last := &(*runs)[k]
+		if last.File+last.Blocks == first && last.Start+last.Blocks == start {
+			last.Blocks += blocks
+			return nil
+		}
+	}
+	*runs = append(*runs, Run{File: first, Start: start, Blocks: blocks})
 	return nil
 }
 

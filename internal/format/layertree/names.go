@@ -125,7 +125,8 @@ func (rd *reader) find(name string) (n *Node, missing place, err error) {
 	return at[len(at)-1], place{}, nil
 }
 
-// links makes the hard links whose targets came after them in the layer; the others keep waiting. What is missing on the way to a target is a
+// links makes the hard links whose targets came after them in the layer; the others keep waiting. What is
+// missing on the way to a target is a
 // name in a directory: the link waits there until something is put in, and then goes on.
 func (rd *reader) links(ctx context.Context) error {
 	rd.waiting = make(map[place][]pendingLink)

@@ -2,8 +2,8 @@ package layertree
 
 // Overlay puts the layer upper over t: what overlayfs shows of the two, in t. Whiteouts take names
 // away, opaque directories replace, directories merge and take the attributes of the upper one, unless
-// these are made up (see [Node.Implied]), anything else replaces. Contents stay where they are: the runs of both must count blocks of the same
-// image. upper must not be used afterwards: its nodes now belong to t.
+// these are made up (see [Node.Implied]), anything else replaces. Contents stay where they are: the runs
+// of both must count blocks of the same image. upper must not be used afterwards: its nodes now belong to t.
 func (t *Tree) Overlay(upper *Tree) {
 	t.NextBlock = max(t.NextBlock, upper.NextBlock)
 	type pair struct{ low, up *Node }

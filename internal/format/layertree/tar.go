@@ -263,18 +263,7 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 		return err
 	}
 	if n.Type() == TypeRegular {
-		if rd.bytes += h.Size; rd.bytes > rd.o.MaxBytes || h.Size > rd.o.MaxBytes {
-			return fmt.Errorf("the unpacked layer exceeds %d bytes: %w (raise the limit if the layer is to be trusted)",
-				rd.o.MaxBytes, ErrTooLarge)
-		}
-		if n.Runs, err = rd.out.add(body, h.Size); err != nil {
-			if errors.Is(err, io.ErrUnexpectedEOF) {
-				err = fmt.Errorf("the stream is truncated: %w", err)
-			}
-			return fmt.Errorf("content of %d bytes: %w", h.Size, err)
-		}
-		n.Size = h.Size
-		if err := rd.account(0, len(n.Runs)*runCost); err != nil {
+		if err := rd.content(n, h.Size, body); err != nil {
 			return err
 		}
 	}
@@ -284,6 +273,22 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 	}
 	dir.SetChild(base, n)
 	return nil
+}
+
+// content appends the content of a regular file to the image.
+func (rd *reader) content(n *Node, size int64, body io.Reader) (err error) {
+	if rd.bytes += size; rd.bytes > rd.o.MaxBytes || size > rd.o.MaxBytes {
+		return fmt.Errorf("the unpacked layer exceeds %d bytes: %w (raise the limit if the layer is to be trusted)",
+			rd.o.MaxBytes, ErrTooLarge)
+	}
+	if n.Runs, err = rd.out.add(body, size); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("the stream is truncated: %w", err)
+		}
+		return fmt.Errorf("content of %d bytes: %w", size, err)
+	}
+	n.Size = size
+	return rd.account(0, len(n.Runs)*runCost)
 }
 
 // belowFile reports whether the layer has something other than a directory or a link on the way to dir.

@@ -172,7 +172,8 @@ func Read(r io.ReaderAt, size int64) (Info, error) {
 		string(b[32:32+len(algorithm)+1]) != algorithm+"\x00":
 		return Info{}, errors.New("verity: only version 1 with sha256 and blocks of 4096 bytes is known")
 	case le.Uint64(b[72:]) != uint64(size/BlockSize):
-		return Info{}, fmt.Errorf("verity: the super block is for %d blocks, the data has %d: %w", le.Uint64(b[72:]), size/BlockSize, ErrMismatch)
+		return Info{}, fmt.Errorf("verity: the super block is for %d blocks, the data has %d: %w",
+			le.Uint64(b[72:]), size/BlockSize, ErrMismatch)
 	case le.Uint16(b[80:]) > 256:
 		return Info{}, fmt.Errorf("verity: a salt of %d bytes", le.Uint16(b[80:]))
 	}
@@ -184,7 +185,8 @@ func Read(r io.ReaderAt, size int64) (Info, error) {
 	for _, n := range levels(size / BlockSize) {
 		tree += n * BlockSize
 	}
-	return Info{DataBytes: size, RootDigest: hex.EncodeToString(h.Sum(nil)), Salt: hex.EncodeToString(s), Algorithm: algorithm, TreeBytes: tree}, nil
+	return Info{DataBytes: size, RootDigest: hex.EncodeToString(h.Sum(nil)), Salt: hex.EncodeToString(s),
+		Algorithm: algorithm, TreeBytes: tree}, nil
 }
 
 // Check reads all data and compares it with the tree that follows it and with want. What does not
