@@ -12,6 +12,7 @@ package strata
 
 import (
 	"cmp"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -95,6 +96,8 @@ type VMInfo = vmm.Info
 var (
 	// ErrNoVM says that a state directory holds no VM.
 	ErrNoVM = vmm.ErrNoVM
+	// ErrMemory says that a guest cannot boot with so little memory.
+	ErrMemory = errors.New("too little memory for the guest")
 	// ErrRunning says that the VM runs already.
 	ErrRunning = vmm.ErrRunning
 	// ErrNoInit says that no program with the guest's agent was found, or that the one given does not carry it.

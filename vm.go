@@ -35,6 +35,9 @@ func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 		if o.Image, err = bootimage.Build(ctx, bootimage.Options(o.Boot)); err != nil {
 			return nil, err
 		}
+		if err := enoughMemory(o); err != nil {
+			return nil, err
+		}
 	}
 	_, err = os.Stat(o.Dir)
 	fresh := errors.Is(err, os.ErrNotExist)
@@ -51,6 +54,15 @@ func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 		err = errors.Join(err, RemoveVM(context.WithoutCancel(ctx), o.Dir))
 	}
 	return vm, err
+}
+
+// enoughMemory returns an error matching ErrMemory when a guest cannot boot its image with the memory it would get.
+func enoughMemory(o VMOptions) error {
+	need, err := bootimage.MinMemoryMiB(o.Image.Kernel, o.Image.Initrd)
+	if err == nil && o.MemoryMiB != 0 && o.MemoryMiB < need {
+		err = fmt.Errorf("%w: %d MiB are given, and to boot this guest takes %d", ErrMemory, o.MemoryMiB, need)
+	}
+	return err
 }
 
 // openMade is uvm.Open for a directory that is made when it does not exist.

@@ -91,6 +91,13 @@ func (e *env) root() *cli.Command {
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done, each change of a VM on a line, and do nothing"},
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "log every step to standard error"},
 		},
+		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
+			state, err := e.stateDir(cmd)
+			if err != nil {
+				return ctx, err
+			}
+			return ctx, checkPrivate(state)
+		},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
 				return usage(cmd, "there is no command %q", cmd.Args().First())

@@ -132,12 +132,23 @@ func (e *env) explainEnd(ctx context.Context, dir, name string, err error) error
 func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec) error {
 	code, err := e.process(ctx, m, spec)
 	if err != nil {
-		return &exitError{exitNotRun, fmt.Errorf("run %s: %w", printable(spec.Args[0]), err)}
+		return &exitError{startCode(err), fmt.Errorf("run %s: %w", printable(spec.Args[0]), err)}
 	}
 	if code != 0 {
 		return &exitError{code: code}
 	}
 	return nil
+}
+
+// startCode is the exit code for a program that was not started.
+func startCode(err error) int {
+	switch {
+	case errors.Is(err, vmm.ErrProgramNotFound):
+		return exitNoProgram
+	case errors.Is(err, vmm.ErrNotExecutable):
+		return exitNotExecutable
+	}
+	return exitNotRun
 }
 
 // spec reads the process flags.

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -125,13 +128,15 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 		out.Layers = append(out.Layers, l.Folder)
 	}
 	return e.print(cmd, out, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: %d layers at %s in %s\n", m.ID, len(out.Layers), m.Root, time.Since(start).Round(100*time.Microsecond))
+		fmt.Fprintf(w, "%s: %s at %s in %s\n", m.ID, count(len(out.Layers), "layer"), m.Root, time.Since(start).Round(100*time.Microsecond))
 	})
 }
 
 // advise adds the remedy to errors that have one.
 func (e *env) advise(err error, vm, id string) error {
 	switch {
+	case errors.Is(err, vmm.ErrBusy):
+		return &busyError{vm, id, err}
 	case errors.Is(err, uvm.ErrClaimed):
 		return fmt.Errorf("%w; choose another id, or: strata unmount --vm %s %s", err, vm, id)
 	case errors.Is(err, uvm.ErrUnknownClaim):
@@ -142,6 +147,31 @@ func (e *env) advise(err error, vm, id string) error {
 		return fmt.Errorf("%w (--format without +verity, --isolation=hypervisor); --allow-unchecked mounts it all the same", err)
 	}
 	return err
+}
+
+// busyError says in a sentence that programs use a container. It matches what err matches.
+type busyError struct {
+	vm, id string
+	err    error
+}
+
+// user is how the guest names a process that uses a file system.
+var user = regexp.MustCompile(`process (\d+) \(([^)]*)\)`)
+
+func (b *busyError) Unwrap() error { return b.err }
+
+func (b *busyError) Error() string {
+	var who []string
+	for _, m := range user.FindAllStringSubmatch(b.err.Error(), -1) {
+		if p := m[1] + " (" + m[2] + ")"; !slices.Contains(who, p) {
+			who = append(who, p)
+		}
+	}
+	if len(who) == 0 {
+		return fmt.Sprintf("container %q is in use: %v", b.id, b.err)
+	}
+	return fmt.Sprintf("container %q is in use by process %s; to end what runs in it: strata unmount --vm %s --force %s",
+		b.id, strings.Join(who, ", "), b.vm, b.id)
 }
 
 func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -217,6 +218,9 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 			return err
 		}
 	}
+	if err := checkLayers(cmd, folders); err != nil {
+		return err
+	}
 	vm, err := e.runVM(ctx, cmd, r, in.id)
 	if err != nil {
 		return err
@@ -229,6 +233,22 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 		return e.advise(err, vm.ID(), in.id)
 	}
 	in.spec.ContainerID, in.spec.Root = m.ID, m.Root
+	return nil
+}
+
+// checkLayers finds folders that hold no layer before a VM is started for them. Those of Windows guests have no file
+// of one name.
+func checkLayers(cmd *cli.Command, folders []string) error {
+	if cmd.String("guest") == string(vmm.Windows) {
+		return nil
+	}
+	for _, dir := range folders {
+		holds := func(f layerdir.Format) bool { return exists(filepath.Join(dir, f.FileName())) }
+		if !holds(layerdir.EROFS) && !holds(layerdir.VHD) && !holds(layerdir.Tree) {
+			return fmt.Errorf("layer %s: it holds no layer.erofs, layer.vhd or layer.dir; "+
+				"to make a layer of a tar: strata import TAR DIR", printable(dir))
+		}
+	}
 	return nil
 }
 
@@ -294,7 +314,9 @@ func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *strata.Run, id str
 	if err != nil {
 		return nil, err
 	}
+	done := e.status("starting a VM ...")
 	vm, err := r.StartVM(ctx, o)
+	done()
 	if errors.Is(err, strata.ErrRunID) {
 		err = fmt.Errorf("%w; choose another --id, or to run in it: --vm %s", err, id)
 	}

@@ -192,7 +192,7 @@ func (c cliBox) signalPID(file string, sig syscall.Signal) {
 // TestCommandsAreToldToEnd: a VM that says nothing keeps no command that is told to end.
 func TestCommandsAreToldToEnd(t *testing.T) {
 	strata := bootimagetest.Strata(t)
-	layer := t.TempDir()
+	layer := layerFolder(t)
 	for _, args := range [][]string{
 		{"mount", "web", layer}, {"unmount", "web"}, {"recover"}, {"exec", "--in-vm", "true"},
 		{"vm", "stop", "--timeout", "1h"}, {"run", "--vm", "default", layer, "--", "true"},

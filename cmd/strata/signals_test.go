@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -183,6 +184,29 @@ func TestErrorsOnStderr(t *testing.T) {
 		}
 		if code != tt.code || got != tt.want || got.Error == "" {
 			t.Errorf("strata %q: exit code %d, %+v; want %d, %+v", tt.args, code, got, tt.code, tt.want)
+		}
+	}
+}
+
+// TestBusy: one sentence that names the container's programs and --force.
+func TestBusy(t *testing.T) {
+	for _, tt := range []struct{ guest, want string }{
+		{"/run/x is in use: process 12 (sh) by root directory /, process 14 (sleep) by program /bin/sleep, process 12 (sh) by open file",
+			`container "web" is in use by process 12 (sh), 14 (sleep); to end what runs in it: strata unmount --vm big --force web`},
+		{"nobody that can be named", `container "web" is in use: in use: nobody that can be named`},
+	} {
+		err := (&env{}).advise(fmt.Errorf("%w: %s", vmm.ErrBusy, tt.guest), "big", "web")
+		if err.Error() != tt.want || !errors.Is(err, vmm.ErrBusy) {
+			t.Errorf("%q, want %q", err, tt.want)
+		}
+	}
+}
+
+// TestStartCodeOfErrors: what is known of a program that was not started is in the exit code.
+func TestStartCodeOfErrors(t *testing.T) {
+	for err, want := range map[error]int{vmm.ErrProgramNotFound: 127, vmm.ErrNotExecutable: 126, vmm.ErrGone: 125} {
+		if got := startCode(fmt.Errorf("run x: %w", err)); got != want {
+			t.Errorf("%v: exit code %d, want %d", err, got, want)
 		}
 	}
 }

@@ -55,11 +55,21 @@ func silentVM(t *testing.T) (state string, qemu *exec.Cmd) {
 	return state, qemu
 }
 
+// layerFolder makes what looks like a layer until it is read.
+func layerFolder(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "layer.erofs"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // TestSilentVM: no command waits for ever for a VM that says nothing, and stop ends it.
 func TestSilentVM(t *testing.T) {
 	leaktest.Check(t)
 	state, qemu := silentVM(t)
-	layer := t.TempDir()
+	layer := layerFolder(t)
 	run := func(silence time.Duration, args ...string) (code int, said string) {
 		var out bytes.Buffer
 		e := &env{stdin: strings.NewReader(""), stdout: &out, stderr: &out, getenv: os.Getenv, lookupEnv: os.LookupEnv, silence: silence, grace: grace}

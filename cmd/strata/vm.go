@@ -100,6 +100,13 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		Kernel: cmd.String("kernel"), InitPath: cmd.String("init"), Logger: o.Logger,
 		CacheDir: filepath.Join(state, "cache", "boot"),
 	}
+	for _, f := range []string{"kernel", "init"} {
+		if path := cmd.String(f); path != "" {
+			if err := regularFile(path); err != nil {
+				return o, fmt.Errorf("--%s: %w", f, err)
+			}
+		}
+	}
 	switch {
 	case o.MemoryMiB < 96:
 		return o, usage(cmd, "--memory %s is too little: a guest needs 96M", cmd.String("memory"))
@@ -115,6 +122,18 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		return o, usage(cmd, "--transport %q: use auto, vsock or serial", o.Transport)
 	}
 	return o, nil
+}
+
+// regularFile returns an error unless path is a file.
+func regularFile(path string) error {
+	fi, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: there is no such file", path)
+	}
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file", path)
+	}
+	return err
 }
 
 // vmArg is the VM that a command names as its only argument.
@@ -158,7 +177,9 @@ func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
 		return e.would(cmd, "start VM %s with %d MiB", name, o.MemoryMiB)
 	}
 	start := time.Now()
+	done := e.status("starting VM %s ...", name)
 	vm, err := strata.StartVM(ctx, o)
+	done()
 	if err != nil {
 		return fmt.Errorf("start VM %q: %w", name, err)
 	}

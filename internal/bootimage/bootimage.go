@@ -55,7 +55,7 @@ func Build(ctx context.Context, o Options) (vmm.BootImage, error) {
 	if err != nil {
 		return vmm.BootImage{}, err
 	}
-	if err := os.MkdirAll(o.CacheDir, 0o755); err != nil {
+	if err := os.MkdirAll(o.CacheDir, 0o700); err != nil {
 		return vmm.BootImage{}, fmt.Errorf("bootimage: making the cache: %w", err)
 	}
 	img := vmm.BootImage{KernelRelease: k.release, Cmdline: append([]string(nil), cmdline...)}
@@ -117,7 +117,7 @@ func (o *Options) cached(ctx context.Context, name string, write func(io.Writer)
 	if err := write(&ctxWriter{ctx, f}); err != nil {
 		return "", fmt.Errorf("bootimage: making %s: %w", path, err)
 	}
-	if err := errors.Join(f.Chmod(0o644), f.Sync()); err != nil {
+	if err := errors.Join(f.Chmod(0o600), f.Sync()); err != nil {
 		return "", fmt.Errorf("bootimage: making %s: %w", path, err)
 	}
 	if err := os.Rename(f.Name(), path); err != nil {

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// stateFolders are the folders of a state directory.
+var stateFolders = []string{"cache", "run", "store", "vms"}
+
+// checkPrivate sees to it that nobody but its owner reads what is in a state directory, whichever command and
+// version created it: what Strata keeps there is closed to others (mode 0700), or else that is an error. A directory
+// that holds other things too, such as a home directory, keeps its mode, but others must not be able to
+// exchange what is in it. On Windows the access list of the folder above decides.
+func checkPrivate(state string) error {
+	if onWindows {
+		return nil
+	}
+	fi, err := os.Stat(state)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it is created closed
+	}
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	entries, err := os.ReadDir(state)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	ours := len(entries) > 0
+	for _, d := range entries {
+		if !slices.Contains(stateFolders, d.Name()) {
+			ours = false
+			continue
+		}
+		if err := closeFolder(filepath.Join(state, d.Name())); err != nil {
+			return err
+		}
+	}
+	if ours {
+		return closeFolder(state)
+	}
+	if m := fi.Mode(); m.Perm()&0o022 != 0 && m&fs.ModeSticky == 0 {
+		return fmt.Errorf("state directory %s: others can write to it (mode %04o), and so exchange the disks of VMs: "+
+			"chmod go-w %s, or give another one with --state-dir", state, m.Perm(), state)
+	}
+	return nil
+}
+
+// closeFolder closes a folder to others.
+func closeFolder(path string) error {
+	fi, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has just gone
+	}
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	if !fi.IsDir() || fi.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	if err := os.Chmod(path, 0o700); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("state directory: %s is open to others (mode %04o): its owner can close it: "+
+			"chmod 700 %s: %w", path, fi.Mode().Perm(), path, err)
+	}
+	return nil
+}
