@@ -25,7 +25,7 @@ func TestMinMemory(t *testing.T) {
 		kernel, initrd int64
 		want           int
 	}{
-		{10 * mib, 0, 64}, {100 * mib, 0, 100}, {10 * mib, 20 * mib, 124}, {10 * mib, 20*mib + 1, 125},
+		{10 * mib, 0, 70}, {100 * mib, 0, 106}, {10 * mib, 20 * mib, 130}, {10 * mib, 20*mib + 1, 131},
 	} {
 		got, err := bootimage.MinMemoryMiB(file("kernel", tt.kernel), file("initrd", tt.initrd))
 		if err != nil || got != tt.want {
