@@ -27,11 +27,12 @@ var floors = []struct {
 		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir",
 	}},
 	{"the funnel", []string{"vmm"}},
-	{"what drivers share", []string{"internal/hcsapi", "internal/gcs", "internal/applyengine"}},
+	{"what drivers share", []string{
+		"internal/hcsapi", "internal/gcs", "internal/applyengine", "internal/wclayer"}},
 	{"what a guest boots, and its end", []string{
 		"internal/bootimage", "internal/hostmount", "internal/guest", "internal/guest/guestmain"}},
-	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/local"}},
-	{"a utility VM's books, layer folders, layers of a Windows host", []string{"uvm", "store", "internal/wclayer"}},
+	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/local", "vmm/argon"}},
+	{"a utility VM's books, layer folders", []string{"uvm", "store"}},
 	{"what a user came for", []string{"layers", "image"}},
 	{"wiring", []string{""}},
 	{"the command line", []string{"cmd/strata-init", "cmd/strata"}},

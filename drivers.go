@@ -13,6 +13,7 @@ import (
 
 	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/vmm/argon"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/local"
 	"github.com/stratavm/strata/vmm/qemu"
@@ -26,6 +27,7 @@ func driversOf(goos string) []vmm.Driver {
 	if goos == "windows" {
 		return []vmm.Driver{
 			hcs.Driver{Host: hcsHost},
+			argon.Driver{Host: windowsHost},
 		}
 	}
 	return []vmm.Driver{
@@ -52,6 +54,14 @@ func hcsHost(log *slog.Logger) (hcs.Host, error) {
 	files := wclayer.NewNative(log, "") // nothing is destroyed here
 	h.Grant, h.GrantGroup = files.GrantVMAccess, files.GrantVMGroupAccess
 	return h, nil
+}
+
+// windowsHost is this Windows host and its layers.
+func windowsHost(*slog.Logger) (wclayer.Host, error) {
+	if err := wclayer.Supported(); err != nil {
+		return nil, err
+	}
+	return wclayer.Shared(), nil
 }
 
 // driverFile holds the name of the driver of a state directory's machine.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"runtime"
 
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -14,15 +15,33 @@ import (
 // waited for. A directory without a VM is taken for an empty VM of the default driver. Programs cannot be run in
 // it: the error matches vmm.ErrDryRun.
 func DryRun(ctx context.Context, dir string, report func(vmm.Change) error, o OpenOptions) (*uvm.UtilityVM, error) {
+	system, limits, err := plan(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return dryRun(ctx, dir, system, limits, report, o)
+}
+
+// DryRunHost is DryRun for this system itself (OpenHost), opened before or not.
+func DryRunHost(ctx context.Context, dir string, report func(vmm.Change) error, o OpenOptions) (*uvm.UtilityVM, error) {
+	d, err := hostDriver()
+	if err != nil {
+		return nil, err
+	}
+	limits, err := d.Limits(vmm.Info{})
+	if err != nil {
+		return nil, err
+	}
+	return dryRun(ctx, dir, vmm.OS(runtime.GOOS), limits, report, o)
+}
+
+func dryRun(ctx context.Context, dir string, system vmm.OS, limits vmm.Limits, report func(vmm.Change) error,
+	o OpenOptions) (*uvm.UtilityVM, error) {
 	o.complete()
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
 	status, err := uvm.ReadStatus(dir)
-	if err != nil {
-		return nil, err
-	}
-	system, limits, err := plan(ctx, dir)
 	if err != nil {
 		return nil, err
 	}

@@ -4,14 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/Microsoft/go-winio/pkg/guid"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/internal/wclayer"
+	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/vmm/argon"
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
@@ -73,8 +81,42 @@ func (h *fakeHost) DetachOverlay(context.Context, string) error {
 	return h.call("no overlay", "overlay", "", false)
 }
 
-func argonRequest(h *fakeHost, cim bool) Request {
-	r := Request{ID: "a", Scratch: `C:\c\a`, Host: h}
+// anyNames says that every folder is there, and every file.
+type anyNames struct{}
+
+func (anyNames) Stat(name string) (fs.FileInfo, error)    { return anyFile{name}, nil }
+func (anyNames) EvalSymlinks(name string) (string, error) { return name, nil }
+
+type anyFile struct{ name string }
+
+func (f anyFile) Name() string       { return hostpath.Base(f.name) }
+func (f anyFile) Size() int64        { return 4096 }
+func (f anyFile) ModTime() time.Time { return time.Time{} }
+func (f anyFile) IsDir() bool        { return hostpath.Ext(f.name) == "" }
+func (f anyFile) Sys() any           { return nil }
+func (f anyFile) Mode() fs.FileMode {
+	if f.IsDir() {
+		return fs.ModeDir
+	}
+	return 0
+}
+
+// hostVM is a Windows host itself, opened as a machine.
+func hostVM(t *testing.T, h wclayer.Host) *uvm.UtilityVM {
+	t.Helper()
+	dir := t.TempDir()
+	vm, err := uvm.Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) {
+		return argon.Open(argon.Options{Dir: filepath.Join(dir, "argon"), Boot: "this", Host: h})
+	}, uvm.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = vm.Close() })
+	return vm
+}
+
+func argonRequest(vm *uvm.UtilityVM, cim bool) Request {
+	r := Request{VM: vm, ID: "a", Scratch: `C:\c\a`, names: anyNames{}}
 	if cim {
 		r.CIM = &wclayer.CIMMount{Image: wclayer.CIM{Dir: `C:\cims`, Name: "top.cim"}}
 	} else {
@@ -84,44 +126,55 @@ func argonRequest(h *fakeHost, cim bool) Request {
 }
 
 func TestArgonOrder(t *testing.T) {
-	volume, err := wclayer.CIMVolume("a")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for cim, want := range map[bool][]string{
 		false: {"activate", `prepare C:\l\top,C:\l\base`, "path", "unprepare", "deactivate"},
-		true: {"mount top.cim", "activate", "path", `overlay \\?\Volume{` + volume.String() + `}\Files`,
-			"no overlay", "deactivate", "dismount"},
+		true: {"mount top.cim", "activate", "path", `overlay \\?\Volume{GUID}\Files`, "path",
+			"path", "no overlay", "deactivate", "dismount"},
 	} {
 		h := &fakeHost{}
-		m, err := Mount(t.Context(), argonRequest(h, cim))
+		vm := hostVM(t, h)
+		m, err := Mount(t.Context(), argonRequest(vm, cim))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if m.Root != `\\?\Volume{1}\` {
 			t.Errorf("root %s", m.Root)
 		}
-		if err := m.release(t.Context(), UnmountOperationSCSI); !errors.Is(err, ErrInvalid) {
-			t.Errorf("partial unmount: %v", err)
+		if c, err := Lookup(vm.Dir(), "a"); err != nil || c.Root != m.Root {
+			t.Errorf("found %+v, %v", c, err)
+		}
+		twice := argonRequest(vm, cim)
+		twice.ID = "b"
+		if _, err := Mount(t.Context(), twice); !errors.Is(err, uvm.ErrAlreadyAttached) {
+			t.Errorf("a second container on one scratch: %v", err)
+		}
+		if cim { // its image came and went
+			h.calls = slices.Delete(h.calls, 5, 7)
 		}
 		for range 2 {
 			if err := m.Release(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
+		for i, c := range h.calls {
+			h.calls[i] = regexp.MustCompile(`[0-9a-f-]{36}`).ReplaceAllString(c, "GUID")
+		}
 		if diff := cmp.Diff(want, h.calls); diff != "" {
 			t.Errorf("cim=%t (-want +got):\n%s", cim, diff)
+		}
+		if s := vm.Status(); !s.Empty() {
+			t.Errorf("left in the ledger: %+v", s)
 		}
 	}
 }
 
-// Every call fails once, in mount and in unmount: nothing stays on, and every half of an unmount is
-// attempted whatever becomes of the other.
+// Every call fails once, in mount and in unmount: nothing stays on after another Release.
 func TestArgonFaults(t *testing.T) {
 	for _, cim := range []bool{false, true} {
 		for k := 1; ; k++ {
 			h := &fakeHost{fail: k}
-			m, err := Mount(t.Context(), argonRequest(h, cim))
+			vm := hostVM(t, h)
+			m, err := Mount(t.Context(), argonRequest(vm, cim))
 			if err == nil {
 				err = m.Release(t.Context())
 				if h.fail > 0 {
@@ -134,10 +187,38 @@ func TestArgonFaults(t *testing.T) {
 			if !errors.Is(err, errHost) {
 				t.Errorf("call %d failed and the error is %v", k, err)
 			}
-			if len(h.on) > 0 {
-				t.Errorf("call %d failed and this stayed on: %v", k, h.on)
+			if s := vm.Status(); len(h.on) > 0 || !s.Empty() {
+				t.Errorf("call %d failed and this stayed on: %v, %+v", k, h.on, s)
 			}
 		}
+	}
+}
+
+// What a request for the host lacks is said before anything is called.
+func TestBadArgonRequests(t *testing.T) {
+	h := &fakeHost{}
+	vm := hostVM(t, h)
+	for name, tt := range map[string]struct {
+		edit func(*Request)
+		is   error
+		says string
+	}{
+		"no VM":      {func(r *Request) { r.VM = nil }, ErrInvalid, "strata.OpenHost"},
+		"no scratch": {func(r *Request) { r.Scratch = "" }, ErrInvalid, "scratch"},
+		"no layers":  {func(r *Request) { r.Layers = nil }, ErrInvalid, "at least one layer"},
+		"no disk":    {func(r *Request) { r.names = hostNames{} }, fs.ErrNotExist, "sandbox.vhdx"},
+		"a hash tree": {func(r *Request) { r.Layers[0].Verity = &vmm.Verity{RootDigest: "one"} },
+			ErrUnchecked, "hash tree"},
+		"both": {func(r *Request) { r.CIM = &wclayer.CIMMount{Image: wclayer.CIM{Dir: `C:\c`, Name: "a"}} }, ErrInvalid, "not both"},
+	} {
+		r := argonRequest(vm, false)
+		tt.edit(&r)
+		if _, err := Mount(t.Context(), r); !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if len(h.calls) > 0 {
+		t.Errorf("called: %q", h.calls)
 	}
 }
 
@@ -145,8 +226,11 @@ func TestArgonUnmountByFolders(t *testing.T) {
 	h := &fakeHost{}
 	mt := Mounter{Host: h}
 	folders := []string{`C:\l\base`, `C:\c\a`}
-	if _, err := mt.MountContainerLayers(t.Context(), folders, "", nil); err != nil {
-		t.Fatal(err)
+	if root, err := mt.MountContainerLayers(t.Context(), folders, "", nil); err != nil || root != `\\?\Volume{1}\` {
+		t.Fatal(root, err)
+	}
+	if err := mt.UnmountContainerLayers(t.Context(), folders, "", nil, UnmountOperationSCSI); !errors.Is(err, ErrInvalid) {
+		t.Errorf("partial unmount: %v", err)
 	}
 	h.fail = 1
 	il := mt.NewImageLayers(nil, "", folders)

@@ -30,10 +30,10 @@ func TestArgonSlowCallLeavesNothing(t *testing.T) {
 					}
 					return v
 				})
-				r := layers.Request{ID: "a", Layers: []layers.Layer{{Folder: `C:\l`}}, Scratch: `C:\s`, Host: host}
+				mounter, folders := layers.Mounter{Host: host}, []string{`C:\l`, `C:\s`}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
-				if _, err := layers.Mount(ctx, r); !errors.Is(err, wclayer.ErrUnfinished) || !errors.Is(err, context.DeadlineExceeded) {
+				if _, err := mounter.MountContainerLayers(ctx, folders, "", nil); !errors.Is(err, wclayer.ErrUnfinished) || !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("error %v", err)
 				}
 				close(hang)
@@ -42,11 +42,11 @@ func TestArgonSlowCallLeavesNothing(t *testing.T) {
 					t.Error(diff)
 				}
 				service.Script(nil)
-				m, err := layers.Mount(t.Context(), r)
-				if err != nil {
+				if _, err := mounter.MountContainerLayers(t.Context(), folders, "", nil); err != nil {
 					t.Fatal(err)
 				}
-				if err := m.Release(t.Context()); err != nil {
+				err := mounter.UnmountContainerLayers(t.Context(), folders, "", nil, layers.UnmountOperationAll)
+				if err != nil {
 					t.Error(err)
 				}
 			})

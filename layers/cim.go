@@ -9,6 +9,7 @@ import (
 	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
+	"github.com/stratavm/strata/vmm/argon"
 )
 
 // A composite image (CIM) holds all read-only layers of a Windows container in one volume. On the
@@ -16,38 +17,38 @@ import (
 // them. Either way the union filter shows it together with the scratch.
 
 const (
-	unionFS = "UnionFS"
+	unionFS = argon.UnionFS
 	// cimFiles is the folder of a CIM volume that holds the container's files.
 	cimFiles = "Files"
 	// cimMountBlock is the mount flag of block images.
 	cimMountBlock = 0x10
 )
 
-// mountCIM mounts the image, activates the scratch and unites the two.
-func (a *argon) mountCIM(ctx context.Context, r *Request) (string, error) {
-	volume, err := wclayer.CIMVolume(r.ID)
+// CIMMount names the composite images that make up the read-only layers of a Windows container.
+type CIMMount = wclayer.CIMMount
+
+// CIMImage is one composite image.
+type CIMImage = wclayer.CIM
+
+// ParseCIM reads paths of composite images on a Windows host, such as C:\images\web.cim: the image to mount, then
+// what it was merged from, if it was, top-most first. kind is "folder" where images are files in a folder, or "file"
+// or "device" where the folder part of a path is a block file or device.
+func ParseCIM(kind string, paths []string) (*CIMMount, error) {
+	blockType, known := map[string]wclayer.BlockType{
+		"folder": wclayer.Forked, "file": wclayer.BlockFile, "device": wclayer.BlockDevice}[kind]
+	if !known || len(paths) == 0 {
+		return nil, fmt.Errorf("%w: %d images of the kind %q: give at least one, of the kind folder, file or device",
+			ErrInvalid, len(paths), kind)
+	}
+	all, err := cimsAt(paths)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	mounted, err := r.Host.MountCIM(ctx, volume, *r.CIM)
-	if err != nil {
-		return "", err
+	m := &CIMMount{Kind: blockType, Image: all[0], Sources: all[1:]}
+	if err := m.Check(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	a.did(func(ctx context.Context) error { return r.Host.DismountCIM(ctx, volume) })
-	if err := r.Host.Activate(ctx, a.scratch); err != nil {
-		return "", err
-	}
-	a.did(func(ctx context.Context) error { return r.Host.Deactivate(ctx, a.scratch) })
-	root, err := r.Host.MountPath(ctx, a.scratch)
-	if err != nil {
-		return "", err
-	}
-	layer := wclayer.OverlayLayer{ID: volume, Path: mounted + cimFiles}
-	if err := r.Host.AttachOverlay(ctx, root, []wclayer.OverlayLayer{layer}); err != nil {
-		return "", err
-	}
-	a.did(func(ctx context.Context) error { return r.Host.DetachOverlay(ctx, root) })
-	return root, nil
+	return m, nil
 }
 
 // checkCIM refuses an image that cannot be mounted as it is asked for. A VM's guest is told the names
@@ -57,21 +58,22 @@ func (r *Request) checkCIM() error {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	switch {
-	case r.VM == nil:
+	case r.VM == nil || r.VM.Limits().WritableLayers:
 		return nil
 	case r.VM.OS() != vmm.Windows:
 		return fmt.Errorf("%w: a CIM for VM %s, which runs %s", ErrInvalid, r.VM.ID(), r.VM.OS())
 	case r.CIM.Kind == wclayer.Forked:
 		return fmt.Errorf("a CIM made of files in a VM: %w: use a block CIM", uvm.ErrNotSupported)
 	case r.CIM.Digest != nil:
-		return fmt.Errorf("a CIM with a root digest in a VM, whose guest does not check it: %w: mount it on the host", uvm.ErrNotSupported)
+		return fmt.Errorf("a CIM with a root digest in a VM, whose guest does not check it: %w: "+
+			"mount it on the host", uvm.ErrNotSupported)
 	case r.CIM.DAX:
 		return fmt.Errorf("a CIM with DAX in a VM, where it is on a disk: %w: leave DAX out", uvm.ErrNotSupported)
 	}
 	return nil
 }
 
-// attachCIM brings block images into a Windows VM, mounts them there and gives the one layer that
+// attachCIM brings block images into a Windows VM, mounts them there and returns the one layer that
 // they make up.
 func attachCIM(ctx context.Context, r *Request, c *uvm.Claim) ([]vmm.GuestLayer, error) {
 	volume, err := guid.NewV4()

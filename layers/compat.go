@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/hostpath"
@@ -60,13 +58,9 @@ type Mounter struct {
 	names names
 }
 
-// systemHost is this Windows host. There is one for each process because the platform wants the
-// preparations of layers in a process to follow each other.
-var systemHost = sync.OnceValue(func() wclayer.Host { return wclayer.NewNative(slog.New(slog.DiscardHandler), wclayer.DefaultUsesDir()) })
-
 func (mt Mounter) host() wclayer.Host {
 	if mt.Host == nil {
-		return systemHost()
+		return wclayer.Shared()
 	}
 	return mt.Host
 }
@@ -85,6 +79,9 @@ func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []strin
 	r, err := request(layerFolders, guestRoot, vm, mt.host(), mt.names)
 	if err != nil {
 		return "", err
+	}
+	if vm == nil {
+		return mt.mountHere(ctx, r)
 	}
 	m, err := Mount(ctx, r)
 	if err != nil {
@@ -110,7 +107,7 @@ func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []str
 		return err
 	}
 	if vm == nil {
-		return unmountArgon(mt.host(), layerFolders[len(layerFolders)-1]).release(ctx, op)
+		return mt.unmountHere(ctx, layerFolders[len(layerFolders)-1], op)
 	}
 	m, err := openAt(vm, containerRootPath)
 	if err != nil {
@@ -124,9 +121,6 @@ func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []str
 func (m *Mounted) release(ctx context.Context, op UnmountOperation) error {
 	if err := op.check(); err != nil {
 		return fmt.Errorf("unmount layers of container %q: %w", m.ID, err)
-	}
-	if m.argon != nil {
-		return m.argon.release(ctx, op)
 	}
 	leases := m.claim.Leases()
 	if err := m.claim.Release(ctx, releaseOrder(leases, op)); err != nil {

@@ -33,7 +33,8 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 		return nil, err
 	}
 	if r.VM == nil {
-		return mountArgon(ctx, r)
+		return nil, fmt.Errorf("%w: Request.VM is not set: give a VM, or the system itself as strata.OpenHost returns it",
+			ErrInvalid)
 	}
 	build, ok := builders[r.VM.OS()]
 	if !ok {
@@ -149,6 +150,9 @@ func (r *Request) findScratch() (scratchFunc, error) {
 func buildWCOW(ctx context.Context, r *Request) (func(context.Context, *Mounted) error, error) {
 	if r.Scratch == "" {
 		return nil, fmt.Errorf("%w: a Windows container needs a scratch", ErrInvalid)
+	}
+	if r.VM.Limits().WritableLayers {
+		return buildHost(r)
 	}
 	if r.Host == nil && r.CIM == nil {
 		return nil, fmt.Errorf("%w: Request.Host is needed for the layers' identities", ErrInvalid)

@@ -267,7 +267,7 @@ func TestBadRequests(t *testing.T) {
 		{"missing scratch", func(r *Request) { r.Scratch = "/no/such" }, fs.ErrNotExist, "create it first"},
 		{"relative scratch", func(r *Request) { r.Scratch = "s" }, ErrInvalid, "absolute"},
 		{"empty scratch", func(r *Request) { r.Scratch = filepath.Join(emptyFile, layerVHD) }, ErrInvalid, "create it again"},
-		{"no VM on this system", func(r *Request) { r.VM, r.Host = nil, nil }, errors.ErrUnsupported, "Windows host"},
+		{"no VM", func(r *Request) { r.VM, r.Host = nil, nil }, ErrInvalid, "strata.OpenHost"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := good

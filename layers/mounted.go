@@ -21,7 +21,6 @@ type Mounted struct {
 
 	vm        *uvm.UtilityVM
 	claim     *uvm.Claim
-	argon     *argon
 	guestRoot string // the container's directory in the guest
 }
 
@@ -48,39 +47,26 @@ func (m *Mounted) Release(ctx context.Context) error {
 
 // ReleaseScratch is Release, but keeps the layers: their unmounting is saved where the VM is about to be shut
 // down, and a container that needs the same layers is mounted sooner. The scratch is closed and may be used
-// elsewhere. The layers stay the container's, whose id is taken until Release.
+// elsewhere. The layers stay the container's, whose id is taken until Release. On a Windows host itself, where no
+// layer is held, it is Release.
 func (m *Mounted) ReleaseScratch(ctx context.Context) error {
-	if m.argon != nil {
-		return m.Release(ctx) // the layers of a Windows host are not held
-	}
 	return m.release(ctx, UnmountOperationSCSI)
 }
 
 // Held is the number of things in the VM that the container still holds: 0 after Release.
 func (m *Mounted) Held() int {
-	if m.claim == nil {
-		return 0
-	}
 	return len(m.claim.Leases())
 }
 
 // Exec starts a program inside the root, in namespaces that all programs of the container share.
 // spec's ContainerID and Root are set by it. See [vmm.Machine] for more.
 func (m *Mounted) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
-	if m.vm == nil {
-		return nil, fmt.Errorf("run %q in container %q: programs of containers on the Windows host itself: %w",
-			spec.Args, m.ID, errors.ErrUnsupported)
-	}
 	return m.vm.Exec(ctx, m.inside(spec))
 }
 
 // Run runs a program inside the root to its end and returns its exit code. When ctx ends first the program is
 // killed.
 func (m *Mounted) Run(ctx context.Context, spec vmm.ProcessSpec) (exitCode int, err error) {
-	if m.vm == nil {
-		_, err := m.Exec(ctx, spec)
-		return 0, err
-	}
 	return m.vm.Run(ctx, m.inside(spec))
 }
 
@@ -92,9 +78,6 @@ func (m *Mounted) inside(spec vmm.ProcessSpec) vmm.ProcessSpec {
 // EndPrograms kills all programs that run in the container. It succeeds when there are none, and when the
 // VM is gone.
 func (m *Mounted) EndPrograms(ctx context.Context) error {
-	if m.vm == nil {
-		return nil
-	}
 	if err := m.vm.Machine().DeleteContainerState(ctx, m.ID); err != nil && !errors.Is(err, vmm.ErrGone) {
 		return fmt.Errorf("end the programs of container %q: %w", m.ID, err)
 	}

@@ -76,10 +76,11 @@ func ParseRoot(layerFolders []string, rootfs []RootfsMount) (*Described, error) 
 	return d, nil
 }
 
-// Request completes a described root to a request for a VM, or with nil for the host itself.
+// Request completes a described root to a request for a VM, or the system itself. nil is for MountV1.
 func (d *Described) Request(vm *uvm.UtilityVM, id string, host wclayer.Host) (*Request, error) {
-	if vm != nil && d.hostOnly != "" {
-		return nil, fmt.Errorf("%w: %s layers can only be mounted on the host itself, not in VM %s", ErrRootDescription, d.hostOnly, vm.ID())
+	if vm != nil && !vm.Limits().WritableLayers && d.hostOnly != "" {
+		return nil, fmt.Errorf("%w: %s layers can only be mounted on the host itself, not in VM %s",
+			ErrRootDescription, d.hostOnly, vm.ID())
 	}
 	if vm != nil && d.OS != "" && vm.OS() != d.OS {
 		return nil, fmt.Errorf("%w: layers for %s in VM %s, which runs %s", ErrRootDescription, d.OS, vm.ID(), vm.OS())

@@ -43,9 +43,12 @@ type Layer struct {
 	Verity *vmm.Verity
 }
 
+// Host is a Windows host and its layers.
+type Host = wclayer.Host
+
 // Request says what to mount.
 type Request struct {
-	// VM is the utility VM. With nil the layers are mounted on the Windows host itself.
+	// VM is the utility VM, or this system itself.
 	VM *uvm.UtilityVM
 	// ID is the container's id, unique in the VM. Empty: the last part of GuestRoot.
 	ID string
@@ -57,18 +60,19 @@ type Request struct {
 	Scratch string
 	// GuestRoot is the container's directory in the guest. Empty: /run/gcs/c/<ID> or C:\c\<ID>.
 	GuestRoot string
-	// Host does what needs the Windows host. It is required for Windows VMs (layer identities) and
-	// without a VM.
-	Host wclayer.Host
+	// Host does what needs the Windows host: Windows VMs, whose layers have identities, and MountV1. Nil: the host
+	// that this program runs on.
+	Host Host
 	// CIM, instead of Layers, is the composite image of a Windows container.
-	CIM *wclayer.CIMMount
+	CIM *CIMMount
 	// Attach says how the layers travel into a Linux VM.
 	Attach Attach
 	// AllowUnchecked mounts layers with a hash tree without a check where the machine cannot make one
 	// (vmm.Limits.Verity).
 	AllowUnchecked bool
 
-	names names // nil: those of the host
+	names  names // nil: those of the host
+	unseen bool  // folders are not looked at: the platform says what is missing, as hcsshim's callers expect
 }
 
 // names says what is at a path of the host and where its links lead. Tests of Windows hosts replace it on
@@ -125,6 +129,9 @@ func (r *Request) complete() error {
 	if r.names == nil {
 		r.names = hostNames{}
 	}
+	if r.Host == nil && wclayer.Supported() == nil {
+		r.Host = wclayer.Shared()
+	}
 	if r.ID == "" && r.GuestRoot != "" {
 		r.ID = hostpath.Base(r.GuestRoot)
 	}
@@ -132,7 +139,7 @@ func (r *Request) complete() error {
 		return fmt.Errorf("%w: container id %q: use 1 to 128 letters, digits, '_', '.' or '-', a letter or digit first",
 			ErrInvalid, r.ID)
 	}
-	if r.GuestRoot == "" && r.VM != nil {
+	if r.GuestRoot == "" && r.VM != nil && !r.VM.Limits().WritableLayers {
 		r.GuestRoot = guestRoots[r.VM.OS()] + r.ID
 	}
 	seen := map[string]string{}
@@ -194,7 +201,7 @@ func localPath(invalid error, what, p string) error {
 
 var guestRoots = map[vmm.OS]string{vmm.Linux: "/run/gcs/c/", vmm.Windows: `C:\c\`}
 
-// folders looks at the layers and their order of a Windows container in a VM: the service shares whatever it is told.
+// folders looks at the layers and their order of a Windows container: the platform takes whatever it is told.
 func (r *Request) folders() error {
 	for _, l := range r.Layers {
 		info, err := r.names.Stat(l.Folder)

@@ -35,6 +35,7 @@ const (
 	KindPlan9    Kind = "plan9"
 	KindCombined Kind = "combined"
 	KindCIM      Kind = "cim"
+	KindWritable Kind = "writableLayer"
 )
 
 // Claim is what one container holds in a VM. Its methods may be called concurrently.
@@ -297,8 +298,11 @@ func kindOf(r *resource) (Kind, string) {
 		return KindVSMB, r.device.Addr()
 	case vmm.Plan9Share:
 		return KindPlan9, r.device.Addr()
+	case vmm.WritableLayer:
+		return KindWritable, r.device.Addr()
 	}
-	if _, ok := r.guest.(vmm.BlockCIMs); ok {
+	switch r.guest.(type) {
+	case vmm.BlockCIMs, vmm.CIMVolume:
 		return KindCIM, ""
 	}
 	return KindCombined, ""

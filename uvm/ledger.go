@@ -98,9 +98,9 @@ func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*L
 			}
 			continue
 		}
-		if m != nil && w.exclusive {
+		if taken := shareable(m, d, w); taken != nil && w.exclusive {
 			l.mu.Unlock()
-			return nil, fmt.Errorf("%s: %w", m, ErrAlreadyAttached)
+			return nil, fmt.Errorf("%s: %w", taken, ErrAlreadyAttached)
 		}
 		if found := shareable(m, d, w); found != nil {
 			le, err := l.share(c, role, found, w)

@@ -97,10 +97,17 @@ type Plan9Share struct {
 	AllowedFiles []string `json:"allowedFiles,omitempty"` // names in Path; empty: the whole folder
 }
 
-func (SCSIDisk) device()    {}
-func (VPMEMDevice) device() {}
-func (VSMBShare) device()   {}
-func (Plan9Share) device()  {}
+// WritableLayer is the scratch folder of a container on a Windows host itself, which is the machine. Attached,
+// its disk is a volume of the host.
+type WritableLayer struct {
+	Path string `json:"path"`
+}
+
+func (SCSIDisk) device()      {}
+func (VPMEMDevice) device()   {}
+func (VSMBShare) device()     {}
+func (Plan9Share) device()    {}
+func (WritableLayer) device() {}
 
 // SCSIAddr is the address of a SCSI slot as Addr gives it.
 func SCSIAddr(controller, lun uint8) string { return fmt.Sprintf("scsi %d:%d", controller, lun) }
@@ -117,6 +124,9 @@ func (d VSMBShare) Addr() string { return "vsmb " + d.Name }
 // Addr implements Device.
 func (d Plan9Share) Addr() string { return "plan9 " + d.Name }
 
+// Addr implements Device. A folder is attached once.
+func (d WritableLayer) Addr() string { return "layer " + d.Path }
+
 func describe(addr, path string, readOnly bool) string {
 	mode := "rw"
 	if readOnly {
@@ -129,3 +139,6 @@ func (d SCSIDisk) String() string    { return describe(d.Addr(), d.Path, d.ReadO
 func (d VPMEMDevice) String() string { return describe(d.Addr(), d.Path, true) }
 func (d VSMBShare) String() string   { return describe(d.Addr(), d.Path, d.Options.ReadOnly) }
 func (d Plan9Share) String() string  { return describe(d.Addr(), d.Path, d.ReadOnly) }
+func (d WritableLayer) String() string {
+	return describe("layer", d.Path, false)
+}

@@ -114,6 +114,13 @@ type Runner interface {
 	Close() error
 }
 
+// VolumePather is what machines with Limits.WritableLayers implement.
+type VolumePather interface {
+	// VolumePath returns the path of the volume of a WritableLayer that is attached: the root of the container
+	// whose scratch it is.
+	VolumePath(ctx context.Context, folder string) (string, error)
+}
+
 // HostPather is what machines implement whose files are the host's too.
 type HostPather interface {
 	// HostPath returns where a guest path is on the host.

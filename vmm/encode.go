@@ -13,13 +13,15 @@ var (
 		"vpmem": decodeAs[VPMEMDevice, Device],
 		"vsmb":  decodeAs[VSMBShare, Device],
 		"plan9": decodeAs[Plan9Share, Device],
+		"layer": decodeAs[WritableLayer, Device],
 	}
-	guestKinds = kindTable[Mount]{
+	mountKinds = kindTable[Mount]{
 		"disk":      decodeAs[MappedDisk, Mount],
 		"pmem":      decodeAs[MappedPMEM, Mount],
 		"directory": decodeAs[MappedDirectory, Mount],
 		"combined":  decodeAs[CombinedLayers, Mount],
 		"blockCIMs": decodeAs[BlockCIMs, Mount],
+		"cimVolume": decodeAs[CIMVolume, Mount],
 	}
 )
 
@@ -44,11 +46,13 @@ func deviceKind(d Device) string {
 		return "vsmb"
 	case Plan9Share:
 		return "plan9"
+	case WritableLayer:
+		return "layer"
 	}
 	return ""
 }
 
-func guestKind(g Mount) string {
+func mountKind(g Mount) string {
 	switch g.(type) {
 	case MappedDisk:
 		return "disk"
@@ -60,6 +64,8 @@ func guestKind(g Mount) string {
 		return "combined"
 	case BlockCIMs:
 		return "blockCIMs"
+	case CIMVolume:
+		return "cimVolume"
 	}
 	return ""
 }
@@ -81,7 +87,7 @@ func (c Change) MarshalJSON() ([]byte, error) {
 		}
 	}
 	if c.Mount != nil {
-		if out.Guest, err = tag(guestKind(c.Mount), c.Mount); err != nil {
+		if out.Guest, err = tag(mountKind(c.Mount), c.Mount); err != nil {
 			return nil, err
 		}
 	}
@@ -106,7 +112,7 @@ func (c *Change) UnmarshalJSON(b []byte) error {
 	if err != nil {
 		return err
 	}
-	guest, err := untag(guestKinds, in.Guest)
+	guest, err := untag(mountKinds, in.Guest)
 	if err != nil {
 		return err
 	}

@@ -69,6 +69,10 @@ type Limits struct {
 	VSMBRetained bool
 	Plan9        bool // folders can be shared with a Linux guest
 
+	// WritableLayers: the machine is a Windows host itself. A scratch is a WritableLayer, layers are folders of
+	// the host or a CIMVolume, and CombinedLayers has the scratch folder for its root.
+	WritableLayers bool
+
 	// ScratchFolders: a folder shared over Plan9 can be the writable part of an overlay.
 	ScratchFolders bool
 	// LayerFolders: layers are directory trees that are shared over Plan9, and nothing else.
@@ -118,7 +122,7 @@ func (o Observation) Mount(like Mount) Mount {
 // SameTarget reports whether two guest actions are of one kind and have one target. The kind counts
 // because the root of a Windows container is the very folder that its scratch is mounted at.
 func SameTarget(a, b Mount) bool {
-	return guestKind(a) == guestKind(b) && a.Target() == b.Target()
+	return mountKind(a) == mountKind(b) && a.Target() == b.Target()
 }
 
 // ProcessSpec describes a process in the guest.

@@ -52,7 +52,8 @@ type GuestLayer struct {
 	Path string `json:"path"`         // guest path
 }
 
-// CombinedLayers makes one root of layers, top-most first, and a scratch.
+// CombinedLayers makes one root of layers, top-most first, and a scratch. On a Windows host itself RootPath is
+// the scratch folder, a WritableLayer, and the root is its volume.
 type CombinedLayers struct {
 	ContainerID string       `json:"containerID,omitempty"`
 	RootPath    string       `json:"rootPath"`
@@ -76,11 +77,38 @@ type BlockCIMs struct {
 	ContainerID string     `json:"containerID,omitempty"`
 }
 
+// CIMKind says where composite images on a Windows host are.
+type CIMKind string
+
+// The kinds of composite images.
+const (
+	CIMFolder      CIMKind = ""       // files in a folder
+	CIMBlockDevice CIMKind = "device" // on a raw block device
+	CIMBlockFile   CIMKind = "file"   // in a single file
+)
+
+// CIMImage is one composite image on a Windows host.
+type CIMImage struct {
+	Dir  string `json:"dir"` // the folder, or the block device or file itself
+	Name string `json:"name"`
+}
+
+// CIMVolume mounts composite images on a Windows host itself as one volume: the image, and where that was merged,
+// what it was merged from, top-most first.
+type CIMVolume struct {
+	VolumeGUID string     `json:"volumeGUID"` // chosen by the caller
+	Kind       CIMKind    `json:"kind,omitempty"`
+	Images     []CIMImage `json:"images"`
+	Digest     []byte     `json:"digest,omitempty"` // the root digest that the image must have
+	DAX        bool       `json:"dax,omitempty"`    // map the files directly
+}
+
 func (MappedDisk) mount()      {}
 func (MappedPMEM) mount()      {}
 func (MappedDirectory) mount() {}
 func (CombinedLayers) mount()  {}
 func (BlockCIMs) mount()       {}
+func (CIMVolume) mount()       {}
 
 // Target implements Mount.
 func (g MappedDisk) Target() string { return g.MountPath }
@@ -118,6 +146,12 @@ func (g BlockCIMs) Target() string { return g.VolumeGUID }
 // Key implements Mount.
 func (g BlockCIMs) Key(OS) string { return g.Target() }
 
+// Target implements Mount.
+func (g CIMVolume) Target() string { return g.VolumeGUID }
+
+// Key implements Mount.
+func (g CIMVolume) Key(OS) string { return g.Target() }
+
 // RestsOn is the address of the device that a guest action needs, or "".
 func RestsOn(g Mount) string {
 	switch g := g.(type) {
@@ -153,4 +187,7 @@ func (g CombinedLayers) String() string {
 }
 func (g BlockCIMs) String() string {
 	return fmt.Sprintf("mount %d block CIMs as volume %s", len(g.CIMs), g.VolumeGUID)
+}
+func (g CIMVolume) String() string {
+	return fmt.Sprintf("mount %d CIMs as volume %s", len(g.Images), g.VolumeGUID)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -183,17 +182,13 @@ const hostVM = "host"
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 
 func vmFlag() cli.Flag {
-	return &cli.StringFlag{Name: "vm", Value: defaultVM, Sources: cli.EnvVars("STRATA_VM"), Usage: "`NAME` of the utility VM; \"host\" is this Linux system itself"}
+	return &cli.StringFlag{Name: "vm", Value: defaultVM, Sources: cli.EnvVars("STRATA_VM"), Usage: "`NAME` of the utility VM; \"host\" is this system itself"}
 }
 
 // vmDir is the state directory of one VM.
 func (e *env) vmDir(cmd *cli.Command, name string) (string, error) {
 	if !validName.MatchString(name) {
 		return "", usage(cmd, "VM name %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", name)
-	}
-	if name == hostVM && runtime.GOOS != "linux" {
-		return "", fmt.Errorf("this program mounts layers without a VM on Linux only: use a VM "+
-			"(on Windows, the Go package layers mounts Argon and CIM roots): %w", errors.ErrUnsupported)
 	}
 	dir, err := e.stateDir(cmd)
 	if err != nil {

@@ -22,8 +22,12 @@ func (e *env) would(cmd *cli.Command, format string, args ...any) error {
 
 // openDry opens a copy of what is known of a VM, and prints the Changes it is told to make. A VM that does not
 // exist is taken for an empty one.
-func (e *env) openDry(ctx context.Context, cmd *cli.Command, dir string) (*uvm.UtilityVM, error) {
-	return strata.DryRun(ctx, dir, func(c vmm.Change) error {
+func (e *env) openDry(ctx context.Context, cmd *cli.Command, name, dir string) (*uvm.UtilityVM, error) {
+	dry := strata.DryRun
+	if name == hostVM {
+		dry = strata.DryRunHost
+	}
+	return dry(ctx, dir, func(c vmm.Change) error {
 		return e.print(cmd, c, func(w io.Writer) { fmt.Fprintln(w, printable(c.String())) })
 	}, e.openOptions(cmd))
 }

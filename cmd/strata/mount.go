@@ -12,7 +12,6 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -24,6 +23,8 @@ func mountCommands(e *env) []*cli.Command {
 			Name: "mount", Usage: "make a container's root in a VM", ArgsUsage: "ID IMAGE|LAYER...",
 			Description: sources + "It is imported into the store when it is not there.\nLAYERs are folders, the top-most first, the base last. Without --scratch the root is read-only.\n" +
 				"Layers that are in the VM already are shared.\n\n" +
+				"--vm host mounts on this system itself: on Linux as root or in a user namespace, on Windows the root of\n" +
+				"a process-isolated container.\n\n" +
 				examples("strata mount --scratch /scratch/web web /layers/app /layers/debian",
 					"strata mount --scratch /scratch/db db debian:12",
 					"strata --dry-run mount --scratch /scratch/web web /layers/app /layers/debian"),
@@ -31,6 +32,9 @@ func mountCommands(e *env) []*cli.Command {
 				vmFlag(),
 				&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (strata scratch create)"},
 				uncheckedFlag(),
+				&cli.StringSliceFlag{Name: "cim", TakesFile: true, Usage: "instead of LAYERs, on Windows hosts: composite image `DIR\\NAME`; " +
+					"repeated for what that image was merged from, top-most first"},
+				&cli.StringFlag{Name: "cim-kind", Value: "folder", Usage: "where composite images are: folder, or DIR is a file or device"},
 			}, imageFlags()...),
 			Action: e.mount,
 		},
@@ -84,20 +88,15 @@ func request(cmd *cli.Command, id string, folders []string) (layers.Request, err
 	return r, nil
 }
 
-// mountIn says where a root is to be. The layers of a Windows VM have identities that its host knows.
-func (e *env) mountIn(cmd *cli.Command, r *layers.Request, vm *uvm.UtilityVM) {
-	r.VM = vm
-	if vm.Machine().OS() == vmm.Windows {
-		r.Host = wclayer.NewNative(e.logger(cmd), "") // nothing is destroyed here
-	}
-}
-
 func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
-	if cmd.Args().Len() < 2 {
+	args, cims := cmd.Args().Slice(), cmd.StringSlice("cim")
+	switch {
+	case len(args) == 0 || len(args) == 1 && len(cims) == 0:
 		return usage(cmd, "give an id and an image, or at least one layer")
+	case len(args) > 1 && len(cims) > 0:
+		return usage(cmd, "give layers or --cim, not both")
 	}
-	args := cmd.Args().Slice()
-	if isImage(args[1:]) && args[1] != "" {
+	if len(cims) == 0 && isImage(args[1:]) && args[1] != "" {
 		use, uerr := e.useImage(ctx, cmd, args[1], "mount of "+args[0])
 		if uerr != nil {
 			return uerr
@@ -106,6 +105,9 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 		args = append(args[:1], use.folders...)
 	}
 	r, err := request(cmd, args[0], args[1:])
+	if err == nil && len(cims) > 0 {
+		r.CIM, err = layers.ParseCIM(cmd.String("cim-kind"), cims)
+	}
 	if err != nil {
 		return err
 	}
@@ -114,7 +116,7 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 		return err
 	}
 	defer e.close(vm)
-	e.mountIn(cmd, &r, vm)
+	r.VM = vm
 	start := time.Now()
 	m, err := layers.Mount(ctx, r)
 	if err != nil {
@@ -127,6 +129,7 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 	for _, l := range r.Layers {
 		out.Layers = append(out.Layers, l.Folder)
 	}
+	out.Layers = append(out.Layers, cims...)
 	return e.print(cmd, out, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s at %s in %s\n", m.ID, count(len(out.Layers), "layer"), m.Root, time.Since(start).Round(100*time.Microsecond))
 	})

@@ -28,7 +28,7 @@ func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.Uti
 		return nil, err
 	}
 	if cmd.Bool("dry-run") {
-		return e.openDry(ctx, cmd, dir)
+		return e.openDry(ctx, cmd, name, dir)
 	}
 	e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.VM == name && !r.Own })
 	return e.reopen(ctx, cmd, name)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -78,8 +79,9 @@ func (e *env) runInput(cmd *cli.Command) (in runInput, err error) {
 		return in, err
 	}
 	if inProcess(cmd) {
-		if _, err = e.vmDir(cmd, hostVM); err != nil {
-			return in, &exitError{exitNotRun, err}
+		if runtime.GOOS != "linux" {
+			return in, &exitError{exitNotRun, fmt.Errorf("programs run without a VM on Linux only "+
+				"(a root for other programs: strata mount --vm host): %w", errors.ErrUnsupported)}
 		}
 	}
 	if in.scratchSize, err = parseSize(cmd.String("scratch-size")); err != nil {
@@ -227,7 +229,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	}
 	// While the program runs others may use the VM.
 	defer func() { err = errors.Join(err, vm.Close()) }()
-	e.mountIn(cmd, &req, vm)
+	req.VM = vm
 	m, err := layers.Mount(ctx, req)
 	if err != nil {
 		return e.advise(err, vm.ID(), in.id)

@@ -26,15 +26,6 @@ var cimKindFlags = map[BlockType]uint32{Forked: 0, BlockDevice: cimBlockDevice, 
 // VolumePath is the path of a volume with a GUID.
 func VolumePath(volume guid.GUID) string { return `\\?\Volume{` + volume.String() + `}\` }
 
-// cimNamespace is the namespace of the volume GUIDs that containers' images are mounted at.
-var cimNamespace = guid.GUID{Data1: 0x6827367b, Data2: 0xc388, Data3: 0x4e9b, Data4: [8]byte{0x96, 0x1c, 0x6d, 0x2c, 0x93, 0x6c, 0, 0}}
-
-// CIMVolume is the volume GUID for the images of a container. It follows from the container's id, so
-// that a process that only knows the id can dismount them.
-func CIMVolume(containerID string) (guid.GUID, error) {
-	return guid.NewV5(cimNamespace, []byte(containerID))
-}
-
 // MountCIM implements [Host].
 func (s *System) MountCIM(ctx context.Context, volume guid.GUID, m CIMMount) (string, error) {
 	images, err := m.images()

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/Microsoft/go-winio/pkg/guid"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/windows"
 
@@ -169,7 +170,7 @@ func TestNativeImages(t *testing.T) {
 		{"CimMountVerifiedImage", wclayer.CIMMount{Kind: wclayer.BlockDevice, Image: one, Digest: digest}},
 		{"CimMergeMountVerifiedImage", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: merged, Sources: []wclayer.CIM{one, two}, Digest: digest}},
 	} {
-		volume, err := wclayer.CIMVolume(tt.fn)
+		volume, err := guid.NewV4()
 		must(t, err)
 		at, err := s.MountCIM(t.Context(), volume, tt.m)
 		must(t, err)

@@ -1,6 +1,9 @@
 package wclayer
 
-import "log/slog"
+import (
+	"log/slog"
+	"sync"
+)
 
 var _ Host = (*System)(nil)
 
@@ -9,3 +12,7 @@ var _ Host = (*System)(nil)
 func NewNative(log *slog.Logger, usesDir string) *System {
 	return New(Options{API: Native(), Build: build(), Log: log, UsesDir: usesDir})
 }
+
+// Shared is this process's System of this Windows host, which notes what it mounts in DefaultUsesDir. The platform
+// wants the preparations of layers in a process to follow each other, so all that mount use this one.
+var Shared = sync.OnceValue(func() *System { return NewNative(slog.New(slog.DiscardHandler), DefaultUsesDir()) })

@@ -141,7 +141,7 @@ func (p *Platform) ActivateLayer(id string) wclayer.HRESULT {
 // DeactivateLayer implements wclayer.API.
 func (p *Platform) DeactivateLayer(id string) wclayer.HRESULT {
 	hr := wclayer.HRESULT(p.svc.DeactivateLayer(id))
-	if hr == done {
+	if hr == done || hr == noDevice {
 		p.look(func() { delete(p.active, key(id)) })
 	}
 	return hr
