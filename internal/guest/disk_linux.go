@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/internal/hostmount"
 )
 
 // propagations are the only words of Options that have an effect.
@@ -113,18 +115,19 @@ func (r *linuxRuntime) mountDevice(ctx context.Context, device string, s hcssche
 // mountAt mounts a device at a path, which is made with all it takes, and undone when that fails.
 func (r *linuxRuntime) mountAt(device, path, fstype string, readOnly bool, data string, options []string) error {
 	r.load(fstype)
+	if err := checkSuperblock(device, fstype, readOnly); err != nil {
+		return fmt.Errorf("%s (%s) for %s: %w", device, fstype, path, err)
+	}
 	dir, err := makePath(path, 0o700)
 	if err != nil {
 		return err
 	}
-	var flags uintptr
+	flags := uintptr(unix.MS_NODEV) // a node in an image would open the disks of others
 	if readOnly {
-		flags = unix.MS_RDONLY
-		if d := readOnlyData[fstype]; d != "" && data != "" {
-			data = d + "," + data
-		} else if d != "" {
-			data = d
-		}
+		flags |= unix.MS_RDONLY
+	}
+	if o := hostmount.MountOptions(fstype, readOnly); len(o) > 0 {
+		data = strings.TrimSuffix(strings.Join(o, ",")+","+data, ",")
 	}
 	if err := unix.Mount(device, fdPath(dir.dir), fstype, flags, data); err != nil {
 		dir.undo()

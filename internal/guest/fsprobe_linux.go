@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"syscall"
+
+	"github.com/stratavm/strata/internal/hostmount"
 )
 
 // probe reads what file system a device holds: "ext4", "xfs", "erofs", "squashfs", or "" for none of
@@ -41,8 +43,22 @@ func probeBytes(head []byte) string {
 	return ""
 }
 
-// readOnlyData are the mount data that keep a read-only mount from writing to its device.
-var readOnlyData = map[string]string{"ext4": "noload", "xfs": "norecovery"}
+// checkSuperblock refuses a device whose superblock asks for what is not granted. Only the file systems
+// that the agent probes for are on devices.
+func checkSuperblock(device, fstype string, readOnly bool) error {
+	if !knownFilesystem(fstype) {
+		return nil
+	}
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := hostmount.CheckSuperblock(fstype, f, 0, readOnly); err != nil {
+		return fmt.Errorf("%w: %w", errInvalid, err)
+	}
+	return nil
+}
 
 // knownFilesystem reports whether the agent mounts a type at all.
 func knownFilesystem(t string) bool {

@@ -43,9 +43,9 @@ func overlay(target string, layers []string, scratch, empty string) (err error) 
 		lower = append(lower, strconv.Itoa(int(f.Fd())))
 	}
 	options := "lowerdir=" + strings.Join(lower, ":")
-	flags := uintptr(unix.MS_RDONLY)
+	flags := uintptr(unix.MS_NODEV | unix.MS_RDONLY)
 	if scratch != "" {
-		flags = 0
+		flags = unix.MS_NODEV
 		var made [2]*madePath
 		for i, name := range []string{"upper", "work"} {
 			m, err := makePath(filepath.Join(scratch, name), 0o755)

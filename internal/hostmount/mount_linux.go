@@ -35,6 +35,9 @@ func mountImage(ctx context.Context, im *Image, target string) error {
 			return err
 		}
 	}
+	if err := CheckSuperblock(im.Filesystem, f, im.Offset, im.ReadOnly); err != nil {
+		return err
+	}
 	if im.Filesystem == "erofs" && im.Offset == 0 && im.ReadOnly {
 		err := mountNew(im.Filesystem, im.Path, im.Options, true, target)
 		if !errors.Is(err, unix.ENOTBLK) && !errors.Is(err, unix.ENOSYS) {
@@ -47,10 +50,7 @@ func mountImage(ctx context.Context, im *Image, target string) error {
 	}
 	// The mount keeps the loop device; without a mount it goes away with this descriptor.
 	defer loop.Close()
-	options := im.Options
-	if im.Filesystem == "ext4" && im.ReadOnly {
-		options = append([]string{"noload"}, options...)
-	}
+	options := append(MountOptions(im.Filesystem, im.ReadOnly), im.Options...)
 	err = mountNew(im.Filesystem, loop.Name(), options, im.ReadOnly, target)
 	if errors.Is(err, unix.ENOSYS) {
 		err = mountOld(im.Filesystem, loop.Name(), strings.Join(options, ","), im.ReadOnly, target)
