@@ -135,6 +135,9 @@ type ProcessSpec struct {
 	Args []string // Args[0] is looked up in Env's PATH
 	Env  []string // "KEY=value"
 	Dir  string   // working directory; empty: "/"
+	// MakeDir creates a working directory that is missing; otherwise that is an error. Guests that are not
+	// ours do as they do.
+	MakeDir bool
 	// User is "", "name", "uid", "uid:gid" or "name:group", resolved with the files in the root.
 	User     string
 	Hostname string // of the container; empty: its id

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -33,7 +34,8 @@ type Options struct {
 // ends with its context.
 type Client struct {
 	log       *slog.Logger
-	limit     int
+	limit     int // of answers
+	requests  int // limit of requests
 	windows   bool
 	zone      *hcsschema.TimeZoneInformation
 	transport Transport
@@ -43,6 +45,7 @@ type Client struct {
 	out       chan *call
 
 	mu        sync.Mutex
+	firstID   uint64
 	nextID    uint64
 	calls     map[uint64]*call
 	abandoned map[uint64]func(payload []byte) // what to do when the late answer comes; may be nil
@@ -110,6 +113,10 @@ func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) 
 		created: map[string]*container{}, done: make(chan struct{}),
 	}
 	c.nextPort.Store(PortStdio)
+	c.requests = c.limit
+	// A guest may answer on this bridge what the one before asked: with other ids nobody takes it for ours.
+	c.firstID = mathrand.Uint64()
+	c.nextID = c.firstID
 	c.running.Go(c.write)
 	c.running.Go(c.read)
 	if err := c.negotiate(ctx); err != nil {
@@ -141,6 +148,9 @@ func (c *Client) negotiate(ctx context.Context) error {
 		return fmt.Errorf("negotiate: the guest's system is %q, wanted is %s: %w", printable(os), want, ErrUnsupported)
 	}
 	c.caps = resp.Capabilities
+	if own := c.caps.GuestDefinedCapabilities; own.StrataAgent > 0 {
+		c.requests = max(c.limit, int(min(own.StrataMaxRequest, LargestMaxMessage)))
+	}
 	return c.announce(ctx)
 }
 
@@ -273,6 +283,7 @@ func (c *Client) dispatch(h Header, payload []byte) error {
 	c.mu.Lock()
 	call := c.calls[h.ID]
 	late, abandoned := c.abandoned[h.ID]
+	issued := h.ID-c.firstID < c.nextID-c.firstID
 	delete(c.calls, h.ID)
 	delete(c.abandoned, h.ID)
 	c.mu.Unlock()
@@ -285,6 +296,8 @@ func (c *Client) dispatch(h Header, payload []byte) error {
 		if late != nil {
 			c.tidy(func() { late(payload) })
 		}
+	case !issued:
+		c.log.Debug("an answer to a request of an earlier bridge", "id", h.ID, "type", h.Type)
 	default:
 		return fmt.Errorf("%w: an answer to request %d, which is not outstanding", ErrProtocol, h.ID)
 	}
@@ -318,7 +331,7 @@ func (c *Client) send(ctx context.Context, typ MessageType, req request, late fu
 		return nil, wrap(fmt.Errorf("%w: %w", ErrNotSent, c.err))
 	}
 	call := &call{id: c.nextID, typ: typ, answer: make(chan []byte, 1)}
-	frame, err := EncodeMessage(Header{typ, call.id}, req, c.limit)
+	frame, err := EncodeMessage(Header{typ, call.id}, req, c.requests)
 	if err != nil {
 		c.mu.Unlock()
 		return nil, wrap(fmt.Errorf("%w: %w", ErrNotSent, err))

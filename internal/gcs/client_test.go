@@ -89,9 +89,8 @@ func TestGarbageGuests(t *testing.T) {
 		"gigabyte length":     {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 1<<30, h.ID, "") }, ErrFraming, "1073741824"},
 		"length below header": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 15, h.ID, "") }, ErrFraming, "size 15"},
 		"length zero":         {func(Header, []byte) []byte { return make([]byte, 16) }, ErrFraming, "size 0"},
-		"unknown id":          {func(h Header, _ []byte) []byte { return answer(t, Header{h.Type, h.ID + 7}, ok) }, ErrProtocol, "not outstanding"},
 		"answered twice": {func(h Header, _ []byte) []byte {
-			return append(answer(t, Header{TypeNegotiateProtocol, 0}, ok), answer(t, h, ok)...)
+			return append(answer(t, Header{TypeNegotiateProtocol, h.ID - 1}, ok), answer(t, h, ok)...)
 		}, ErrProtocol, "not outstanding"},
 		"wrong type": {func(h Header, _ []byte) []byte {
 			b := answer(t, h, ok)
@@ -297,4 +296,63 @@ func TestExecEndsWithItsContext(t *testing.T) {
 		c.Close()
 		synctest.Wait()
 	})
+}
+
+// TestAnswersOfAnEarlierBridge: a guest that answers here what was asked on the bridge before costs nothing.
+func TestAnswersOfAnEarlierBridge(t *testing.T) {
+	ok := &EmptyResponse{}
+	for _, id := range []func(uint64) uint64{
+		func(uint64) uint64 { return 0 }, func(uint64) uint64 { return 1 }, func(id uint64) uint64 { return id + 1 },
+		func(id uint64) uint64 { return id - 2 }, func(uint64) uint64 { return 1<<64 - 1 },
+	} {
+		c, _ := against(t, func(h Header, _ []byte) []byte {
+			return append(answer(t, Header{TypeWaitForProcess, id(h.ID)}, ok), answer(t, h, ok)...)
+		})
+		if err := c.Modify(t.Context(), anyRequest); err != nil {
+			t.Error(err)
+		}
+	}
+	first := map[uint64]bool{}
+	for range 5 {
+		c, _ := against(t, func(h Header, _ []byte) []byte { return answer(t, h, ok) })
+		first[c.firstID] = true
+	}
+	if len(first) != 5 {
+		t.Errorf("bridges begin with the ids %v", first)
+	}
+}
+
+// TestRequestLimit: only our agent is sent requests beyond the protocol's limit, and only as large as it says.
+func TestRequestLimit(t *testing.T) {
+	for _, tc := range []struct {
+		caps GuestDefinedCapabilities
+		want int
+	}{
+		{GuestDefinedCapabilities{}, DefaultMaxMessage},
+		{GuestDefinedCapabilities{StrataMaxRequest: 1 << 20}, DefaultMaxMessage}, // not ours
+		{GuestDefinedCapabilities{StrataAgent: 1}, DefaultMaxMessage},
+		{GuestDefinedCapabilities{StrataAgent: 1, StrataMaxRequest: 1 << 20}, 1 << 20},
+		{GuestDefinedCapabilities{StrataAgent: 1, StrataMaxRequest: 5}, DefaultMaxMessage},
+		{GuestDefinedCapabilities{StrataAgent: 1, StrataMaxRequest: 1<<32 - 1}, LargestMaxMessage},
+	} {
+		host, guest := net.Pipe()
+		go func() {
+			h, _, err := ReadMessage(guest, 0)
+			if err != nil {
+				return
+			}
+			r := &NegotiateResponse{Version: ProtocolVersion}
+			r.Capabilities.RuntimeOsType, r.Capabilities.GuestDefinedCapabilities = "Linux", tc.caps
+			_, _ = guest.Write(answer(t, h, r))
+		}()
+		c, err := NewClient(t.Context(), host, noPorts{}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.requests != tc.want || c.limit != DefaultMaxMessage {
+			t.Errorf("%+v: requests of %d bytes, answers of %d; want %d, %d", tc.caps, c.requests, c.limit, tc.want, DefaultMaxMessage)
+		}
+		c.Close()
+		guest.Close()
+	}
 }

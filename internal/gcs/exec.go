@@ -53,6 +53,9 @@ func (c *Client) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, e
 	if (spec.ContainerID == "") != (spec.Root == "") {
 		return nil, fmt.Errorf("exec: a container id and a root belong together: %w", ErrNotSent)
 	}
+	if err := CheckArguments(spec.Args, spec.Env); err != nil {
+		return nil, fmt.Errorf("exec %s: %w: %w", printable(spec.Args[0][:min(len(spec.Args[0]), 100)]), ErrNotSent, err)
+	}
 	if spec.Terminal {
 		spec.Stderr = nil
 	}
@@ -81,7 +84,7 @@ func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (p *Process, a
 	if err != nil {
 		return nil, false, err
 	}
-	params := parameters(spec)
+	params := c.parameters(spec)
 	if first {
 		p, err := c.start(ctx, *spec, params, info) // it is in the container's document
 		return p, false, err
@@ -115,18 +118,23 @@ func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (p *Process, a
 const stopNews = 200 * time.Millisecond
 
 // parameters are what all processes have.
-func parameters(spec *vmm.ProcessSpec) *ProcessParameters {
+func (c *Client) parameters(spec *vmm.ProcessSpec) *ProcessParameters {
 	return &ProcessParameters{
 		EmulateConsole: spec.Terminal, CreateStdInPipe: spec.Stdin != nil,
 		CreateStdOutPipe: spec.Stdout != nil, CreateStdErrPipe: spec.Stderr != nil,
+		StrataMakeDir: spec.MakeDir && c.ours(),
 	}
 }
 
 // inMachine are the parameters of a process in the VM itself.
 func (c *Client) inMachine(spec *vmm.ProcessSpec) (*ProcessParameters, error) {
 	process := ociProcess(spec)
-	params := parameters(spec)
+	params := c.parameters(spec)
 	params.CreateInUtilityVM = true
+	if c.ours() { // everything is in it, and only once
+		params.OciProcess = process
+		return params, nil
+	}
 	params.CommandArgs, params.WorkingDirectory = spec.Args, process.Cwd
 	params.Environment = map[string]string{}
 	for _, kv := range spec.Env {
@@ -137,10 +145,7 @@ func (c *Client) inMachine(spec *vmm.ProcessSpec) (*ProcessParameters, error) {
 		params.ConsoleSize = []uint16{spec.Height, spec.Width}
 	}
 	if spec.User != "" {
-		if !c.ours() {
-			return nil, fmt.Errorf("a user for a process outside containers: %w", ErrUnsupported)
-		}
-		params.OciProcess = process
+		return nil, fmt.Errorf("a user for a process outside containers: %w", ErrUnsupported)
 	}
 	return params, nil
 }

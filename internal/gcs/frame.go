@@ -15,20 +15,22 @@ type MessageType uint32
 
 // The requests of the protocol. The type of an answer is that of its request with kind 2.
 const (
-	TypeCreate               MessageType = 0x10100101
-	TypeStart                MessageType = 0x10100201
-	TypeShutdownGraceful     MessageType = 0x10100301
-	TypeShutdownForced       MessageType = 0x10100401
-	TypeExecuteProcess       MessageType = 0x10100501
-	TypeWaitForProcess       MessageType = 0x10100601
-	TypeSignalProcess        MessageType = 0x10100701
-	TypeResizeConsole        MessageType = 0x10100801
-	TypeGetProperties        MessageType = 0x10100901
-	TypeModifySettings       MessageType = 0x10100a01
-	TypeNegotiateProtocol    MessageType = 0x10100b01
-	TypeDumpStacks           MessageType = 0x10100c01
-	TypeDeleteContainerState MessageType = 0x10100d01
-	TypeNotification         MessageType = 0x30100101 // guest to host, id 0
+	TypeCreate                MessageType = 0x10100101
+	TypeStart                 MessageType = 0x10100201
+	TypeShutdownGraceful      MessageType = 0x10100301
+	TypeShutdownForced        MessageType = 0x10100401
+	TypeExecuteProcess        MessageType = 0x10100501
+	TypeWaitForProcess        MessageType = 0x10100601
+	TypeSignalProcess         MessageType = 0x10100701
+	TypeResizeConsole         MessageType = 0x10100801
+	TypeGetProperties         MessageType = 0x10100901
+	TypeModifySettings        MessageType = 0x10100a01
+	TypeNegotiateProtocol     MessageType = 0x10100b01
+	TypeDumpStacks            MessageType = 0x10100c01
+	TypeDeleteContainerState  MessageType = 0x10100d01
+	TypeUpdateContainer       MessageType = 0x10100e01 // no Linux guest serves it
+	TypeLifecycleNotification MessageType = 0x10100f01 // no Linux guest serves it
+	TypeNotification          MessageType = 0x30100101 // guest to host, id 0
 )
 
 const (
@@ -53,6 +55,7 @@ var typeNames = map[MessageType]string{
 	TypeResizeConsole: "ResizeConsole", TypeGetProperties: "GetProperties",
 	TypeModifySettings: "ModifySettings", TypeNegotiateProtocol: "NegotiateProtocol",
 	TypeDumpStacks: "DumpStacks", TypeDeleteContainerState: "DeleteContainerState",
+	TypeUpdateContainer: "UpdateContainer", TypeLifecycleNotification: "LifecycleNotification",
 	TypeNotification: "Notification",
 }
 

@@ -16,6 +16,7 @@ const ProtocolVersion = 4
 // Ports that are fixed. Streams of processes come on PortStdio and above, never the same one twice.
 const (
 	PortEntropy uint32 = 1
+	PortLog     uint32 = 109
 	PortPlan9   uint32 = 564
 	PortBridge  uint32 = 0x40000000
 	PortStdio   uint32 = 0x40000001
@@ -91,13 +92,15 @@ type Capabilities struct {
 }
 
 // GuestDefinedCapabilities are optional parts of the protocol. StrataAgent is ours: the version of what
-// our agent understands beyond the common protocol, 0 for any other guest.
+// our agent understands beyond the common protocol, 0 for any other guest; StrataMaxRequest the largest
+// request it reads, in bytes.
 type GuestDefinedCapabilities struct {
 	NamespaceAddRequestSupported  bool   `json:",omitempty"`
 	SignalProcessSupported        bool   `json:",omitempty"`
 	DumpStacksSupported           bool   `json:",omitempty"`
 	DeleteContainerStateSupported bool   `json:",omitempty"`
 	StrataAgent                   uint32 `json:",omitempty"`
+	StrataMaxRequest              uint32 `json:",omitempty"`
 }
 
 // CreateRequest makes a container known to the guest.
@@ -161,6 +164,7 @@ type ProcessParameters struct {
 	ConsoleSize       []uint16          `json:",omitempty"` // height, width
 	CreateInUtilityVM bool              `json:",omitempty"`
 	OciProcess        *specs.Process    `json:",omitempty"`
+	StrataMakeDir     bool              `json:",omitempty"` // ours: a working directory that is missing is created
 }
 
 // ExecuteResponse names the process.
@@ -246,6 +250,13 @@ type StacksResponse struct {
 	ResponseBase
 	GuestStacks string
 }
+
+// How a container ends, as the Type of its Notification: after SIGTERM, after SIGKILL, or by itself.
+const (
+	ExitGraceful   = "GracefulExit"
+	ExitForced     = "ForcedExit"
+	ExitUnexpected = "UnexpectedExit"
+)
 
 // Notification tells the host that a container has ended.
 type Notification struct {
