@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
@@ -209,6 +210,10 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 		}
 		folders = use.folders
 	} else if folders, err = e.layerFolders(ctx, cmd, r, in.roots); err != nil {
+		return err
+	}
+	in.spec.MakeDir = true // images name working directories that they do not have
+	if err := gcs.CheckArguments(in.spec.Args, in.spec.Env); err != nil {
 		return err
 	}
 	req, err := request(cmd, in.id, folders)

@@ -74,13 +74,13 @@ func (b borrowed) close() {
 
 // mount makes one of the containerMounts.
 func (b borrowed) mount(m systemMount) error {
-	err := unix.Mount(m.fstype, m.target, m.fstype, m.flags, m.data)
-	if data, ok := strings.CutSuffix(m.data, ",gid=5"); ok && errors.Is(err, unix.EINVAL) {
+	err := unix.Mount(m.Type, m.Target, m.Type, m.Flags, m.Data)
+	if data, ok := strings.CutSuffix(m.Data, ",gid=5"); ok && errors.Is(err, unix.EINVAL) {
 		// A user namespace may have no group of terminals.
-		err = unix.Mount(m.fstype, m.target, m.fstype, m.flags, data)
+		err = unix.Mount(m.Type, m.Target, m.Type, m.Flags, data)
 	}
-	err = b.instead(m.target, err)
-	if m.fstype == "proc" && errors.Is(err, unix.EPERM) && b != nil {
+	err = b.instead(m.Target, err)
+	if m.Type == "proc" && errors.Is(err, unix.EPERM) && b != nil {
 		return fmt.Errorf("%w: parts of this system's own /proc are covered, as in containers, and the kernel then gives a user namespace no other: run strata outside of that container, or start it with a whole /proc (podman run --security-opt unmask=ALL, docker run --security-opt systempaths=unconfined)", err)
 	}
 	return err

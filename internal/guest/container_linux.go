@@ -19,9 +19,16 @@ import (
 // next process gets new ones.
 type container struct {
 	id, root, hostname string
+	temporary          []systemMount // file systems in memory that its document asks for
+	first              *Process      // of its document, or nil
 
 	mu   sync.Mutex // held while processes are started or all are stopped
 	init *containerProcess
+
+	life containerLife
+	// ended is closed when the first process of the document and all others have ended, or when the
+	// container is deleted.
+	ended chan struct{}
 }
 
 // containerProcess is the first process of a container's namespaces, as the agent sees it.
@@ -166,7 +173,7 @@ func startContainer(r *linuxRuntime, c *container) (*containerProcess, error) {
 		return nil, fmt.Errorf("make the container's namespaces: %w", err)
 	}
 	_ = conn.SetDeadline(time.Now().Add(deviceTime)) // nothing can be unmounted meanwhile
-	err = conn.send(stageMessage{Kind: "setup", Setup: &stageSetup{Root: c.root, Hostname: c.hostname}})
+	err = conn.send(stageMessage{Kind: "setup", Setup: &stageSetup{Root: c.root, Hostname: c.hostname, Temporary: c.temporary}})
 	var m stageMessage
 	if err == nil {
 		m, _, err = conn.receive()

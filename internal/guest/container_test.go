@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,6 +51,12 @@ func (r *linuxRuntime) testContainer(t *testing.T, id string) string {
 	}
 	write(t, layer+"/etc/passwd", "root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/srv:/bin/sh\n", 0o644)
 	write(t, layer+"/etc/group", "root:x:0:\nstaff:x:50:\nlogs:x:77:web,root\n", 0o644)
+	write(t, layer+"/locked/in/run", "#!/bin/sh\necho ran\n", 0o755)
+	for dir, mode := range map[string]os.FileMode{"/locked/in": 0o711, "/locked": 0o700} {
+		if err := os.Chmod(layer+dir, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
 	root := r.base + "/gcs/c/" + id + "/rootfs"
 	r.must(t, "Add", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerID: id, ContainerRootPath: root,
 		Layers: []hcsschema.Layer{{Path: layer}}, ScratchPath: r.base + "/scratch/" + id})
@@ -117,8 +124,15 @@ func TestContainer(t *testing.T) {
 		{"user and group", Process{Args: sh("id -u; id -g"), User: "web:staff"}, "", "1000\n50\n", 0},
 		{"user by number", Process{Args: sh("id -u; id -g"), User: "7:8"}, "", "7\n8\n", 0},
 		{"directory", Process{Args: sh("pwd"), Dir: "/etc"}, "", "/etc\n", 0},
-		{"directory that is missing", Process{Args: sh("pwd; ls -ld . | cut -c1-10"), Dir: "/srv/a b/c", User: "web"}, "", "/srv/a b/c\ndrwxr-xr-x\n", 0},
-		{"directory behind a link", Process{Args: sh("pwd; ls -d /etc/made"), Dir: "/in/made"}, "", "/etc/made\n/etc/made\n", 0},
+		{"directory that is missing", Process{Args: sh("pwd; ls -ld . | cut -c1-10"), Dir: "/srv/a b/c", MakeDir: true, User: "web"}, "", "/srv/a b/c\ndrwxr-xr-x\n", 0},
+		{"directory behind a link", Process{Args: sh("pwd; ls -d /etc/made"), Dir: "/in/made", MakeDir: true}, "", "/etc/made\n/etc/made\n", 0},
+		{"directory that the user may not search", Process{Args: sh("pwd; id -u; ls 2>/dev/null || echo denied"), Dir: "/locked/in", User: "web"}, "", "/locked/in\n1000\ndenied\n", 0},
+		{"program in such a directory", Process{Args: []string{"./run"}, Dir: "/locked/in", User: "web"}, "", "ran\n", 0},
+		{"more groups", Process{Args: sh("id -G"), User: "web", Groups: []uint32{77, 4242}}, "", "1001 77 4242\n", 0},
+		{"groups of a number", Process{Args: sh("id -G"), User: "7:8", Groups: []uint32{9}}, "", "8 9\n", 0},
+		{"limits", Process{Args: sh("ulimit -n; ulimit -Hn; ulimit -u")}, "", expectedLimits(t), 0},
+		{"large arguments", Process{Args: append(sh("echo $# ${#1} ${#A}"), append([]string{"x"}, slices.Repeat([]string{strings.Repeat("y", 130_000)}, 12)...)...),
+			Env: []string{"A=" + strings.Repeat("z", 131_000)}}, "", "12 130000 131000\n", 0},
 		{"environment", Process{Args: sh("echo $A"), Env: []string{"A=b c"}}, "", "b c\n", 0},
 		{"killed", Process{Args: sh("kill -9 $$")}, "", "", 137},
 		{"devices", Process{Args: sh("echo x >/dev/null && test -c /dev/zero && test -d /dev/pts && echo ok")}, "", "ok\n", 0},
@@ -138,11 +152,16 @@ func TestContainer(t *testing.T) {
 		})
 	}
 	for _, p := range []Process{{Args: []string{"no-such-program"}}, {Args: []string{"/bin"}}, {Args: []string{"id"}, User: "nobody"},
-		{Args: []string{"id"}, User: "web:nogroup"}, {Args: []string{"id"}, Dir: "/out/made"}, {Args: []string{"id"}, Dir: "/bin/sh"}, {Args: []string{"id"}, Dir: "/proc/made"}} {
+		{Args: []string{"id", strings.Repeat("x", 1<<17)}},
+		{Args: []string{"id"}, User: "web:nogroup"}, {Args: []string{"id"}, Dir: "/out/made", MakeDir: true}, {Args: []string{"id"}, Dir: "/bin/sh"},
+		{Args: []string{"id"}, Dir: "/bin/sh", MakeDir: true}, {Args: []string{"id"}, Dir: "/proc/made", MakeDir: true}, {Args: []string{"id"}, Dir: "/nosuch"}} {
 		p.Container = "c1"
 		if _, err := r.Exec(t.Context(), p); err == nil {
 			t.Errorf("%+v: no error", p)
 		}
+	}
+	if _, err := os.Lstat(root + "/nosuch"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a working directory that nobody wanted was made: %v", err)
 	}
 	if _, err := os.Lstat(r.base + "/made"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a working directory was made outside of the root: %v", err)
@@ -412,5 +431,51 @@ func TestUnmountWhileOthersStart(t *testing.T) {
 	t.Logf("%d unmounts while %d programs started", rounds*unmounters, started.Load())
 	if n := refused.Load(); n > 0 {
 		t.Errorf("%d of %d unmounts were refused as in use", n, rounds*unmounters)
+	}
+}
+
+// expectedLimits is what "ulimit -n; ulimit -Hn; ulimit -u" prints in a container of this system, which may
+// not be allowed to raise its own.
+func expectedLimits(t *testing.T) string {
+	t.Helper()
+	limit := func(resource int, want uint64) string {
+		var old unix.Rlimit
+		if err := unix.Getrlimit(resource, &old); err != nil {
+			t.Fatal(err)
+		}
+		got := unix.Rlimit{Cur: want, Max: want}
+		if unix.Setrlimit(resource, &got) != nil {
+			got = unix.Rlimit{Cur: old.Max, Max: old.Max}
+		} else if err := unix.Setrlimit(resource, &old); err != nil {
+			t.Fatal(err)
+		}
+		if got.Cur == unix.RLIM_INFINITY {
+			return "unlimited\n"
+		}
+		return fmt.Sprintln(got.Cur)
+	}
+	files := limit(unix.RLIMIT_NOFILE, 1<<20)
+	return files + files + limit(unix.RLIMIT_NPROC, unix.RLIM_INFINITY)
+}
+
+// TestAccounts: lines that are short, torn or strange are read as the C library reads them.
+func TestAccounts(t *testing.T) {
+	root := t.TempDir()
+	write(t, root+"/etc/passwd", "four:x:44:45\n  six:x:66:67::/six\nseven:x:77:78:a:/seven:/bin/sh:more\n"+
+		"torn:x\nthree:x:33\nword:x:abc:1::/:\nnone:x::1::/:\nblank:x: 5:1::/:\n#web:x:1:1::/:\n+nis:x:2:2::/:\n-nis:x:2:2::/:\n\n", 0o644)
+	write(t, root+"/etc/group", "three:x:33\nfour:x:34:seven,four\n torn:x\nword:x:abc:seven\n#web:x:1:seven\n+:x:2:seven\n", 0o644)
+	for _, tc := range []struct {
+		spec, want string // want is "" for an error
+	}{
+		{"four", "44 45 [34] /"}, {"44", "44 45 [34] /"}, {"six", "66 67 [] /six"}, {"seven", "77 78 [34] /seven"},
+		{"seven:three", "77 33 [] /seven"}, {"9:three", "9 33 [] /"}, {"9", "9 0 [] /"}, {"", "0 0 [] /"},
+		{"torn", ""}, {"three", ""}, {"word", ""}, {"none", ""}, {"#web", ""}, {"+nis", ""}, {"-nis", ""},
+		{"four:torn", ""}, {"four:word", ""}, {"four:#web", ""},
+	} {
+		id, err := lookupUser(root, tc.spec)
+		got := fmt.Sprintf("%d %d %v %s", id.uid, id.gid, id.groups, id.home)
+		if (err != nil) != (tc.want == "") || err == nil && got != tc.want {
+			t.Errorf("%q: %s, %v; want %s", tc.spec, got, err, tc.want)
+		}
 	}
 }

@@ -304,6 +304,7 @@ func (r *linuxRuntime) removeCombined(_ context.Context, s hcsschema.LCOWCombine
 			r.mu.Lock()
 			delete(r.containers, c.id)
 			r.mu.Unlock()
+			c.end()
 		}
 	}
 	if filepath.Base(root) == "rootfs" {

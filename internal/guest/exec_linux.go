@@ -2,11 +2,11 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-
 	"syscall"
 
 	"github.com/stratavm/strata/internal/gcs"
@@ -28,10 +28,9 @@ func (r *linuxRuntime) Create(_ context.Context, id string, config gcs.Container
 	if err := r.checkPath(root); err != nil {
 		return err
 	}
-	for _, m := range spec.Mounts {
-		if m.Type == "bind" || m.Type == "none" || m.Type == "" {
-			return fmt.Errorf("container %s: mount %q of type %q: %w", id, m.Destination, m.Type, errUnsupported)
-		}
+	temporary, err := temporaryMounts(spec.Mounts)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
 	}
 	hostname := spec.Hostname
 	if hostname == "" {
@@ -45,10 +44,17 @@ func (r *linuxRuntime) Create(_ context.Context, id string, config gcs.Container
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c := r.containers[id]; c != nil && c.root == root {
+	if old := r.containers[id]; old != nil && old.root == root {
 		return fmt.Errorf("container %s: %w", id, errContainer)
+	} else if old != nil {
+		old.end()
 	}
-	r.containers[id] = &container{id: id, root: root, hostname: hostname}
+	c := &container{id: id, root: root, hostname: hostname, temporary: temporary, ended: make(chan struct{})}
+	if spec.Process != nil && len(spec.Process.Args) > 0 {
+		c.first = &Process{Container: id, MakeDir: true}
+		c.first.describe(spec.Process)
+	}
+	r.containers[id] = c
 	return nil
 }
 
@@ -70,25 +76,41 @@ func (r *linuxRuntime) Exec(_ context.Context, p Process) (uint32, error) {
 		if c, err = r.container(p.Container); err != nil {
 			return 0, err
 		}
-	}
-	if p.Terminal {
-		if p.Streams[2] != nil {
-			p.Streams[2].Close()
-			p.Streams[2] = nil
+		if err := c.begin(&p); err != nil {
+			return 0, err
 		}
+	}
+	pr, err := r.start(c, p)
+	if c != nil && p.First {
+		c.begun(pr, err)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return pr.id, nil
+}
+
+// start starts a process in a container, or in the VM itself.
+func (r *linuxRuntime) start(c *container, p Process) (*process, error) {
+	if err := gcs.CheckArguments(p.Args, p.Env); err != nil {
+		return nil, err
+	}
+	if p.Terminal && p.Streams[2] != nil {
+		p.Streams[2].Close()
+		p.Streams[2] = nil
 	}
 	pr := r.procs.add(p)
 	pipes, err := newPipes(p.Streams)
 	if err != nil {
 		r.procs.remove(pr)
-		return 0, err
+		return nil, err
 	}
-	cmd := command{Args: p.Args, Env: p.Env, Dir: p.Dir, User: p.User, Terminal: p.Terminal, Width: p.Width, Height: p.Height}
+	// In a container the directory is made by its first process, to whom the root is all there is, so that no
+	// symbolic link leads out of it.
+	cmd := command{Args: p.Args, Env: p.Env, Dir: p.Dir, MakeDir: p.MakeDir && c != nil, User: p.User, Groups: p.Groups,
+		Terminal: p.Terminal, Width: p.Width, Height: p.Height}
 	var master *os.File
 	if c != nil {
-		// Images name directories that they do not have. It is made by the container's first process, to
-		// whom the root is all there is, so that no symbolic link leads out of it.
-		cmd.MakeDir = true
 		master, err = c.exec(r, pr, cmd, pipes)
 	} else {
 		master, err = r.execHere(pr, cmd, pipes)
@@ -96,7 +118,7 @@ func (r *linuxRuntime) Exec(_ context.Context, p Process) (uint32, error) {
 	if err != nil {
 		pipes.close()
 		r.procs.remove(pr)
-		return 0, err
+		return nil, err
 	}
 	if p.Terminal {
 		pipes.useMaster(master)
@@ -104,18 +126,24 @@ func (r *linuxRuntime) Exec(_ context.Context, p Process) (uint32, error) {
 		pipes.closeChild()
 	}
 	pipes.relay(pr, p.Terminal)
-	return pr.id, nil
+	return pr, nil
 }
 
 // execHere starts a process in the VM itself.
 func (r *linuxRuntime) execHere(p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
 	ready := make(chan struct{})
-	pid, master, err := r.spawn.execute(cmd, pipes.child, func(st syscall.WaitStatus, _ bool) {
-		go func() {
-			<-ready
-			r.procs.finish(p, exitCode(st))
-		}()
+	var pid int
+	var master *os.File
+	var err error
+	ownErr := onOwnThread(func() {
+		pid, master, err = r.spawn.execute(cmd, pipes.child, func(st syscall.WaitStatus, _ bool) {
+			go func() {
+				<-ready
+				r.procs.finish(p, exitCode(st))
+			}()
+		})
 	})
+	err = errors.Join(ownErr, err)
 	if err == nil && master != nil {
 		master, err = pollable(master)
 	}
@@ -169,13 +197,29 @@ func (r *linuxRuntime) Processes(container string) ([]uint32, error) {
 
 // Stop implements Runtime.
 func (r *linuxRuntime) Stop(_ context.Context, container string, signal int) error {
-	if _, err := r.container(container); err != nil {
+	c, err := r.container(container)
+	if err != nil {
 		return err
 	}
+	c.asked(signal)
 	for _, p := range r.procs.running(container, false) {
 		_ = p.signal(signal) // one that has just ended is no error
 	}
 	return nil
+}
+
+// Ended implements Runtime.
+func (r *linuxRuntime) Ended(ctx context.Context, container string) (string, error) {
+	c, err := r.container(container)
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-c.ended:
+		return c.how()
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
 }
 
 // Delete implements Runtime. What is mounted stays mounted.
@@ -186,9 +230,11 @@ func (r *linuxRuntime) Delete(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, deviceTime)
 	defer cancel()
+	c.asked(int(syscall.SIGKILL))
 	if err := c.stop(ctx); err != nil {
 		return err
 	}
+	c.end()
 	r.mu.Lock()
 	delete(r.containers, id)
 	r.mu.Unlock()

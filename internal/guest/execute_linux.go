@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,16 +29,23 @@ type command struct {
 	Dir           string
 	MakeDir       bool // make Dir when it is missing
 	User          string
+	Groups        []uint32
 	Terminal      bool
 	Width, Height uint16
 }
 
 // execute starts a command. files are its standard streams; nil is /dev/null. With a terminal files
-// are not used and the master of the terminal is returned.
+// are not used and the master of the terminal is returned. The working directory of the caller's thread
+// changes for the time of the call.
 func (s *spawner) execute(c command, files [3]*os.File, exited func(status syscall.WaitStatus, last bool)) (pid int, master *os.File, err error) {
 	who, err := lookupUser("/", c.User)
 	if err != nil {
 		return 0, nil, err
+	}
+	for _, g := range c.Groups {
+		if !slices.Contains(who.groups, g) {
+			who.groups = append(who.groups, g)
+		}
 	}
 	env := c.Env
 	if lookupEnv(env, "PATH") == "" {
@@ -63,7 +72,12 @@ func (s *spawner) execute(c command, files [3]*os.File, exited func(status sysca
 	if err != nil {
 		return 0, nil, err
 	}
-	attr := &syscall.ProcAttr{Dir: dir, Env: env, Sys: &syscall.SysProcAttr{Setsid: true,
+	leave, then, err := enterDir(dir)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer leave()
+	attr := &syscall.ProcAttr{Dir: then, Env: env, Sys: &syscall.SysProcAttr{Setsid: true,
 		Credential: &syscall.Credential{Uid: who.uid, Gid: who.gid, Groups: who.groups, NoSetGroups: !maySetGroups()}}}
 	if c.Terminal {
 		var slave *os.File
@@ -100,6 +114,34 @@ func (s *spawner) execute(c command, files [3]*os.File, exited func(status sysca
 	return pid, master, err
 }
 
+// enterDir makes a directory the working directory, which a process that is started then has, too. That is
+// done before the user changes, who may have no right to search the way to it; where root has none, as on
+// network file systems, then is what the process itself enters as its user.
+func enterDir(dir string) (leave func(), then string, err error) {
+	switch err := unix.Chdir(dir); {
+	case err == nil:
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		then = dir
+	default:
+		return nil, "", fmt.Errorf("working directory %q: %w", dir, err)
+	}
+	return func() { _ = unix.Chdir("/") }, then, nil
+}
+
+// onOwnThread calls f on a thread that has a working directory of its own and ends with it.
+func onOwnThread(f func()) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			f()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
 // maySetGroups reports whether processes can have other supplementary groups. In a user namespace that a
 // user made without help they cannot: whom a group keeps out would be let in without it.
 func maySetGroups() bool {
@@ -122,10 +164,10 @@ func lookupProgram(name, dir, path string) (string, error) {
 		return "", fmt.Errorf("the program's name is empty: %w", errInvalid)
 	}
 	if strings.Contains(name, "/") {
-		if !filepath.IsAbs(name) {
-			name = filepath.Join(dir, name)
+		if filepath.IsAbs(name) {
+			return name, executable(name)
 		}
-		return name, executable(name)
+		return name, executable(filepath.Join(dir, name)) // found from there, whoever may search the way
 	}
 	var denied error
 	for d := range strings.SplitSeq(path, ":") {
@@ -195,7 +237,7 @@ func lookupUser(root, spec string) (identity, error) {
 	}
 	number, notNumber := strconv.ParseUint(user, 10, 32)
 	found, name := false, ""
-	err := accounts(root+"/etc/passwd", 7, func(f []string) bool {
+	err := accounts(root+"/etc/passwd", 4, 7, func(f []string) bool {
 		uid, err := strconv.ParseUint(f[2], 10, 32)
 		if err != nil || (notNumber == nil && uid != number) || (notNumber != nil && f[0] != user) {
 			return true
@@ -221,7 +263,7 @@ func lookupUser(root, spec string) (identity, error) {
 	}
 	groupNumber, groupNotNumber := strconv.ParseUint(group, 10, 32)
 	found = groupNotNumber == nil || !hasGroup
-	err = accounts(root+"/etc/group", 4, func(f []string) bool {
+	err = accounts(root+"/etc/group", 3, 4, func(f []string) bool {
 		gid, err := strconv.ParseUint(f[2], 10, 32)
 		if err != nil {
 			return true
@@ -250,9 +292,14 @@ func lookupUser(root, spec string) (identity, error) {
 	return id, nil
 }
 
-// accounts calls f with the fields of each line that has as many; f returns false to stop. A file that
-// is not there is empty.
-func accounts(path string, fields int, f func([]string) bool) error {
+// accounts calls f with the fields of each entry, of which there are at least as many as the C library
+// wants (the others are empty) and at most as many as it knows; f returns false to stop. A file that is
+// not there is empty.
+//
+// It reads as glibc does: blanks before an entry, comments, and entries for NIS ("+", "-") are passed over.
+// moby/sys/user is not used: it takes a number that cannot be read, or that is missing, for 0, so that a
+// torn line makes its user root.
+func accounts(path string, least, most int, f func([]string) bool) error {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
@@ -267,7 +314,16 @@ func accounts(path string, fields int, f func([]string) bool) error {
 	lines := bufio.NewScanner(io.LimitReader(file, maxAccounts))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		if parts := strings.Split(lines.Text(), ":"); len(parts) >= fields && !f(parts) {
+		line := strings.TrimLeft(lines.Text(), " \t\r\v\f")
+		if line == "" || strings.ContainsAny(line[:1], "#+-") {
+			continue
+		}
+		parts := strings.SplitN(line, ":", most)
+		if len(parts) < least {
+			continue
+		}
+		parts = append(parts, make([]string, most-len(parts))...)
+		if !f(parts) {
 			return nil
 		}
 	}

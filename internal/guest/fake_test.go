@@ -164,8 +164,9 @@ func (m *memory) Mounts(context.Context) ([]gcs.Mount, error) {
 	return slices.Collect(maps.Values(m.mounts)), nil
 }
 
-func (m *memory) Processes(string) ([]uint32, error)      { return nil, nil }
-func (m *memory) Stop(context.Context, string, int) error { return nil }
+func (m *memory) Processes(string) ([]uint32, error)            { return nil, nil }
+func (m *memory) Ended(context.Context, string) (string, error) { return "", errNoContainer }
+func (m *memory) Stop(context.Context, string, int) error       { return nil }
 
 func (m *memory) Delete(_ context.Context, id string) error {
 	m.mu.Lock()

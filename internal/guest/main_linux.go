@@ -47,15 +47,16 @@ func Main(ctx context.Context) int {
 func Run(ctx context.Context, config Config) error {
 	started := time.Now()
 	unix.Umask(0o022)
+	raiseLimits()
 	if err := leaveRootfs(); err != nil {
 		return err
 	}
 	for _, m := range guestMounts {
-		if err := os.MkdirAll(m.target, 0o755); err != nil && !m.optional {
+		if err := os.MkdirAll(m.Target, 0o755); err != nil && !m.Optional {
 			return err
 		}
-		if err := unix.Mount(m.fstype, m.target, m.fstype, m.flags, m.data); err != nil && !m.optional && !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("mount %s: %w", m.target, err)
+		if err := unix.Mount(m.Type, m.Target, m.Type, m.Flags, m.Data); err != nil && !m.Optional && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
 	mounted := time.Since(started)

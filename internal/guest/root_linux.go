@@ -3,15 +3,20 @@ package guest
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 type systemMount struct {
-	target, fstype string
-	flags          uintptr
-	data           string
-	optional       bool
+	Target, Type string
+	Flags        uintptr
+	Data         string
+	Optional     bool
 }
 
 const noSUIDDevExec = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
@@ -48,14 +53,14 @@ var (
 
 // mountSystem mounts what every container has. The root is that of the container already, so that
 // symbolic links in it cannot lead anywhere else.
-func mountSystem(b borrowed) error {
+func mountSystem(b borrowed, temporary []systemMount) error {
 	defer unix.Umask(unix.Umask(0))
-	for _, m := range containerMounts {
-		if err := os.Mkdir(m.target, 0o755); err != nil && !os.IsExist(err) && !m.optional {
-			return fmt.Errorf("the root has no %s and it cannot be made: %w", m.target, err)
+	for _, m := range slices.Concat(containerMounts, temporary) {
+		if err := os.MkdirAll(m.Target, 0o755); err != nil && !m.Optional {
+			return fmt.Errorf("the root has no %s and it cannot be made: %w", m.Target, err)
 		}
-		if err := b.mount(m); err != nil && !m.optional {
-			return fmt.Errorf("mount %s: %w", m.target, err)
+		if err := b.mount(m); err != nil && !m.Optional {
+			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
 	for _, n := range containerNodes {
@@ -107,4 +112,57 @@ func dropCapabilities() error {
 		}
 	}
 	return nil
+}
+
+// maxTemporary bounds the file systems in memory that a container has besides those of every one.
+const maxTemporary = 64
+
+// mountFlags are the options of a container document that are flags.
+var mountFlags = map[string]uintptr{"nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC,
+	"ro": unix.MS_RDONLY, "noatime": unix.MS_NOATIME, "relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME}
+
+// temporaryMounts are the file systems in memory that a document asks for, such as /run, besides those of
+// every container; the other kinds that every container has are passed over. Binds are not known.
+func temporaryMounts(mounts []specs.Mount) ([]systemMount, error) {
+	var out []systemMount
+	for _, m := range mounts {
+		at := filepath.Clean("/" + m.Destination)
+		switch {
+		case m.Type == "bind" || m.Type == "none" || m.Type == "":
+			return nil, fmt.Errorf("mount %q of type %q: %w", m.Destination, m.Type, errUnsupported)
+		case m.Type != "tmpfs" || slices.ContainsFunc(containerMounts, func(s systemMount) bool { return s.Target == at }):
+			continue
+		case at == "/" || within(at, "/proc") || within(at, "/sys") || len(out) == maxTemporary:
+			return nil, fmt.Errorf("mount %q of type %q: %w", m.Destination, m.Type, errInvalid)
+		}
+		t := systemMount{Target: at, Type: "tmpfs"}
+		var data []string
+		for _, o := range m.Options {
+			key, _, _ := strings.Cut(o, "=")
+			if flag, ok := mountFlags[o]; ok {
+				t.Flags |= flag
+			} else if slices.Contains([]string{"size", "mode", "uid", "gid", "nr_inodes"}, key) && !strings.Contains(o, ",") {
+				data = append(data, o)
+			}
+		}
+		t.Data = strings.Join(data, ",")
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// raiseLimits sets what every process in a container may have open, and how many of them there may be, to
+// what container engines set, or as far as this process may.
+func raiseLimits() {
+	for resource, want := range map[int]uint64{unix.RLIMIT_NOFILE: 1 << 20, unix.RLIMIT_NPROC: unix.RLIM_INFINITY} {
+		// The function of package syscall: what is set by it is not put back in children.
+		if syscall.Setrlimit(resource, &syscall.Rlimit{Cur: want, Max: want}) == nil {
+			continue
+		}
+		var have syscall.Rlimit
+		if syscall.Getrlimit(resource, &have) == nil {
+			have.Cur = have.Max
+			_ = syscall.Setrlimit(resource, &have)
+		}
+	}
 }

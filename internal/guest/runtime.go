@@ -19,14 +19,19 @@ type Dialer func(ctx context.Context, port uint32) (net.Conn, error)
 // Process says what to run. The streams are connections to the host, or nil; the Runtime closes them.
 type Process struct {
 	Container string // empty: the VM itself
-	Args      []string
-	Env       []string
-	Dir       string
-	User      string // "", "name", "uid", "uid:gid" or "name:group"
-	Terminal  bool
-	Width     uint16
-	Height    uint16
-	Streams   [3]net.Conn // stdin, stdout, stderr
+	// First stands for the process in the container's document, with these streams. With it the container
+	// begins and ends.
+	First    bool
+	Args     []string
+	Env      []string
+	Dir      string
+	MakeDir  bool     // create Dir when it is missing
+	User     string   // "", "name", "uid", "uid:gid" or "name:group"
+	Groups   []uint32 // more groups than the user's own
+	Terminal bool
+	Width    uint16
+	Height   uint16
+	Streams  [3]net.Conn // stdin, stdout, stderr
 }
 
 // Modification is a guest request as it came.
@@ -51,6 +56,9 @@ type Runtime interface {
 	// When one takes too long the error matches errBusy.
 	Mounts(ctx context.Context) ([]gcs.Mount, error)
 	Processes(container string) ([]uint32, error)
+	// Ended waits for the end of a container that begins with its First process, and returns how it came:
+	// one of the types of [gcs.Notification]. One that is deleted before it has begun is an error.
+	Ended(ctx context.Context, container string) (string, error)
 	// Stop sends a signal to the first process of a container.
 	Stop(ctx context.Context, container string, signal int) error
 	// Delete kills what runs in a container and forgets it. An unknown container is no error.
@@ -68,6 +76,8 @@ var (
 	errInvalid     = errors.New("invalid request")
 	errNoContainer = errors.New("no such container")
 	errContainer   = errors.New("container exists already")
+	errStopped     = errors.New("the container has ended")
+	errState       = errors.New("not possible in this state")
 	errJSON        = errors.New("malformed document")
 )
 
@@ -80,6 +90,8 @@ var results = []struct {
 	{errNoContainer, gcs.ResultContainerNotFound}, {errContainer, gcs.ResultContainerExists},
 	{errNotFound, gcs.ResultElementNotFound}, {errExists, gcs.ResultExists},
 	{errUnsupported, gcs.ResultNotSupported}, {errInvalid, gcs.ResultInvalidArgument},
+	{errStopped, gcs.ResultContainerStopped}, {errState, gcs.ResultInvalidState},
+	{gcs.ErrArguments, gcs.ResultInvalidArgument},
 	{errJSON, gcs.ResultInvalidJSON}, {context.DeadlineExceeded, gcs.ResultTimeout},
 	{gcs.ErrTooLarge, gcs.ResultFail},
 }

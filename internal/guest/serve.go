@@ -23,8 +23,8 @@ import (
 // version is what the agent says of itself as the capability StrataAgent.
 const version = 1
 
-// maxRequest is the largest request the agent reads, in bytes.
-const maxRequest = 4 << 20
+// maxRequest is the largest request the agent reads, in bytes. All arguments that Linux takes fit.
+const maxRequest = gcs.LargestMaxMessage
 
 // maxConcurrent bounds the requests of one session that run at the same time; then the host has to
 // wait. Waiting for processes is what there is most of.
@@ -36,6 +36,7 @@ type session struct {
 	dial       Dialer
 	log        *slog.Logger
 	negotiated atomic.Bool
+	running    sync.WaitGroup // what there is to be waited for when the host is gone
 
 	writing sync.Mutex
 	conn    net.Conn
@@ -50,8 +51,7 @@ func Serve(ctx context.Context, conn net.Conn, dial Dialer, rt Runtime, log *slo
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	s := &session{rt: rt, dial: dial, log: log, conn: conn}
-	var running sync.WaitGroup
-	defer running.Wait()
+	defer s.running.Wait()
 	defer cancel()
 	slots := make(chan struct{}, maxConcurrent)
 	for {
@@ -66,7 +66,7 @@ func Serve(ctx context.Context, conn net.Conn, dial Dialer, rt Runtime, log *slo
 			return err
 		}
 		slots <- struct{}{}
-		running.Go(func() {
+		s.running.Go(func() {
 			defer func() { <-slots }()
 			s.handle(ctx, h, payload)
 		})
@@ -153,7 +153,11 @@ func (s *session) route(ctx context.Context, t gcs.MessageType, b gcs.RequestBas
 	case gcs.TypeModifySettings:
 		return nil, s.modify(lasting, container, payload)
 	case gcs.TypeCreate:
-		return nil, s.create(lasting, container, payload)
+		if err := s.create(lasting, container, payload); err != nil {
+			return nil, err
+		}
+		s.running.Go(func() { s.notifyEnd(ctx, container, b.ActivityId) })
+		return nil, nil
 	case gcs.TypeStart:
 		return nil, nil // a container starts with its first process
 	case gcs.TypeExecuteProcess:
@@ -188,7 +192,7 @@ func (s *session) route(ctx context.Context, t gcs.MessageType, b gcs.RequestBas
 		return nil, s.rt.Stop(ctx, container, sig)
 	}
 	return &gcs.EmptyResponse{ResponseBase: gcs.ResponseBase{Result: gcs.ResultNotImplemented,
-		ErrorMessage: t.String() + " is not known to this guest"}}, nil
+		ErrorMessage: t.String() + " is not served by this guest"}}, nil
 }
 
 func (s *session) negotiate(payload []byte) (base, error) {
@@ -208,7 +212,7 @@ func (s *session) negotiate(payload []byte) (base, error) {
 	resp.Capabilities = gcs.Capabilities{
 		SupportedSchemaVersions: []gcs.Version{{Major: 2, Minor: 1}}, RuntimeOsType: "Linux",
 		GuestDefinedCapabilities: gcs.GuestDefinedCapabilities{SignalProcessSupported: true,
-			DumpStacksSupported: true, DeleteContainerStateSupported: true, StrataAgent: version},
+			DumpStacksSupported: true, DeleteContainerStateSupported: true, StrataAgent: version, StrataMaxRequest: maxRequest},
 	}
 	return resp, nil
 }
@@ -219,7 +223,7 @@ func (s *session) modify(ctx context.Context, container string, payload []byte) 
 		return err
 	}
 	if container != "" {
-		return fmt.Errorf("a change to container %s: %w", container, errUnsupported)
+		return fmt.Errorf("%s of container %s: %w", r.Request.ResourceType, container, errUnsupported)
 	}
 	if r.Request.RequestType == "" {
 		r.Request.RequestType = "Add"
@@ -246,6 +250,16 @@ func (s *session) create(ctx context.Context, container string, payload []byte) 
 		return fmt.Errorf("a container needs an id: %w", errInvalid)
 	}
 	return s.rt.Create(ctx, container, config)
+}
+
+// notifyEnd sends the notification that a container has ended, once, to the host that created it.
+func (s *session) notifyEnd(ctx context.Context, container, activity string) {
+	how, err := s.rt.Ended(ctx, container)
+	if err != nil {
+		return // the host is gone, or the container never began
+	}
+	s.send(gcs.Header{Type: gcs.TypeNotification}, &gcs.Notification{ContainerId: container, ActivityId: activity,
+		Type: how, Operation: "None"})
 }
 
 // wait answers when the process has ended or the request's own time is over.

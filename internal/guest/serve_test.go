@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -230,7 +231,7 @@ func TestRefusals(t *testing.T) {
 	if !errors.Is(err, gcs.ErrInvalid) {
 		t.Errorf("malformed settings: %v", err)
 	}
-	if err := c.Modify(t.Context(), disk(0, strings.Repeat("x", 70000))); !errors.Is(err, gcs.ErrTooLarge) || !errors.Is(err, gcs.ErrNotSent) {
+	if err := c.Modify(t.Context(), disk(0, strings.Repeat("x", gcs.LargestMaxMessage))); !errors.Is(err, gcs.ErrTooLarge) || !errors.Is(err, gcs.ErrNotSent) {
 		t.Errorf("too large: %v", err)
 	}
 	if err := c.DeleteContainerState(t.Context(), "nobody"); err != nil {
@@ -418,38 +419,101 @@ func TestDialFails(t *testing.T) {
 				_ = Serve(t.Context(), guest, dial, newMemory(), slog.New(slog.DiscardHandler))
 			}()
 			defer func() { host.Close(); <-ended }()
-			ask := func(typ gcs.MessageType, req any) gcs.ResponseBase {
-				t.Helper()
-				b, err := gcs.EncodeMessage(gcs.Header{Type: typ, ID: 1}, req, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := host.Write(b); err != nil {
-					t.Fatal(err)
-				}
-				_, payload, err := gcs.ReadMessage(host, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
-				var resp gcs.ResponseBase
-				if err := json.Unmarshal(payload, &resp); err != nil {
-					t.Fatal(err)
-				}
-				return resp
-			}
-			ask(gcs.TypeNegotiateProtocol, &gcs.NegotiateRequest{MinimumVersion: 4, MaximumVersion: 4})
+			b := &rawHost{t: t, conn: host}
+			b.ask(gcs.TypeNegotiateProtocol, &gcs.NegotiateRequest{MinimumVersion: 4, MaximumVersion: 4})
 			text, err := gcs.EncodeText(gcs.ProcessParameters{CommandArgs: []string{"cat"}, CreateStdInPipe: true, CreateStdOutPipe: true})
 			if err != nil {
 				t.Fatal(err)
 			}
 			exec := &gcs.ExecuteRequest{RequestBase: gcs.RequestBase{ContainerId: gcs.NullContainer},
 				Settings: gcs.ExecuteSettings{ProcessParameters: text, VsockStdioRelaySettings: &gcs.StdioPorts{StdIn: 7, StdOut: 8}}}
-			if resp := ask(gcs.TypeExecuteProcess, exec); resp.Result == gcs.ResultOK {
+			if resp := b.ask(gcs.TypeExecuteProcess, exec); resp.Result == gcs.ResultOK {
 				t.Error("a process was started without its streams")
 			}
-			if resp := ask(gcs.TypeDumpStacks, &gcs.EmptyRequest{}); resp.Result != gcs.ResultOK {
+			if resp := b.ask(gcs.TypeDumpStacks, &gcs.EmptyRequest{}); resp.Result != gcs.ResultOK {
 				t.Errorf("after that: %+v", resp)
 			}
 		})
+	}
+}
+
+// rawHost is a host that writes requests as they come, one at a time.
+type rawHost struct {
+	t             *testing.T
+	conn          net.Conn
+	id            uint64
+	notifications []gcs.Notification // that came before an answer
+}
+
+func (h *rawHost) read() (gcs.Header, []byte) {
+	h.t.Helper()
+	head, payload, err := gcs.ReadMessage(h.conn, 0)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if head.Type == gcs.TypeNotification {
+		var n gcs.Notification
+		if err := json.Unmarshal(payload, &n); err != nil || head.ID != 0 {
+			h.t.Fatal(head, err)
+		}
+		h.notifications = append(h.notifications, n)
+	}
+	return head, payload
+}
+
+func (h *rawHost) ask(typ gcs.MessageType, req any) (resp gcs.ResponseBase) {
+	h.t.Helper()
+	h.id++
+	b, err := gcs.EncodeMessage(gcs.Header{Type: typ, ID: h.id}, req, 0)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := h.conn.Write(b); err != nil {
+		h.t.Fatal(err)
+	}
+	for {
+		head, payload := h.read()
+		if head.Type == gcs.TypeNotification {
+			continue
+		}
+		if head.ID != h.id || head.Type != typ.Response() {
+			h.t.Fatalf("the answer to %v %d is %v %d", typ, h.id, head.Type, head.ID)
+		}
+		if err := json.Unmarshal(payload, &resp); err != nil {
+			h.t.Fatal(err)
+		}
+		return resp
+	}
+}
+
+func (h *rawHost) notification() (n gcs.Notification) {
+	h.t.Helper()
+	for len(h.notifications) == 0 {
+		h.read()
+	}
+	n = h.notifications[0]
+	h.notifications = h.notifications[1:]
+	return n
+}
+
+func TestCommandLine(t *testing.T) {
+	for line, want := range map[string][]string{
+		"sh -c ls":               {"sh", "-c", "ls"},
+		`sh -c 'a  b; c' d`:      {"sh", "-c", "a  b; c", "d"},
+		`sh -c "a \"b\" $c"`:     {"sh", "-c", `a "b" $c`},
+		`  a\ b   '' "" x"y"z  `: {"a b", "", "", "xyz"},
+		`a 'it'\''s'`:            {"a", "it's"},
+		"echo 'open":             nil,
+		`echo "open`:             nil,
+		"a; b":                   nil,
+		"a | b":                  nil,
+		"a >b":                   nil,
+		"a &":                    nil,
+		`a\`:                     nil,
+	} {
+		got, err := splitCommandLine(line)
+		if (err != nil) != (want == nil) || err != nil && !errors.Is(err, errInvalid) || err == nil && !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %v; want %q", line, got, err, want)
+		}
 	}
 }

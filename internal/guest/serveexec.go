@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"strings"
 	"time"
+
+	"github.com/mattn/go-shellwords"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/internal/gcs"
 )
@@ -22,9 +24,9 @@ func (s *session) exec(ctx context.Context, container string, payload []byte) (b
 	if err := decode([]byte(r.Settings.ProcessParameters), &params); err != nil {
 		return nil, err
 	}
-	p := processOf(container, params)
-	if len(p.Args) == 0 {
-		return nil, fmt.Errorf("no program given: %w", errInvalid)
+	p, err := processOf(container, params)
+	if err != nil {
+		return nil, err
 	}
 	var ports gcs.StdioPorts
 	if r.Settings.VsockStdioRelaySettings != nil {
@@ -48,14 +50,19 @@ func (s *session) exec(ctx context.Context, container string, payload []byte) (b
 	return &gcs.ExecuteResponse{ProcessId: pid}, nil
 }
 
-func processOf(container string, params gcs.ProcessParameters) Process {
+// processOf is the process that parameters describe. Without a program of their own they mean the one in
+// the container's document.
+func processOf(container string, params gcs.ProcessParameters) (Process, error) {
 	if params.CreateInUtilityVM {
 		container = ""
 	}
 	p := Process{Container: container, Args: params.CommandArgs, Dir: params.WorkingDirectory,
-		Terminal: params.EmulateConsole}
+		MakeDir: params.StrataMakeDir, Terminal: params.EmulateConsole}
 	if len(p.Args) == 0 && params.CommandLine != "" {
-		p.Args = strings.Fields(params.CommandLine)
+		var err error
+		if p.Args, err = splitCommandLine(params.CommandLine); err != nil {
+			return p, err
+		}
 	}
 	for k, v := range params.Environment {
 		p.Env = append(p.Env, k+"="+v)
@@ -64,15 +71,40 @@ func processOf(container string, params gcs.ProcessParameters) Process {
 		p.Height, p.Width = params.ConsoleSize[0], params.ConsoleSize[1]
 	}
 	if o := params.OciProcess; o != nil {
-		p.Args, p.Env, p.Dir, p.Terminal = o.Args, o.Env, o.Cwd, o.Terminal || p.Terminal
-		if p.User = o.User.Username; p.User == "" && (o.User.UID != 0 || o.User.GID != 0) {
-			p.User = fmt.Sprintf("%d:%d", o.User.UID, o.User.GID)
-		}
-		if o.ConsoleSize != nil {
-			p.Height, p.Width = uint16(o.ConsoleSize.Height), uint16(o.ConsoleSize.Width)
-		}
+		p.describe(o)
+	} else if p.First = len(p.Args) == 0 && container != ""; p.First {
+		return p, nil
 	}
-	return p
+	if len(p.Args) == 0 {
+		return p, fmt.Errorf("no program given: %w", errInvalid)
+	}
+	return p, nil
+}
+
+// describe takes over what a process of the runtime specification says.
+func (p *Process) describe(o *specs.Process) {
+	p.Args, p.Env, p.Dir, p.Terminal = o.Args, o.Env, o.Cwd, o.Terminal || p.Terminal
+	if p.User = o.User.Username; p.User == "" && (o.User.UID != 0 || o.User.GID != 0) {
+		p.User = fmt.Sprintf("%d:%d", o.User.UID, o.User.GID)
+	}
+	p.Groups = o.User.AdditionalGids
+	if o.ConsoleSize != nil {
+		p.Height, p.Width = uint16(o.ConsoleSize.Height), uint16(o.ConsoleSize.Width)
+	}
+}
+
+// splitCommandLine takes a command line apart at blanks, with quotes and backslashes as in a shell, by the
+// library that Microsoft's guest uses. What only a shell can do is an error.
+func splitCommandLine(line string) ([]string, error) {
+	parser := shellwords.NewParser()
+	args, err := parser.Parse(line)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("command line %.200q: a quote or bracket is not closed: %w", line, errInvalid)
+	case parser.Position >= 0:
+		return nil, fmt.Errorf("command line %.200q: only a shell understands what comes at %d: %w", line, parser.Position, errInvalid)
+	}
+	return args, nil
 }
 
 func (s *session) connect(ctx context.Context, params gcs.ProcessParameters, ports gcs.StdioPorts) ([3]net.Conn, error) {

@@ -44,8 +44,9 @@ type stageMessage struct {
 }
 
 type stageSetup struct {
-	Root     string
-	Hostname string
+	Root      string
+	Hostname  string
+	Temporary []systemMount `json:",omitempty"`
 }
 
 // stageConn carries stageMessages and the files that belong to them.
@@ -232,8 +233,9 @@ func enterRoot(s stageSetup) error {
 	if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
 		return fmt.Errorf("set the host name %q: %w", s.Hostname, err)
 	}
-	if err := mountSystem(b); err != nil {
+	if err := mountSystem(b, s.Temporary); err != nil {
 		return err
 	}
+	raiseLimits()
 	return dropCapabilities()
 }

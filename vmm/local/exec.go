@@ -71,7 +71,8 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 			})
 		}
 	}
-	pid, err := run.Exec(ctx, guest.Process{Container: spec.ContainerID, Args: spec.Args, Env: spec.Env, Dir: spec.Dir, User: spec.User,
+	pid, err := run.Exec(ctx, guest.Process{Container: spec.ContainerID, Args: spec.Args, Env: spec.Env, Dir: spec.Dir,
+		MakeDir: spec.MakeDir, User: spec.User,
 		Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height, Streams: streams})
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
