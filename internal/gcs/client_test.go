@@ -70,6 +70,51 @@ func against(t testing.TB, f guestFunc) (*Client, net.Conn) {
 var anyRequest = hcsschema.GuestRequest{RequestType: "Add", ResourceType: "MappedVirtualDisk",
 	Settings: hcsschema.LCOWMappedVirtualDisk{MountPath: "/run/x"}}
 
+// TestObserveEnds: a list of mounts that a guest goes on with for ever ends with an error, however it does so.
+func TestObserveEnds(t *testing.T) {
+	long := strings.Repeat("x", 40<<10)
+	for name, page := range map[string]func(offset int) Properties{
+		"the same page": func(int) Properties { return Properties{StrataMounts: []Mount{{Path: "/a"}}, StrataNext: 1} },
+		"backwards":     func(offset int) Properties { return Properties{StrataNext: max(1, 1000-offset)} },
+		"many mounts": func(offset int) Properties {
+			return Properties{StrataMounts: make([]Mount, 1000), StrataNext: offset + 1000}
+		},
+		"long paths": func(offset int) Properties {
+			return Properties{StrataMounts: []Mount{{Path: long}}, StrataNext: offset + 1}
+		},
+		"long ids": func(offset int) Properties {
+			return Properties{StrataMounts: []Mount{{ContainerID: long}}, StrataNext: offset + 1}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked, sent int
+			c, _ := against(t, func(h Header, payload []byte) []byte {
+				var r PropertiesRequest
+				var q PropertyQuery
+				if err := errors.Join(json.Unmarshal(payload, &r), r.Query.Decode(&q)); err != nil {
+					t.Error(err)
+				}
+				text, err := EncodeText(page(q.StrataOffset))
+				if err != nil {
+					t.Error(err)
+				}
+				asked, sent = asked+1, sent+len(text)
+				if asked > 1000 {
+					return []byte("no end, which is what is tested")
+				}
+				return answer(t, h, &PropertiesResponse{Properties: text})
+			})
+			mounts, err := c.Observe(t.Context())
+			if !errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), "no end") || mounts != nil {
+				t.Errorf("%d mounts and %v, want an error matching %v", len(mounts), err, ErrProtocol)
+			}
+			if most := 20 << 20; sent > most {
+				t.Errorf("%d bytes were taken, at most %d are wanted", sent, most)
+			}
+		})
+	}
+}
+
 // TestGarbageGuests: whatever a guest sends, the bridge ends with a clear error and the callers are
 // released.
 func TestGarbageGuests(t *testing.T) {

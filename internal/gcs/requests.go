@@ -60,8 +60,11 @@ type Mount struct {
 	ScratchPath string `json:",omitempty"`
 }
 
-// maxObserved bounds what a guest may say is mounted.
-const maxObserved = 100_000
+// maxObserved and maxObservedBytes bound what a guest may say is mounted.
+const (
+	maxObserved      = 100_000
+	maxObservedBytes = 16 << 20 // of all pages
+)
 
 // Observe asks what is mounted. It fails with ErrUnsupported when the guest is not our agent.
 func (c *Client) Observe(ctx context.Context) ([]Mount, error) {
@@ -69,7 +72,7 @@ func (c *Client) Observe(ctx context.Context) ([]Mount, error) {
 		return nil, fmt.Errorf("observe the guest: %w", ErrUnsupported)
 	}
 	var mounts []Mount
-	for offset := 0; ; {
+	for offset, size := 0, 0; ; {
 		query, err := EncodeText(PropertyQuery{PropertyTypes: []string{PropertyMounts}, StrataOffset: offset})
 		if err != nil {
 			return nil, err
@@ -84,10 +87,11 @@ func (c *Client) Observe(ctx context.Context) ([]Mount, error) {
 			return nil, fmt.Errorf("%w: properties: %w", ErrProtocol, err)
 		}
 		mounts = append(mounts, p.StrataMounts...)
+		size += len(resp.Properties)
 		if p.StrataNext == 0 {
 			return mounts, nil
 		}
-		if p.StrataNext <= offset || len(mounts) > maxObserved {
+		if p.StrataNext <= offset || len(mounts) > maxObserved || size > maxObservedBytes {
 			return nil, fmt.Errorf("%w: its list of mounts has no end", ErrProtocol)
 		}
 		offset = p.StrataNext
