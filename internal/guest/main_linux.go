@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -86,7 +87,7 @@ func Run(ctx context.Context, config Config) error {
 	}
 	go modules.readLazy("/lib/modules.strata.lazy")
 	go loopbackUp(log)
-	g := &guest{rt: rt, log: log, modules: modules, serving: map[string]bool{}}
+	g := &guest{rt: rt, log: log, modules: modules, serving: map[string]bool{}, instead: config.Session}
 	log.Info("agent is up", "after", time.Since(started), "mounts", mounted, "modules", loaded)
 	g.serveVSock(ctx, words)
 	return g.servePorts(ctx, events)
@@ -165,6 +166,7 @@ type guest struct {
 	rt      *linuxRuntime
 	log     *slog.Logger
 	modules *modules
+	instead func(context.Context, io.ReadWriteCloser, ServeFunc) // Config.Session
 
 	mu      sync.Mutex
 	serving map[string]bool
@@ -217,6 +219,10 @@ func (g *guest) servePort(ctx context.Context, node string) {
 }
 
 func (g *guest) session(ctx context.Context, stream io.ReadWriteCloser) {
+	if g.instead != nil {
+		g.instead(ctx, stream, g.serve)
+		return
+	}
 	mux, err := gcs.NewGuestMux(stream)
 	if err != nil {
 		stream.Close()
@@ -227,10 +233,14 @@ func (g *guest) session(ctx context.Context, stream io.ReadWriteCloser) {
 	if err != nil {
 		return
 	}
-	go g.modules.background()
-	if err := Serve(ctx, conn, mux.Dial, g.rt, g.log); err != nil {
+	if err := g.serve(ctx, conn, mux.Dial); err != nil {
 		g.log.Warn("session ended", "err", err)
 	}
+}
+
+func (g *guest) serve(ctx context.Context, bridge net.Conn, dial Dialer) error {
+	go g.modules.background()
+	return Serve(ctx, bridge, dial, g.rt, g.log)
 }
 
 // port is a virtio-serial port. The kernel reports a host that is not there by empty reads, for ever;
