@@ -16,11 +16,17 @@ import (
 // does not compile again. The file goes when the test ends.
 func Strata(t testing.TB) string {
 	t.Helper()
-	exe := filepath.Join(t.TempDir(), "strata")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", exe, "github.com/stratavm/strata/cmd/strata")
+	return Program(t, "cmd/strata")
+}
+
+// Program is Strata for another program, named by its folder in this module.
+func Program(t testing.TB, folder string) string {
+	t.Helper()
+	exe := filepath.Join(t.TempDir(), filepath.Base(folder))
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", exe, "github.com/stratavm/strata/"+folder)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building cmd/strata: %v\n%s", err, out)
+		t.Fatalf("building %s: %v\n%s", folder, err, out)
 	}
 	return exe
 }
