@@ -27,6 +27,11 @@ check: need-go lint ## the fast loop: lint and the tests that need no VM, no Win
 stress: need-go ## repeat the tests of PKGS=./package under load until one fails, COUNT=20 times; RUN=pattern picks some
 	scripts/stress '$(PKGS)' '$(or $(COUNT),20)' '$(or $(RUN),.)'
 
+SOAK ?= 10m
+
+soak: need-go install-deps ## parallel commands, random kills and a hostile guest, each for as long as SOAK=10m says
+	STRATA_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 0 ./test/soak
+
 test: need-go install-deps lint test-go test-vsock ## everything that is checked: lint, unit tests, real VMs, Wine
 
 test-go: need-go ## the tests alone, with the race detector
@@ -63,4 +68,4 @@ install-deps: ## the Debian packages that tests and demo need (asks sudo unless 
 clean: ## remove what make build made
 	rm -rf bin
 
-.PHONY: help need-go build check stress test test-go test-vsock lint fmt-check vet staticcheck demo bench fuzz install-deps clean
+.PHONY: help need-go build check stress soak test test-go test-vsock lint fmt-check vet staticcheck demo bench fuzz install-deps clean

@@ -33,9 +33,11 @@ type box struct {
 	t      testing.TB
 	strata string
 	state  string
-	root   string // a tar with a shell
-	layer  string // the same as a layer folder
-	bad    atomic.Int32
+	root   string       // a tar with a shell
+	layer  string       // the same as a layer folder
+	runs   atomic.Int64 // commands whose outcome was looked at
+	inUse  atomic.Int64 // those of them that said that something is in use, which nothing was
+	bad    atomic.Int64 // those with a wrong exit code or output
 }
 
 // need skips a test that lacks a program; in CI it fails.
@@ -133,12 +135,19 @@ func (b *box) must(args ...string) string {
 }
 
 // expect runs a command that must end with an exit code and with an output that begins with want.
-func (b *box) expect(code int, want string, args ...string) {
+func (b *box) expect(code int, want string, args ...string) bool {
 	out, errs, got := b.run(args...)
-	if got != code || !strings.HasPrefix(out, want) {
-		b.bad.Add(1)
-		b.t.Errorf("strata %q: exit code %d, output %q, errors %q; want exit code %d and output %q", args, got, out, errs, code, want)
+	b.runs.Add(1)
+	if strings.Contains(errs, "in use") {
+		b.inUse.Add(1)
 	}
+	if got == code && strings.HasPrefix(out, want) {
+		return true
+	}
+	b.bad.Add(1)
+	b.t.Errorf("strata %q: exit code %d, output %q, errors %q; want exit code %d and output %q",
+		args, got, out, errs, code, want)
+	return false
 }
 
 // end stops all VMs and looks at what is left in the state directory.
@@ -170,7 +179,8 @@ func (b *box) end() {
 func (b *box) empty(vm string) {
 	b.t.Helper()
 	for line := range strings.Lines(b.must("vm", "inspect", vm)) {
-		if strings.HasPrefix(line, "container") || strings.HasPrefix(line, "attached") && !strings.Contains(line, "retained") {
+		attached := strings.HasPrefix(line, "attached") && !strings.Contains(line, "retained")
+		if attached || strings.HasPrefix(line, "container") {
 			b.t.Errorf("left in VM %s: %s", vm, line)
 		}
 	}
@@ -222,7 +232,11 @@ func (b *box) work(workers int, d time.Duration, f func(r *rand.Rand, worker int
 		})
 	}
 	wg.Wait()
-	b.t.Logf("%d rounds of %d workers", done.Load(), workers)
+	b.t.Logf("%d rounds of %d workers; %d commands with an expected outcome, %d false \"in use\", %d wrong",
+		done.Load(), workers, b.runs.Load(), b.inUse.Load(), b.bad.Load())
+	if b.inUse.Load() > 0 {
+		b.t.Error("something was said to be in use that was not")
+	}
 }
 
 // TestParallel: twelve workers with mixed commands on one VM and one store. Nothing is "in use" that is
@@ -237,9 +251,12 @@ func TestParallel(t *testing.T) {
 			b.expect(0, "", "run", "--vm", "default", "--read-only", b.layer, "--", "/bin/true")
 		case 1:
 			code := r.IntN(100)
-			b.expect(code, "hello", "run", "--vm", "default", "--read-only", b.root, "--", "/bin/sh", "-c", fmt.Sprint("echo hello; exit ", code))
+			b.expect(code, "hello", "run", "--vm", "default", "--read-only", b.root, "--",
+				"/bin/sh", "-c", fmt.Sprint("echo hello; exit ", code))
 		case 2, 3:
-			b.expect(0, "", "mount", "--read-only", id, b.layer)
+			if !b.expect(0, "", "mount", id, b.layer) {
+				return
+			}
 			for range r.IntN(3) {
 				text := fmt.Sprint("text ", r.Int())
 				b.expect(0, text, "exec", id, "--", "/bin/echo", text)
@@ -274,7 +291,7 @@ func TestKilled(t *testing.T) {
 		command := [][]string{
 			{"run", "--vm", "default", "--read-only", b.root, "--", "/bin/sh", "-c", "sleep 0.1"},
 			{"run", "--isolation=process", "--read-only", b.layer, "--", "/bin/sh", "-c", "sleep 0.1"},
-			{"mount", "--vm", vm, "--read-only", id, b.layer},
+			{"mount", "--vm", vm, id, b.layer},
 			{"unmount", "--vm", vm, id},
 			{"exec", "--vm", vm, id, "--", "/bin/seq", "100000"},
 			{"recover"},
