@@ -50,6 +50,7 @@ var groups = []func(*env) []*cli.Command{
 	execCommands,
 	listCommands,
 	doctorCommands,
+	completionCommands,
 }
 
 const description = `A layer is a folder with layer.erofs, layer.vhd or layer.dir in it ("strata import" makes one of a tar).
@@ -72,14 +73,10 @@ func (e *env) root() *cli.Command {
 	root := &cli.Command{
 		Name: "strata", Usage: "container layers into utility VMs", Version: version, Description: description,
 		Writer: e.stdout, ErrWriter: e.stderr,
-		EnableShellCompletion: true, Suggest: true, HideHelpCommand: true,
+		Suggest: true, HideHelpCommand: true,
 		DisableSliceFlagSeparator: true, // paths may hold commas
 		UseShortOptionHandling:    true,
-		ConfigureShellCompletionCommand: func(c *cli.Command) {
-			c.Hidden = false
-			c.Usage = "print the completion script of a shell: bash, zsh, fish or pwsh"
-		},
-		ExitErrHandler: func(_ context.Context, _ *cli.Command, _ error) {}, // run does it
+		ExitErrHandler:            func(_ context.Context, _ *cli.Command, _ error) {}, // run does it
 		OnUsageError: func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
 			return usage(cmd, "%w", err)
 		},

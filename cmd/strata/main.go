@@ -63,6 +63,10 @@ func usage(cmd *cli.Command, format string, args ...any) error {
 
 // run runs one command line, args[0] being the program, and returns the exit code.
 func (e *env) run(ctx context.Context, args []string) int {
+	if len(args) > 1 && args[1] == completeCommand {
+		e.complete(ctx, args[2:])
+		return 0
+	}
 	head, tail := splitArgs(args)
 	e.command, e.dashes = tail, len(head) < len(args)
 	e.json = slices.ContainsFunc(head, func(a string) bool { return a == "--json" || a == "-json" || a == "--json=true" })

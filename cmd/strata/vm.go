@@ -201,6 +201,10 @@ func (e *env) vmNames(cmd *cli.Command) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return vmNamesIn(state)
+}
+
+func vmNamesIn(state string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(state, "vms"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
