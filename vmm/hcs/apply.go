@@ -123,14 +123,16 @@ func (m *Machine) reserved(c vmm.Change) error {
 			return fmt.Errorf("%s: %w by the machine itself", d.Addr(), vmm.ErrOccupied)
 		}
 		if d.Controller >= m.limits.SCSIControllers || d.LUN >= m.limits.SCSILUNs {
-			return fmt.Errorf("%s: the machine has %d SCSI controllers: %w", d.Addr(), m.limits.SCSIControllers, ErrNotSupported)
+			return fmt.Errorf("%s: the machine has %d SCSI controllers: %w",
+				d.Addr(), m.limits.SCSIControllers, ErrNotSupported)
 		}
 	case vmm.VPMEMDevice:
 		if d.Slot < m.limits.VPMEMReserved {
 			return fmt.Errorf("%s: %w by the machine itself", d.Addr(), vmm.ErrOccupied)
 		}
 		if d.Slot >= m.limits.VPMEMDevices {
-			return fmt.Errorf("%s: the machine has %d VPMEM devices: %w", d.Addr(), m.limits.VPMEMDevices, ErrNotSupported)
+			return fmt.Errorf("%s: the machine has %d VPMEM devices: %w",
+				d.Addr(), m.limits.VPMEMDevices, ErrNotSupported)
 		}
 	}
 	return nil
@@ -140,7 +142,8 @@ func (m *Machine) reserved(c vmm.Change) error {
 // two years fail on file systems that give files no identity, such as those of some network shares.
 func (m *Machine) mappable(c vmm.Change) vmm.Device {
 	share, ok := c.Device.(vmm.VSMBShare)
-	if !ok || c.Op == vmm.Remove || m.host.FileID == nil || m.host.Build < buildFileIDFirst || m.host.Build > buildFileIDLast {
+	if !ok || c.Op == vmm.Remove || m.host.FileID == nil ||
+		m.host.Build < buildFileIDFirst || m.host.Build > buildFileIDLast {
 		return c.Device
 	}
 	if err := m.host.FileID(share.Path); err != nil {
@@ -209,7 +212,8 @@ func certainty(err error) vmm.Outcome {
 	if g, ok := errors.AsType[*guestError](err); ok {
 		return gcs.Outcome(g.err)
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || IsTimeout(err) || errors.Is(err, vmm.ErrGone) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
+		IsTimeout(err) || errors.Is(err, vmm.ErrGone) {
 		return vmm.Unknown
 	}
 	return vmm.NotDone
@@ -229,7 +233,8 @@ func (m *Machine) explain(ctx context.Context, op vmm.Op, err error) error {
 	}
 	if op == vmm.Remove && IsInvalidState(err) {
 		p, perr := m.sys.properties(ctx)
-		if perr != nil && (IsNotExist(perr) || IsAlreadyStopped(perr)) || perr == nil && (p.Stopped || p.State == hcsschema.StateStopped) {
+		if perr != nil && (IsNotExist(perr) || IsAlreadyStopped(perr)) ||
+			perr == nil && (p.Stopped || p.State == hcsschema.StateStopped) {
 			m.sys.exit(fmt.Errorf("%w: it is stopping", vmm.ErrGone))
 		}
 	}

@@ -22,8 +22,9 @@ func (o *OptionsWCOW) document(count int32, uvmFolder, scratch string) *hcsschem
 	vm.ComputeTopology.Memory.EnableHotHint = o.overcommit()
 	vm.Chipset.Uefi = &hcsschema.Uefi{BootThis: &hcsschema.UefiBootEntry{
 		DeviceType: "VmbFs", DevicePath: `\EFI\Microsoft\Boot\bootmgfw.efi`}}
-	vm.Devices.Scsi = map[string]hcsschema.Scsi{hcsschema.Controller(0, o.SCSIControllerGUIDs): {Attachments: map[string]hcsschema.Attachment{
-		"0": {Type: "VirtualDisk", Path: scratch}}}}
+	vm.Devices.Scsi = map[string]hcsschema.Scsi{
+		hcsschema.Controller(0, o.SCSIControllerGUIDs): {Attachments: map[string]hcsschema.Attachment{
+			"0": {Type: "VirtualDisk", Path: scratch}}}}
 	vm.Devices.VirtualSmb = &hcsschema.VirtualSmb{
 		DirectFileMappingInMB: directMapMB,
 		Shares: []hcsschema.VirtualSmbShare{{

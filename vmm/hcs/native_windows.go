@@ -51,7 +51,8 @@ func FileID(path string) error {
 		VolumeSerialNumber uint64
 		FileID             [16]byte
 	}
-	err = windows.GetFileInformationByHandleEx(h, windows.FileIdInfo, (*byte)(unsafe.Pointer(&info)), uint32(unsafe.Sizeof(info)))
+	err = windows.GetFileInformationByHandleEx(h, windows.FileIdInfo,
+		(*byte)(unsafe.Pointer(&info)), uint32(unsafe.Sizeof(info)))
 	if err != nil {
 		return fmt.Errorf("identity of %s: %w", path, err)
 	}

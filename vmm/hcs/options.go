@@ -203,7 +203,8 @@ func (o *OptionsLCOW) check(build uint32) error {
 	}
 	switch {
 	case o.SCSIControllerCount > maxControllers && maxControllers == 1:
-		return bad("SCSI controller count must be 0 or 1, not %d (up to 4 with SCSIControllerGUIDs)", o.SCSIControllerCount)
+		return bad("SCSI controller count must be 0 or 1, not %d (up to 4 with SCSIControllerGUIDs)",
+			o.SCSIControllerCount)
 	case o.SCSIControllerCount > maxControllers:
 		return bad("SCSI controller count cannot be greater than %d, not %d", maxControllers, o.SCSIControllerCount)
 	case o.VPMemDeviceCount > maxVPMem:
@@ -229,7 +230,8 @@ func (o *OptionsWCOW) check(build uint32) error {
 		return err
 	}
 	if len(o.LayerFolders) < 2 {
-		return bad("at least 2 LayerFolders must be supplied (layers, then the VM's scratch), not %d", len(o.LayerFolders))
+		return bad("at least 2 LayerFolders must be supplied (layers, then the VM's scratch), not %d",
+			len(o.LayerFolders))
 	}
 	return nil
 }

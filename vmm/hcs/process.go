@@ -116,7 +116,8 @@ func programError(err error) error {
 }
 
 // startProcess starts a process in a compute system: the VM, or a container in it.
-func (m *Machine) startProcess(ctx context.Context, s *system, spec vmm.ProcessSpec, parameters string) (*process, error) {
+func (m *Machine) startProcess(ctx context.Context, s *system, spec vmm.ProcessSpec,
+	parameters string) (*process, error) {
 	p := &process{m: m, name: spec.Args[0], exited: make(chan struct{})}
 	giveUp := func() {
 		m.sys.api.TerminateProcess(p.info.Process)

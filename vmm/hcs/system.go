@@ -95,7 +95,9 @@ const opCreate = "create compute system"
 // of it remains.
 func createSystem(ctx context.Context, api API, id, document string) (*system, error) {
 	s := newSystem(api, id)
-	hr, err := s.take(ctx, opCreate, true, func() (Handle, string, HRESULT) { return api.CreateComputeSystem(id, document) })
+	hr, err := s.take(ctx, opCreate, true, func() (Handle, string, HRESULT) {
+		return api.CreateComputeSystem(id, document)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +114,9 @@ func createSystem(ctx context.Context, api API, id, document string) (*system, e
 // openSystem takes up a system that another process made.
 func openSystem(ctx context.Context, api API, id string) (*system, error) {
 	s := newSystem(api, id)
-	_, err := s.take(ctx, "open compute system", false, func() (Handle, string, HRESULT) { return api.OpenComputeSystem(id) })
+	_, err := s.take(ctx, "open compute system", false, func() (Handle, string, HRESULT) {
+		return api.OpenComputeSystem(id)
+	})
 	if err != nil {
 		if IsNotExist(err) {
 			err = fmt.Errorf("%w: %w", vmm.ErrGone, err)
@@ -125,7 +129,8 @@ func openSystem(ctx context.Context, api API, id string) (*system, error) {
 // take gets the handle of a system and registers for its notifications, at once: the one that tells of a
 // completed creation may be on its way. When it fails or ctx ends nothing is held, and made says that the
 // system goes too.
-func (s *system) take(ctx context.Context, op string, made bool, get func() (Handle, string, HRESULT)) (HRESULT, error) {
+func (s *system) take(ctx context.Context, op string, made bool,
+	get func() (Handle, string, HRESULT)) (HRESULT, error) {
 	type taken struct {
 		outcome
 		held       bool
