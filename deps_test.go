@@ -22,6 +22,7 @@ var floors = []struct {
 	packages []string
 }{
 	{"plain formats and documents", []string{
+		"internal/atomicfile",
 		"internal/hostpath", "internal/lockfile", "internal/plaintext", "internal/regfile", "internal/userns", "hcsschema",
 		"internal/format/cpio", "internal/format/gpt", "internal/format/vhd", "internal/format/verity",
 		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir",

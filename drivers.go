@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/argon"
@@ -69,11 +70,7 @@ const driverFile = "driver"
 
 // recordDriver notes whose machine a directory is going to hold.
 func recordDriver(dir string, d vmm.Driver) error {
-	path := filepath.Join(dir, driverFile)
-	err := os.WriteFile(path+".new", []byte(d.Name()+"\n"), 0o600)
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
+	err := atomicfile.Write(filepath.Join(dir, driverFile), []byte(d.Name()+"\n"), atomicfile.Options{})
 	if err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}

@@ -23,12 +23,3 @@ func nextData(f *os.File, off int64) int64 {
 	}
 	return n
 }
-
-// syncDir makes a rename in dir last.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}

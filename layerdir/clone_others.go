@@ -10,6 +10,3 @@ import (
 func reflink(_, _ *os.File) error { return errors.ErrUnsupported }
 
 func nextData(_ *os.File, off int64) int64 { return off }
-
-// syncDir does nothing: folders cannot be synced here, or need not be.
-func syncDir(string) error { return nil }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
@@ -182,7 +183,7 @@ func (o *output) commit(replace bool) error {
 		}
 		o.done = true
 	}
-	return errors.Join(o.removeWork(), syncDir(o.dir), syncDir(filepath.Dir(o.dir)))
+	return errors.Join(o.removeWork(), atomicfile.SyncDir(o.dir), atomicfile.SyncDir(filepath.Dir(o.dir)))
 }
 
 // abandon removes what was made, unless it was committed. It may be called more than once.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/format/layertree"
 	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/internal/userns"
@@ -76,7 +77,7 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 		return res, err
 	}
 	res.Path = path
-	return res, errors.Join(os.Rename(made, path), syncDir(dir), syncDir(filepath.Dir(dir)))
+	return res, errors.Join(os.Rename(made, path), atomicfile.SyncDir(dir), atomicfile.SyncDir(filepath.Dir(dir)))
 }
 
 // CheckTree makes sure that the files of the tree in dir have the owners here that they were given: an

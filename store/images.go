@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/regfile"
 )
 
@@ -248,7 +249,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 		if err := os.Remove(s.imagePath(name)); err != nil {
 			return err
 		}
-		return syncDir(s.path(imagesDir))
+		return atomicfile.SyncDir(s.path(imagesDir))
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove image %q: %w", name, ErrNotFound)

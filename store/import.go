@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/layerdir"
 )
@@ -291,7 +292,7 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, o layerdir.O
 	if err := writeFile(filepath.Join(o.Dir, recordName), append(b, '\n')); err != nil {
 		return err
 	}
-	if err := syncDir(o.Dir); err != nil {
+	if err := atomicfile.SyncDir(o.Dir); err != nil {
 		return err
 	}
 	s.step("recorded")

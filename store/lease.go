@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
@@ -50,7 +51,7 @@ func (s *Store) hold(ctx context.Context, owner, while string, objects []object)
 		}
 		if while != "" {
 			// Such a lease outlives us, and must outlive a crash of the machine too.
-			if err := errors.Join(f.Sync(), syncDir(s.path(leasesDir))); err != nil {
+			if err := errors.Join(f.Sync(), atomicfile.SyncDir(s.path(leasesDir))); err != nil {
 				return errors.Join(explain(err), lockfile.Drop(f))
 			}
 		}

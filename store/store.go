@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/layerdir"
 )
 
@@ -222,7 +223,7 @@ func commit(from, to string) error {
 		}
 	}
 	// The folders above may be new as well: layers/sha256/<id>.
-	return errors.Join(syncDir(parent), syncDir(filepath.Dir(parent)), syncDir(filepath.Dir(filepath.Dir(parent))))
+	return errors.Join(atomicfile.SyncDir(parent), atomicfile.SyncDir(filepath.Dir(parent)), atomicfile.SyncDir(filepath.Dir(filepath.Dir(parent))))
 }
 
 // Scratch makes a scratch folder, from a template that the store keeps; on Windows, which has no tool for

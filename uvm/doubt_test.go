@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
@@ -101,7 +102,7 @@ func TestFullDisk(t *testing.T) {
 	if err := vm.Close(); err != nil {
 		t.Fatal(err)
 	}
-	blockRewriting(t, dir)
+	blockRewriting(t)
 	vm = openFake(t, f, dir)
 	file := vm.l.journal.file
 	readOnly, err := os.Open(file.Name())
@@ -119,18 +120,15 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// blockRewriting puts a folder in the place of the new journal, so that it cannot be written.
-func blockRewriting(t *testing.T, dir string) (unblock func()) {
+// blockRewriting makes the disk full for journals that are rewritten.
+func blockRewriting(t *testing.T) (unblock func()) {
 	t.Helper()
-	path := filepath.Join(dir, journalName+".new")
-	if err := os.MkdirAll(filepath.Join(path, "x"), 0o700); err != nil {
-		t.Fatal(err)
+	unblock = func() { createFile = atomicfile.Create }
+	t.Cleanup(unblock)
+	createFile = func(path string, _ atomicfile.Options) (*atomicfile.File, error) {
+		return nil, &os.PathError{Op: "create", Path: path, Err: syscall.ENOSPC}
 	}
-	return func() {
-		if err := os.RemoveAll(path); err != nil {
-			t.Fatal(err)
-		}
-	}
+	return unblock
 }
 
 func mustFind(t *testing.T, vm *UtilityVM, id string) *Claim {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -176,6 +177,9 @@ func (j *journal) write(rec record) error {
 	return nil
 }
 
+// createFile is replaced by tests of a full disk.
+var createFile = atomicfile.Create
+
 // compact replaces the journal by one that says the same in few records. After a failure (a full disk)
 // the old one goes on.
 func (j *journal) compact(live []record) error {
@@ -198,11 +202,15 @@ func (j *journal) rewrite(live []record) error {
 		buf.Write(line)
 	}
 	path := filepath.Join(j.dir, journalName)
-	if err := os.WriteFile(path+".new", buf.Bytes(), 0o600); err != nil {
-		return errors.Join(err, os.Remove(path+".new"))
+	fresh, err := createFile(path, atomicfile.Options{})
+	if err != nil {
+		return err
+	}
+	if _, err := fresh.Write(buf.Bytes()); err != nil {
+		return errors.Join(err, fresh.Abandon())
 	}
 	// Windows replaces no file that is open.
-	err := errors.Join(j.file.Close(), os.Rename(path+".new", path))
+	err = errors.Join(j.file.Close(), fresh.Commit())
 	f, oerr := os.OpenFile(path, os.O_RDWR, 0o600)
 	if oerr == nil {
 		j.file = f

@@ -109,7 +109,7 @@ func TestStaleJournal(t *testing.T) {
 	if err := f.Apply(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
-	unblock := blockRewriting(t, dir)
+	unblock := blockRewriting(t)
 	vm = openFake(t, f, dir)
 	if _, err := vm.Claim(t.Context(), "other", nil); err == nil {
 		t.Fatal("a container was begun with a journal that does not tell the truth")

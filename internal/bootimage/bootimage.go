@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -105,26 +106,18 @@ func (o *Options) cached(ctx context.Context, name string, write func(io.Writer)
 		return path, nil // somebody else's file: it can be used though not touched
 	}
 	start := time.Now()
-	f, err := os.CreateTemp(o.CacheDir, ".new-*")
+	f, err := atomicfile.Create(path, atomicfile.Options{Sync: true})
 	if err != nil {
 		return "", fmt.Errorf("bootimage: writing to the cache: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}()
 	if err := write(&ctxWriter{ctx, f}); err != nil {
-		return "", fmt.Errorf("bootimage: making %s: %w", path, err)
+		return "", fmt.Errorf("bootimage: making %s: %w", path, errors.Join(err, f.Abandon()))
 	}
-	if err := errors.Join(f.Chmod(0o600), f.Sync()); err != nil {
+	if err := f.Commit(); err != nil {
 		return "", fmt.Errorf("bootimage: making %s: %w", path, err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return "", fmt.Errorf("bootimage: %w", err)
 	}
 	o.Logger.Info("made", "file", path, "took", time.Since(start).Round(time.Millisecond))
-	return path, f.Close()
+	return path, nil
 }
 
 // ctxWriter stops a long write when its context ends.

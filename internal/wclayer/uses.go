@@ -1,6 +1,7 @@
 package wclayer
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -10,9 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/rogpeppe/go-internal/lockedfile"
-
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/internal/lockfile"
 )
 
 // uses is a directory with one file for each thing that is mounted: who (a scratch or a volume) uses
@@ -39,12 +40,12 @@ func (u uses) locked(do func() error) error {
 	if err := os.MkdirAll(u.dir, 0o700); err != nil {
 		return fmt.Errorf("note what is mounted: %w", err)
 	}
-	unlock, err := lockedfile.MutexAt(filepath.Join(u.dir, "lock")).Lock()
+	// Callers do not wait for this longer than they want, and must not leave it half done: see System.run.
+	lock, err := lockfile.Wait(context.Background(), filepath.Join(u.dir, "lock"), false)
 	if err != nil {
 		return fmt.Errorf("note what is mounted: %w", err)
 	}
-	defer unlock()
-	return do()
+	return errors.Join(do(), lock.Close())
 }
 
 // hold notes that user uses folders, in place of what was noted of it before.
@@ -68,17 +69,15 @@ func (u uses) shrink(user string, folders ...string) error {
 	})
 }
 
-// write replaces the file as a whole, so that a reader never sees half of it.
 func (u uses) write(v use) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	tmp := u.file(v.User) + ".tmp"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	if err := atomicfile.Write(u.file(v.User), b, atomicfile.Options{}); err != nil {
 		return fmt.Errorf("note that %s is mounted: %w", v.User, err)
 	}
-	return os.Rename(tmp, u.file(v.User))
+	return nil
 }
 
 // drop forgets user.

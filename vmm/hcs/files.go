@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/stratavm/strata/internal/atomicfile"
 )
 
 // hostFiles is the file system of the host.
@@ -15,7 +17,7 @@ type hostFiles struct{}
 func (hostFiles) Stat(path string) (fs.FileInfo, error) { return os.Stat(path) }
 
 // CopyFile copies by way of a temporary name, so that dst is whole or not there.
-func (hostFiles) CopyFile(dst, src string) (err error) {
+func (hostFiles) CopyFile(dst, src string) error {
 	in, err := os.Open(src)
 	if err != nil {
 		return err
@@ -24,21 +26,12 @@ func (hostFiles) CopyFile(dst, src string) (err error) {
 	if err := os.MkdirAll(filepath.Dir(dst), 0o700); err != nil {
 		return err
 	}
-	out, err := os.CreateTemp(filepath.Dir(dst), ".sandbox-*")
+	out, err := atomicfile.Create(dst, atomicfile.Options{})
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(out.Name()))
-		}
-	}()
-	_, err = io.Copy(out, in)
-	if cerr := out.Close(); err == nil {
-		err = cerr
+	if _, err := io.Copy(out, in); err != nil {
+		return fmt.Errorf("copy %s: %w", src, errors.Join(err, out.Abandon()))
 	}
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", src, err)
-	}
-	return os.Rename(out.Name(), dst)
+	return out.Commit()
 }

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -109,11 +110,7 @@ func (v stored) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, storedFile)
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return atomicfile.Write(filepath.Join(dir, storedFile), b, atomicfile.Options{})
 }
 
 // forget removes the record of a VM that is not there.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -18,8 +19,6 @@ const (
 	devicesDir = "devices"
 	mountsDir  = "mounts"
 	fsDir      = "fs"
-
-	tempPrefix = ".tmp-"
 )
 
 // recordPath is the file of the record of something with a name.
@@ -27,27 +26,14 @@ func (m *Machine) recordPath(kind, name string) string {
 	return filepath.Join(m.dir, kind, hex.EncodeToString([]byte(name))+".json")
 }
 
-// writeJSON writes a file in one step.
-func writeJSON(path string, v any) (err error) {
+// writeJSON writes a file in one step. It is not synced: a record that a crash of the system loses speaks of
+// mounts that are lost as well.
+func writeJSON(path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(b)
-	// No sync: a record that a crash of the system loses speaks of mounts that are lost as well.
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return atomicfile.Write(path, b, atomicfile.Options{})
 }
 
 func (m *Machine) writeRecord(kind, name string, c vmm.Change) error {
@@ -175,13 +161,7 @@ func (m *Machine) Tidy() error {
 		}
 	}
 	for _, kind := range []string{devicesDir, mountsDir} {
-		files, err := os.ReadDir(filepath.Join(m.dir, kind))
-		errs = append(errs, err)
-		for _, f := range files {
-			if strings.HasPrefix(f.Name(), tempPrefix) {
-				errs = append(errs, os.Remove(filepath.Join(m.dir, kind, f.Name())))
-			}
-		}
+		errs = append(errs, atomicfile.Sweep(filepath.Join(m.dir, kind)))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("tidy host machine %s: %w", m.id, err)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/local"
 )
@@ -65,7 +66,7 @@ func TestTidy(t *testing.T) {
 		must(m.Apply(t.Context(), vmm.Change{Op: vmm.Remove, Device: vmm.Plan9Share{Name: share, Path: source}}))
 	}
 	for _, kind := range []string{"devices", "mounts"} {
-		must(os.WriteFile(filepath.Join(dir, kind, ".tmp-1"), []byte("{"), 0o600))
+		must(os.WriteFile(filepath.Join(dir, kind, atomicfile.Prefix+"1"), []byte("{"), 0o600))
 	}
 	if slices.Equal(files(t, dir), want) {
 		t.Fatal("there is nothing to tidy")

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -28,17 +29,8 @@ func portSocket(i int) string { return fmt.Sprintf("gcs.%d.sock", i) }
 
 func portLockName(i int) string { return fmt.Sprintf("port.%d.lock", i) }
 
-// writeFile replaces a file as a whole.
-func writeFile(path string, b []byte) error {
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return nil
-}
+// writeFile replaces a file as a whole. What it says goes with a crash of the host, so nothing is synced.
+func writeFile(path string, b []byte) error { return atomicfile.Write(path, b, atomicfile.Options{}) }
 
 func readDescription(dir string) (d description, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, machineFile))
@@ -66,8 +58,8 @@ func (d description) write(dir string) error {
 }
 
 // runtimeFiles are the names of what a machine has in its directory.
-var runtimeFiles = []string{qmpSocket, statusSocket, "gcs.*.sock", "port.*.lock", "qemu.pid", "pid", "pid.new",
-	logFile, machineFile, machineFile + ".new", attachedDir}
+var runtimeFiles = []string{qmpSocket, statusSocket, "gcs.*.sock", "port.*.lock", "qemu.pid", "pid",
+	logFile, machineFile, atomicfile.Prefix + "*", attachedDir}
 
 // removeFiles takes the files of a machine that does not run out of its directory, but for the one
 // called keep. It tells how many other files there are.

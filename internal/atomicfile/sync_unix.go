@@ -1,14 +1,14 @@
 //go:build unix
 
-package store
+package atomicfile
 
 import (
 	"errors"
 	"os"
 )
 
-// syncDir makes renames in dir last.
-func syncDir(dir string) error {
+// SyncDir makes renames in a folder last.
+func SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
