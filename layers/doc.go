@@ -1,5 +1,5 @@
-// Package layers makes a root file system of an image's read-only layers and a scratch, inside a
-// utility VM or on a Windows host itself, and takes it away again.
+// Package layers creates a root file system of an image's read-only layers and a scratch, inside a
+// utility VM or on this system itself, and removes it again.
 //
 // [Mount] and [Mounted.Release] are the API to use: layers are named top-most first, the scratch by
 // itself. [MountContainerLayers] and its companions have the signatures and behaviour of the package
@@ -9,11 +9,11 @@
 //
 // What is mounted where:
 //
-//	VM             read-only layers                        scratch               root
-//	Linux          VPMEM, or SCSI when it does not fit     SCSI                  overlay, <guest root>/rootfs
-//	Windows        VSMB shares                             SCSI sandbox.vhdx     the scratch volume with the layer filter
-//	none (Argon)   parents of the layer filter             activated, prepared   volume GUID path
+//	in                  read-only layers                      scratch              root
+//	a Linux VM          VPMEM, or SCSI when it does not fit   SCSI                 overlay, <guest root>/rootfs
+//	a Windows VM        VSMB shares                           SCSI sandbox.vhdx    the scratch volume, filtered
+//	this Windows host   parents of the layer filter           activated, prepared  volume GUID path
 //
-// A failed Mount takes back what it did. Release is idempotent, attempts everything, and after a
+// A failed Mount rolls back what it did. Release is idempotent, attempts everything, and after a
 // failure continues where it stopped.
 package layers

@@ -39,7 +39,9 @@ type Layer struct {
 	Partition uint64
 	// Verity, when set, makes the guest check the layer against a dm-verity root digest. Without it
 	// the digest that was recorded in the folder when the layer was made counts, if there is one. Where
-	// nobody can check it, mounting fails with ErrUnchecked; see Request.AllowUnchecked.
+	// nobody can check it, mounting fails with ErrUnchecked; see Request.AllowUnchecked. An image with a
+	// hash tree and without a record, as other tools make it, is checked against its own tree where the
+	// guest can, and is mounted unchecked where it cannot.
 	Verity *vmm.Verity
 }
 
@@ -357,7 +359,8 @@ func (r *Request) checkTree(l Layer, resolved string) error {
 }
 
 // findVerity adds the root digest that was recorded when the layer was made with a hash tree, so that
-// the guest checks what it reads. The record is beside the image, or beside what a link to it leads to.
+// the guest checks what it reads. The record is beside the image, or beside what a link to it leads to. Without
+// a record a machine that can check obeys the tree in the image; another mounts the image as if it had none.
 func (r *Request) findVerity(img *image, path string) error {
 	if !r.checks() && r.AllowUnchecked {
 		img.layer.Verity = nil
@@ -369,6 +372,9 @@ func (r *Request) findVerity(img *image, path string) error {
 	info, err := layerdir.ReadVerityOf(path)
 	if errors.Is(err, fs.ErrNotExist) && img.path != path {
 		info, err = layerdir.ReadVerityOf(img.path)
+	}
+	if errors.Is(err, fs.ErrNotExist) && r.checks() && img.layer.Partition == 0 {
+		info, err = layerdir.VerityInImage(img.path)
 	}
 	switch name := img.layer.Folder + img.layer.File; {
 	case errors.Is(err, fs.ErrNotExist):

@@ -108,7 +108,8 @@ func TestUnchecked(t *testing.T) {
 type otherNames struct{ hostNames }
 
 // TestNoLookupIsSkipped: however a layer with a hash tree is named, the guest is told its root digest, or the
-// layer is refused: never is it mounted unchecked.
+// layer is refused: what is recorded is never mounted unchecked. A tree that nobody recorded counts where the guest
+// can check.
 func TestNoLookupIsSkipped(t *testing.T) {
 	made := func(t *testing.T) (folder, digest string) {
 		folder = filepath.Join(t.TempDir(), "layer")
@@ -131,7 +132,23 @@ func TestNoLookupIsSkipped(t *testing.T) {
 		layer   func(t *testing.T, folder string) Layer
 		names   names
 		refused bool // also where the guest can check
+		silent  bool // where the guest cannot check, it is mounted all the same
 	}{
+		{name: "no record", silent: true, layer: func(t *testing.T, f string) Layer {
+			must(t, os.Remove(filepath.Join(f, record)))
+			return Layer{Folder: f}
+		}},
+		{name: "no record, file", silent: true, layer: func(t *testing.T, f string) Layer {
+			must(t, os.Remove(filepath.Join(f, record)))
+			return Layer{File: filepath.Join(f, layerEROFS)}
+		}},
+		{name: "no record, half a tree", refused: true, silent: true, layer: func(t *testing.T, f string) Layer {
+			must(t, os.Remove(filepath.Join(f, record)))
+			info, err := os.Stat(filepath.Join(f, layerEROFS))
+			must(t, err)
+			must(t, os.Truncate(filepath.Join(f, layerEROFS), info.Size()-4096))
+			return Layer{Folder: f}
+		}},
 		{name: "folder", layer: func(_ *testing.T, f string) Layer { return Layer{Folder: f} }},
 		{name: "folder, names from elsewhere", names: otherNames{},
 			layer: func(_ *testing.T, f string) Layer { return Layer{Folder: f} }},
@@ -182,6 +199,16 @@ func TestNoLookupIsSkipped(t *testing.T) {
 				r := w.request("a", []Layer{tt.layer(t, folder)})
 				r.names = tt.names
 				m, err := Mount(t.Context(), r)
+				if !checks && tt.silent {
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got := w.digests(); len(got) > 0 {
+						t.Errorf("the guest was told of %q", got)
+					}
+					must(t, m.Release(t.Context()))
+					return
+				}
 				if !checks || tt.refused {
 					if err == nil {
 						t.Errorf("mounted; the guest was told of %q", w.digests())

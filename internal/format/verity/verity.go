@@ -154,6 +154,13 @@ func superBlock(dataBlocks uint64, root [digestSize]byte) []byte {
 	return b
 }
 
+// Begins reports whether a super block follows size bytes of data, whatever it says.
+func Begins(r io.ReaderAt, size int64) bool {
+	b := make([]byte, len(signature))
+	_, err := r.ReadAt(b, size)
+	return (err == nil || errors.Is(err, io.EOF)) && string(b) == signature
+}
+
 // Read finds the tree that follows size bytes of data and returns what Append returned. It reads the
 // super block and the root, not the data: see [Check].
 func Read(r io.ReaderAt, size int64) (Info, error) {

@@ -1,0 +1,77 @@
+package layerdir
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/stratavm/strata/internal/format/verity"
+)
+
+// Places in images, in bytes.
+const (
+	superBlockAt = 1024 // of ext4 and of EROFS
+	superBlocks  = superBlockAt + 1024
+
+	ext4Magic  = 0xef53
+	erofsMagic = 0xe0f5e1e2
+	ext4Wide   = 0x80 // the incompatible feature "64bit"
+)
+
+// VerityInImage returns what the hash tree that follows the file system in an image says of itself, as other
+// tools leave it without a record. Without a tree, or without an image, the error matches fs.ErrNotExist. The digest
+// is as trustworthy as the image: the tree finds damage, not a forger.
+func VerityInImage(image string) (verity.Info, error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return verity.Info{}, fmt.Errorf("look for a hash tree: %w", err)
+	}
+	defer f.Close()
+	head := make([]byte, superBlocks)
+	if n, err := f.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return verity.Info{}, fmt.Errorf("look for a hash tree: %w", err)
+	} else if n < len(head) {
+		return verity.Info{}, fmt.Errorf("a hash tree in %s: %w", image, fs.ErrNotExist)
+	}
+	size := fileSystemSize(head[superBlockAt:])
+	if size <= 0 || !verity.Begins(f, size) {
+		return verity.Info{}, fmt.Errorf("a hash tree in %s: %w", image, fs.ErrNotExist)
+	}
+	info, err := verity.Read(f, size)
+	if err != nil {
+		return verity.Info{}, fmt.Errorf("%s: the hash tree in it is of no use: %w", image, err)
+	}
+	stat, err := f.Stat()
+	if err != nil {
+		return verity.Info{}, err
+	}
+	if end := info.DataBytes + info.TreeBytes; end > stat.Size() {
+		return verity.Info{}, fmt.Errorf("%s: the hash tree in it ends at %d, the file at %d (truncated?)",
+			image, end, stat.Size())
+	}
+	return info, nil
+}
+
+// fileSystemSize is the size in bytes that an ext4 or EROFS super block says, or 0 for another.
+func fileSystemSize(b []byte) int64 {
+	le := binary.LittleEndian
+	const maxBits, maxBlocks = 16, 1 << 40 // their product fits
+	var blocks uint64
+	var bits uint32
+	switch {
+	case le.Uint32(b) == erofsMagic:
+		blocks, bits = uint64(le.Uint32(b[36:])), uint32(b[12])
+	case le.Uint16(b[56:]) == ext4Magic:
+		blocks, bits = uint64(le.Uint32(b[4:])), 10+min(le.Uint32(b[24:]), maxBits)
+		if le.Uint32(b[96:])&ext4Wide != 0 {
+			blocks |= uint64(le.Uint32(b[336:])) << 32
+		}
+	}
+	if bits > maxBits || blocks > maxBlocks {
+		return 0
+	}
+	return int64(blocks << bits)
+}
