@@ -76,8 +76,8 @@ func TestWindowsLayerOrder(t *testing.T) {
 	if err := layerdir.WriteChain(top.Folder, []string{base.Folder}); err != nil {
 		t.Fatal(err)
 	}
-	host := &fakeHost{}
-	for name, r := range map[string]Request{"VM": w.request("a", nil), "host": {ID: "a", Scratch: `C:\c\a`, Host: host}} {
+	host := newWorld(t, vmm.Windows, vmm.Limits{WritableLayers: true}, 0)
+	for name, r := range map[string]Request{"VM": w.request("a", nil), "host": host.request("a", nil)} {
 		r.Layers = []Layer{base, top}
 		if _, err := Mount(t.Context(), r); !errors.Is(err, ErrLayerOrder) {
 			t.Errorf("%s: reversed: %v", name, err)
@@ -91,8 +91,6 @@ func TestWindowsLayerOrder(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if len(host.on) > 0 {
-		t.Errorf("left: %v", host.on)
-	}
+	host.checkEmpty()
 	w.checkEmpty()
 }
