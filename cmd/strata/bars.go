@@ -13,18 +13,21 @@ import (
 )
 
 // bars shows the layers of an import that are under way at once: a bar for each on a terminal, elsewhere
-// a line when one is done and now and then in between. Its methods may be called concurrently.
+// a line for all of them now and then, and one at the end. Its methods may be called concurrently.
 type bars struct {
 	w        io.Writer
 	terminal bool
 	now      func() time.Time
 
-	mu     sync.Mutex
-	active []store.Event // in the order in which they began
-	last   time.Time
-	drawn  int // lines on the terminal
-	made   int
-	note   string // what is waited for, below the bars
+	mu       sync.Mutex
+	active   []store.Event // in the order in which they began
+	last     time.Time
+	drawn    int   // lines on the terminal
+	over     int   // layers that are done or were there
+	made     int   // layers that were converted
+	bytes    int64 // of those
+	finished bool
+	note     string // what is waited for, below the bars
 }
 
 func newBars(w io.Writer, quiet bool) *bars {
@@ -60,14 +63,19 @@ func (b *bars) tell(ev store.Event) {
 	if i >= 0 {
 		b.active = slices.Delete(b.active, i, i+1)
 	}
+	b.over++
+	if ev.State == store.Done {
+		b.made++
+		b.bytes += max(0, ev.Size)
+	}
+	if !b.terminal {
+		return
+	}
 	b.erase()
 	if ev.State == store.Done { // what was there already is not worth a line
-		b.made++
 		fmt.Fprintf(b.w, "%s done%s\n", label(ev), of(ev))
 	}
-	if b.terminal {
-		b.draw()
-	}
+	b.draw()
 }
 
 func label(ev store.Event) string {
@@ -86,26 +94,35 @@ func of(ev store.Event) string {
 }
 
 func (b *bars) draw() {
+	if !b.terminal {
+		b.line()
+		return
+	}
 	b.erase()
 	for _, ev := range b.active {
 		text := fmt.Sprintf("%s %s", label(ev), size(ev.Done))
 		if ev.Size > 0 {
 			text = fmt.Sprintf("%s %3d%% of %s", label(ev), min(100, ev.Done*100/ev.Size), size(ev.Size))
-		}
-		if b.terminal && ev.Size > 0 {
 			const width = 24
 			n := int(min(ev.Done, ev.Size) * width / ev.Size)
 			text = fmt.Sprintf("[%s%s] %s", strings.Repeat("#", n), strings.Repeat(".", width-n), text)
 		}
 		fmt.Fprintln(b.w, text)
 	}
-	if b.terminal {
-		b.drawn = len(b.active)
-		if b.note != "" {
-			fmt.Fprintln(b.w, b.note)
-			b.drawn++
-		}
+	b.drawn = len(b.active)
+	if b.note != "" {
+		fmt.Fprintln(b.w, b.note)
+		b.drawn++
 	}
+}
+
+// line writes how far all layers are together.
+func (b *bars) line() {
+	done := b.bytes
+	for _, ev := range b.active {
+		done += ev.Done
+	}
+	fmt.Fprintf(b.w, "%d of %s done, %s read\n", b.over, count(b.active[0].Count, "layer"), size(done))
 }
 
 // retry says why nothing moves: on a terminal below the bars until something does.
@@ -129,11 +146,15 @@ func (b *bars) erase() {
 	}
 }
 
-// finish removes what is drawn.
+// finish removes what is drawn; where nothing was, it says how many layers were converted. Further calls do nothing.
 func (b *bars) finish() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.erase()
+	if !b.terminal && b.made > 0 && !b.finished {
+		fmt.Fprintf(b.w, "%s converted, %s\n", count(b.made, "layer"), size(b.bytes))
+	}
+	b.finished = true
 	b.active, b.note = nil, ""
 }
 

@@ -109,18 +109,10 @@ func (e *env) pull(ctx context.Context, cmd *cli.Command) error {
 func (e *env) printPulled(cmd *cli.Command, list []pulled) error {
 	return e.print(cmd, list, func(w io.Writer) {
 		for _, p := range list {
-			fmt.Fprintf(w, "%s: %s, %d converted, in %s\n", printable(p.Name), plural(p.Layers, "layer"), p.Converted,
+			fmt.Fprintf(w, "%s: %s, %d converted, in %s\n", printable(p.Name), count(p.Layers, "layer"), p.Converted,
 				time.Duration(p.Millis)*time.Millisecond)
 		}
 	})
-}
-
-// plural is a number of things: "1 layer", "2 layers".
-func plural(n int, thing string) string {
-	if n != 1 {
-		thing += "s"
-	}
-	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // formats reads --format.

@@ -103,6 +103,29 @@ func TestApplyConfig(t *testing.T) {
 	}
 }
 
+// TestManyLayers: where nobody watches, an import of many layers is one line unless it takes long.
+func TestManyLayers(t *testing.T) {
+	for _, tt := range []struct {
+		step time.Duration // between two events
+		want int           // lines
+	}{{time.Millisecond, 1}, {lineEvery / 100, 7}} {
+		var out strings.Builder
+		b := newBars(&out, false)
+		now := b.last
+		b.now = func() time.Time { now = now.Add(tt.step); return now }
+		for i := range 300 {
+			for _, s := range []store.State{store.Reading, store.Reading, store.Done} {
+				b.tell(store.Event{Layer: i, Count: 300, DiffID: "sha256:01", State: s, Done: 1024, Size: 1024})
+			}
+		}
+		b.finish()
+		b.finish()
+		if n := strings.Count(out.String(), "\n"); n != tt.want || !strings.HasSuffix(out.String(), "300 layers converted, 300.0 KiB\n") {
+			t.Errorf("an event each %v: %d lines, want %d:\n%s", tt.step, n, tt.want, &out)
+		}
+	}
+}
+
 // TestBars: a bar for each layer on a terminal, plain lines elsewhere.
 func TestBars(t *testing.T) {
 	ev := func(layer int, s store.State, done int64) store.Event {
@@ -120,7 +143,12 @@ func TestBars(t *testing.T) {
 		b.tell(ev(1, store.Present, 1<<20))
 		b.finish()
 		text := out.String()
-		for _, want := range []string{"layer 1/2 0123456789ab  50% of 1.0 MiB", "layer 2/2 0123456789ab  25% of 1.0 MiB", "layer 1/2 0123456789ab done 1.0 MiB\n"} {
+		wants := []string{"0 of 2 layers done, 512.0 KiB read\n", "0 of 2 layers done, 768.0 KiB read\n", "1 layer converted, 1.0 MiB\n"}
+		if terminal {
+			wants = []string{"layer 1/2 0123456789ab  50% of 1.0 MiB", "layer 2/2 0123456789ab  25% of 1.0 MiB",
+				"layer 1/2 0123456789ab done 1.0 MiB\n"}
+		}
+		for _, want := range wants {
 			if !strings.Contains(text, want) {
 				t.Errorf("terminal %v: %q lacks %q", terminal, text, want)
 			}

@@ -63,7 +63,7 @@ func TestKilledRun(t *testing.T) {
 				t.Errorf("the program says %q, %v", line, err)
 			}
 			if tt.name == "on this system" { // one that lives is left alone
-				if got := c.run("recover"); got != "host: in order, 1 containers\n" {
+				if got := c.run("recover"); got != "host: in order, 1 container\n" {
 					t.Errorf("recover beside a run that lives: %s", got)
 				}
 			}

@@ -136,7 +136,7 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 			case r.Error != "":
 				fmt.Fprintf(w, "%s: not everything could be mended\n", r.VM)
 			case r.Running:
-				fmt.Fprintf(w, "%s: in order, %d containers\n", r.VM, r.Containers)
+				fmt.Fprintf(w, "%s: in order, %s\n", r.VM, count(r.Containers, "container"))
 			default:
 				fmt.Fprintf(w, "%s: does not run; its state %s\n", r.VM, verb)
 			}

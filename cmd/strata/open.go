@@ -40,16 +40,14 @@ func (e *env) reopen(ctx context.Context, cmd *cli.Command, name string) (*uvm.U
 	if err != nil {
 		return nil, err
 	}
-	waiting := time.AfterFunc(patience, func() {
-		e.say("strata: waiting for another command that works with VM %q (Ctrl-C to give up)", name)
-	})
-	defer waiting.Stop()
+	done := e.waiting(patience, "waiting for another command that works with VM %q (Ctrl-C to give up)", name)
+	defer done()
 	take := strata.OpenVM
 	if name == hostVM {
 		take = strata.OpenHost
 	}
 	o := e.openOptions(cmd)
-	o.Locked = func() { waiting.Stop() }
+	o.Locked = done
 	vm, err := take(ctx, dir, o)
 	if err != nil {
 		return nil, e.explain(name, err)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"sync"
+	"time"
 
 	"github.com/stratavm/strata/internal/plaintext"
 )
@@ -13,4 +15,32 @@ func (e *env) status(format string, args ...any) (done func()) {
 	}
 	fmt.Fprintf(e.stderr, "\r\x1b[K%s", plaintext.Sprintf(format, args...))
 	return func() { fmt.Fprint(e.stderr, "\r\x1b[K") }
+}
+
+// waiting says what is waited for when that takes longer than after: as status does, and where that shows nothing on a
+// line. Calls of done after the first do nothing; it may be called concurrently.
+func (e *env) waiting(after time.Duration, format string, args ...any) (done func()) {
+	var mu sync.Mutex
+	over, erase := false, func() {}
+	t := time.AfterFunc(after, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if over {
+			return
+		}
+		if _, tty := terminal(e.stderr); tty && !e.json {
+			erase = e.status(format, args...)
+			return
+		}
+		e.say("strata: "+format, args...)
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		t.Stop()
+		if !over {
+			over = true
+			erase()
+		}
+	}
 }

@@ -135,7 +135,8 @@ func (e *env) storeCheck(ctx context.Context, cmd *cli.Command) error {
 			}
 			fmt.Fprintln(w)
 		}
-		fmt.Fprintf(w, "%d images, %d layers, %s: %d problems\n", r.Images, r.Layers, size(r.Bytes), len(r.Problems))
+		fmt.Fprintf(w, "%s, %s, %s: %s\n", count(r.Images, "image"), count(r.Layers, "layer"), size(r.Bytes),
+			count(len(r.Problems), "problem"))
 	})
 	if err := errors.Join(rerr, err); err != nil {
 		return err

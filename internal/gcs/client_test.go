@@ -271,7 +271,7 @@ func TestErrorText(t *testing.T) {
 	if !errors.Is(err, ErrBusy) || errors.Is(err, ErrNotFound) {
 		t.Errorf("kind of %v", err)
 	}
-	if want := "guest refused ModifySettings: a?[31mb; umount /run/x: device or resource busy (0x80004005)"; err.Error() != want {
+	if want := "a?[31mb; umount /run/x: device or resource busy (the guest refused ModifySettings with 0x80004005)"; err.Error() != want {
 		t.Errorf("got  %s\nwant %s", err, want)
 	}
 	if b, err := json.Marshal(ResultFail); err != nil || string(b) != "-2147467259" {

@@ -133,7 +133,7 @@ type Error struct {
 	Records []ErrorRecord
 }
 
-// Error names the request, the guest's words and the code.
+// Error is the guest's words, and for who looks into it the request and the code in parentheses.
 func (e *Error) Error() string {
 	msg := e.Message
 	for _, r := range e.Records {
@@ -144,7 +144,7 @@ func (e *Error) Error() string {
 	if msg == "" {
 		msg = "no reason given"
 	}
-	return fmt.Sprintf("guest refused %s: %s (%v)", e.Op, msg, e.Result)
+	return fmt.Sprintf("%s (the guest refused %s with %v)", msg, e.Op, e.Result)
 }
 
 // Is matches the sentinel that belongs to the result.

@@ -230,7 +230,7 @@ func TestWineWindowsGuest(t *testing.T) {
 func TestWineOldGuest(t *testing.T) {
 	p := newProgram(t, standin.ServerOptions{Service: hcstest.Options{OldGuest: true}})
 	p.files(map[string]string{"boot/kernel": "k", "boot/initrd.img": "i", "base/layer.vhd": "b", "scratch/sandbox.vhdx": "s"})
-	mount := command{args: []string{"mount", "--scratch", "scratch", "web", "base"}, want: []string{"web: 1 layers"}}
+	mount := command{args: []string{"mount", "--scratch", "scratch", "web", "base"}, want: []string{"web: 1 layer at"}}
 	unmount := command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}}
 	p.run(command{args: []string{"vm", "start"}, want: []string{"default: ready in "}}, mount, unmount, mount, unmount,
 		command{args: []string{"vm", "stop"}, want: []string{"default: stopped"}})
