@@ -110,6 +110,8 @@ type Info struct {
 type Runner interface {
 	// Exec starts a process in the guest.
 	Exec(ctx context.Context, spec ProcessSpec) (Process, error)
+	// FindProcess is that of Machine.
+	FindProcess(ctx context.Context, containerID string, pid uint32) (Process, error)
 	// Close ends the connection.
 	Close() error
 }

@@ -52,6 +52,10 @@ func (m *dryMachine) Exec(_ context.Context, spec ProcessSpec) (Process, error) 
 	return nil, fmt.Errorf("start %q in %s: %w", spec.Args, m.d.ID, ErrDryRun)
 }
 
+func (m *dryMachine) FindProcess(_ context.Context, _ string, pid uint32) (Process, error) {
+	return nil, fmt.Errorf("find process %d in %s: %w", pid, m.d.ID, ErrDryRun)
+}
+
 func (m *dryMachine) Stacks(context.Context) (string, error) {
 	return "", fmt.Errorf("stacks of the agent of %s: %w", m.d.ID, ErrDryRun)
 }

@@ -29,6 +29,8 @@ var (
 	ErrProgramNotFound = errors.New("program not found")
 	// ErrNotExecutable: the program that Exec found cannot be executed: its mode, or its format.
 	ErrNotExecutable = errors.New("program cannot be executed")
+	// ErrNoProcess: FindProcess found no such process. It never was, or it ended too long ago.
+	ErrNoProcess = errors.New("no such process in the machine")
 	// ErrNoVM: a state directory holds no machine.
 	ErrNoVM = errors.New("there is no utility VM")
 	// ErrRunning: a state directory holds a machine that runs already.

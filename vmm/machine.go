@@ -28,6 +28,11 @@ type Machine interface {
 	Observe(ctx context.Context) (Observation, error)
 	// Exec starts a process in the guest.
 	Exec(ctx context.Context, spec ProcessSpec) (Process, error)
+	// FindProcess returns a process that Exec started, also in another program of this host that has ended since,
+	// by its Pid and the container it is in (empty: the machine itself). It can be waited for and signalled; its
+	// streams are not connected. The error matches ErrNoProcess when the guest does not know it, and
+	// errors.ErrUnsupported where processes end with the program that started them or cannot be found.
+	FindProcess(ctx context.Context, containerID string, pid uint32) (Process, error)
 	// DeleteContainerState tells the guest to forget a container: processes that are still in it are
 	// killed and its directory is removed. It succeeds when the guest does not know the container.
 	DeleteContainerState(ctx context.Context, containerID string) error

@@ -31,6 +31,9 @@ type guestProcess struct {
 
 func (p *guestProcess) Exec(context.Context, vmm.ProcessSpec) (vmm.Process, error) { return p, nil }
 func (p *guestProcess) Close() error                                               { return nil }
+func (p *guestProcess) FindProcess(context.Context, string, uint32) (vmm.Process, error) {
+	return p, nil
+}
 
 func (p *guestProcess) Signal(ctx context.Context, sig int) error {
 	p.mu.Lock()

@@ -96,6 +96,14 @@ func (m *Machine) Exec(_ context.Context, spec vmm.ProcessSpec) (vmm.Process, er
 	return nil, fmt.Errorf("%q: programs in containers on the Windows host itself: %w", spec.Args, errors.ErrUnsupported)
 }
 
+// FindProcess implements vmm.Machine. No programs run here.
+func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Process, error) {
+	if err := m.Err(); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("find process %d on the Windows host itself: %w", pid, errors.ErrUnsupported)
+}
+
 // DeleteContainerState implements vmm.Machine. No programs run here.
 func (m *Machine) DeleteContainerState(context.Context, string) error { return m.Err() }
 

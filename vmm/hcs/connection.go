@@ -27,6 +27,7 @@ type guestConn interface {
 	// modify sends a request to the guest.
 	modify(ctx context.Context, m *Machine, r hcsschema.GuestRequest) error
 	exec(ctx context.Context, m *Machine, spec vmm.ProcessSpec) (vmm.Process, error)
+	findProcess(ctx context.Context, m *Machine, containerID string, pid uint32) (vmm.Process, error)
 	deleteContainerState(ctx context.Context, m *Machine, containerID string) error
 	stacks(ctx context.Context, m *Machine) (string, error)
 	// shutdown makes the guest power off and waits for the end of the VM.
@@ -75,6 +76,10 @@ func (serviceConn) exec(ctx context.Context, m *Machine, spec vmm.ProcessSpec) (
 		return nil, err
 	}
 	return p, nil
+}
+
+func (serviceConn) findProcess(_ context.Context, _ *Machine, _ string, pid uint32) (vmm.Process, error) {
+	return nil, fmt.Errorf("find process %d over the service's own connection: %w", pid, ErrNotSupported)
 }
 
 // deleteContainerState does nothing: the service tells the guest when a container's compute system is closed.
@@ -206,6 +211,15 @@ func (c *ownConn) modify(ctx context.Context, m *Machine, r hcsschema.GuestReque
 func (c *ownConn) exec(ctx context.Context, m *Machine, spec vmm.ProcessSpec) (p vmm.Process, err error) {
 	err = c.ask(m, func(g Guest) error {
 		p, err = g.Exec(ctx, spec)
+		return err
+	})
+	return p, err
+}
+
+func (c *ownConn) findProcess(ctx context.Context, m *Machine, containerID string, pid uint32) (vmm.Process, error) {
+	var p vmm.Process
+	err := c.ask(m, func(g Guest) (err error) {
+		p, err = g.FindProcess(ctx, containerID, pid)
 		return err
 	})
 	return p, err

@@ -75,6 +75,7 @@ type Guest interface {
 	// the error is a *gcs.Error (the guest refused) or matches gcs.ErrNotSent.
 	Modify(ctx context.Context, r hcsschema.GuestRequest) error
 	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
+	FindProcess(ctx context.Context, containerID string, pid uint32) (vmm.Process, error)
 	DeleteContainerState(ctx context.Context, containerID string) error
 	Stacks(ctx context.Context) (string, error)
 	Shutdown(ctx context.Context) error

@@ -27,6 +27,14 @@ func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, 
 	return m.conn.exec(ctx, m, spec)
 }
 
+// FindProcess implements vmm.Machine. Only an external connection can ask.
+func (m *Machine) FindProcess(ctx context.Context, containerID string, pid uint32) (vmm.Process, error) {
+	if err := m.Err(); err != nil {
+		return nil, err
+	}
+	return m.conn.findProcess(ctx, m, containerID, pid)
+}
+
 func processParameters(spec vmm.ProcessSpec, os vmm.OS) hcsschema.ProcessParameters {
 	p := hcsschema.ProcessParameters{
 		WorkingDirectory: spec.Dir, User: spec.User, EmulateConsole: spec.Terminal, CreateInUtilityVm: true,

@@ -81,6 +81,14 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 	return p, nil
 }
 
+// FindProcess implements vmm.Machine. Processes are children of the program that started them and end with it.
+func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Process, error) {
+	if err := m.Err(); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("find process %d on host machine %s: %w", pid, m.id, errors.ErrUnsupported)
+}
+
 // runtime returns what runs processes, which is started for the first one.
 func (m *Machine) runtime() (guest.Runtime, error) {
 	m.mu.Lock()

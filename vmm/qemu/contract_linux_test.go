@@ -68,6 +68,11 @@ func ext4File(t testing.TB, dir string, n int, size int64, programs ...string) s
 func TestVMContract(t *testing.T) {
 	img := image(t)
 	dir := t.TempDir()
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skipf("%v: apt-get install busybox-static", err)
+	}
+	ext4File(t, dir, 0, 4<<20, busybox)
 	for n := range 8 {
 		ext4File(t, dir, n, 1<<20)
 	}
@@ -76,6 +81,7 @@ func TestVMContract(t *testing.T) {
 		env := contractEnv(t, m, func(n int) string { return filepath.Join(dir, fmt.Sprintf("%d.raw", n)) })
 		bad := vmm.SCSIDisk{LUN: 9, Path: diskFile(t, t.TempDir(), "garbage.raw", 1<<20), ReadOnly: true}
 		env.Bad = vmm.Change{Op: vmm.Add, Device: bad, Mount: vmm.MappedDisk{LUN: 9, MountPath: "/run/contract/bad", ReadOnly: true}}
+		env.Program = vmm.ProcessSpec{Args: []string{"/run/contract/0/busybox", "sleep", "1000"}}
 		return env
 	})
 }

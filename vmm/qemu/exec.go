@@ -82,6 +82,11 @@ func (s *ExecSession) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Proce
 	return s.g.Exec(ctx, spec)
 }
 
+// FindProcess implements vmm.Runner.
+func (s *ExecSession) FindProcess(ctx context.Context, containerID string, pid uint32) (vmm.Process, error) {
+	return s.g.FindProcess(ctx, containerID, pid)
+}
+
 // Done is closed when the connection to the agent is gone, with the machine or without.
 func (s *ExecSession) Done() <-chan struct{} { return s.g.Done() }
 

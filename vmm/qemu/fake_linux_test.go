@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -102,6 +103,9 @@ func (g *fakeGuest) requests() (out []string) {
 
 func (g *fakeGuest) Exec(context.Context, vmm.ProcessSpec) (vmm.Process, error) {
 	return nil, errors.New("a fake guest runs no programs")
+}
+func (g *fakeGuest) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Process, error) {
+	return nil, fmt.Errorf("%w: process %d", vmm.ErrNoProcess, pid)
 }
 func (g *fakeGuest) DeleteContainerState(context.Context, string) error { return nil }
 func (g *fakeGuest) Stacks(context.Context) (string, error)             { return "fake", nil }

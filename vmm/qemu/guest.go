@@ -17,6 +17,7 @@ import (
 type guest interface {
 	Modify(ctx context.Context, req hcsschema.GuestRequest) error
 	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
+	FindProcess(ctx context.Context, container string, pid uint32) (vmm.Process, error)
 	DeleteContainerState(ctx context.Context, id string) error
 	Stacks(ctx context.Context) (string, error)
 	Mounts(ctx context.Context) ([]vmm.Mount, error)

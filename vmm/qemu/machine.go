@@ -270,6 +270,15 @@ func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (p vmm.Process
 	return p, err
 }
 
+// FindProcess implements vmm.Machine.
+func (m *Machine) FindProcess(ctx context.Context, containerID string, pid uint32) (p vmm.Process, err error) {
+	err = m.withGuest(ctx, func(ctx context.Context, g guest) error {
+		p, err = g.FindProcess(ctx, containerID, pid)
+		return err
+	})
+	return p, err
+}
+
 // DeleteContainerState implements vmm.Machine.
 func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
 	return m.withGuest(ctx, func(ctx context.Context, g guest) error { return g.DeleteContainerState(ctx, id) })

@@ -24,6 +24,8 @@ type Env struct {
 	Hang func() (resume func())
 	// Recorded: Observe returns records, and so does not wait for a machine that hangs.
 	Recorded bool
+	// Program is one that runs until a signal ends it, once Disk(0) is mounted; nil Args: this is not tried.
+	Program vmm.ProcessSpec
 	// Kill ends the machine behind the back of its driver.
 	Kill func()
 }
@@ -41,6 +43,7 @@ func Contract(t *testing.T, newMachine func(t *testing.T) Env) {
 	}{
 		{"devices and mounts", comeAndGo}, {"the halves alone", halvesAlone}, {"an address is occupied", occupied},
 		{"an ended context", endedContext}, {"a mount that fails", failedMount},
+		{"a process is found again", foundAgain},
 		{"many addresses at a time", concurrent}, {"a machine that hangs", hangs}, {"a machine that dies", dies},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, &suite{t, newMachine(t)}) })
@@ -202,6 +205,58 @@ func endedContext(_ *testing.T, s *suite) {
 	s.fails(ctx, a.Inverse(), vmm.NotDone, vmm.NotDone, context.Canceled)
 	s.has(a)
 	s.apply(a.Inverse())
+}
+
+func foundAgain(t *testing.T, s *suite) {
+	const never = 1 << 30 // no process ever has this number
+	if _, err := s.Machine.FindProcess(s.limited(), "", never); !errors.Is(err, vmm.ErrNoProcess) {
+		if errors.Is(err, errors.ErrUnsupported) {
+			return
+		}
+		t.Errorf("a process that never was: %v, want an error matching %q", err, vmm.ErrNoProcess)
+	}
+	if len(s.Program.Args) == 0 {
+		t.Skip("this driver's tests have no program")
+	}
+	s.apply(s.Disk(0))
+	p, err := s.Machine.Exec(s.limited(), s.Program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	find := func() vmm.Process {
+		t.Helper()
+		q, err := s.Machine.FindProcess(s.limited(), "", p.Pid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q.Pid() != p.Pid() {
+			t.Errorf("process %d was found as %d", p.Pid(), q.Pid())
+		}
+		return q
+	}
+	running := find()
+	if _, err := s.Machine.FindProcess(s.limited(), "other", p.Pid()); !errors.Is(err, vmm.ErrNoProcess) {
+		t.Errorf("the process in a container that it is not in: %v, want an error matching %q", err, vmm.ErrNoProcess)
+	}
+	if err := running.Signal(s.limited(), 9); err != nil {
+		t.Error(err)
+	}
+	want, err := p.Wait(s.limited())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := find()
+	for _, q := range []vmm.Process{running, ended} {
+		if code, err := q.Wait(s.limited()); code != want || err != nil {
+			t.Errorf("the process found again ended with %d, %v; want %d", code, err, want)
+		}
+	}
+	for _, q := range []vmm.Process{p, running, ended} {
+		if err := q.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	s.apply(s.Disk(0).Inverse())
 }
 
 func failedMount(t *testing.T, s *suite) {

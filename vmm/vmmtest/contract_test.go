@@ -17,6 +17,7 @@ func TestFakeKeepsTheContract(t *testing.T) {
 			}
 		})
 		return vmmtest.Env{Machine: f, Kill: f.Kill, Hang: f.Hang,
-			Disk: vmmtest.ContractDisk(func(n int) string { return fmt.Sprintf("/layers/%d/layer.vhd", n) }, "")}
+			Program: vmm.ProcessSpec{Args: []string{"/bin/sleep", "1000"}},
+			Disk:    vmmtest.ContractDisk(func(n int) string { return fmt.Sprintf("/layers/%d/layer.vhd", n) }, "")}
 	})
 }

@@ -279,6 +279,19 @@ func (f *Fake) Exec(_ context.Context, spec vmm.ProcessSpec) (vmm.Process, error
 	return process(len(f.execs)), nil
 }
 
+// FindProcess implements vmm.Machine.
+func (f *Fake) FindProcess(_ context.Context, containerID string, pid uint32) (vmm.Process, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.Err(); err != nil {
+		return nil, err
+	}
+	if pid == 0 || int64(pid) > int64(len(f.execs)) || f.execs[pid-1].ContainerID != containerID {
+		return nil, fmt.Errorf("%w: process %d", vmm.ErrNoProcess, pid)
+	}
+	return process(pid), nil
+}
+
 // Execs gives the processes asked for.
 func (f *Fake) Execs() []vmm.ProcessSpec {
 	f.mu.Lock()
