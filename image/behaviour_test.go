@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/test/imagetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 

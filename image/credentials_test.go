@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/test/imagetest"
 )
 
 // noCredentials is an environment in which nobody has logged in; it returns a folder for docker's configuration.

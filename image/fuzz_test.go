@@ -12,8 +12,8 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/test/imagetest"
 )
 
 // FuzzArchive: whatever a file holds, opening it and reading its layers ends, within bounds, and a layer

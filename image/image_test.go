@@ -15,8 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
+	"github.com/stratavm/strata/test/imagetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 

@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/imagetest"
 )
 
 func importInto(t *testing.T, st *store.Store, source string) store.Image {

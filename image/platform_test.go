@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/test/imagetest"
 )
 
 // TestParsePlatform: platforms are spelled as containerd lets them be.

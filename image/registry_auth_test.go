@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/test/imagetest"
 )
 
 type keychain struct{ user, password string }

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/test/imagetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 

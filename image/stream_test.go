@@ -9,7 +9,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
+	"github.com/stratavm/strata/test/imagetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 

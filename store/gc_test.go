@@ -10,9 +10,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/imagetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 

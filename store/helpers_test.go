@@ -12,11 +12,11 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/imagetest"
 )
 
 var erofs = store.Format{File: layerdir.EROFS}

@@ -16,9 +16,9 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/imagetest"
 	"github.com/stratavm/strata/vmm"
 )
 

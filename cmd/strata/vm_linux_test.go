@@ -11,8 +11,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
+	"github.com/stratavm/strata/test/imagetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 

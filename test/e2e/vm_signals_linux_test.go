@@ -1,4 +1,4 @@
-package strata_test
+package e2e
 
 import (
 	"context"

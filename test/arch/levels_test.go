@@ -1,12 +1,14 @@
-package strata_test
+package arch
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,29 +16,30 @@ import (
 
 const module = "github.com/stratavm/strata"
 
-// floors is the house of ARCHITECTURE.md, from the ground up. A package imports packages of lower
-// floors only, or those of its own floor that stand before it in the list. Folders whose
-// name ends in "test", and what is in them, are test helpers: imported by tests only.
-var floors = []struct {
+// levels are the packages from the bottom up. A package imports packages of lower levels only, or those
+// of its own level that stand before it in the list. Folders whose name ends in "test", what is in them, and
+// what is below test/ are test helpers: imported by tests only. ARCHITECTURE.md shows this table.
+var levels = []struct {
 	name     string
 	packages []string
 }{
-	{"plain formats and documents", []string{
-		"internal/atomicfile",
-		"internal/hostpath", "internal/lockfile", "internal/plaintext", "internal/regfile", "internal/userns", "hcsschema",
+	{"plain formats, documents and helpers", []string{
+		"internal/hostpath", "internal/lockfile", "internal/atomicfile", "internal/plaintext", "internal/regfile",
+		"internal/userns", "hcsschema",
 		"internal/format/cpio", "internal/format/gpt", "internal/format/vhd", "internal/format/verity",
 		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir",
 	}},
-	{"the funnel", []string{"vmm"}},
-	{"what drivers share", []string{
-		"internal/hcsapi", "internal/gcs", "internal/applyengine", "internal/wclayer"}},
-	{"what a guest boots, and its end", []string{
-		"internal/bootimage", "internal/hostmount", "internal/guest", "internal/guest/guestmain"}},
+	{"the driver interface", []string{"vmm"}},
+	{"what drivers share", []string{"internal/hcsapi", "internal/gcs", "internal/applyengine"}},
+	{"what a guest boots, and its agent", []string{
+		"internal/bootimage", "internal/hostmount", "internal/guest", "internal/guest/guestmain", "cmd/strata-init",
+	}},
+	{"layers of a Windows host", []string{"internal/wclayer"}},
 	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/local", "vmm/argon"}},
-	{"a utility VM's books, layer folders", []string{"uvm", "store"}},
-	{"what a user came for", []string{"layers", "image"}},
-	{"wiring", []string{""}},
-	{"the command line", []string{"cmd/strata-init", "cmd/strata"}},
+	{"the ledger of a VM, the store of layers", []string{"uvm", "store"}},
+	{"mount layers, read images", []string{"layers", "image"}},
+	{"start and open VMs, run containers", []string{""}},
+	{"the command line", []string{"cmd/strata"}},
 }
 
 // forbidden says what must not be reached from where, by whatever way, and why.
@@ -55,7 +58,7 @@ var forbidden = []struct {
 		[]string{module + "/vmm/hcs", module + "/internal/wclayer", "github.com/Microsoft/go-winio"},
 		"the core is the same code on every host; Windows is behind vmm.Machine and layers.Host"},
 	{[]string{"uvm", "layers", "image", "store"}, []string{module + "/vmm/qemu", module + "/vmm/hcs"},
-		"drivers are wired by the root package; everything above the funnel works with any of them"},
+		"drivers are wired by the root package; everything above vmm.Machine works with any of them"},
 	{[]string{"vmm", "uvm", "layers", "layerdir", "internal"},
 		[]string{module + "/image", module + "/store", "github.com/google/go-containerregistry", "net/http"},
 		"images and registries are above layers, not below them"},
@@ -73,6 +76,7 @@ type pkg struct {
 func list(t *testing.T, goos string) []pkg {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,Deps", "./...")
+	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "GOOS="+goos, "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
@@ -93,9 +97,9 @@ func list(t *testing.T, goos string) []pkg {
 	}
 }
 
-// place is the order of a package in the house: lower may not import higher.
+// place is the order of a package in the table: lower may not import higher.
 func place(rel string) (n int, helper, known bool) {
-	for _, f := range floors {
+	for _, f := range levels {
 		for _, p := range f.packages {
 			n++
 			if rel == p {
@@ -127,7 +131,7 @@ func upward(pkgs []pkg) (wrong []string) {
 		rel, _ := relative(p.ImportPath)
 		at, helper, known := place(rel)
 		if !known {
-			wrong = append(wrong, fmt.Sprintf("%s has no floor: the picture in ARCHITECTURE.md and the table here do not show it", rel))
+			wrong = append(wrong, fmt.Sprintf("%s has no level in the table here", rel))
 			continue
 		}
 		for _, imp := range p.Imports {
@@ -193,7 +197,7 @@ func TestDependencyRulesBite(t *testing.T) {
 	}{
 		{mk("vmm", module+"/uvm"), "stands above"},
 		{mk("internal/format/cpio", module), "stands above"},
-		{mk("utils"), "no floor"},
+		{mk("utils"), "no level"},
 		{mk("uvm", module+"/vmm/vmmtest"), "for tests"},
 		{mk("layers", "github.com/urfave/cli/v3"), "command line"},
 		{mk("image", "github.com/containerd/containerd/v2/core/mount"), "container engines"},
@@ -205,5 +209,78 @@ func TestDependencyRulesBite(t *testing.T) {
 		if !slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, tt.want) }) {
 			t.Errorf("%s importing %v: got %q, want %q", tt.pkgs[0].ImportPath, tt.pkgs[0].Imports, got, tt.want)
 		}
+	}
+}
+
+// TestArchitecturePicture compares the table of levels in ARCHITECTURE.md with the one here.
+// "go test ./test/arch -update" writes it anew.
+func TestArchitecturePicture(t *testing.T) {
+	const begin = "<!-- levels: written by go test ./test/arch -update -->\n"
+	const end = "<!-- end of levels -->\n"
+	path := filepath.Join(root, "ARCHITECTURE.md")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok1 := strings.Cut(string(b), begin)
+	got, tail, ok2 := strings.Cut(rest, end)
+	if !ok1 || !ok2 {
+		t.Fatalf("%s has no place for the table", path)
+	}
+	want := levelsTable()
+	if *update {
+		if err := os.WriteFile(path, []byte(head+begin+want+end+tail), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if got != want {
+		t.Errorf("%s shows\n%s\nwant\n%s\n(go test ./test/arch -update)", path, got, want)
+	}
+}
+
+func levelsTable() string {
+	var b strings.Builder
+	b.WriteString("| level, from the top | packages |\n|---|---|\n")
+	for _, l := range slices.Backward(levels) {
+		names := make([]string, len(l.packages))
+		for i, p := range l.packages {
+			if p == "" {
+				p = "strata"
+			}
+			names[i] = "`" + p + "`"
+		}
+		fmt.Fprintf(&b, "| %s | %s |\n", l.name, strings.Join(names, " "))
+	}
+	return b.String()
+}
+
+// TestFewPublicPackages: what a program can import is the list in this package and the drivers, and the
+// top of the tree stays small enough to be taken in at a glance.
+func TestFewPublicPackages(t *testing.T) {
+	var got []string
+	for _, p := range list(t, "linux") {
+		rel, _ := relative(p.ImportPath)
+		top, _, _ := strings.Cut(rel, "/")
+		if !slices.Contains([]string{"internal", "cmd", "test"}, top) && !strings.HasPrefix(rel, "vmm/") {
+			got = append(got, cmp.Or(rel, "."))
+		}
+	}
+	slices.Sort(got)
+	if want := slices.Sorted(slices.Values(public)); !slices.Equal(got, want) || len(got) > 8 {
+		t.Errorf("public packages: %q, want %q, and no more than 8", got, want)
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rooms []string
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") && e.Name() != "bin" {
+			rooms = append(rooms, e.Name())
+		}
+	}
+	if len(rooms) > 14 {
+		t.Errorf("%d folders at the top: %q, want 14 at most", len(rooms), rooms)
 	}
 }

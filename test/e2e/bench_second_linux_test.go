@@ -1,4 +1,4 @@
-package strata_test
+package e2e
 
 import (
 	"context"
@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/image"
-	"github.com/stratavm/strata/image/imagetest"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/store"
+	"github.com/stratavm/strata/test/imagetest"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/qemu"

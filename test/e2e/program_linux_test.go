@@ -1,4 +1,4 @@
-package strata_test
+package e2e
 
 import (
 	"errors"
@@ -45,7 +45,7 @@ func TestOtherProgram(t *testing.T) {
 	}
 	need(t, "qemu-system-x86_64", "qemu-system-x86")
 	bootimagetest.Image(t) // skips where there is no kernel
-	goBuild(t, filepath.Join(dir, "strata-init"), "./cmd/strata-init")
+	goBuild(t, filepath.Join(dir, "strata-init"), "github.com/stratavm/strata/cmd/strata-init")
 	if out, code = run(); code != 0 || strings.TrimSpace(out) != "org.stratavm.strata/carries-the-guest-agent/1" {
 		t.Errorf("with strata-init beside it: exit code %d, %s", code, out)
 	}
