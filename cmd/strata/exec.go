@@ -92,11 +92,11 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 	if cmd.Bool("dry-run") {
 		return e.would(cmd, "run %q in %s", spec.Args, cmp.Or(spec.Root, "the VM"))
 	}
-	return e.runIn(ctx, cmd, name, spec)
+	return e.runIn(ctx, cmd, name, spec, syscall.SIGTERM)
 }
 
-// runIn runs a program in the VM called name.
-func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm.ProcessSpec) error {
+// runIn runs a program in the VM called name. stop is the signal that asks it to end.
+func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm.ProcessSpec, stop syscall.Signal) error {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
 		return err
@@ -110,7 +110,7 @@ func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm
 			e.say("strata: closing the connection to the VM: %v", err)
 		}
 	}()
-	return e.explainEnd(ctx, dir, name, e.runProgram(ctx, r, spec))
+	return e.explainEnd(ctx, dir, name, e.runProgram(ctx, r, spec, stop))
 }
 
 // explainEnd says that a VM has ended where that is why a program failed.
@@ -129,8 +129,8 @@ func (e *env) explainEnd(ctx context.Context, dir, name string, err error) error
 }
 
 // runProgram runs a program and turns its exit code into ours.
-func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec) error {
-	code, err := e.process(ctx, m, spec)
+func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec, stop syscall.Signal) error {
+	code, err := e.process(ctx, m, spec, stop)
 	if err != nil {
 		return &exitError{startCode(err), fmt.Errorf("run %s: %w", printable(spec.Args[0]), err)}
 	}
@@ -210,9 +210,11 @@ func terminalSize(fd int) (width, height uint16) {
 	return uint16(w), uint16(h)
 }
 
-// process runs one program to its end. When ctx ends the program is told to end, and killed if it
+// process runs one program to its end. When ctx ends the program is told to end with the signal stop, and killed if it
 // takes longer than the grace; a guest that does not answer is not waited for.
-func (e *env) process(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec) (code int, err error) {
+func (e *env) process(
+	ctx context.Context, m strata.Runner, spec vmm.ProcessSpec, stop syscall.Signal,
+) (code int, err error) {
 	if spec.Terminal {
 		fd, _ := terminal(e.stdin)
 		old, err := term.MakeRaw(fd)
@@ -249,7 +251,7 @@ func (e *env) process(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec
 	defer e.interrupts.passQuit(func() {
 		go e.signal(alive, p, syscall.SIGQUIT) // a program that does not hear it is interrupted by the next signal
 	})()
-	ended := context.AfterFunc(ctx, func() { cancel(e.end(alive, p)) })
+	ended := context.AfterFunc(ctx, func() { cancel(e.end(alive, p, stop)) })
 	defer ended()
 	return p.Wait(alive)
 }
@@ -259,9 +261,9 @@ var (
 	errStubborn = errors.New("the program does not end")
 )
 
-// end ends a program: SIGTERM, and SIGKILL after the grace. It returns when that did not help, or alive ends.
-func (e *env) end(alive context.Context, p vmm.Process) error {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+// end ends a program: the signal stop, and SIGKILL after the grace. It returns when that did not help, or alive ends.
+func (e *env) end(alive context.Context, p vmm.Process, stop syscall.Signal) error {
+	for _, sig := range []syscall.Signal{stop, syscall.SIGKILL} {
 		sent := time.Now()
 		if err := e.signal(alive, p, sig); err != nil && alive.Err() == nil {
 			return fmt.Errorf("%w: %w", errSilent, err)

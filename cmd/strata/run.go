@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/urfave/cli/v3"
 
@@ -32,6 +33,7 @@ func runCommands(e *env) []*cli.Command {
 		&cli.BoolFlag{Name: "read-only", Usage: "no scratch: the root cannot be written"},
 		uncheckedFlag(),
 		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
+		stopSignalFlag(),
 	}
 	flags = append(append(flags, startFlags()...), imageFlags()...)
 	one := 1
@@ -44,7 +46,7 @@ func runCommands(e *env) []*cli.Command {
 			"Flags come before the IMAGE or the first LAYER.\n\n" +
 			"The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such program, 126 when\n" +
 			"it cannot be executed, 125 when it was not started for another reason. Ctrl-C, TERM, a terminal that goes away\n" +
-			"and output that nobody reads any more end the program: TERM, and KILL after 10 seconds. QUIT is passed on to it.\n\n" +
+			"and output that nobody reads any more end the program: the stop signal, and KILL after 10 seconds. QUIT is passed on.\n\n" +
 			examples("strata run debian:12 cat /etc/os-release", "strata run rootfs.tar -- cat /etc/os-release",
 				"strata run -it /layers/app /layers/debian -- bash", "strata run --vm default /layers/debian -- ls -l /"),
 		Flags:        append(flags, processFlags()...),
@@ -60,6 +62,7 @@ type runInput struct {
 	command     []string
 	spec        vmm.ProcessSpec
 	scratchSize int64
+	stop        syscall.Signal // that asks the program to end
 }
 
 // process reports whether a command mounts on this system itself.
@@ -84,6 +87,9 @@ func (e *env) runInput(cmd *cli.Command) (in runInput, err error) {
 			return in, &exitError{exitNotRun, fmt.Errorf("programs run without a VM on Linux only "+
 				"(a root for other programs: strata mount --vm host): %w", errors.ErrUnsupported)}
 		}
+	}
+	if in.stop, err = stopSignal(cmd, ""); err != nil {
+		return in, err
 	}
 	if in.scratchSize, err = parseSize(cmd.String("scratch-size")); err != nil {
 		return in, usage(cmd, "--scratch-size: %w", err)
@@ -123,7 +129,7 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	if err := e.prepare(ctx, cmd, r, &in); err != nil {
 		return notRun(err)
 	}
-	return e.runIn(ctx, cmd, r.VM(), in.spec)
+	return e.runIn(ctx, cmd, r.VM(), in.spec, in.stop)
 }
 
 // notRun gives an error the exit code of a program that was not started, unless it has one.
@@ -206,6 +212,9 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 		}
 		defer func() { err = errors.Join(err, use.lease.Release()) }()
 		if err := applyConfig(cmd, &in.spec, use.config, in.command); err != nil {
+			return err
+		}
+		if in.stop, err = stopSignal(cmd, use.config.StopSignal); err != nil {
 			return err
 		}
 		folders = use.folders

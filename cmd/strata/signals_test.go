@@ -69,22 +69,27 @@ func TestInterruptedProgram(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		p    *guestProcess
+		stop syscall.Signal
 		want []syscall.Signal // that the program gets
 		code int
 		err  error
 	}{
-		{"that ends", &guestProcess{ends: []syscall.Signal{syscall.SIGTERM}}, []syscall.Signal{syscall.SIGTERM}, 42, nil},
+		{"that ends", &guestProcess{ends: []syscall.Signal{syscall.SIGTERM}}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM}, 42, nil},
 		{"that must be killed", &guestProcess{ends: []syscall.Signal{syscall.SIGKILL}},
-			[]syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 42, nil},
-		{"that cannot be killed", &guestProcess{}, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 0, errStubborn},
-		{"in a silent guest", &guestProcess{silent: true}, []syscall.Signal{syscall.SIGTERM}, 0, errSilent},
+			syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 42, nil},
+		{"that cannot be killed", &guestProcess{}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 0, errStubborn},
+		{"in a silent guest", &guestProcess{silent: true}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM}, 0, errSilent},
+		{"with a stop signal of its own", &guestProcess{ends: []syscall.Signal{syscall.SIGINT}}, syscall.SIGINT,
+			[]syscall.Signal{syscall.SIGINT}, 42, nil},
+		{"that does not hear its stop signal", &guestProcess{ends: []syscall.Signal{syscall.SIGKILL}}, 37,
+			[]syscall.Signal{37, syscall.SIGKILL}, 42, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.p.over = make(chan struct{})
 			ctx, cancel := context.WithCancelCause(t.Context())
 			cancel(&interruption{syscall.SIGTERM})
 			e := &env{stderr: io.Discard, grace: 20 * time.Millisecond, interrupts: &interrupts{}}
-			code, err := e.process(ctx, tt.p, vmm.ProcessSpec{Args: []string{"x"}})
+			code, err := e.process(ctx, tt.p, vmm.ProcessSpec{Args: []string{"x"}}, tt.stop)
 			if code != tt.code || !errors.Is(err, tt.err) {
 				t.Errorf("exit code %d, %v; want %d, %v", code, err, tt.code, tt.err)
 			}
@@ -105,7 +110,7 @@ func TestQuit(t *testing.T) {
 	e := &env{stderr: io.Discard, grace: time.Minute, interrupts: i}
 	done := make(chan error)
 	go func() {
-		_, err := e.process(ctx, p, vmm.ProcessSpec{Args: []string{"x"}})
+		_, err := e.process(ctx, p, vmm.ProcessSpec{Args: []string{"x"}}, syscall.SIGTERM)
 		done <- err
 	}()
 	for {

@@ -232,7 +232,7 @@ func kvmRemember(c Config, reason error) {
 	if c.CacheDir == "" || bootID() == "" {
 		return
 	}
-	err := os.MkdirAll(c.CacheDir, 0o755)
+	err := os.MkdirAll(c.CacheDir, 0o700)
 	if err == nil {
 		err = writeFile(kvmFile(c), []byte(bootID()))
 	}
