@@ -30,14 +30,15 @@ const commandTime = 4 * time.Minute
 
 // box runs the real program on a state directory of its own.
 type box struct {
-	t      testing.TB
-	strata string
-	state  string
-	root   string       // a tar with a shell
-	layer  string       // the same as a layer folder
-	runs   atomic.Int64 // commands whose outcome was looked at
-	inUse  atomic.Int64 // those of them that said that something is in use, which nothing was
-	bad    atomic.Int64 // those with a wrong exit code or output
+	t        testing.TB
+	strata   string
+	state    string
+	root     string       // a tar with a shell
+	layer    string       // the same as a layer folder
+	runs     atomic.Int64 // commands whose outcome was looked at
+	programs atomic.Int64 // those of them that ran a program
+	inUse    atomic.Int64 // those of them that said that something is in use, which nothing was
+	bad      atomic.Int64 // those with a wrong exit code or output
 }
 
 // need skips a test that lacks a program; in CI it fails.
@@ -138,6 +139,9 @@ func (b *box) must(args ...string) string {
 func (b *box) expect(code int, want string, args ...string) bool {
 	out, errs, got := b.run(args...)
 	b.runs.Add(1)
+	if args[0] == "run" || args[0] == "exec" {
+		b.programs.Add(1)
+	}
 	if strings.Contains(errs, "in use") {
 		b.inUse.Add(1)
 	}
@@ -232,8 +236,9 @@ func (b *box) work(workers int, d time.Duration, f func(r *rand.Rand, worker int
 		})
 	}
 	wg.Wait()
-	b.t.Logf("%d rounds of %d workers; %d commands with an expected outcome, %d false \"in use\", %d wrong",
-		done.Load(), workers, b.runs.Load(), b.inUse.Load(), b.bad.Load())
+	b.t.Logf("%d rounds of %d workers; %d commands with an expected outcome (%d ran a program), "+
+		"%d false \"in use\", %d wrong",
+		done.Load(), workers, b.runs.Load(), b.programs.Load(), b.inUse.Load(), b.bad.Load())
 	if b.inUse.Load() > 0 {
 		b.t.Error("something was said to be in use that was not")
 	}
