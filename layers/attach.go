@@ -45,7 +45,7 @@ const (
 // guest's processors are the limit.
 const partitionMounts = 4
 
-// attachLayers brings all layers into a Linux VM and gives the guest paths that make them up,
+// attachLayers brings all layers into a Linux VM and returns the guest paths that make them up,
 // top-most first.
 //
 // Behind one disk there are two ways. EROFS layers get an index: a file system without contents that
@@ -79,7 +79,7 @@ func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image)
 	return paths, nil
 }
 
-// attachLayer attaches one layer by itself and gives its guest path.
+// attachLayer attaches one layer by itself and returns its guest path.
 func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (string, error) {
 	if img.tree {
 		le, err := r.VM.Plan9().Share(ctx, c, roleLayer, img.path, "", true)
@@ -89,7 +89,8 @@ func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (stri
 		return le.GuestPath(), nil
 	}
 	if img.layer.Partition == 0 {
-		le, err := r.VM.VPMEM().Attach(ctx, c, roleLayer, uvm.PMEM{Path: img.path, Version: img.version, Bytes: img.size, Verity: img.layer.Verity})
+		le, err := r.VM.VPMEM().Attach(ctx, c, roleLayer, uvm.PMEM{
+			Path: img.path, Version: img.version, Bytes: img.size, Verity: img.layer.Verity})
 		if err == nil {
 			return le.GuestPath(), nil
 		}
@@ -145,7 +146,8 @@ func indexable(images []image) bool {
 // notForIndex reports whether an index was not made because of what only the layers' contents tell. The
 // guest may know what package erofs does not.
 func notForIndex(err error) bool {
-	return errors.Is(err, erofs.ErrUnsupported) || errors.Is(err, erofs.ErrNotEROFS) || errors.Is(err, erofs.ErrTooLarge)
+	return errors.Is(err, erofs.ErrUnsupported) || errors.Is(err, erofs.ErrNotEROFS) ||
+		errors.Is(err, erofs.ErrTooLarge)
 }
 
 // checked reports whether the guest is to check any of the layers.
@@ -250,10 +252,11 @@ func extents(disk []layerdir.Extent) []vmm.Extent {
 	return out
 }
 
-// oneDisk calls plan with the name of a file in a folder of its own, beside the VM's state, and gives
-// the disk that it describes. remove takes the folder away: the machine has the file open by the time
+// oneDisk calls plan with the name of a file in a folder of its own, beside the VM's state, and returns
+// the disk that it describes. remove removes the folder: the machine has the file open by the time
 // the disk is attached, and from then on it cannot be left behind. Before, the next uvm.Open removes it.
-func oneDisk(r *Request, images []image, plan func(file string, layers []string) ([]layerdir.Extent, error)) (disk []vmm.Extent, remove func(), err error) {
+func oneDisk(r *Request, images []image, plan func(file string, layers []string) ([]layerdir.Extent, error)) (
+	disk []vmm.Extent, remove func(), err error) {
 	dir, err := r.VM.TempDir()
 	if err != nil {
 		return nil, nil, fmt.Errorf("one disk for %d layers: %w", len(images), err)

@@ -26,7 +26,8 @@ const (
 
 func (op UnmountOperation) check() error {
 	if op == 0 || op&^UnmountOperationAll != 0 {
-		return fmt.Errorf("%w: unmount operation %#x: use SCSI (1), VSMB (2), VPMEM (4) or their sum", ErrInvalid, uint(op))
+		return fmt.Errorf("%w: unmount operation %#x: use SCSI (1), VSMB (2), VPMEM (4) or their sum",
+			ErrInvalid, uint(op))
 	}
 	return nil
 }
@@ -34,10 +35,12 @@ func (op UnmountOperation) check() error {
 // request reads the one list of the older API.
 func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host wclayer.Host, n names) (Request, error) {
 	if len(layerFolders) == 0 {
-		return Request{}, fmt.Errorf("%w: no layer folders: give the layers top-most first, then the scratch", ErrInvalid)
+		return Request{}, fmt.Errorf("%w: no layer folders: give the layers top-most first, then the scratch",
+			ErrInvalid)
 	}
 	if vm == nil && len(layerFolders) < 2 {
-		return Request{}, fmt.Errorf("%w: %d layer folder: give at least one layer and the scratch", ErrInvalid, len(layerFolders))
+		return Request{}, fmt.Errorf("%w: %d layer folder: give at least one layer and the scratch",
+			ErrInvalid, len(layerFolders))
 	}
 	last := len(layerFolders) - 1
 	r := Request{VM: vm, GuestRoot: guestRoot, Scratch: layerFolders[last], Host: host, names: n}
@@ -65,17 +68,19 @@ func (mt Mounter) host() wclayer.Host {
 	return mt.Host
 }
 
-// MountContainerLayers mounts layerFolders (layers top-most first, the scratch last) and gives the
+// MountContainerLayers mounts layerFolders (layers top-most first, the scratch last) and returns the
 // path of the root: in the guest under guestRoot, or without a VM a volume GUID path of this Windows
 // host. The container's id is the last part of guestRoot. It behaves as hcsshim's function of January
 // 2021, except that each container has a directory of its own on the scratch, and that an error is
 // never swallowed. See Mount for more.
-func MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string, vm *uvm.UtilityVM) (string, error) {
+func MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string, vm *uvm.UtilityVM) (
+	string, error) {
 	return Mounter{}.MountContainerLayers(ctx, layerFolders, guestRoot, vm)
 }
 
 // MountContainerLayers is the method behind the function of that name.
-func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string, vm *uvm.UtilityVM) (string, error) {
+func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string,
+	vm *uvm.UtilityVM) (string, error) {
 	r, err := request(layerFolders, guestRoot, vm, mt.host(), mt.names)
 	if err != nil {
 		return "", err
@@ -94,12 +99,14 @@ func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []strin
 // root always goes. containerRootPath is the guestRoot of the mount, or the path that it returned. It
 // attempts everything, joins the errors, and may be called again. Without a VM op must be
 // UnmountOperationAll.
-func UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string, vm *uvm.UtilityVM, op UnmountOperation) error {
+func UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string,
+	vm *uvm.UtilityVM, op UnmountOperation) error {
 	return Mounter{}.UnmountContainerLayers(ctx, layerFolders, containerRootPath, vm, op)
 }
 
 // UnmountContainerLayers is the method behind the function of that name.
-func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string, vm *uvm.UtilityVM, op UnmountOperation) error {
+func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string,
+	vm *uvm.UtilityVM, op UnmountOperation) error {
 	if len(layerFolders) == 0 {
 		return fmt.Errorf("%w: no layer folders: give the list that was mounted", ErrInvalid)
 	}
@@ -180,7 +187,7 @@ func openAt(vm *uvm.UtilityVM, path string) (*Mounted, error) {
 	return nil, uvm.ErrNotAttached
 }
 
-// GetHCSLayers gives the layers as a container document of a Windows VM names them: the identity of
+// GetHCSLayers returns the layers as a container document of a Windows VM names them: the identity of
 // each folder and the guest path of its share, in the order given. Every folder must be shared;
 // otherwise the error matches uvm.ErrNotAttached.
 func GetHCSLayers(ctx context.Context, vm *uvm.UtilityVM, paths []string) ([]hcsschema.Layer, error) {

@@ -18,7 +18,7 @@ const (
 )
 
 // Mount creates the root. Layers and scratch that are in the VM already are shared. When it fails,
-// everything it did is taken back; what cannot be taken back is named in the error, stays in the
+// everything it did is rolled back; what cannot be rolled back is named in the error, stays in the
 // VM's journal under the container's id, and is removed by the next Mount or Recover.
 func Mount(ctx context.Context, r Request) (*Mounted, error) {
 	m, err := mount(ctx, &r)
@@ -33,8 +33,8 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 		return nil, err
 	}
 	if r.VM == nil {
-		return nil, fmt.Errorf("%w: Request.VM is not set: give a VM, or the system itself as strata.OpenHost returns it",
-			ErrInvalid)
+		return nil, fmt.Errorf("%w: Request.VM is not set: give a VM, or the system itself as "+
+			"strata.OpenHost returns it", ErrInvalid)
 	}
 	build, ok := builders[r.VM.OS()]
 	if !ok {

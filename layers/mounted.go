@@ -35,7 +35,8 @@ func Open(vm *uvm.UtilityVM, id string) (*Mounted, error) {
 	if err := claim.Meta(&meta); err != nil {
 		return nil, fmt.Errorf("container %q: %w", id, err)
 	}
-	return &Mounted{ID: id, Root: meta.Root, ScratchPath: meta.ScratchPath, vm: vm, claim: claim, guestRoot: meta.GuestRoot}, nil
+	return &Mounted{ID: id, Root: meta.Root, ScratchPath: meta.ScratchPath,
+		vm: vm, claim: claim, guestRoot: meta.GuestRoot}, nil
 }
 
 // Release removes the root and releases scratch and layers; what no other container uses is unmounted and

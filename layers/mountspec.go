@@ -65,7 +65,8 @@ func ParseRoot(layerFolders []string, rootfs []RootfsMount) (*Described, error) 
 	case len(rootfs) == 1:
 		return parseMount(rootfs[0])
 	case len(layerFolders) < 2:
-		return nil, fmt.Errorf("%w: %d layer folders and no rootfs mount: give at least one layer folder and, last, the scratch",
+		return nil, fmt.Errorf("%w: %d layer folders and no rootfs mount: "+
+			"give at least one layer folder and, last, the scratch",
 			ErrRootDescription, len(layerFolders))
 	}
 	last := len(layerFolders) - 1
@@ -86,7 +87,8 @@ func (d *Described) Request(vm *uvm.UtilityVM, id string, host wclayer.Host) (*R
 		return nil, fmt.Errorf("%w: layers for %s in VM %s, which runs %s", ErrRootDescription, d.OS, vm.ID(), vm.OS())
 	}
 	if vm == nil && d.OS == vmm.Linux {
-		return nil, fmt.Errorf("%w: layers for Linux on the Windows host itself: mount them in a VM that runs Linux", ErrRootDescription)
+		return nil, fmt.Errorf("%w: layers for Linux on the Windows host itself: mount them in a VM that runs Linux",
+			ErrRootDescription)
 	}
 	return &Request{VM: vm, ID: id, Layers: d.Layers, Scratch: d.Scratch, CIM: d.CIM, Host: host}, nil
 }
@@ -103,7 +105,8 @@ func parseMount(m RootfsMount) (*Described, error) {
 			strings.Join(slices.Sorted(maps.Keys(mountTypes)), ", "))
 	}
 	if m.Target != "" {
-		return nil, fmt.Errorf("%w: %s mount has the target %q: the root has none", ErrRootDescription, m.Type, m.Target)
+		return nil, fmt.Errorf("%w: %s mount has the target %q: the root has none",
+			ErrRootDescription, m.Type, m.Target)
 	}
 	opts, err := readOptions(m, parse.options)
 	if err != nil {
@@ -152,14 +155,17 @@ func readOptions(m RootfsMount, allowed []string) (map[string]string, error) {
 		case len(o) > maxOption:
 			return nil, fmt.Errorf("%w: %s mount: option %.40q… has %d bytes", ErrRootDescription, m.Type, o, len(o))
 		case strings.EqualFold(name, "ro"):
-			return nil, fmt.Errorf("%w: %s mount: option ro: the root of a container is writable; use an active snapshot, not a view",
+			return nil, fmt.Errorf("%w: %s mount: option ro: the root of a container is writable; "+
+				"use an active snapshot, not a view",
 				ErrRootDescription, m.Type)
 		case !slices.Contains(allowed, name):
-			return nil, fmt.Errorf("%w: %s mount: option %q is unknown: use %s", ErrRootDescription, m.Type, o, strings.Join(allowed, ", "))
+			return nil, fmt.Errorf("%w: %s mount: option %q is unknown: use %s",
+				ErrRootDescription, m.Type, o, strings.Join(allowed, ", "))
 		case twice:
 			return nil, fmt.Errorf("%w: %s mount: option %s is given twice", ErrRootDescription, m.Type, name)
 		case hasValue == (name == optRW):
-			return nil, fmt.Errorf("%w: %s mount: option %q: a value is missing, or too many", ErrRootDescription, m.Type, o)
+			return nil, fmt.Errorf("%w: %s mount: option %q: a value is missing, or too many",
+				ErrRootDescription, m.Type, o)
 		}
 		out[name] = value
 	}
@@ -182,7 +188,8 @@ func optionList[T any](opts map[string]string, name string) ([]T, error) {
 		return nil, fmt.Errorf("%w: option %s goes on after its list", ErrRootDescription, name)
 	}
 	if len(out) == 0 || len(out) > maxDescribedLayers {
-		return nil, fmt.Errorf("%w: option %s has %d entries, give 1 to %d", ErrRootDescription, name, len(out), maxDescribedLayers)
+		return nil, fmt.Errorf("%w: option %s has %d entries, give 1 to %d",
+			ErrRootDescription, name, len(out), maxDescribedLayers)
 	}
 	return out, nil
 }
@@ -261,7 +268,8 @@ func cimAt(path string) (wclayer.CIM, error) {
 		c.Dir = trimmed[:i]
 	}
 	if c.Dir == "" || c.Name == "" || !hostpath.IsAbs(path) || !hostpath.IsWindows(path) {
-		return c, fmt.Errorf("%w: image %q: give an absolute Windows path, of the folder or block file and in it the name", ErrRootDescription, path)
+		return c, fmt.Errorf("%w: image %q: give an absolute Windows path, of the folder or block file and in it the name",
+			ErrRootDescription, path)
 	}
 	return c, nil
 }
@@ -291,7 +299,8 @@ func (d *Described) readForked(opts map[string]string) error {
 		return err
 	}
 	if len(parents) != len(cims) {
-		return fmt.Errorf("%w: %d layer folders and %d images: give an image for each folder", ErrRootDescription, len(parents), len(cims))
+		return fmt.Errorf("%w: %d layer folders and %d images: give an image for each folder",
+			ErrRootDescription, len(parents), len(cims))
 	}
 	if err := distinct("layer folder", append(parents, d.Scratch)); err != nil {
 		return err
@@ -309,7 +318,8 @@ var blockTypes = map[string]wclayer.BlockType{"device": wclayer.BlockDevice, "fi
 func (d *Described) readBlock(opts map[string]string) error {
 	kind, known := blockTypes[opts[optBlockType]]
 	if !known {
-		return fmt.Errorf("%w: option %s is %q: use device or file", ErrRootDescription, optBlockType, opts[optBlockType])
+		return fmt.Errorf("%w: option %s is %q: use device or file",
+			ErrRootDescription, optBlockType, opts[optBlockType])
 	}
 	paths, err := optionList[string](opts, optCIMs)
 	if err != nil {

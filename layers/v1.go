@@ -52,7 +52,8 @@ func MountV1(ctx context.Context, r Request) (V1Storage, error) {
 // only UnmountOperationAll makes sense, and nothing is done.
 func UnmountV1(op UnmountOperation) error {
 	if op != UnmountOperationAll {
-		return fmt.Errorf("%w: schema 1 layers are unmounted all at once (operation %#x)", ErrInvalid, uint(UnmountOperationAll))
+		return fmt.Errorf("%w: schema 1 layers are unmounted all at once (operation %#x)",
+			ErrInvalid, uint(UnmountOperationAll))
 	}
 	return nil
 }
