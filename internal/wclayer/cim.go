@@ -77,13 +77,15 @@ func (m CIMMount) images() ([]CIM, error) {
 	}
 	switch {
 	case len(m.Sources) == 1:
-		return nil, fmt.Errorf("%w: image %s is merged from one source: mount the source itself", ErrInvalid, m.Image.Name)
+		return nil, fmt.Errorf("%w: image %s is merged from one source: mount the source itself",
+			ErrInvalid, m.Image.Name)
 	case len(m.Sources) > 0 && m.Kind == Forked:
 		return nil, fmt.Errorf("%w: image %s: only block images can be merged", ErrInvalid, m.Image.Name)
 	case m.Digest != nil && m.Kind == Forked:
 		return nil, fmt.Errorf("%w: image %s: only block images can be verified", ErrInvalid, m.Image.Name)
 	case m.Digest != nil && len(m.Digest) != DigestSize:
-		return nil, fmt.Errorf("%w: image %s: a root digest of %d bytes, want %d", ErrInvalid, m.Image.Name, len(m.Digest), DigestSize)
+		return nil, fmt.Errorf("%w: image %s: a root digest of %d bytes, want %d",
+			ErrInvalid, m.Image.Name, len(m.Digest), DigestSize)
 	}
 	var out []CIM
 	for _, c := range append([]CIM{m.Image}, m.Sources...) {

@@ -102,7 +102,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap gives the sentinel of the code, or nil.
+// Unwrap returns the sentinel of the code, or nil.
 func (e *Error) Unwrap() error { return meanings[e.HR.Code()] }
 
 // result makes an error of a failed call, nil of one that succeeded.

@@ -50,7 +50,8 @@ func (s *System) Deactivate(ctx context.Context, folder string) error {
 		return err
 	}
 	id := spelled(folder)
-	return s.run(ctx, call{op: "DeactivateLayer", path: id, do: func(context.Context) error { return s.deactivate(id) }})
+	return s.run(ctx, call{op: "DeactivateLayer", path: id,
+		do: func(context.Context) error { return s.deactivate(id) }})
 }
 
 func (s *System) deactivate(id string) error {

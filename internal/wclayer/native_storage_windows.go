@@ -92,7 +92,8 @@ func (n *native) CloseDisk(disk Disk) HRESULT {
 }
 
 func (n *native) CimMountImage(image CIM, flags uint32, volume guid.GUID) HRESULT {
-	return hcsapi.Call(n.cimfs, "CimMountImage", uintptr(unsafe.Pointer(text(image.Dir))), uintptr(unsafe.Pointer(text(image.Name))),
+	return hcsapi.Call(n.cimfs, "CimMountImage", uintptr(unsafe.Pointer(text(image.Dir))),
+		uintptr(unsafe.Pointer(text(image.Name))),
 		uintptr(flags), uintptr(unsafe.Pointer(&volume)))
 }
 
@@ -116,7 +117,8 @@ func (n *native) CimMergeMountImage(images []CIM, flags uint32, volume guid.GUID
 }
 
 func (n *native) CimMountVerifiedImage(image CIM, flags uint32, volume guid.GUID, digest []byte) HRESULT {
-	return hcsapi.Call(n.cimfs, "CimMountVerifiedImage", uintptr(unsafe.Pointer(text(image.Dir))), uintptr(unsafe.Pointer(text(image.Name))),
+	return hcsapi.Call(n.cimfs, "CimMountVerifiedImage", uintptr(unsafe.Pointer(text(image.Dir))),
+		uintptr(unsafe.Pointer(text(image.Name))),
 		uintptr(flags), uintptr(unsafe.Pointer(&volume)), uintptr(len(digest)), uintptr(unsafe.Pointer(unsafe.SliceData(digest))))
 }
 

@@ -115,7 +115,8 @@ func (n *native) PrepareLayer(id string, parents []Descriptor) HRESULT {
 func (n *native) CreateSandboxLayer(id string, parents []Descriptor) HRESULT {
 	first, count, keep := array(parents)
 	defer runtime.KeepAlive(keep)
-	return hcsapi.Call(n.vmcompute, "CreateSandboxLayer", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))),
+	return hcsapi.Call(n.vmcompute, "CreateSandboxLayer", uintptr(unsafe.Pointer(info())),
+		uintptr(unsafe.Pointer(text(id))),
 		0, uintptr(unsafe.Pointer(first)), count)
 }
 
@@ -134,7 +135,8 @@ func (n *native) LayerExists(id string) (bool, HRESULT) {
 }
 
 func (n *native) ExpandSandboxSize(id string, size uint64) HRESULT {
-	return hcsapi.Call(n.vmcompute, "ExpandSandboxSize", uintptr(unsafe.Pointer(info())), uintptr(unsafe.Pointer(text(id))), uintptr(size))
+	return hcsapi.Call(n.vmcompute, "ExpandSandboxSize", uintptr(unsafe.Pointer(info())),
+		uintptr(unsafe.Pointer(text(id))), uintptr(size))
 }
 
 func (n *native) NameToGuid(name string) (guid.GUID, HRESULT) {
@@ -144,11 +146,13 @@ func (n *native) NameToGuid(name string) (guid.GUID, HRESULT) {
 }
 
 func (n *native) GrantVmAccess(vmID, file string) HRESULT {
-	return hcsapi.Call(n.vmcompute, "GrantVmAccess", uintptr(unsafe.Pointer(text(vmID))), uintptr(unsafe.Pointer(text(file))))
+	return hcsapi.Call(n.vmcompute, "GrantVmAccess", uintptr(unsafe.Pointer(text(vmID))),
+		uintptr(unsafe.Pointer(text(file))))
 }
 
 func (n *native) HcsRevokeVmAccess(vmID, file string) HRESULT {
-	return hcsapi.Call(n.computecore, "HcsRevokeVmAccess", uintptr(unsafe.Pointer(text(vmID))), uintptr(unsafe.Pointer(text(file))))
+	return hcsapi.Call(n.computecore, "HcsRevokeVmAccess", uintptr(unsafe.Pointer(text(vmID))),
+		uintptr(unsafe.Pointer(text(file))))
 }
 
 // GrantGroup edits the access list itself: the platform's function for it exists only on newer builds.

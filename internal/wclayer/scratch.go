@@ -104,7 +104,8 @@ func (s *System) access(ctx context.Context, op, vmID, file string, do func(vmID
 	if err := errors.Join(checkText("VM identifier", vmID), checkPath("file", file)); err != nil {
 		return err
 	}
-	return s.run(ctx, call{op: op, path: file, do: func(context.Context) error { return result(op, file, do(vmID, file)) }})
+	return s.run(ctx, call{op: op, path: file,
+		do: func(context.Context) error { return result(op, file, do(vmID, file)) }})
 }
 
 // GrantVMGroupAccess implements [Host].
@@ -113,5 +114,6 @@ func (s *System) GrantVMGroupAccess(ctx context.Context, path string) error {
 		return err
 	}
 	const op = "grant the VM group access to"
-	return s.run(ctx, call{op: op, path: path, do: func(context.Context) error { return result(op, path, s.api.GrantGroup(path)) }})
+	return s.run(ctx, call{op: op, path: path,
+		do: func(context.Context) error { return result(op, path, s.api.GrantGroup(path)) }})
 }

@@ -212,7 +212,8 @@ func (s *System) DetachVHD(ctx context.Context, file string) error {
 	if err := checkPath("disk file", file); err != nil {
 		return err
 	}
-	return s.run(ctx, call{op: "DetachVirtualDisk", path: file, do: func(context.Context) error { return s.dropVHD(file) }})
+	return s.run(ctx, call{op: "DetachVirtualDisk", path: file,
+		do: func(context.Context) error { return s.dropVHD(file) }})
 }
 
 func (s *System) disk(file string) (Disk, bool) {

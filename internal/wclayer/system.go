@@ -48,7 +48,7 @@ type turn struct {
 	users int
 }
 
-// New makes a System.
+// New returns a System.
 func New(o Options) *System {
 	s := &System{
 		api: o.API, build: o.Build, log: o.Log, uses: uses{dir: o.UsesDir}, sleep: o.Sleep,

@@ -66,7 +66,7 @@ type disk struct {
 
 var _ wclayer.API = (*Platform)(nil)
 
-// New makes a platform with nothing in it, whose calls svc records.
+// New returns a platform with nothing in it, whose calls svc records.
 func New(svc *hcstest.Service) *Platform {
 	return &Platform{svc: svc, active: map[string][]string{}, sizes: map[string]uint64{}, volumes: map[string]uint64{},
 		filters: map[string][]string{}, disks: map[wclayer.Disk]*disk{}, cims: map[guid.GUID][]wclayer.CIM{}}

@@ -10,7 +10,7 @@ import (
 	"github.com/stratavm/strata/internal/wclayer"
 )
 
-// parse gives a document as a value, or the text where it is none.
+// parse returns a document as a value, or the text where it is none.
 func parse(document string) any {
 	var v any
 	if json.Unmarshal([]byte(document), &v) != nil {
@@ -217,7 +217,8 @@ func (p *Platform) ExtendVolume(volume string, sectors uint64) wclayer.HRESULT {
 }
 
 // mount mounts images at a volume.
-func (p *Platform) mount(fn string, images []wclayer.CIM, flags uint32, volume guid.GUID, digest []byte) wclayer.HRESULT {
+func (p *Platform) mount(fn string, images []wclayer.CIM, flags uint32, volume guid.GUID,
+	digest []byte) wclayer.HRESULT {
 	list := make([]map[string]any, len(images))
 	for i, c := range images {
 		list[i] = map[string]any{"dir": c.Dir, "name": c.Name}
@@ -246,12 +247,14 @@ func (p *Platform) CimMergeMountImage(images []wclayer.CIM, flags uint32, volume
 }
 
 // CimMountVerifiedImage implements wclayer.API.
-func (p *Platform) CimMountVerifiedImage(image wclayer.CIM, flags uint32, volume guid.GUID, digest []byte) wclayer.HRESULT {
+func (p *Platform) CimMountVerifiedImage(image wclayer.CIM, flags uint32, volume guid.GUID,
+	digest []byte) wclayer.HRESULT {
 	return p.mount("CimMountVerifiedImage", []wclayer.CIM{image}, flags, volume, digest)
 }
 
 // CimMergeMountVerifiedImage implements wclayer.API.
-func (p *Platform) CimMergeMountVerifiedImage(images []wclayer.CIM, flags uint32, volume guid.GUID, digest []byte) wclayer.HRESULT {
+func (p *Platform) CimMergeMountVerifiedImage(images []wclayer.CIM, flags uint32, volume guid.GUID,
+	digest []byte) wclayer.HRESULT {
 	return p.mount("CimMergeMountVerifiedImage", images, flags, volume, digest)
 }
 

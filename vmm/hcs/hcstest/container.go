@@ -128,7 +128,7 @@ func (g *guest) containers(name string, r containerRequest) (out map[string]any,
 	return nil, ok, ""
 }
 
-// find gives a container, or the VM itself; what concerns processes of the latter alone is not known.
+// find returns a container, or the VM itself; what concerns processes of the latter alone is not known.
 func (g *guest) find(id string) (*container, hcs.HRESULT) {
 	if c := g.inside[id]; c != nil {
 		return c, ok
@@ -293,7 +293,7 @@ func (g *guest) run(c *container, p *guestProcess, params ProcessParameters, str
 	}
 }
 
-// await gives what waits for the end of a process, or of the VM; the service is locked.
+// await returns what waits for the end of a process, or of the VM; the service is locked.
 func (g *guest) await(r containerRequest) (wait func(out map[string]any), hr hcs.HRESULT, message string) {
 	c := g.self
 	if r.ContainerId != nullContainer {

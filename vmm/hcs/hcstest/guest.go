@@ -231,7 +231,7 @@ func (g *guest) filtered(path string) (volume string, filter hcsschema.FileSyste
 	return "", "", g.y.devices[hcsschema.VSMBSharesPath+"#"+path[i:]] != nil
 }
 
-// below gives the mount that a path lies in.
+// below returns the mount that a path lies in.
 func (g *guest) below(path string) string {
 	for target := range g.mounts {
 		if path == target || strings.HasPrefix(path, target+"/") {

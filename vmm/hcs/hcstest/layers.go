@@ -17,7 +17,7 @@ type Descriptor struct {
 // info is the driver information that every layer function gets.
 func info() map[string]any { return map[string]any{"flavour": float64(1), "homeDir": ""} }
 
-// layer gives the layer of a path; the service is locked.
+// layer returns the layer of a path; the service is locked.
 func (s *Service) layer(id string) *layer {
 	l := s.layers[id]
 	if l == nil {
@@ -96,7 +96,8 @@ func VolumePath(id string) string { return `\\?\Volume{` + GUID("mount:"+id) + `
 
 // GetLayerMountPath answers a length, in UTF-16 units with the terminator, to a query without buffer,
 // and the path otherwise.
-func (s *Service) GetLayerMountPath(id string, length uint64, buffer bool) (needed uint64, path string, hr hcs.HRESULT) {
+func (s *Service) GetLayerMountPath(id string, length uint64, buffer bool) (
+	needed uint64, path string, hr hcs.HRESULT) {
 	args := map[string]any{"info": info(), "id": id, "length": float64(length), "buffer": nil}
 	if buffer {
 		args["buffer"] = "<buffer>"
@@ -121,7 +122,7 @@ func (s *Service) GetLayerMountPath(id string, length uint64, buffer bool) (need
 	return needed, path, hr
 }
 
-// NameToGuid gives the identity of a name. The algorithm is this package's own.
+// NameToGuid returns the identity of a name. The algorithm is this package's own.
 func (s *Service) NameToGuid(name string) (guid string, hr hcs.HRESULT) {
 	hr = s.Record("NameToGuid", map[string]any{"name": name}, func() (map[string]any, hcs.HRESULT) {
 		guid = GUID(name)

@@ -32,7 +32,8 @@ type process struct {
 }
 
 // CreateProcess implements hcs.API.
-func (s *Service) CreateProcess(handle hcs.Handle, parameters string) (info hcs.ProcessInfo, result string, hr hcs.HRESULT) {
+func (s *Service) CreateProcess(handle hcs.Handle, parameters string) (
+	info hcs.ProcessInfo, result string, hr hcs.HRESULT) {
 	y, args := s.about(handle, map[string]any{"parameters": parse(parameters)})
 	result, hr = s.call("HcsCreateProcess", y, args, func() (map[string]any, string, hcs.HRESULT) {
 		if hr := y.check(hcsschema.StateRunning); hr != ok {
@@ -184,7 +185,8 @@ func (s *Service) CloseProcess(handle hcs.Handle) hcs.HRESULT {
 }
 
 // RegisterProcessCallback implements hcs.API. A process that has ended already is told of at once.
-func (s *Service) RegisterProcessCallback(handle hcs.Handle, notify func(hcs.Notification)) (callback hcs.Handle, hr hcs.HRESULT) {
+func (s *Service) RegisterProcessCallback(handle hcs.Handle, notify func(hcs.Notification)) (
+	callback hcs.Handle, hr hcs.HRESULT) {
 	exited := false
 	hr = s.onProcess("HcsRegisterProcessCallback", handle, nil, func(p *process) (map[string]any, hcs.HRESULT) {
 		callback, _ = s.newHandle("callback")

@@ -104,7 +104,7 @@ type Service struct {
 
 var _ hcs.API = (*Service)(nil)
 
-// New makes a service with nothing in it.
+// New returns a service with nothing in it.
 func New(o Options) *Service {
 	if o.Processors == 0 {
 		o.Processors = 4
@@ -131,7 +131,7 @@ func (s *Service) Script(f func(fn string, n int, args map[string]any) Verdict) 
 	clear(s.counts)
 }
 
-// Trace gives what was called so far.
+// Trace returns what was called so far.
 func (s *Service) Trace() []Call {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,7 +222,7 @@ func wait(ch <-chan struct{}) {
 
 func hex(hr hcs.HRESULT) string { return fmt.Sprintf("0x%08x", uint32(hr)) }
 
-// parse gives a document as a value, or the text where it is none.
+// parse returns a document as a value, or the text where it is none.
 func parse(text string) any {
 	var v any
 	if text == "" || json.Unmarshal([]byte(text), &v) != nil {

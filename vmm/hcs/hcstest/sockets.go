@@ -13,7 +13,7 @@ type Sockets struct {
 	listeners map[string]*listener
 }
 
-// NewSockets makes sockets that nobody listens on.
+// NewSockets returns sockets that nobody listens on.
 func NewSockets() *Sockets { return &Sockets{listeners: map[string]*listener{}} }
 
 type listener struct {

@@ -294,7 +294,8 @@ func (s *Service) end(fn string, handle hcs.Handle, options string) (string, hcs
 }
 
 // RegisterComputeSystemCallback implements hcs.API.
-func (s *Service) RegisterComputeSystemCallback(handle hcs.Handle, notify func(hcs.Notification)) (callback hcs.Handle, hr hcs.HRESULT) {
+func (s *Service) RegisterComputeSystemCallback(handle hcs.Handle, notify func(hcs.Notification)) (
+	callback hcs.Handle, hr hcs.HRESULT) {
 	y, args := s.about(handle, map[string]any{"callback": "<function>"})
 	_, hr = s.call("HcsRegisterComputeSystemCallback", y, args, func() (map[string]any, string, hcs.HRESULT) {
 		if y == nil {
@@ -334,7 +335,8 @@ func (s *Service) UnregisterComputeSystemCallback(callback hcs.Handle) hcs.HRESU
 }
 
 // GetComputeSystemProperties implements hcs.API.
-func (s *Service) GetComputeSystemProperties(handle hcs.Handle, query string) (properties, result string, hr hcs.HRESULT) {
+func (s *Service) GetComputeSystemProperties(handle hcs.Handle, query string) (
+	properties, result string, hr hcs.HRESULT) {
 	y, args := s.about(handle, map[string]any{"propertyQuery": parse(query)})
 	result, hr = s.call("HcsGetComputeSystemProperties", y, args, func() (map[string]any, string, hcs.HRESULT) {
 		if y == nil {
