@@ -215,6 +215,10 @@ func (e *env) print(cmd *cli.Command, v any, text func(w io.Writer)) error {
 	return tw.Flush()
 }
 
+// row writes cells of a table, which tabs in the format part, and ends of lines the rows. In the arguments neither
+// acts, nor does anything else that would on a terminal.
+func row(w io.Writer, format string, args ...any) { fmt.Fprint(w, plaintext.Sprintf(format, args...)) }
+
 func writeJSON(w io.Writer, v any, indent string) error {
 	var doc bytes.Buffer
 	enc := json.NewEncoder(&doc)

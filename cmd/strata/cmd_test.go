@@ -2,11 +2,16 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/urfave/cli/v3"
 )
 
 func TestParseSize(t *testing.T) {
@@ -41,6 +46,35 @@ func TestPrintable(t *testing.T) {
 	} {
 		if got := printable(in); got != want {
 			t.Errorf("printable(%q) = %s, want %s", in, got, want)
+		}
+	}
+}
+
+// TestTables: what is in a cell makes no other cells and rows, in any table.
+func TestTables(t *testing.T) {
+	var out bytes.Buffer
+	e := &env{stdout: &out}
+	err := e.print(&cli.Command{Name: "x"}, nil, func(w io.Writer) {
+		row(w, "%s\t%s\t%d\t%q\t%.3s\n", "a\tb", "c\nd\x1b[2J", 1, []string{"e\tf"}, "g\vhij")
+		row(w, "%s\t%v\n", "k\fl", errors.New("m\tn"))
+	})
+	if want := `a\tb  c\nd\x1b[2J  1  ["e\tf"]  g\v` + "\n" + `k\fl  m\tn` + "\n"; err != nil || out.String() != want {
+		t.Errorf("got %q, %v; want %q", out.String(), err, want)
+	}
+	// All tables are written so.
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for l := range strings.Lines(string(text)) {
+			if strings.Contains(l, `fmt.Fprintf(w, "`) && strings.Contains(l, `\t`) && !strings.HasSuffix(f, "_test.go") {
+				t.Errorf("%s: a row that is not written by row: %s", f, l)
+			}
 		}
 	}
 }

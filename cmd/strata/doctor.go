@@ -79,9 +79,9 @@ func (e *env) doctor(ctx context.Context, cmd *cli.Command) error {
 	}
 	err := e.print(cmd, all, func(w io.Writer) {
 		for _, f := range all {
-			fmt.Fprintf(w, "%s\t%s\t%s\n", f.State, f.What, f.Detail)
+			row(w, "%s\t%s\t%s\n", f.State, f.What, f.Detail)
 			if f.Remedy != "" {
-				fmt.Fprintf(w, "\t\t→ %s\n", f.Remedy)
+				row(w, "\t\t→ %s\n", f.Remedy)
 			}
 		}
 	})

@@ -324,7 +324,7 @@ func (e *env) imageList(ctx context.Context, cmd *cli.Command) error {
 	perr := e.print(cmd, list, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tDIGEST\tPLATFORM\tLAYERS\tSIZE\tFORMATS\tIMPORTED")
 		for _, i := range list {
-			fmt.Fprintf(w, "%s\t%.19s\t%s\t%d\t%s\t%s\t%s\n", printable(i.Name), i.Digest, printable(i.Platform), i.Layers, known(i.Size),
+			row(w, "%s\t%.19s\t%s\t%d\t%s\t%s\t%s\n", i.Name, i.Digest, i.Platform, i.Layers, known(i.Size),
 				strings.Join(i.Formats, ","), i.Imported.Format(time.DateTime))
 		}
 	})

@@ -60,15 +60,17 @@ func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
 			if !i.Imported.IsZero() {
 				imported = i.Imported.Format(time.DateTime)
 			}
-			fmt.Fprintf(w, "Name:\t%s\nDigest:\t%s\nSource:\t%s\nPlatform:\t%s\nImported:\t%s\n", printable(i.Name), i.Digest, printable(i.Source), printable(i.Platform), imported)
-			fmt.Fprintf(w, "Entrypoint:\t%q\nCmd:\t%q\nEnv:\t%q\nWorkdir:\t%s\nUser:\t%s\n", i.Run.Entrypoint, i.Run.Cmd, i.Run.Env, printable(i.Run.WorkingDir), printable(i.Run.User))
+			row(w, "Name:\t%s\nDigest:\t%s\nSource:\t%s\nPlatform:\t%s\nImported:\t%s\n",
+				i.Name, i.Digest, i.Source, i.Platform, imported)
+			row(w, "Entrypoint:\t%q\nCmd:\t%q\nEnv:\t%q\nWorkdir:\t%s\nUser:\t%s\n",
+				i.Run.Entrypoint, i.Run.Cmd, i.Run.Env, i.Run.WorkingDir, i.Run.User)
 			writeRun(w, i.Run)
 			for n, l := range i.Layers {
-				fmt.Fprintf(w, "Layer %d:\t%s\n", n+1, l.DiffID)
+				row(w, "Layer %d:\t%s\n", n+1, l.DiffID)
 			}
 			for _, f := range i.Formats {
 				for n, dir := range slices.Backward(i.Folders[f]) {
-					fmt.Fprintf(w, "Folder %d (%s):\t%s\n", len(i.Folders[f])-n, f, printable(dir))
+					row(w, "Folder %d (%s):\t%s\n", len(i.Folders[f])-n, f, dir)
 				}
 			}
 		}
@@ -78,21 +80,22 @@ func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
 // writeRun prints what else an image says of its program; what it does not say is left out.
 func writeRun(w io.Writer, c image.Config) {
 	if c.StopSignal != "" {
-		fmt.Fprintf(w, "Stop signal:\t%s\n", printable(c.StopSignal))
+		row(w, "Stop signal:\t%s\n", c.StopSignal)
 	}
 	for _, l := range []struct {
 		name string
 		list []string
 	}{{"Volumes", c.Volumes}, {"Ports", c.Ports}, {"Shell", c.Shell}} {
 		if len(l.list) > 0 {
-			fmt.Fprintf(w, "%s:\t%q\n", l.name, l.list)
+			row(w, "%s:\t%q\n", l.name, l.list)
 		}
 	}
 	if h := c.Healthcheck; h != nil {
-		fmt.Fprintf(w, "Healthcheck:\t%q every %s, within %s, %d retries (shown only: Strata does not run it)\n", h.Test, h.Interval, h.Timeout, h.Retries)
+		row(w, "Healthcheck:\t%q every %s, within %s, %d retries (shown only: Strata does not run it)\n",
+			h.Test, h.Interval, h.Timeout, h.Retries)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Labels)) {
-		fmt.Fprintf(w, "Label:\t%q = %q\n", name, c.Labels[name])
+		row(w, "Label:\t%q = %q\n", name, c.Labels[name])
 	}
 }
 

@@ -76,7 +76,7 @@ func (e *env) list(ctx context.Context, cmd *cli.Command) error {
 	err := e.print(cmd, all, func(w io.Writer) {
 		fmt.Fprintln(w, "ID\tVM\tPHASE\tROOT\tLAYERS\tSCRATCH")
 		for _, c := range all {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", c.ID, c.VM, c.Phase, c.Root, len(c.Layers), printable(c.Scratch))
+			row(w, "%s\t%s\t%s\t%s\t%d\t%s\n", c.ID, c.VM, c.Phase, c.Root, len(c.Layers), c.Scratch)
 		}
 	})
 	return errors.Join(append(errs, err)...)

@@ -95,10 +95,10 @@ func (e *env) storeGC(ctx context.Context, cmd *cli.Command) error {
 			verb = "would be removed"
 		}
 		for _, o := range r.Objects {
-			fmt.Fprintf(w, "%s\t%s\n", verb, o)
+			row(w, "%s\t%s\n", verb, o)
 		}
 		for o, owner := range r.Held {
-			fmt.Fprintf(w, "kept for %s\t%s\n", printable(owner), o)
+			row(w, "kept for %s\t%s\n", owner, o)
 		}
 		fmt.Fprintf(w, "%s %s\n", size(r.Bytes), map[bool]string{false: "freed", true: "would be freed"}[cmd.Bool("dry-run")])
 	})

@@ -53,6 +53,9 @@ func vmCommands(e *env) []*cli.Command {
 	}}
 }
 
+// leastMemoryMiB is what no guest boots without. What the one that is booted takes is found by strata.StartVM.
+const leastMemoryMiB = 96
+
 // windowsMemoryMiB is the default for Windows guests, which do not boot with that of Linux guests.
 const windowsMemoryMiB = 1024
 
@@ -108,8 +111,8 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		}
 	}
 	switch {
-	case o.MemoryMiB < 96:
-		return o, usage(cmd, "--memory %s is too little: a guest needs 96M", cmd.String("memory"))
+	case o.MemoryMiB < leastMemoryMiB:
+		return o, usage(cmd, "--memory %s: %w, which takes %dM at least", cmd.String("memory"), strata.ErrMemory, leastMemoryMiB)
 	case o.CPUs < 0:
 		return o, usage(cmd, "--cpus %d: give 1 or more", o.CPUs)
 	case o.OS != vmm.Linux && o.OS != vmm.Windows:
@@ -239,7 +242,7 @@ func (e *env) vmList(ctx context.Context, cmd *cli.Command) error {
 	err = e.print(cmd, views, func(w io.Writer) {
 		fmt.Fprintln(w, "NAME\tSTATE\tPID\tACCEL\tMEMORY\tCPUS\tCONTAINERS")
 		for _, v := range views {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d MiB\t%d\t%d\n", v.Name, running(v.VMInfo), v.PID, v.Accel, v.Memory, v.CPUs, v.Containers)
+			row(w, "%s\t%s\t%d\t%s\t%d MiB\t%d\t%d\n", v.Name, running(v.VMInfo), v.PID, v.Accel, v.Memory, v.CPUs, v.Containers)
 		}
 	})
 	return errors.Join(append(errs, err)...)
@@ -296,29 +299,32 @@ func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 		Books uvm.Status `json:"books"`
 	}{v, status}
 	return e.print(cmd, all, func(w io.Writer) {
-		fmt.Fprintf(w, "name\t%s\nstate\t%s\ndirectory\t%s\n", v.Name, running(v.VMInfo), printable(v.Dir))
+		row(w, "name\t%s\nstate\t%s\ndirectory\t%s\n", v.Name, running(v.VMInfo), v.Dir)
 		if v.Paused != "" {
-			fmt.Fprintf(w, "paused\t%s\n", printable(v.Paused))
+			row(w, "paused\t%s\n", v.Paused)
 		}
 		if !v.Running {
 			return
 		}
-		fmt.Fprintf(w, "%saccelerator\t%s\nmemory\t%d MiB\nCPUs\t%d\n", pid(v.PID, "process\t%d\n"), v.Accel, v.Memory, v.CPUs)
+		if v.PID != 0 {
+			row(w, "process\t%d\n", v.PID)
+		}
+		row(w, "accelerator\t%s\nmemory\t%d MiB\nCPUs\t%d\n", v.Accel, v.Memory, v.CPUs)
 		if v.Transport != "" {
-			fmt.Fprintf(w, "transport\t%s\n", v.Transport)
+			row(w, "transport\t%s\n", v.Transport)
 		}
 		if v.Kernel != "" {
-			fmt.Fprintf(w, "kernel\t%s\n", v.Kernel)
+			row(w, "kernel\t%s\n", v.Kernel)
 		}
 		for _, r := range status.Resources {
-			note := fmt.Sprintf("%d users", r.Users)
+			note := count(r.Users, "user")
 			if r.Retained {
 				note = "retained"
 			}
-			fmt.Fprintf(w, "%s\t%s (%s)\n", r.State, printable(half(r.What)), note)
+			row(w, "%s\t%s (%s)\n", r.State, half(r.What), note)
 		}
 		for _, c := range status.Claims {
-			fmt.Fprintf(w, "container\t%s (%s, holds %d)\n", c.ID, c.Phase, len(c.Leases))
+			row(w, "container\t%s (%s, holds %d)\n", c.ID, c.Phase, len(c.Leases))
 		}
 	})
 }
