@@ -82,6 +82,7 @@ func TestHostileGuest(t *testing.T) {
 	v := &victim{t: t, image: bootimagetest.ImageOf(t, init), layer: filepath.Join(t.TempDir(), "layer")}
 	leaktest.Check(t)
 	v.makeLayer(busybox)
+	t.Cleanup(v.end) // where the test ends early
 	r := choices(t, 0)
 	before := memory()
 	deadline := time.Now().Add(howLong(t, 40*time.Second))

@@ -148,10 +148,17 @@ func controlOf(h gcs.Header, payload []byte) []string {
 	var r gcs.ExecuteRequest
 	var p gcs.ProcessParameters
 	if h.Type != gcs.TypeExecuteProcess || json.Unmarshal(payload, &r) != nil ||
-		r.Settings.ProcessParameters.Decode(&p) != nil || len(p.CommandArgs) != 3 || p.CommandArgs[0] != Control {
+		r.Settings.ProcessParameters.Decode(&p) != nil {
 		return nil
 	}
-	return p.CommandArgs
+	args := p.CommandArgs
+	if p.OciProcess != nil {
+		args = p.OciProcess.Args
+	}
+	if len(args) != 3 || args[0] != Control {
+		return nil
+	}
+	return args
 }
 
 // obey does what a Control says, and answers it.
