@@ -34,8 +34,9 @@ func TestReadmeIsAnExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, got, ok := strings.Cut(string(readme), "```go\n")
-	if got, _, ok = strings.Cut(got, "```\n"); !ok {
+	_, rest, begins := strings.Cut(string(readme), "```go\n")
+	got, _, ends := strings.Cut(rest, "```\n")
+	if !begins || !ends {
 		t.Fatal("README has no Go code")
 	}
 	lines := strings.Split(strings.Trim(want, "\n"), "\n")

@@ -110,7 +110,8 @@ func (e *Engine) begin() error {
 // Wait returns when every Change has come to rest, abandoned ones too. Call it after the life of the
 // machine has ended.
 func (e *Engine) Wait() {
-	e.mu.Lock() // whoever began before is counted, whoever comes later sees that life has ended
+	e.mu.Lock()
+	//lint:ignore SA2001 whoever began before is counted, whoever comes later sees that life has ended
 	e.mu.Unlock()
 	e.work.Wait()
 }

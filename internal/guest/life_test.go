@@ -239,3 +239,13 @@ func TestNotServed(t *testing.T) {
 		}
 	}
 }
+
+func (h *rawHost) notification() (n gcs.Notification) {
+	h.t.Helper()
+	for len(h.notifications) == 0 {
+		h.read()
+	}
+	n = h.notifications[0]
+	h.notifications = h.notifications[1:]
+	return n
+}

@@ -486,16 +486,6 @@ func (h *rawHost) ask(typ gcs.MessageType, req any) (resp gcs.ResponseBase) {
 	}
 }
 
-func (h *rawHost) notification() (n gcs.Notification) {
-	h.t.Helper()
-	for len(h.notifications) == 0 {
-		h.read()
-	}
-	n = h.notifications[0]
-	h.notifications = h.notifications[1:]
-	return n
-}
-
 func TestCommandLine(t *testing.T) {
 	for line, want := range map[string][]string{
 		"sh -c ls":               {"sh", "-c", "ls"},

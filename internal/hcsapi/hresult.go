@@ -9,12 +9,6 @@ const (
 	Pending HRESULT = 0xC0370103 // the call completes with a notification
 )
 
-// The Win32 errors that are made here.
-const (
-	invalidParameter = 0x57
-	procNotFound     = 0x7F
-)
-
 // Win32 wraps a Win32 error number the way the platform's functions do.
 func Win32(code uint16) HRESULT { return 0x80070000 | HRESULT(code) }
 

@@ -7,6 +7,12 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// The Win32 errors that are made here.
+const (
+	invalidParameter = 0x57
+	procNotFound     = 0x7F
+)
+
 // Call calls a function of a library. One that is missing, or whose library is, gives what the loader says of
 // functions. Pointers among args have to be converted in the call itself: the directive then keeps what they
 // point to where it is until the function has returned.

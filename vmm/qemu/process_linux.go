@@ -202,6 +202,9 @@ func searchMachine(path string) (pid int, err error) {
 	return 0, nil
 }
 
+// pidfile is what tells a QEMU by its having it open.
+func pidfile(dir string) string { return filepath.Join(dir, "qemu.pid") }
+
 // findProcess takes hold of the machine in a state directory. errNoProcess means that none runs.
 func findProcess(dir string) (*process, error) {
 	if b, err := os.ReadFile(filepath.Join(dir, "pid")); err == nil {

@@ -23,8 +23,6 @@ const (
 	controlPort = 0
 )
 
-func pidfile(dir string) string { return filepath.Join(dir, "qemu.pid") }
-
 func portSocket(i int) string { return fmt.Sprintf("gcs.%d.sock", i) }
 
 func portLockName(i int) string { return fmt.Sprintf("port.%d.lock", i) }
