@@ -61,10 +61,30 @@ func TestDetect(t *testing.T) {
 		{"short", erofs[:1025], 0, "", "no file system"},
 		{"VHDX", []byte("vhdxfile"), 0, "", "VHDX"},
 		{"qcow2", []byte("QFI\xfb...."), 0, "", "qcow2"},
+		{"XFS", []byte("XFSB"), 0, "", "XFS"},
+		{"squashfs", []byte("hsqs"), 0, "", "squashfs"},
 	} {
 		got, err := hostmount.Detect(bytes.NewReader(c.b), c.offset)
 		if got != c.want || (c.want == "") != errors.Is(err, hostmount.ErrNoFilesystem) || (err != nil && !strings.Contains(err.Error(), c.text)) {
 			t.Errorf("%s: got %q, %v; want %q, %q", c.name, got, err, c.want, c.text)
+		}
+	}
+}
+
+// TestProbe: the guest also mounts what the host does not.
+func TestProbe(t *testing.T) {
+	at := func(offset int, magic string) []byte {
+		b := make([]byte, 2048)
+		copy(b[offset:], magic)
+		return b
+	}
+	for want, b := range map[string][]byte{"erofs": at(1024, "\xe2\xe1\xf5\xe0"), "ext4": at(1080, "\x53\xef"),
+		"xfs": at(0, "XFSB"), "squashfs": at(0, "hsqs"), "": at(0, "vhdxfile")} {
+		for _, offset := range []int{0, 512} {
+			got, err := hostmount.Probe(bytes.NewReader(append(make([]byte, offset), b...)), int64(offset))
+			if err != nil || got != want {
+				t.Errorf("at %d: %q, %v; want %q", offset, got, err, want)
+			}
 		}
 	}
 }

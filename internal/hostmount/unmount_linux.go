@@ -1,14 +1,12 @@
 package hostmount
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -65,88 +63,32 @@ func describe(target string) string {
 
 // holders names processes that have something below dir open, or are in it.
 func holders(dir string) []string {
-	var out []string
-	procs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return nil
-	}
-	inside := func(link string) bool {
+	return Holders(maxHolders, func(string) bool { return false }, func(link string) bool {
 		to, err := os.Readlink(link)
 		return err == nil && (to == dir || strings.HasPrefix(to, dir+"/"))
-	}
-	for _, p := range procs {
-		pid := filepath.Base(p)
-		comm, _ := os.ReadFile(filepath.Join(p, "comm"))
-		name := fmt.Sprintf("process %s (%s)", pid, strings.TrimSpace(string(comm)))
-		switch {
-		case inside(p + "/root"), inside(p + "/cwd"), inside(p + "/exe"):
-			out = append(out, name)
-		default:
-			fds, _ := os.ReadDir(p + "/fd")
-			for _, fd := range fds {
-				if inside(p + "/fd/" + fd.Name()) {
-					out = append(out, name)
-					break
-				}
-			}
-		}
-		if len(out) == maxHolders {
-			return append(out, "and perhaps others")
-		}
-	}
-	return out
+	}, func(string) string { return "" })
 }
 
-// Mounts gives the mount points at and below a directory, each one once, in the order in which they
+// Mounts returns the mount points at and below a directory, each one once, in the order in which they
 // were mounted; a directory that is a mount point itself comes first.
 func Mounts(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fail("list mounts below", dir, err)
-	}
-	defer f.Close() // it was only read
 	var out []string
-	s := bufio.NewScanner(f)
-	s.Buffer(make([]byte, 64<<10), 16<<20)
 	seen := make(map[string]bool)
-	for s.Scan() {
-		fields := strings.Fields(s.Text())
-		if len(fields) < 5 {
-			continue
-		}
-		point := unescape(fields[4])
+	err := EachMount("/proc/self/mountinfo", func(m MountLine) {
 		switch {
-		case seen[point]:
-		case point == dir:
-			out = append([]string{point}, out...)
-		case strings.HasPrefix(point, strings.TrimSuffix(dir, "/")+"/"):
-			out = append(out, point)
+		case seen[m.Point]:
+			return
+		case m.Point == dir:
+			out = append([]string{m.Point}, out...)
+		case strings.HasPrefix(m.Point, strings.TrimSuffix(dir, "/")+"/"):
+			out = append(out, m.Point)
 		default:
-			continue
+			return
 		}
-		seen[point] = true
-	}
-	if err := s.Err(); err != nil {
+		seen[m.Point] = true
+	})
+	if err != nil {
 		return nil, fail("list mounts below", dir, err)
 	}
 	return out, nil
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
