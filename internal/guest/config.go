@@ -5,6 +5,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+
+	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
 // Config is how the agent of a guest runs. The zero value is that of PID 1.
@@ -18,5 +20,5 @@ type Config struct {
 	Session func(ctx context.Context, stream io.ReadWriteCloser, serve ServeFunc)
 }
 
-// ServeFunc answers the requests of one bridge, as Serve does. dial connects to ports of the host.
-type ServeFunc func(ctx context.Context, bridge net.Conn, dial Dialer) error
+// ServeFunc answers the requests of one bridge, as [gcsserver.Serve] does. dial connects to ports of the host.
+type ServeFunc func(ctx context.Context, bridge net.Conn, dial gcsserver.Dialer) error

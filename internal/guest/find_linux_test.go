@@ -9,15 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/internal/guest/gcsserver"
+	"github.com/stratavm/strata/internal/guest/mounts"
+	"github.com/stratavm/strata/internal/guest/procs"
 	"github.com/stratavm/strata/vmm"
 )
 
 // bridge is one host's with a runtime; its streams are not tried.
-func bridge(t *testing.T, rt Runtime) *gcs.Client {
+func bridge(t *testing.T, rt gcsserver.Runtime) *gcs.Client {
 	t.Helper()
 	host, guest := net.Pipe()
 	served := make(chan error, 1)
-	go func() { served <- Serve(t.Context(), guest, nil, rt, slog.New(slog.DiscardHandler)) }()
+	go func() { served <- gcsserver.Serve(t.Context(), guest, nil, rt, slog.New(slog.DiscardHandler)) }()
 	noPorts := gcs.Sockets(func(uint32) (net.Listener, error) { return nil, gcs.ErrPortTaken })
 	c, err := gcs.NewClient(t.Context(), host, noPorts, gcs.Options{})
 	if err != nil {
@@ -33,7 +36,8 @@ func bridge(t *testing.T, rt Runtime) *gcs.Client {
 
 // TestFindProcess: a host finds a process that another host has started, as long as it runs and when it has ended.
 func TestFindProcess(t *testing.T) {
-	rt := newLinuxRuntime(slog.New(slog.DiscardHandler), t.TempDir(), "/proc/self/exe", &devices{}, newSpawner(false))
+	rt := newLinuxRuntime(slog.New(slog.DiscardHandler), "/proc/self/exe", procs.NewSpawner(false),
+		mounts.Config{Base: t.TempDir(), Devices: &mounts.Devices{}})
 	p, err := bridge(t, rt).Exec(t.Context(),
 		vmm.ProcessSpec{Args: []string{"sleep", "1000"}, Env: []string{"PATH=/usr/bin:/bin"}})
 	if err != nil {

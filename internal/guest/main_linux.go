@@ -17,21 +17,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/internal/guest/gcsserver"
+	"github.com/stratavm/strata/internal/guest/mounts"
+	"github.com/stratavm/strata/internal/guest/procs"
 )
 
 // portPrefix begins the names of the virtio-serial ports that are bridges.
 const portPrefix = "org.stratavm.gcs."
 
 // guestMounts are those of the VM itself, in this order.
-var guestMounts = []systemMount{
-	{"/proc", "proc", noSUIDDevExec, "", false},
-	{"/sys", "sysfs", noSUIDDevExec, "", false},
-	{"/dev", "devtmpfs", unix.MS_NOSUID, "mode=755", false},
-	{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755", false},
-	{"/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", false},
-	{"/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5", true},
-	{"/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", true},
-	{"/sys/fs/cgroup", "cgroup2", noSUIDDevExec, "", true},
+var guestMounts = []procs.SystemMount{
+	{Target: "/proc", Type: "proc", Flags: procs.NoSUIDDevExec},
+	{Target: "/sys", Type: "sysfs", Flags: procs.NoSUIDDevExec},
+	{Target: "/dev", Type: "devtmpfs", Flags: unix.MS_NOSUID, Data: "mode=755"},
+	{Target: "/run", Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=755"},
+	{Target: "/tmp", Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=1777"},
+	{Target: "/dev/pts", Type: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC,
+		Data: "newinstance,ptmxmode=0666,mode=0620,gid=5", Optional: true},
+	{Target: "/dev/shm", Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=1777", Optional: true},
+	{Target: "/sys/fs/cgroup", Type: "cgroup2", Flags: procs.NoSUIDDevExec, Optional: true},
 }
 
 // Main runs the agent as PID 1 and returns only when the machine could not be stopped either.
@@ -48,7 +52,7 @@ func Main(ctx context.Context) int {
 func Run(ctx context.Context, config Config) error {
 	started := time.Now()
 	unix.Umask(0o022)
-	raiseLimits()
+	procs.RaiseLimits()
 	if err := leaveRootfs(); err != nil {
 		return err
 	}
@@ -69,19 +73,20 @@ func Run(ctx context.Context, config Config) error {
 	modules := newModules("/lib/modules", log)
 	modules.early("/lib/modules.strata")
 	loaded := time.Since(started) - mounted
-	events, err := listenUevents()
+	events, err := mounts.ListenUevents()
 	if err != nil {
 		return err
 	}
-	pmem, err := parsePMEM(words["strata.pmem"])
+	pmem, err := mounts.ParsePMEM(words["strata.pmem"])
 	if err != nil {
 		log.Error("kernel command line", "err", err)
 	}
-	rt := newLinuxRuntime(log, "/run", "/init", &devices{sys: "/sys", dev: "/dev", events: events, pmem: pmem}, newSpawner(true))
-	if self, err := os.Readlink("/proc/self/exe"); err == nil {
-		rt.self = self
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		self = "/init"
 	}
-	rt.load = modules.load
+	rt := newLinuxRuntime(log, self, procs.NewSpawner(true), mounts.Config{Base: "/run", Load: modules.load,
+		Devices: &mounts.Devices{Sys: "/sys", Dev: "/dev", Events: events, PMEM: pmem}})
 	if rt.powerOff = config.PowerOff; rt.powerOff == nil {
 		rt.powerOff = powerOffBy(words["strata.poweroff"])
 	}
@@ -173,9 +178,9 @@ type guest struct {
 }
 
 // servePorts serves each virtio-serial port with one of our names, as they appear.
-func (g *guest) servePorts(ctx context.Context, events *uevents) error {
+func (g *guest) servePorts(ctx context.Context, events *mounts.Uevents) error {
 	for {
-		next := events.next()
+		next := events.Next()
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 		for _, path := range names {
 			b, err := os.ReadFile(path)
@@ -238,9 +243,9 @@ func (g *guest) session(ctx context.Context, stream io.ReadWriteCloser) {
 	}
 }
 
-func (g *guest) serve(ctx context.Context, bridge net.Conn, dial Dialer) error {
+func (g *guest) serve(ctx context.Context, bridge net.Conn, dial gcsserver.Dialer) error {
 	go g.modules.background()
-	return Serve(ctx, bridge, dial, g.rt, g.log)
+	return gcsserver.Serve(ctx, bridge, dial, g.rt, g.log)
 }
 
 // port is a virtio-serial port. The kernel reports a host that is not there by empty reads, for ever;

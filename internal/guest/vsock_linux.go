@@ -13,6 +13,7 @@ import (
 	"github.com/mdlayher/vsock"
 
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
 // vsockHost is the context id of the host.
@@ -45,7 +46,7 @@ func (g *guest) serveVSock(ctx context.Context, words map[string]string) {
 
 // dialHost dials the host, again and again. Microsoft's host does not take the bridge before it has given
 // the guest a seed and been dialled for the guest's log.
-func (g *guest) dialHost(ctx context.Context, dial Dialer) {
+func (g *guest) dialHost(ctx context.Context, dial gcsserver.Dialer) {
 	var seeded, logged bool
 	for ctx.Err() == nil {
 		if !seeded {
@@ -63,7 +64,7 @@ func (g *guest) dialHost(ctx context.Context, dial Dialer) {
 			continue
 		}
 		seeded, logged = true, true // a host that has taken the bridge does not want the others any more
-		if err := Serve(ctx, conn, dial, g.rt, g.log); err != nil {
+		if err := gcsserver.Serve(ctx, conn, dial, g.rt, g.log); err != nil {
 			g.log.Warn("session ended", "err", err)
 		}
 	}
@@ -77,7 +78,7 @@ const seedSize = 512
 
 // takeSeed adds what a host sends on its entropy port to the kernel's pool. It reports whether the host
 // was there.
-func takeSeed(ctx context.Context, dial Dialer) bool {
+func takeSeed(ctx context.Context, dial gcsserver.Dialer) bool {
 	conn, err := dial(ctx, gcs.PortEntropy)
 	if err != nil {
 		return false
@@ -91,7 +92,7 @@ func takeSeed(ctx context.Context, dial Dialer) bool {
 
 // sendLog sends the agent's log from now on to the host as well, one JSON object a line. It reports whether
 // the host was there.
-func (g *guest) sendLog(ctx context.Context, dial Dialer) bool {
+func (g *guest) sendLog(ctx context.Context, dial gcsserver.Dialer) bool {
 	conn, err := dial(ctx, gcs.PortLog)
 	if err != nil {
 		return false

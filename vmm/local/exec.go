@@ -13,7 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/internal/gcs"
-	"github.com/stratavm/strata/internal/guest"
+	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -71,8 +71,8 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 			})
 		}
 	}
-	pid, err := run.Exec(ctx, guest.Process{Container: spec.ContainerID, Args: spec.Args, Env: spec.Env, Dir: spec.Dir,
-		MakeDir: spec.MakeDir, User: spec.User,
+	pid, err := run.Exec(ctx, gcsserver.Process{Container: spec.ContainerID, Args: spec.Args, Env: spec.Env,
+		Dir: spec.Dir, MakeDir: spec.MakeDir, User: spec.User,
 		Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height, Streams: streams})
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -90,7 +90,7 @@ func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Proc
 }
 
 // runtime returns what runs processes, which is started for the first one.
-func (m *Machine) runtime() (guest.Runtime, error) {
+func (m *Machine) runtime() (gcsserver.Runtime, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.run == nil {
@@ -104,7 +104,7 @@ func (m *Machine) runtime() (guest.Runtime, error) {
 }
 
 // container makes sure that the runtime knows a container.
-func (m *Machine) container(ctx context.Context, run guest.Runtime, spec vmm.ProcessSpec) error {
+func (m *Machine) container(ctx context.Context, run gcsserver.Runtime, spec vmm.ProcessSpec) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	root := m.HostPath(spec.Root)
@@ -150,7 +150,7 @@ func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
 
 // process is a process of Exec.
 type process struct {
-	run       guest.Runtime
+	run       gcsserver.Runtime
 	container string
 	pid       uint32
 	conns     []net.Conn

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stratavm/strata/internal/applyengine"
 	"github.com/stratavm/strata/internal/guest"
+	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/vmm"
 )
@@ -81,10 +82,10 @@ type Machine struct {
 	end    context.CancelCauseFunc
 	dirs   sync.Mutex // held while directories of mounts are made or removed
 
-	containersOf func() (guest.Runtime, error) // starts what runs processes
+	containersOf func() (gcsserver.Runtime, error) // starts what runs processes
 
 	mu    sync.Mutex
-	run   guest.Runtime     // nil: there were no processes yet
+	run   gcsserver.Runtime // nil: there were no processes yet
 	roots map[string]string // of containers that this process has made
 }
 
@@ -170,7 +171,7 @@ func open(o Options) (*Machine, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	m.containersOf = func() (guest.Runtime, error) {
+	m.containersOf = func() (gcsserver.Runtime, error) {
 		path := o.InitPath
 		if path == "" && o.FindInit == nil {
 			return nil, fmt.Errorf("%w: there is no first process for containers: set InitPath", errors.ErrUnsupported)

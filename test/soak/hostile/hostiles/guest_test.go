@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/internal/gcs"
-	"github.com/stratavm/strata/internal/guest"
+	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -18,8 +18,8 @@ import (
 func TestOrders(t *testing.T) {
 	var g Guest
 	g.boot.Do(func() {}) // this system's kernel was given no orders
-	honest := func(ctx context.Context, bridge net.Conn, dial guest.Dialer) error {
-		return guest.Serve(ctx, bridge, dial, nil, slog.New(slog.DiscardHandler))
+	honest := func(ctx context.Context, bridge net.Conn, dial gcsserver.Dialer) error {
+		return gcsserver.Serve(ctx, bridge, dial, nil, slog.New(slog.DiscardHandler))
 	}
 	host, port := net.Pipe()
 	served := make(chan struct{})

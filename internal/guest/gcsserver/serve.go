@@ -1,0 +1,351 @@
+package gcsserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/stratavm/strata/internal/gcs"
+)
+
+// version is what the agent says of itself as the capability StrataAgent.
+const version = 1
+
+// maxRequest is the largest request the agent reads, in bytes. All arguments that Linux takes fit.
+const maxRequest = gcs.LargestMaxMessage
+
+// maxConcurrent bounds the requests of one session that run at the same time; then the host has to
+// wait. Waiting for processes is what there is most of.
+const maxConcurrent = 4096
+
+// session is one bridge.
+type session struct {
+	rt         Runtime
+	dial       Dialer
+	log        *slog.Logger
+	negotiated atomic.Bool
+	running    sync.WaitGroup // what there is to be waited for when the host is gone
+
+	writing sync.Mutex
+	conn    net.Conn
+}
+
+// Serve answers the requests of one bridge until the host hangs up (nil), breaks the protocol, or ctx
+// ends. It closes conn, and returns when the requests under way have come to rest, except that waiting
+// for processes ends with the session.
+func Serve(ctx context.Context, conn net.Conn, dial Dialer, rt Runtime, log *slog.Logger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	s := &session{rt: rt, dial: dial, log: log, conn: conn}
+	defer s.running.Wait()
+	defer cancel()
+	slots := make(chan struct{}, maxConcurrent)
+	for {
+		h, payload, err := gcs.ReadMessage(conn, maxRequest)
+		if errors.Is(err, io.EOF) || ctx.Err() != nil {
+			return nil
+		}
+		if err == nil && !h.Type.IsRequest() {
+			err = fmt.Errorf("%w: the host sent a %v", gcs.ErrProtocol, h.Type)
+		}
+		if err != nil {
+			return err
+		}
+		slots <- struct{}{}
+		s.running.Go(func() {
+			defer func() { <-slots }()
+			s.handle(ctx, h, payload)
+		})
+	}
+}
+
+type base interface{ Base() *gcs.ResponseBase }
+
+func (s *session) handle(ctx context.Context, h gcs.Header, payload []byte) {
+	started := time.Now()
+	var req gcs.RequestBase
+	var resp base = &gcs.EmptyResponse{}
+	err := Decode(payload, &req)
+	if err == nil {
+		var r base
+		if r, err = s.guarded(ctx, h.Type, req, payload); r != nil {
+			resp = r
+		}
+	}
+	if ctx.Err() != nil {
+		return // nobody is there to read the answer
+	}
+	resp.Base().ActivityId = req.ActivityId
+	if err != nil {
+		setError(resp.Base(), err)
+	}
+	s.log.Debug("request", "type", h.Type, "container", req.ContainerId, "took", time.Since(started), "err", err)
+	s.send(gcs.Header{Type: h.Type.Response(), ID: h.ID}, resp)
+}
+
+// setError fills in an error so that the answer stays within the size that hosts accept.
+func setError(b *gcs.ResponseBase, err error) {
+	const most = 3000
+	text := err.Error()
+	if len(text) > most {
+		text = text[:most] + "..."
+	}
+	b.Result, b.ErrorMessage = ResultOf(err), text
+	b.ErrorRecords = []gcs.ErrorRecord{{Result: b.Result, Message: text, ModuleName: "gcs", Line: 1<<32 - 1}}
+}
+
+func (s *session) send(h gcs.Header, payload any) {
+	frame, err := gcs.EncodeMessage(h, payload, gcs.DefaultMaxMessage)
+	if err != nil {
+		e := &gcs.EmptyResponse{}
+		setError(&e.ResponseBase, err)
+		if frame, err = gcs.EncodeMessage(h, e, gcs.DefaultMaxMessage); err != nil {
+			return
+		}
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if _, err := s.conn.Write(frame); err != nil {
+		s.conn.Close() // the reader ends the session
+	}
+}
+
+// guarded routes a request. A panic becomes the request's error: the agent is PID 1, whose end is that of
+// the whole VM.
+func (s *session) guarded(ctx context.Context, t gcs.MessageType, b gcs.RequestBase, payload []byte) (r base, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.log.Error("panic", "request", t, "panic", v, "stack", string(debug.Stack()))
+			r, err = nil, fmt.Errorf("a fault of the agent: panic: %v", v)
+		}
+	}()
+	return s.route(ctx, t, b, payload)
+}
+
+func (s *session) route(ctx context.Context, t gcs.MessageType, b gcs.RequestBase, payload []byte) (base, error) {
+	if t == gcs.TypeNegotiateProtocol {
+		return s.negotiate(payload)
+	}
+	if !s.negotiated.Load() {
+		return &gcs.EmptyResponse{ResponseBase: gcs.ResponseBase{Result: gcs.ResultNotImplemented}}, nil
+	}
+	container := b.ContainerId
+	if container == gcs.NullContainer {
+		container = ""
+	}
+	// What changes the guest is finished even when the host goes away.
+	lasting := context.WithoutCancel(ctx)
+	switch t {
+	case gcs.TypeModifySettings:
+		return nil, s.modify(lasting, container, payload)
+	case gcs.TypeCreate:
+		if err := s.create(lasting, container, payload); err != nil {
+			return nil, err
+		}
+		s.running.Go(func() { s.notifyEnd(ctx, container, b.ActivityId) })
+		return nil, nil
+	case gcs.TypeStart:
+		return nil, nil // a container starts with its first process
+	case gcs.TypeExecuteProcess:
+		return s.exec(ctx, container, payload)
+	case gcs.TypeWaitForProcess:
+		return s.wait(ctx, container, payload)
+	case gcs.TypeSignalProcess:
+		return nil, s.signal(ctx, container, payload)
+	case gcs.TypeResizeConsole:
+		var r gcs.ResizeRequest
+		if err := Decode(payload, &r); err != nil {
+			return nil, err
+		}
+		return nil, s.rt.Resize(ctx, container, r.ProcessId, r.Width, r.Height)
+	case gcs.TypeGetProperties:
+		return s.properties(ctx, container, payload)
+	case gcs.TypeDumpStacks:
+		return &gcs.StacksResponse{GuestStacks: stacks()}, nil
+	case gcs.TypeDeleteContainerState:
+		if container == "" {
+			return nil, fmt.Errorf("the VM itself cannot be deleted: %w", ErrInvalid)
+		}
+		return nil, s.rt.Delete(lasting, container)
+	case gcs.TypeShutdownGraceful, gcs.TypeShutdownForced:
+		if container == "" {
+			return nil, s.rt.PowerOff(lasting)
+		}
+		sig := 15
+		if t == gcs.TypeShutdownForced {
+			sig = 9
+		}
+		return nil, s.rt.Stop(ctx, container, sig)
+	}
+	return &gcs.EmptyResponse{ResponseBase: gcs.ResponseBase{Result: gcs.ResultNotImplemented,
+		ErrorMessage: t.String() + " is not served by this guest"}}, nil
+}
+
+func (s *session) negotiate(payload []byte) (base, error) {
+	var r gcs.NegotiateRequest
+	if err := Decode(payload, &r); err != nil {
+		return nil, err
+	}
+	resp := &gcs.NegotiateResponse{}
+	if r.MinimumVersion > gcs.ProtocolVersion || r.MaximumVersion < gcs.ProtocolVersion {
+		resp.Result = gcs.ResultProtocolVersion
+		resp.ErrorMessage = fmt.Sprintf("protocol versions %d to %d are offered, this guest speaks %d",
+			r.MinimumVersion, r.MaximumVersion, gcs.ProtocolVersion)
+		return resp, nil
+	}
+	s.negotiated.Store(true)
+	resp.Version = gcs.ProtocolVersion
+	resp.Capabilities = gcs.Capabilities{
+		SupportedSchemaVersions: []gcs.Version{{Major: 2, Minor: 1}}, RuntimeOsType: "Linux",
+		GuestDefinedCapabilities: gcs.GuestDefinedCapabilities{SignalProcessSupported: true,
+			DumpStacksSupported: true, DeleteContainerStateSupported: true, StrataAgent: version, StrataMaxRequest: maxRequest},
+	}
+	return resp, nil
+}
+
+func (s *session) modify(ctx context.Context, container string, payload []byte) error {
+	var r struct{ Request Modification }
+	if err := Decode(payload, &r); err != nil {
+		return err
+	}
+	if container != "" {
+		return fmt.Errorf("%s of container %s: %w", r.Request.ResourceType, container, ErrUnsupported)
+	}
+	if r.Request.RequestType == "" {
+		r.Request.RequestType = "Add"
+	}
+	if err := s.rt.Modify(ctx, r.Request, s.dial); err != nil {
+		return fmt.Errorf("%s %s: %w", r.Request.RequestType, r.Request.ResourceType, err)
+	}
+	return nil
+}
+
+func (s *session) create(ctx context.Context, container string, payload []byte) error {
+	var r gcs.CreateRequest
+	if err := Decode(payload, &r); err != nil {
+		return err
+	}
+	var config gcs.ContainerConfig
+	if err := Decode([]byte(r.ContainerConfig), &config); err != nil {
+		return err
+	}
+	if v := config.SchemaVersion; v.Major != 2 || v.Minor < 1 {
+		return fmt.Errorf("container document of schema %d.%d, at least 2.1 is needed: %w", v.Major, v.Minor, ErrJSON)
+	}
+	if container == "" {
+		return fmt.Errorf("a container needs an id: %w", ErrInvalid)
+	}
+	return s.rt.Create(ctx, container, config)
+}
+
+// notifyEnd sends the notification that a container has ended, once, to the host that created it.
+func (s *session) notifyEnd(ctx context.Context, container, activity string) {
+	how, err := s.rt.Ended(ctx, container)
+	if err != nil {
+		return // the host is gone, or the container never began
+	}
+	s.send(gcs.Header{Type: gcs.TypeNotification}, &gcs.Notification{ContainerId: container, ActivityId: activity,
+		Type: how, Operation: "None"})
+}
+
+// wait answers when the process has ended or the request's own time is over.
+func (s *session) wait(ctx context.Context, container string, payload []byte) (base, error) {
+	var r gcs.WaitRequest
+	if err := Decode(payload, &r); err != nil {
+		return nil, err
+	}
+	if r.TimeoutInMs != gcs.InfiniteTimeout {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(r.TimeoutInMs)*time.Millisecond)
+		defer cancel()
+	}
+	code, err := s.rt.Wait(ctx, container, r.ProcessId)
+	return &gcs.WaitResponse{ExitCode: uint32(int32(code))}, err
+}
+
+func (s *session) signal(ctx context.Context, container string, payload []byte) error {
+	r := struct {
+		ProcessId uint32
+		Options   gcs.SignalOptions
+	}{}
+	if err := Decode(payload, &r); err != nil {
+		return err
+	}
+	if r.Options.Signal == 0 {
+		r.Options.Signal = 9
+	}
+	return s.rt.Signal(ctx, container, r.ProcessId, r.Options.Signal)
+}
+
+// pageBytes is about how much of a list goes into one answer; JSON inside a JSON string grows by its
+// quotes.
+const pageBytes = 24 << 10
+
+func (s *session) properties(ctx context.Context, container string, payload []byte) (base, error) {
+	var r gcs.PropertiesRequest
+	if err := Decode(payload, &r); err != nil {
+		return nil, err
+	}
+	var q gcs.PropertyQuery
+	if err := Decode([]byte(r.Query), &q); err != nil {
+		return nil, err
+	}
+	var p gcs.Properties
+	for _, name := range q.PropertyTypes {
+		switch {
+		case name == gcs.PropertyMounts && container == "":
+			mounts, err := s.rt.Mounts(ctx)
+			if err != nil {
+				return nil, err
+			}
+			p.StrataMounts, p.StrataNext = page(mounts, q.StrataOffset)
+		case name == gcs.PropertyProcesses:
+			pids, err := s.rt.Processes(container)
+			if err != nil {
+				return nil, err
+			}
+			for _, pid := range pids {
+				p.ProcessList = append(p.ProcessList, gcs.ProcessDetails{ProcessId: pid})
+			}
+		default:
+			return nil, fmt.Errorf("property %s: %w", strconv.Quote(name), ErrUnsupported)
+		}
+	}
+	text, err := gcs.EncodeText(p)
+	return &gcs.PropertiesResponse{Properties: text}, err
+}
+
+func page(all []gcs.Mount, offset int) (mounts []gcs.Mount, next int) {
+	slices.SortFunc(all, func(a, b gcs.Mount) int { return strings.Compare(a.Path, b.Path) })
+	size := 0
+	for i := max(0, offset); i < len(all); i++ {
+		b, err := json.Marshal(all[i])
+		if err != nil {
+			continue
+		}
+		if size += len(b); size > pageBytes && len(mounts) > 0 {
+			return mounts, i
+		}
+		mounts = append(mounts, all[i])
+	}
+	return mounts, 0
+}
+
+func stacks() string {
+	buf := make([]byte, 48<<10)
+	return string(buf[:runtime.Stack(buf, true)])
+}

@@ -1,0 +1,182 @@
+package procs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/guest/gcsserver"
+)
+
+// Spawner starts processes and collects their exit codes. As PID 1 it also collects the orphans that
+// the kernel gives it.
+type Spawner struct {
+	mu   sync.Mutex // held while forking, so that no exit is collected before it is awaited
+	pids map[int]func(status syscall.WaitStatus, last bool)
+	init bool // reap everything
+	// orphan, if set, hears of children that were not started here.
+	orphan func(last bool)
+}
+
+// NewSpawner makes a spawner. With all it collects every child of this process, as PID 1 has to; the
+// caller must not wait for children in any other way.
+func NewSpawner(all bool) *Spawner {
+	s := &Spawner{pids: map[int]func(syscall.WaitStatus, bool){}, init: all}
+	if all {
+		sig := make(chan os.Signal, 1)
+		signal.Notify(sig, unix.SIGCHLD)
+		go func() {
+			for range sig {
+				s.reap()
+			}
+		}()
+	}
+	return s
+}
+
+// start runs a program. exited is called once, must not block, and hears as last whether no child is
+// left.
+func (s *Spawner) start(path string, args []string, attr *syscall.ProcAttr, exited func(status syscall.WaitStatus, last bool)) (int, error) {
+	s.mu.Lock()
+	pid, err := syscall.ForkExec(path, args, attr)
+	if err == nil {
+		s.pids[pid] = exited
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return 0, fmt.Errorf("start %s: %w", path, err)
+	}
+	if !s.init {
+		go s.await(pid)
+	}
+	return pid, nil
+}
+
+func (s *Spawner) await(pid int) {
+	var status syscall.WaitStatus
+	for {
+		if _, err := syscall.Wait4(pid, &status, 0, nil); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	s.mu.Lock()
+	exited := s.pids[pid]
+	delete(s.pids, pid)
+	last := len(s.pids) == 0
+	s.mu.Unlock()
+	exited(status, last)
+}
+
+// reap collects every child that has exited.
+func (s *Spawner) reap() {
+	type exit struct {
+		f      func(syscall.WaitStatus, bool)
+		status syscall.WaitStatus
+	}
+	var exits []exit
+	s.mu.Lock()
+	none := false
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		none = errors.Is(err, syscall.ECHILD)
+		if err != nil || pid <= 0 {
+			break
+		}
+		if f := s.pids[pid]; f != nil {
+			exits = append(exits, exit{f, status})
+			delete(s.pids, pid)
+		} else if s.orphan != nil {
+			exits = append(exits, exit{func(_ syscall.WaitStatus, last bool) { s.orphan(last) }, status})
+		}
+	}
+	s.mu.Unlock()
+	for i, e := range exits { // in order: the last must be heard last
+		e.f(e.status, none && i == len(exits)-1)
+	}
+}
+
+// signal sends a signal to a process that start returned and whose exit was not collected yet, so that
+// it cannot hit another one with the same number.
+func (s *Spawner) signal(pid int, sig syscall.Signal) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pids[pid] == nil {
+		return gcsserver.ErrNotFound
+	}
+	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("signal %d to process %d: %w", sig, pid, err)
+	}
+	return nil
+}
+
+// tellIfIdle calls orphan when no child is left.
+func (s *Spawner) tellIfIdle() {
+	s.mu.Lock()
+	err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	s.mu.Unlock()
+	if errors.Is(err, syscall.ECHILD) {
+		s.orphan(true)
+	}
+}
+
+// Run runs a program of the guest to its end, or until ctx ends, and returns its output, shortened, with
+// an error.
+func (s *Spawner) Run(ctx context.Context, path string, args ...string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		w.Close()
+		return err
+	}
+	defer null.Close()
+	done := make(chan syscall.WaitStatus, 1)
+	pid, err := s.start(path, append([]string{path}, args...), &syscall.ProcAttr{Dir: "/", Env: []string{"PATH=" + defaultPath},
+		Files: []uintptr{null.Fd(), w.Fd(), w.Fd()}}, func(st syscall.WaitStatus, _ bool) { done <- st })
+	w.Close()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.signal(pid, syscall.SIGKILL) }) // it may just have ended
+	defer stop()
+	out := make([]byte, 0, 2048)
+	buf := make([]byte, 2048)
+	for {
+		n, err := r.Read(buf)
+		if room := cap(out) - len(out); room > 0 {
+			out = append(out, buf[:min(n, room)]...)
+		}
+		if err != nil {
+			break
+		}
+	}
+	code := exitCode(<-done)
+	if code != 0 && ctx.Err() != nil {
+		return fmt.Errorf("%s was ended: %w", path, context.Cause(ctx))
+	}
+	if code != 0 {
+		return fmt.Errorf("%s ended with %d: %s", path, code, out)
+	}
+	return nil
+}
+
+// exitCode is the code as shells count it.
+func exitCode(st syscall.WaitStatus) int {
+	if st.Signaled() {
+		return 128 + int(st.Signal())
+	}
+	return st.ExitStatus()
+}
