@@ -9,7 +9,7 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// TestContextEndsBetweenStartAndOpen: a VM that was started and could not be taken up does not run on.
+// TestContextEndsBetweenStartAndOpen: a VM that was started and could not be reopened does not run on.
 func TestContextEndsBetweenStartAndOpen(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -86,7 +86,7 @@ func openMade(ctx context.Context, dir string, connect uvm.Connect, o uvm.Option
 // endTime bounds what ending a VM takes that was started in vain.
 const endTime = 10 * time.Second
 
-// openStarted takes up the VM that start starts. When that fails, as it does when ctx ends just then,
+// openStarted reopens the VM that start starts. When that fails, as it does when ctx ends just then,
 // kill ends the machine.
 func openStarted(ctx context.Context, o VMOptions, start uvm.Connect, kill func(context.Context, string) error) (*uvm.UtilityVM, error) {
 	started := false
@@ -103,7 +103,7 @@ func openStarted(ctx context.Context, o VMOptions, start uvm.Connect, kill func(
 	return nil, errors.Join(err, kill(limited, o.Dir))
 }
 
-// notRunning gives an error matching ErrRunning when a VM of the directory runs.
+// notRunning returns an error matching ErrRunning when a VM of the directory runs.
 func notRunning(ctx context.Context, dir string) error {
 	info, err := InspectVM(ctx, dir)
 	if errors.Is(err, ErrNoVM) {
@@ -115,7 +115,7 @@ func notRunning(ctx context.Context, dir string) error {
 	return err
 }
 
-// OpenVM takes up a VM that runs, whoever started it, and mends what was left half done in it. It waits for
+// OpenVM reopens a VM that runs, whoever started it, and mends what was left half done in it. It waits for
 // another process that has it open, until ctx ends. A directory without a VM is an error matching
 // ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone, one that says nothing
 // uvm.ErrNoAnswer.

@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// recorded gives the documents that were recorded of hcsshim for a function, with where they stand.
+// recorded returns the documents that were recorded of hcsshim for a function, with where they stand.
 func recorded(t *testing.T, fn, argument string) map[string]json.RawMessage {
 	t.Helper()
 	out := map[string]json.RawMessage{}
@@ -81,7 +81,7 @@ func TestCreateDocumentsRoundTrip(t *testing.T) {
 	}
 }
 
-// settingsOf gives the type of the settings at a resource path.
+// settingsOf returns the type of the settings at a resource path.
 func settingsOf(path string) any {
 	switch {
 	case strings.Contains(path, "/Scsi/"):
@@ -98,7 +98,7 @@ func settingsOf(path string) any {
 	return nil
 }
 
-// guestSettingsOf gives the type of the settings of a guest request.
+// guestSettingsOf returns the type of the settings of a guest request.
 func guestSettingsOf(r ResourceType, windows bool) any {
 	linux := map[ResourceType]any{
 		ResourceMappedVirtualDisk: &LCOWMappedVirtualDisk{}, ResourceVPMemDevice: &LCOWMappedVPMemDevice{},

@@ -33,7 +33,7 @@ type GuestRequest struct {
 }
 
 // LCOWMappedVirtualDisk mounts a SCSI disk in a Linux guest. An empty MountPath only waits for
-// the disk (Add) or only lets go of it (Remove). Controller and LUN 0 do not appear on the wire.
+// the disk (Add) or only releases it (Remove). Controller and LUN 0 do not appear on the wire.
 type LCOWMappedVirtualDisk struct {
 	MountPath        string            `json:",omitempty"`
 	Lun              uint8             `json:",omitempty"`

@@ -106,7 +106,7 @@ func pickDocker(list []dockerEntry, want string) (dockerEntry, string, error) {
 	return found[0], name, nil
 }
 
-// openRootFS makes an image of a bare tar. The tar is read once here, for its diffID: that is what the
+// openRootFS creates an image of a bare tar. The tar is read once here, for its diffID: that is what the
 // layer is kept under, and a tar that was imported before need not be converted again. What it holds is looked at
 // on the way.
 func openRootFS(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {

@@ -116,7 +116,7 @@ type Layer struct {
 	limit   int64
 }
 
-// Open gives the tar of the layer. The stream returns io.EOF only when digest, size and diffID have been
+// Open returns the tar of the layer. The stream returns io.EOF only when digest, size and diffID have been
 // found right. progress, when set, is told the bytes of the blob read so far, from one goroutine at a
 // time. The stream reads ahead in goroutines of its own, until it is closed.
 func (l Layer) Open(ctx context.Context, progress func(int64)) (io.ReadCloser, error) {

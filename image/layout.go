@@ -14,7 +14,7 @@ var errNoLayout = fmt.Errorf("%w: it is no OCI layout: there is no index.json", 
 // refNames are the annotations that name the images of a layout, the fullest name first.
 var refNames = []string{"io.containerd.image.name", "org.opencontainers.image.ref.name"}
 
-// layoutBlobs gives the blobs of a layout.
+// layoutBlobs returns the blobs of a layout.
 type layoutBlobs struct{ files }
 
 func (l layoutBlobs) document(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {

@@ -46,7 +46,7 @@ func readAll(rc io.ReadCloser, what string, d v1.Descriptor, limit int64) (b []b
 	return io.ReadAll(c)
 }
 
-// document tells what a document is without trusting its media type alone.
+// document reports what a document is without trusting its media type alone.
 type document struct {
 	MediaType types.MediaType   `json:"mediaType"`
 	Layers    []json.RawMessage `json:"layers"`
@@ -262,7 +262,7 @@ func parseConfig(raw []byte) (*v1.ConfigFile, error) {
 	return &cf, nil
 }
 
-// assemble makes the image of a manifest that was found.
+// assemble creates the image of a manifest that was found.
 func (f *finder) assemble(ctx context.Context, s Source, name string, d v1.Descriptor, content []byte,
 	o Options) (*Image, error) {
 	var m v1.Manifest

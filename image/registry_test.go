@@ -31,7 +31,7 @@ func cut(w http.ResponseWriter, b []byte, n int) {
 	panic(http.ErrAbortHandler)
 }
 
-// once gives the first request that matches to answer.
+// once returns the first request that matches to answer.
 func once(match func(*http.Request) bool, answer func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) bool {
 	var n atomic.Int32
 	return func(w http.ResponseWriter, r *http.Request) bool {

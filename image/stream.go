@@ -28,7 +28,7 @@ type checked struct {
 	err      error
 }
 
-// newHash gives the hash of a digest such as sha256:…, and nil for none: nobody would look at the sum.
+// newHash returns the hash of a digest such as sha256:…, and nil for none: nobody would look at the sum.
 func newHash(digest string) (hash.Hash, error) {
 	if digest == "" {
 		return nil, nil

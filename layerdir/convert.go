@@ -56,7 +56,7 @@ type Options struct {
 	Share func(ctx context.Context, file string) error
 }
 
-// Result tells what Convert made.
+// Result reports what Convert made.
 type Result struct {
 	Path  string // of the layer file, or of the directory that is the tree
 	Bytes int64  // its size, hash tree and footer included; of a tree that of all files

@@ -38,7 +38,7 @@ func needRoot(t *testing.T) {
 	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
 }
 
-// mounted gives the description of a layer that is mounted, without what ext4 adds.
+// mounted returns the description of a layer that is mounted, without what ext4 adds.
 func mounted(t *testing.T, format int, path string) map[string]string {
 	t.Helper()
 	d := treetest.Describe(t, treetest.Mount(t, path, formats[format].fstype))

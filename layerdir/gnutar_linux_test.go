@@ -14,7 +14,7 @@ import (
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 )
 
-// sparse makes a file of a size with a little data here and there.
+// sparse creates a file of a size with a little data here and there.
 func sparse(t *testing.T, path string, size int64, data string, at ...int64) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -43,7 +43,7 @@ func gnuTar(t *testing.T, dir string, args ...string) []byte {
 	return b
 }
 
-// tarTree makes a tree that needs the extensions that formats of tars have: what lies in split is beyond
+// tarTree creates a tree that needs the extensions that formats of tars have: what lies in split is beyond
 // the oldest of them, and what lies in beyond is for those of GNU and POSIX alone.
 func tarTree(t *testing.T) string {
 	t.Helper()

@@ -51,7 +51,7 @@ func openLayers(paths []string) (files []layerFile, closeAll func(), err error) 
 	return files, closeAll, nil
 }
 
-// IndexDisk makes an index over EROFS layer files, top first, in the new file index, and gives the
+// IndexDisk creates an index over EROFS layer files, top first, in the new file index, and gives the
 // extents of the read-only disk that shows all of them as one EROFS file system. The disk belongs to
 // one mount: remove the file with it. Layers that an index cannot serve (ext4, compressed images) give
 // an error that matches erofs.ErrNotEROFS, erofs.ErrUnsupported or erofs.ErrTooLarge, and leave no file:

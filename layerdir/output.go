@@ -50,7 +50,7 @@ func newOutput(dir, name string) (*output, error) {
 	return o, nil
 }
 
-// makeWork makes the temporary folder and takes its lock.
+// makeWork creates the temporary folder and takes its lock.
 func (o *output) makeWork(parent string) error {
 	for {
 		work, err := os.MkdirTemp(parent, workPrefix+"*"+workSuffix)
@@ -79,7 +79,7 @@ func (o *output) removeWork() error {
 	return removeLocked(o.work, lock)
 }
 
-// removeLocked removes a temporary folder whose lock is held, and lets go of it.
+// removeLocked removes a temporary folder whose lock is held, and releases it.
 func removeLocked(work string, lock *os.File) error {
 	entries, err := os.ReadDir(work)
 	for _, e := range entries {

@@ -91,7 +91,7 @@ func CreateScratch(ctx context.Context, o ScratchOptions) (path string, err erro
 	return path, nil
 }
 
-// scratchTemplate gives the path of the template for a size and makes it when it is missing. Two
+// scratchTemplate returns the path of the template for a size and makes it when it is missing. Two
 // processes that make it at once both succeed: the later rename wins, and both files are the same
 // but for their ids.
 func scratchTemplate(ctx context.Context, cacheDir string, size int64) (path string, err error) {

@@ -24,7 +24,7 @@ const maxIDs = 1 << 20 // bytes of that record
 // ErrOtherIDs says that a tree was made in a user namespace with other ids.
 var ErrOtherIDs = errors.New("the layer was made in a user namespace with other ids")
 
-// convertTree makes a layer that is a directory tree; see the comment of the package. Where the kernel
+// convertTree creates a layer that is a directory tree; see the comment of the package. Where the kernel
 // mounts disks a tree has no use, and its set-user-ID programs would be root's: outside of a user
 // namespace the error matches errors.ErrUnsupported.
 func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res Result, err error) {

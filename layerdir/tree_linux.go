@@ -28,7 +28,7 @@ type unpacker struct {
 	bytes int64
 }
 
-// unpack makes the tree at dir, which must not exist yet, with the contents in data, and syncs it. one
+// unpack creates the tree at dir, which must not exist yet, with the contents in data, and syncs it. one
 // says that everything belongs to one user. It gives the size of all files.
 //
 // Nobody else works in dir, and below it names are only ever used in a directory that is open, so that
@@ -101,7 +101,7 @@ func bare(err error) error {
 	return err
 }
 
-// add makes the file n at at; its name in the tree is p.
+// add creates the file n at at; its name in the tree is p.
 func (u *unpacker) add(ctx context.Context, at, p string, n *layertree.Node) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
@@ -194,7 +194,7 @@ func (u *unpacker) attributes(at string, n *layertree.Node) error {
 	return nil
 }
 
-// xattr gives the name that an attribute has in a user namespace, if it can be had there.
+// xattr returns the name that an attribute has in a user namespace, if it can be had there.
 func (u *unpacker) xattr(n *layertree.Node, name string) (string, bool) {
 	switch {
 	case name == layertree.OpaqueXattr:

@@ -20,7 +20,7 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// realLayers makes layer folders with a file each, top-most first.
+// realLayers creates layer folders with a file each, top-most first.
 func realLayers(t *testing.T, format layerdir.Format, n int) []Layer {
 	t.Helper()
 	out := make([]Layer, n)

@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// folder makes a folder with one file in it, standing for a layer or a scratch.
+// folder creates a folder with one file in it, standing for a layer or a scratch.
 func folder(parent, name, file string) string {
 	dir := filepath.Join(parent, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {

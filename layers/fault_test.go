@@ -78,7 +78,7 @@ func (s scenario) finish(w *world, other *Mounted) {
 		w.t.Errorf("recover: %v", err)
 	}
 	if st := w.vm.Status(); !st.Empty() {
-		w.t.Errorf("left in the books: %+v", st)
+		w.t.Errorf("left in the ledger: %+v", st)
 	}
 	for _, left := range w.f.Leftovers() {
 		if !w.f.Limits().VPMEMRetained || !strings.HasPrefix(left, "vpmem") {

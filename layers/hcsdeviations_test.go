@@ -13,7 +13,7 @@ type deviation struct {
 	sentinel string
 	// result replaces hcsshim's, as JSON.
 	result string
-	// unseen: the difference shows in the books only, or in a later step that has its own entry.
+	// unseen: the difference shows in the ledger only, or in a later step that has its own entry.
 	unseen bool
 }
 

@@ -174,7 +174,7 @@ type recorder interface {
 	Wait()
 }
 
-// newReplay makes a world that is as lenient as the one that the scenarios were recorded in;
+// newReplay creates a world that is as lenient as the one that the scenarios were recorded in;
 // newStrictReplay one with the service's rules in force.
 func newReplay(t *testing.T, s *scenario) *replay       { return newWorldFor(t, s, true) }
 func newStrictReplay(t *testing.T, s *scenario) *replay { return newWorldFor(t, s, false) }
@@ -242,7 +242,7 @@ func operation(names []string) (op layers.UnmountOperation) {
 	return op
 }
 
-// vmOf gives the VM of a step: that of its name, or of the newer set the only one.
+// vmOf returns the VM of a step: that of its name, or of the newer set the only one.
 func (r *replay) vmOf(st step) *uvm.UtilityVM {
 	vm := r.vms[st.UVM]
 	if st.UVM == "" && len(r.vms) == 1 && r.s.head {
@@ -293,7 +293,7 @@ func (r *replay) create(ctx context.Context, st step) (any, error) {
 // sentinels are the errors that hcsshim's error values of these names correspond to.
 var sentinels = map[string]error{"ErrNotAttached": uvm.ErrNotAttached, "ErrNoSCSIControllers": uvm.ErrNoSCSIControllers}
 
-// fromBrief makes a call of which only the brief form is known.
+// fromBrief creates a call of which only the brief form is known.
 func fromBrief(text string) hcstest.Call { return hcstest.Call{Fn: text, HR: "0x00000000"} }
 
 // brief is a call in one line, as the table of deviations spells calls.

@@ -80,7 +80,7 @@ func makeFolder(dir, file string) error {
 	return os.WriteFile(filepath.Join(dir, file), make([]byte, 4096), 0o600)
 }
 
-// makeTree makes a layer that is a directory tree, where there are such.
+// makeTree creates a layer that is a directory tree, where there are such.
 func makeTree(dir string) error {
 	ids, err := userns.Current()
 	if err != nil {
@@ -99,7 +99,7 @@ func (w *world) open() {
 	w.t.Cleanup(func() { _ = vm.Close() })
 }
 
-// folder makes a folder with one file in it.
+// folder creates a folder with one file in it.
 func (w *world) folder(name, file string) string {
 	w.t.Helper()
 	dir := filepath.Join(w.t.TempDir(), name)
@@ -135,7 +135,7 @@ func (w *world) checkEmpty() {
 		w.t.Errorf("left in the machine: %q", left)
 	}
 	if s := w.vm.Status(); !s.Empty() {
-		w.t.Errorf("left in the books: %+v", s)
+		w.t.Errorf("left in the ledger: %+v", s)
 	}
 	if v := w.f.Violations(); len(v) > 0 {
 		w.t.Errorf("rules of the world broken: %q", v)

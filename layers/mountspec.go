@@ -202,7 +202,7 @@ func (d *Described) readParents(opts map[string]string) error {
 	return d.folders(parents)
 }
 
-// folders makes layers of folders and checks them together with the scratch.
+// folders creates layers of folders and checks them together with the scratch.
 func (d *Described) folders(folders []string) error {
 	if len(folders) > maxDescribedLayers {
 		return fmt.Errorf("%w: %d layer folders, at most %d", ErrRootDescription, len(folders), maxDescribedLayers)

@@ -286,7 +286,7 @@ func TestChainOfFiles(t *testing.T) {
 	}
 }
 
-// symlink makes a link, or skips the test where the system has none for everybody.
+// symlink creates a link, or skips the test where the system has none for everybody.
 func symlink(t *testing.T, target, link string) {
 	t.Helper()
 	if err := os.Symlink(target, link); err != nil {

@@ -139,7 +139,7 @@ func (u usage) report(b *testing.B, ours, before usage, than string) {
 	}
 }
 
-// pack makes an image in a folder. The copies of the root lie in folders of different names, so that no
+// pack creates an image in a folder. The copies of the root lie in folders of different names, so that no
 // two layers are the same.
 func pack(b *testing.B, dir string, s shape) packedImage {
 	b.Helper()

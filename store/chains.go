@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// putChains makes the folders of an image's layers, base first.
+// putChains creates the folders of an image's layers, base first.
 func (s *Store) putChains(ctx context.Context, img Image, f Format) error {
 	stack := img.stack()
 	for i, p := range stack {
@@ -99,7 +99,7 @@ func (s *Store) putChain(ctx context.Context, chain, layer object, parents []str
 	})
 }
 
-// link makes a symbolic link to a file of the store, relative to where the link will be in the end; on
+// link creates a symbolic link to a file of the store, relative to where the link will be in the end; on
 // Windows, where users may not make such links, a hard link.
 func (s *Store) link(target, at string, chain object) error {
 	if runtime.GOOS == "windows" {

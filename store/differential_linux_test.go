@@ -22,7 +22,7 @@ import (
 // debianRoot names a Debian root tar that is there already, in the environment.
 const debianRoot = "STRATA_TEST_DEBIAN"
 
-// debian makes the root of a small real Debian as a tar, once for all tests.
+// debian creates the root of a small real Debian as a tar, once for all tests.
 var debian = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "strata-debian-*")
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
-// Removed tells what GC took away, or with a dry run would.
+// Removed reports what GC took away, or with a dry run would.
 type Removed struct {
 	Objects []string `json:"objects"` // relative to the store
 	Bytes   int64    `json:"bytes"`   // that the disk gets back
@@ -119,7 +119,7 @@ func (s *Store) dead(ctx context.Context) (dead []object, heldBy map[string]stri
 	return dead, heldBy, nil
 }
 
-// objectsOf gives the objects that a host path lies in: as it is spelt, and with its links resolved. A
+// objectsOf returns the objects that a host path lies in: as it is spelt, and with its links resolved. A
 // chain that is in use keeps its layer; its parents are in use by themselves.
 func (s *Store) objectsOf(path string) []object {
 	var out []object
@@ -156,7 +156,7 @@ func (s *Store) objectsOf(path string) []object {
 	return out
 }
 
-// hardLinked gives the layers that have the file at path, too: on Windows a chain's links are hard ones.
+// hardLinked returns the layers that have the file at path, too: on Windows a chain's links are hard ones.
 func (s *Store) hardLinked(path string) (out []object) {
 	if runtime.GOOS != "windows" {
 		return nil

@@ -14,7 +14,7 @@ import (
 
 const hashBlock = 64 << 10
 
-// hashLayer gives the digest of a layer.
+// hashLayer returns the digest of a layer.
 func hashLayer(ctx context.Context, f Format, path string) (string, error) {
 	if f.File == layerdir.Tree {
 		return hashTree(ctx, path)
@@ -22,7 +22,7 @@ func hashLayer(ctx context.Context, f Format, path string) (string, error) {
 	return hashFile(ctx, path)
 }
 
-// hashFile gives the digest of a file's blocks that are not zero, each with its place, and of its size:
+// hashFile returns the digest of a file's blocks that are not zero, each with its place, and of its size:
 // holes cost nothing, and a copy without holes has the same digest.
 func hashFile(ctx context.Context, path string) (digest string, err error) {
 	f, err := os.Open(path)

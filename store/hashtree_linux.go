@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hashTree gives the digest of a directory tree: of all names in byte order, a directory before what is
+// hashTree returns the digest of a directory tree: of all names in byte order, a directory before what is
 // in it, each with type, permissions, owner, time, attributes and content. A further name of a file says
 // which was the first. The size of directories is left out: it depends on the file system.
 func hashTree(ctx context.Context, dir string) (digest string, err error) {

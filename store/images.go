@@ -80,7 +80,7 @@ func (i Image) stack() []place {
 	return out
 }
 
-// chainIDs gives the id of each layer with those below it, base first, as the OCI image specification
+// chainIDs returns the id of each layer with those below it, base first, as the OCI image specification
 // defines it.
 func chainIDs(diffIDs []string) []string {
 	out := make([]string, len(diffIDs))
@@ -135,7 +135,7 @@ func (i Image) possible() []object {
 	return out
 }
 
-// Folders gives the layer folders of an image in one format, topmost first: what package layers mounts.
+// Folders returns the layer folders of an image in one format, topmost first: what package layers mounts.
 func (s *Store) Folders(img Image, f Format) ([]string, error) {
 	if !slices.Contains(img.Formats, f.String()) {
 		return nil, fmt.Errorf("image %s: %w in format %s, but in %s; import it again with that format",
@@ -215,7 +215,7 @@ func readImage(path string) (img Image, err error) {
 
 const shortestDigest = 6
 
-// Find gives the image of a name, or of a digest, which may be cut short when it fits one image only.
+// Find returns the image of a name, or of a digest, which may be cut short when it fits one image only.
 func (s *Store) Find(ref string) (Image, error) {
 	img, err := readImage(s.imagePath(ref))
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {

@@ -27,7 +27,7 @@ type Layer struct {
 	Digest    string // of the blob it comes in; may be empty
 	MediaType string
 	Size      int64 // of the blob; -1: not known
-	// Open gives the tar, uncompressed. The stream must return io.EOF only when it was found to be the tar
+	// Open returns the tar, uncompressed. The stream must return io.EOF only when it was found to be the tar
 	// of DiffID: that is what makes the store commit it. progress is to be told the bytes of the blob read.
 	Open func(ctx context.Context, progress func(int64)) (io.ReadCloser, error)
 }
@@ -60,7 +60,7 @@ const (
 	Present State = "present" // it was there already, or somebody else converted it
 )
 
-// Event tells of one layer.
+// Event reports of one layer.
 type Event struct {
 	Layer  int // index, base first
 	Count  int // of layers
@@ -166,7 +166,7 @@ func (i *Image) keepFormats(old Image) {
 	i.Formats = slices.Compact(i.Formats)
 }
 
-// importLayers makes the layers that are missing, each by itself. Those that need the layers below it are left
+// importLayers creates the layers that are missing, each by itself. Those that need the layers below it are left
 // to chainLayers.
 func (s *Store) importLayers(ctx context.Context, r Request, img Image) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -206,7 +206,7 @@ func (r Request) tell(n int, st State, done int64) {
 		State: st, Done: done, Size: l.Size})
 }
 
-// importLayer makes one layer, if it is missing.
+// importLayer creates one layer, if it is missing.
 func (s *Store) importLayer(ctx context.Context, r Request, n int, obj object, f Format, below *layerdir.Below) error {
 	l := r.Layers[n]
 	tell := func(st State, done int64) { r.tell(n, st, done) }
@@ -303,7 +303,7 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, o layerdir.O
 	return nil
 }
 
-// convert makes the layer and its outline, if the converter knows outlines.
+// convert creates the layer and its outline, if the converter knows outlines.
 func (s *Store) convert(ctx context.Context, o layerdir.Options, outline string) (res layerdir.Result, err error) {
 	f, err := os.OpenFile(outline, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

@@ -107,7 +107,7 @@ func (l *Lease) Detach() error {
 	return f.Close()
 }
 
-// leased gives the objects of the leases that live and removes those that do not. The lock of the store
+// leased returns the objects of the leases that live and removes those that do not. The lock of the store
 // must be held exclusively.
 func (s *Store) leased() (map[object]string, error) {
 	held := map[object]string{}

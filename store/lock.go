@@ -49,7 +49,7 @@ func (s *Store) newTemp() (*temp, error) {
 	}
 }
 
-// TempDir makes a folder on the file system of the store for what an import needs for a while. remove
+// TempDir creates a folder on the file system of the store for what an import needs for a while. remove
 // removes it with all that is in it; after the end of this process, however it came, the next Open does.
 func (s *Store) TempDir() (dir string, remove func() error, err error) {
 	t, err := s.newTemp()

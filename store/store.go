@@ -29,14 +29,14 @@ var (
 	ErrDamaged = errors.New("damaged")
 )
 
-// Converter makes the file of a layer in a folder that exists; layerdir.Convert is one.
+// Converter creates the file of a layer in a folder that exists; layerdir.Convert is one.
 type Converter func(ctx context.Context, o layerdir.Options) (layerdir.Result, error)
 
 // Options are the optional parts of Open.
 type Options struct {
 	Convert Converter    // nil: layerdir.Convert
 	Logger  *slog.Logger // nil: silent
-	// InUse gives the host paths of layer folders or files that virtual machines have mounted, which may
+	// InUse returns the host paths of layer folders or files that virtual machines have mounted, which may
 	// lie outside of the store. GC takes none of them, and nothing at all when InUse fails.
 	InUse func(ctx context.Context) ([]string, error)
 	// Share is [layerdir.Options.Share] for all layers.
@@ -226,7 +226,7 @@ func commit(from, to string) error {
 	return errors.Join(atomicfile.SyncDir(parent), atomicfile.SyncDir(filepath.Dir(parent)), atomicfile.SyncDir(filepath.Dir(filepath.Dir(parent))))
 }
 
-// Scratch makes a scratch folder, from a template that the store keeps; on Windows, which has no tool for
+// Scratch creates a scratch folder, from a template that the store keeps; on Windows, which has no tool for
 // ext4, one that the guest formats. See layerdir.CreateScratch.
 func (s *Store) Scratch(ctx context.Context, dir string, size int64) (string, error) {
 	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{

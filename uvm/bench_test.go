@@ -9,7 +9,7 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// BenchmarkLayer is the bookkeeping of one more container that takes up a layer which is in the VM
+// BenchmarkLayer is the bookkeeping of one more container that reopens a layer which is in the VM
 // already, and lets it go, while n containers hold it: it should not depend on n. The journal is on
 // disk. ns/layer is for taking and releasing together.
 func BenchmarkLayer(b *testing.B) {

@@ -125,7 +125,7 @@ func (vm *UtilityVM) Claim(ctx context.Context, id string, meta any) (*Claim, er
 	}
 }
 
-// FindClaim gives the claim of a container id.
+// FindClaim returns the claim of a container id.
 func (vm *UtilityVM) FindClaim(id string) (*Claim, error) {
 	vm.l.mu.Lock()
 	defer vm.l.mu.Unlock()
@@ -284,7 +284,7 @@ func (le *Lease) describe(r *resource) {
 	}
 }
 
-// kindOf tells the kind of a resource and the address of its device.
+// kindOf reports the kind of a resource and the address of its device.
 func kindOf(r *resource) (Kind, string) {
 	if r.device == nil && r.parent != nil {
 		return kindOf(r.parent)

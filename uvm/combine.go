@@ -7,7 +7,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// CombineLayersLCOW makes one root of mounted layers, top-most first, and a scratch directory in a
+// CombineLayersLCOW creates one root of mounted layers, top-most first, and a scratch directory in a
 // Linux guest. An empty scratch makes a read-only root. Releasing the lease takes the root away.
 func (vm *UtilityVM) CombineLayersLCOW(ctx context.Context, c *Claim, root string, layers []string, scratch string) (*Lease, error) {
 	guest := make([]vmm.GuestLayer, len(layers))

@@ -1,4 +1,4 @@
-// Package uvm keeps the books of one utility VM: which disk sits on which controller and LUN, which
+// Package uvm keeps the ledger of one utility VM: which disk sits on which controller and LUN, which
 // file on which persistent-memory device, which folder is shared under which name, what the guest
 // has mounted where, and which container holds what.
 //

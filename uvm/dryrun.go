@@ -11,9 +11,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// DryRun opens a copy of the books of dir, in memory only, on a machine that makes no changes: for
+// DryRun opens a copy of the ledger of dir, in memory only, on a machine that makes no changes: for
 // telling which Changes a call would make. The directory is only read and its lock is not taken; a
-// directory without books is that of an empty VM. Observation gives what such a machine has to
+// directory without a ledger is that of an empty VM. Observation gives what such a machine has to
 // observe.
 func DryRun(ctx context.Context, dir string, machine vmm.Machine, opts Options) (*UtilityVM, error) {
 	opts.complete()
@@ -28,7 +28,7 @@ func DryRun(ctx context.Context, dir string, machine vmm.Machine, opts Options) 
 	return vm, nil
 }
 
-// Observation is what is in a machine whose books are s.
+// Observation is what is in a machine with the ledger s.
 func (s Status) Observation() vmm.Observation {
 	var o vmm.Observation
 	for _, r := range s.Resources {
@@ -49,12 +49,12 @@ func readBooks(dir string) ([]record, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the books of %s: %w", dir, err)
+		return nil, fmt.Errorf("read the ledger of %s: %w", dir, err)
 	}
 	defer f.Close()
 	records, _, err := readRecords(f)
 	if err != nil {
-		return nil, fmt.Errorf("read the books of %s: %w", dir, err)
+		return nil, fmt.Errorf("read the ledger of %s: %w", dir, err)
 	}
 	return records, nil
 }

@@ -49,14 +49,14 @@ func mustAttach(t testing.TB, vm *UtilityVM, c *Claim, d Disk) *Lease {
 	return le
 }
 
-// checkEmpty fails unless nothing is left in the world and in the books.
+// checkEmpty fails unless nothing is left in the world and in the ledger.
 func checkEmpty(t testing.TB, f *vmmtest.Fake, vm *UtilityVM) {
 	t.Helper()
 	if left := f.Leftovers(); len(left) > 0 {
 		t.Errorf("left in the machine: %q", left)
 	}
 	if s := vm.Status(); !s.Empty() {
-		t.Errorf("left in the books: %+v", s)
+		t.Errorf("left in the ledger: %+v", s)
 	}
 	if v := f.Violations(); len(v) > 0 {
 		t.Errorf("rules of the world broken: %q", v)

@@ -77,7 +77,7 @@ type journal struct {
 }
 
 // openJournal reads the journal of dir, cuts off a torn tail and opens it for appending. An empty
-// dir makes a journal that keeps nothing.
+// dir creates a journal that keeps nothing.
 func openJournal(dir string) (*journal, []record, error) {
 	if dir == "" {
 		return &journal{}, nil, nil
@@ -123,7 +123,7 @@ func readRecords(r io.Reader) (records []record, good int64, err error) {
 	}
 }
 
-// readLine gives a line without its end, or io.EOF with what stands before the end of the file.
+// readLine returns a line without its end, or io.EOF with what stands before the end of the file.
 func readLine(br *bufio.Reader) ([]byte, error) {
 	var line []byte
 	for {

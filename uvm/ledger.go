@@ -116,7 +116,7 @@ func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*L
 	}
 }
 
-// busyOf gives a channel to wait on when one of the resources, or what it rests on, is in motion.
+// busyOf returns a channel to wait on when one of the resources, or what it rests on, is in motion.
 func busyOf(rs ...*resource) chan struct{} {
 	for _, r := range rs {
 		for ; r != nil; r = r.parent {
@@ -128,7 +128,7 @@ func busyOf(rs ...*resource) chan struct{} {
 	return nil
 }
 
-// unsettled gives the first resource that an earlier failure left half way and that has to be
+// unsettled returns the first resource that an earlier failure left half way and that has to be
 // removed before it can be made anew. A retained device is not removed: adding it again settles it.
 func unsettled(rs ...*resource) *resource {
 	for _, r := range rs {
@@ -149,7 +149,7 @@ func shareable(m, d *resource, w want) *resource {
 	return nil
 }
 
-// leaseOn gives a lease that keeps r: on r itself, or on a mount that rests on it.
+// leaseOn returns a lease that keeps r: on r itself, or on a mount that rests on it.
 func (l *ledger) leaseOn(r *resource) *Lease {
 	for le := range r.leases {
 		return le
@@ -319,7 +319,7 @@ func (l *ledger) rest(r *resource) {
 	}
 }
 
-// apply makes one change; it is never called with the ledger locked.
+// apply creates one change; it is never called with the ledger locked.
 func (l *ledger) apply(ctx context.Context, c vmm.Change) error {
 	err := l.tel.apply(ctx, l.machine, c)
 	if err != nil && isGone(err) {
@@ -339,7 +339,7 @@ func wait(ctx context.Context, ch <-chan struct{}) error {
 	}
 }
 
-// logFailure reports that an outcome could not be written down. The books in memory are right, and
+// logFailure reports that an outcome could not be written down. The ledger in memory is right, and
 // opening asks the machine anyway.
 func (l *ledger) logFailure(err error) {
 	if err != nil {

@@ -39,7 +39,7 @@ func TestModel(t *testing.T) {
 			}
 		}
 		if s := m.vm.Status(); !s.Empty() {
-			rt.Fatalf("left in the books: %+v", s)
+			rt.Fatalf("left in the ledger: %+v", s)
 		}
 		retained, doubtful := 0, 0
 		for _, r := range m.vm.Status().Resources {
@@ -88,7 +88,7 @@ func (m *model) open() {
 		m.f = vmmtest.New("vm", vmm.Linux, m.f.Limits())
 		m.open()
 		if s := m.vm.Status(); !s.Empty() {
-			m.rt.Fatalf("the books of a machine that is gone: %+v", s)
+			m.rt.Fatalf("the ledger of a machine that is gone: %+v", s)
 		}
 		return
 	}
@@ -209,7 +209,7 @@ func (m *model) kill(rt *rapid.T) {
 	m.open()
 }
 
-// attached gives the paths of what is in the machine.
+// attached returns the paths of what is in the machine.
 func (m *model) attached() map[string]bool {
 	obs, err := m.f.Observe(m.t.Context())
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// TestFresh: a new machine has nothing of the one before; when it does not come to be, the books stay.
+// TestFresh: a new machine has nothing of the one before; when it does not come to be, the ledger stays.
 func TestFresh(t *testing.T) {
 	dir := t.TempDir()
 	old := vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())
@@ -25,7 +25,7 @@ func TestFresh(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if s, err := ReadStatus(dir); err != nil || len(s.Claims) != 1 {
-		t.Errorf("the books after a machine that did not come to be: %+v, %v", s, err)
+		t.Errorf("the ledger after a machine that did not come to be: %+v, %v", s, err)
 	}
 	f := vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())
 	vm, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return f, nil }, Options{DiscardJournal: true})

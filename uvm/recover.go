@@ -17,15 +17,15 @@ import (
 // Claims does not list it, Recover releases it.
 const orphans = "(orphans)"
 
-// books is what a journal says at its end.
-type books struct {
+// ledger is what a journal says at its end.
+type ledgerState struct {
 	resources map[int]resourceEntry
 	leases    map[int]leaseEntry
 	claims    map[string]claimEntry
 }
 
-func replay(records []record) books {
-	b := books{map[int]resourceEntry{}, map[int]leaseEntry{}, map[string]claimEntry{}}
+func replay(records []record) ledgerState {
+	b := ledgerState{map[int]resourceEntry{}, map[int]leaseEntry{}, map[string]claimEntry{}}
 	for _, rec := range records {
 		for _, r := range rec.Resources {
 			if b.resources[r.ID] = r; r.State == Free {
@@ -75,7 +75,7 @@ func (l *ledger) recover(ctx context.Context, records []record, obs vmm.Observat
 // once; it is for a caller that keeps the VM open. Containers that are mounted are not touched.
 func (vm *UtilityVM) Recover(ctx context.Context) error { return vm.l.finishReleases(ctx) }
 
-func (l *ledger) rebuild(b books, obs vmm.Observation) error {
+func (l *ledger) rebuild(b ledgerState, obs vmm.Observation) error {
 	observes := l.machine.Limits().Observes
 	made := map[int]*resource{}
 	// Devices before the mounts that rest on them, parents have lower numbers.
@@ -95,7 +95,7 @@ func (l *ledger) rebuild(b books, obs vmm.Observation) error {
 		l.countOn(r)
 	}
 	for _, d := range obs.Devices {
-		l.slots.mark(d, true) // also what is not in our books: never put something on top of it
+		l.slots.mark(d, true) // also what is not in our ledger: never put something on top of it
 	}
 	for _, id := range slices.Sorted(maps.Keys(b.claims)) {
 		e := b.claims[id]
@@ -210,7 +210,7 @@ func (l *ledger) adopt(e leaseEntry, made map[int]*resource) {
 	l.follow(l.begin(), le)
 }
 
-// strays enters mounts that the books do not know: a guest may finish what it was asked by a process that
+// strays enters mounts that the ledger does not know: a guest may finish what it was asked by a process that
 // has died since. They are taken away again, or the devices below could never be.
 func (l *ledger) strays(obs vmm.Observation) {
 	byAddr := map[string]*resource{}
@@ -229,7 +229,7 @@ func (l *ledger) strays(obs vmm.Observation) {
 			if g.Target() == "" || known[mountName(g)] || combined == (on != "") {
 				continue
 			}
-			l.log.Warn("taking away a mount that is not in the books", "mount", g.String())
+			l.log.Warn("taking away a mount that is not in the ledger", "mount", g.String())
 			l.lastID++
 			r := &resource{id: l.lastID, key: fmt.Sprintf("stray|%d", l.lastID), guest: g, parent: byAddr[on]}
 			l.enter(r, Attached)

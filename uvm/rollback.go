@@ -14,13 +14,13 @@ type undoBudget struct {
 	end   time.Time
 }
 
-// WithRollbackBudget gives a context for a call of several steps: all that is taken back for it shares one grace,
+// WithRollbackBudget returns a context for a call of several steps: all that is taken back for it shares one grace,
 // which begins with the first failure.
 func WithRollbackBudget(ctx context.Context) context.Context {
 	return context.WithValue(ctx, undoKey{}, new(undoBudget))
 }
 
-// RollbackContext gives the context in which to take back what a call with ctx, which may have ended, began. It ends
+// RollbackContext returns the context in which to take back what a call with ctx, which may have ended, began. It ends
 // after Options.RollbackContext; see OneUndo.
 func (vm *UtilityVM) RollbackContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return vm.l.grace(ctx)

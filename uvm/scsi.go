@@ -41,7 +41,7 @@ type DiskMount struct {
 // SCSI is the SCSI side of a VM.
 type SCSI struct{ vm *UtilityVM }
 
-// SCSI gives the SCSI side of the VM.
+// SCSI returns the SCSI side of the VM.
 func (vm *UtilityVM) SCSI() SCSI { return SCSI{vm} }
 
 // Attach attaches a disk and mounts it, or shares it when the same disk (resolved path, read-only,

@@ -19,7 +19,7 @@ var ReadOnlyShare = vmm.VSMBOptions{ReadOnly: true, ShareRead: true, CacheIo: tr
 // VSMB is the side of a VM that shares folders with a Windows guest.
 type VSMB struct{ vm *UtilityVM }
 
-// VSMB gives the VSMB side of the VM.
+// VSMB returns the VSMB side of the VM.
 func (vm *UtilityVM) VSMB() VSMB { return VSMB{vm} }
 
 // Share shares a folder, or uses the share there is: a folder is shared at most once read-only and

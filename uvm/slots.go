@@ -38,7 +38,7 @@ func (t *slotTable) mark(d vmm.Device, taken bool) {
 	}
 }
 
-// freeSCSI gives the lowest free slot, controller by controller.
+// freeSCSI returns the lowest free slot, controller by controller.
 func (t *slotTable) freeSCSI() (controller, lun uint8, ok bool) {
 	i := t.scsi.firstFree()
 	if i < 0 {

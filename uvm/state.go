@@ -78,7 +78,7 @@ var transitions = map[State]map[event]State{
 	},
 }
 
-// next gives the state that ev leads to from s.
+// next returns the state that ev leads to from s.
 func next(s State, ev event) (State, error) {
 	to, ok := transitions[s][ev]
 	if !ok {

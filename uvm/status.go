@@ -8,7 +8,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Status is what the books of a VM say.
+// Status is what the ledger of a VM says.
 type Status struct {
 	Resources []ResourceStatus `json:"resources"`
 	Claims    []ClaimStatus    `json:"containers"`
@@ -43,14 +43,14 @@ func (s Status) Empty() bool {
 	return len(s.Claims) == 0 && !slices.ContainsFunc(s.Resources, func(r ResourceStatus) bool { return !r.Retained })
 }
 
-// Status gives the books as they are now.
+// Status returns the ledger as it is now.
 func (vm *UtilityVM) Status() Status {
 	vm.l.mu.Lock()
 	defer vm.l.mu.Unlock()
 	return replay(vm.l.snapshot()).status()
 }
 
-// ReadStatus reads the books of a state directory without taking its lock or asking the machine.
+// ReadStatus reads the ledger of a state directory without taking its lock or asking the machine.
 // While another process works with the VM it shows what that process has written so far.
 func ReadStatus(dir string) (Status, error) {
 	records, err := readBooks(dir)
@@ -60,7 +60,7 @@ func ReadStatus(dir string) (Status, error) {
 	return replay(records).status(), nil
 }
 
-func (b books) status() Status {
+func (b ledgerState) status() Status {
 	users := map[int]int{}
 	leases := map[string][]LeaseStatus{}
 	for _, id := range slices.Sorted(maps.Keys(b.leases)) {

@@ -16,7 +16,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// telemetry makes one span, one log line and one measurement of every Change.
+// telemetry creates one span, one log line and one measurement of every Change.
 type telemetry struct {
 	log      *slog.Logger
 	tracer   trace.Tracer

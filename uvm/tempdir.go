@@ -9,7 +9,7 @@ import (
 
 const tempPrefix = "temp-"
 
-// TempDir makes a folder in the state directory for files that nobody needs any more once the machine
+// TempDir creates a folder in the state directory for files that nobody needs any more once the machine
 // has them open. The caller removes it; what a caller that died left, the next Open removes. Without a
 // state directory the folder is where the system keeps temporary files, and nobody removes it later.
 func (vm *UtilityVM) TempDir() (string, error) { return os.MkdirTemp(vm.dir, tempPrefix) }

@@ -14,7 +14,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// UtilityVM is a running utility VM with its books. Its methods may be called concurrently.
+// UtilityVM is a running utility VM with its ledger. Its methods may be called concurrently.
 type UtilityVM struct {
 	machine vmm.Machine
 	l       *ledger
@@ -22,7 +22,7 @@ type UtilityVM struct {
 	dir     string
 }
 
-// Connect gives the machine that a state directory belongs to. Open calls it with the lock held; an
+// Connect returns the machine that a state directory belongs to. Open calls it with the lock held; an
 // error matching vmm.ErrGone says that the machine does not run any more.
 type Connect func(ctx context.Context) (vmm.Machine, error)
 
@@ -32,7 +32,7 @@ type Options struct {
 	Tracer          trace.Tracer  // nil: no spans
 	Meter           metric.Meter  // nil: no metrics
 	RollbackTimeout time.Duration // grace for taking back what a failed or cancelled call began; 0: 30 s
-	DiscardJournal  bool          // the machine is new: what the books say was in an earlier one
+	DiscardJournal  bool          // the machine is new: what the ledger says was in an earlier one
 	ResponseTimeout time.Duration // what connecting and asking the machine what is there may take each; 0: no limit
 }
 
@@ -55,10 +55,10 @@ func (o *Options) complete() {
 	}
 }
 
-// Open takes up the VM of a state directory: it takes the directory's lock (waiting for it until ctx
+// Open reopens the VM of a state directory: it takes the directory's lock (waiting for it until ctx
 // ends, then ErrLocked), removes temporary files that a process that died left, reads the journal,
 // connects to the machine, compares, and undoes what such a process had under way. An empty dir keeps
-// the books in memory only.
+// the ledger in memory only.
 //
 // When the machine is gone Open forgets what was in it and fails with an error matching vmm.ErrGone;
 // when it says nothing, with one matching ErrNoAnswer.
@@ -106,7 +106,7 @@ func (vm *UtilityVM) open(ctx context.Context, dir string, connect Connect, opts
 	return nil
 }
 
-// start makes the ledger of what the journal says and what is in the machine.
+// start creates the ledger of what the journal says and what is in the machine.
 func (vm *UtilityVM) start(ctx context.Context, machine vmm.Machine, j *journal, records []record, opts Options) error {
 	tel, err := newTelemetry(opts)
 	if err != nil {
@@ -147,7 +147,7 @@ func (vm *UtilityVM) Limits() vmm.Limits { return vm.machine.Limits() }
 // Dir is the state directory; empty when there is none.
 func (vm *UtilityVM) Dir() string { return vm.dir }
 
-// Close lets go of the VM, which runs on. What containers hold in it stays and is found by Open.
+// Close releases the VM, which runs on. What containers hold in it stays and is found by Open.
 func (vm *UtilityVM) Close() error {
 	vm.l.mu.Lock()
 	if vm.l.closed {

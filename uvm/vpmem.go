@@ -32,7 +32,7 @@ func (p PMEM) content() uint64 {
 // VPMEM is the persistent-memory side of a VM.
 type VPMEM struct{ vm *UtilityVM }
 
-// VPMEM gives the persistent-memory side of the VM.
+// VPMEM returns the persistent-memory side of the VM.
 func (vm *UtilityVM) VPMEM() VPMEM { return VPMEM{vm} }
 
 // Attach attaches a file to the lowest free slot n and mounts it at /run/layers/p<n>, or shares it.

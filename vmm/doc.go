@@ -1,4 +1,4 @@
-// Package vmm is the funnel between everything that knows about layers and the programs that run
+// Package vmm is the driver interface between everything that knows about layers and the programs that run
 // virtual machines. Whatever is done to a machine is one value, a [Change]; a [Machine] applies it.
 //
 // A Change has a host half (a [Device] that is attached or detached) and a guest half (a [Mount]

@@ -72,10 +72,10 @@ func (e *ApplyError) Error() string {
 	return fmt.Sprintf("%s%s: %v", e.Change, state, e.Err)
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *ApplyError) Unwrap() error { return e.Err }
 
-// Outcomes tells what is known of the halves of c after Apply returned err. A nil error means both
+// Outcomes reports what is known of the halves of c after Apply returned err. A nil error means both
 // are done; an error that is no ApplyError means nothing is known.
 func Outcomes(c Change, err error) (host, guest Outcome) {
 	known := func(present bool, o Outcome) Outcome {

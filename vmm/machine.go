@@ -22,9 +22,9 @@ type Machine interface {
 	OS() OS
 	// Limits says what the machine can hold. It does not change while the machine runs.
 	Limits() Limits
-	// Apply makes one Change. See the package comment for the contract; a failure is an *ApplyError.
+	// Apply creates one Change. See the package comment for the contract; a failure is an *ApplyError.
 	Apply(ctx context.Context, c Change) error
-	// Observe tells which devices and guest mounts exist really, whoever made them.
+	// Observe reports which devices and guest mounts exist really, whoever made them.
 	Observe(ctx context.Context) (Observation, error)
 	// Exec starts a process in the guest.
 	Exec(ctx context.Context, spec ProcessSpec) (Process, error)
@@ -36,7 +36,7 @@ type Machine interface {
 	// DeleteContainerState tells the guest to forget a container: processes that are still in it are
 	// killed and its directory is removed. It succeeds when the guest does not know the container.
 	DeleteContainerState(ctx context.Context, containerID string) error
-	// Stacks gives the stacks of the guest agent, for diagnosis.
+	// Stacks returns the stacks of the guest agent, for diagnosis.
 	Stacks(ctx context.Context) (string, error)
 	// Done is closed as soon as the machine is gone, or its VMM cannot be reached any more.
 	Done() <-chan struct{}

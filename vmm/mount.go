@@ -15,7 +15,7 @@ type Verity struct {
 
 // MappedDisk mounts a SCSI disk, or one partition of it. The guest finds the disk by controller and
 // LUN. With an empty MountPath nothing is mounted: the guest only waits for the disk, or on removal
-// only lets go of it.
+// only releases it.
 type MappedDisk struct {
 	MountPath        string   `json:"mountPath,omitempty"`
 	Controller       uint8    `json:"controller,omitempty"`
@@ -52,7 +52,7 @@ type GuestLayer struct {
 	Path string `json:"path"`         // guest path
 }
 
-// CombinedLayers makes one root of layers, top-most first, and a scratch. On a Windows host itself RootPath is
+// CombinedLayers creates one root of layers, top-most first, and a scratch. On a Windows host itself RootPath is
 // the scratch folder, a WritableLayer, and the root is its volume.
 type CombinedLayers struct {
 	ContainerID string       `json:"containerID,omitempty"`

@@ -173,7 +173,7 @@ func completionEnv(t *testing.T, home string) []string {
 	return []string{"PATH=" + filepath.Dir(path) + ":/usr/bin:/bin", "HOME=" + home, "STRATA_STATE_DIR=" + filepath.Join(home, "state")}
 }
 
-// completionHome returns a folder with a state directory: the VMs default and big with containers in their books, and
+// completionHome returns a folder with a state directory: the VMs default and big with containers in their ledger, and
 // a store with images. One of them has a name that a shell would run.
 func completionHome(t *testing.T) string {
 	home := t.TempDir()

@@ -73,7 +73,7 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 	return notRun(e.execIn(ctx, cmd, id, spec))
 }
 
-// execIn runs a program beside whatever else works with the VM: it reads the books and takes no lock.
+// execIn runs a program beside whatever else works with the VM: it reads the ledger and takes no lock.
 func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.ProcessSpec) error {
 	name := cmd.String("vm")
 	v, _, err := e.view(ctx, cmd, name)

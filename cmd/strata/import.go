@@ -99,7 +99,7 @@ func checkFree(dir string) error {
 	return nil
 }
 
-// convert makes a layer folder of the tar called name.
+// convert creates a layer folder of the tar called name.
 func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (res layerdir.Result, err error) {
 	fs, err := formats(cmd)
 	if err != nil {

@@ -19,8 +19,8 @@ const patience = time.Second
 // silence is how long a VM may say nothing before a command gives up.
 const silence = time.Minute
 
-// open takes up the VM called name, waiting for another command that works with it, and takes away what
-// runs that were killed left in it. With --dry-run it is a copy of the books, with a machine that only
+// open reopens the VM called name, waiting for another command that works with it, and takes away what
+// runs that were killed left in it. With --dry-run it is a copy of the ledger, with a machine that only
 // prints.
 func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
 	dir, err := e.vmDir(cmd, name)

@@ -10,7 +10,7 @@ import (
 	"github.com/stratavm/strata/internal/plaintext"
 )
 
-// progress tells how far a long piece of work is: a bar that is redrawn on a terminal, a line now and
+// progress reports how far a long piece of work is: a bar that is redrawn on a terminal, a line now and
 // then elsewhere. Its methods may be called concurrently.
 type progress struct {
 	w        io.Writer

@@ -33,7 +33,7 @@ func isImage(args []string) bool {
 }
 
 // imageInUse is an image that is about to be mounted. The lease keeps it from garbage collection until
-// it is: from then on the books of the VM do.
+// it is: from then on the ledger of the VM does.
 type imageInUse struct {
 	folders []string
 	config  image.Config

@@ -56,7 +56,7 @@ func left(t *testing.T, state string) (names []string) {
 	return names
 }
 
-// busyboxTar makes the tar of a root with busybox and sh in it.
+// busyboxTar creates the tar of a root with busybox and sh in it.
 func busyboxTar(t *testing.T) string {
 	t.Helper()
 	busybox, err := os.ReadFile(need(t, "busybox", "busybox-static"))

@@ -14,7 +14,7 @@ import (
 	"github.com/stratavm/strata/test/leaktest"
 )
 
-// silentVM makes a state directory with a VM called default whose QEMU lets everybody connect and never says
+// silentVM creates a state directory with a VM called default whose QEMU lets everybody connect and never says
 // a word, like one that is stopped by a signal: a process that does nothing, and sockets that nobody reads.
 func silentVM(t *testing.T) (state string, qemu *exec.Cmd) {
 	t.Helper()
@@ -55,7 +55,7 @@ func silentVM(t *testing.T) (state string, qemu *exec.Cmd) {
 	return state, qemu
 }
 
-// layerFolder makes what looks like a layer until it is read.
+// layerFolder creates what looks like a layer until it is read.
 func layerFolder(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

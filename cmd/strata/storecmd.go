@@ -50,7 +50,7 @@ func (e *env) openStore(ctx context.Context, cmd *cli.Command) (*store.Store, er
 	})
 }
 
-// layersInUse gives the layers that the books of all VMs name, whether they run or not.
+// layersInUse returns the layers that the ledgers of all VMs name, whether they run or not.
 func (e *env) layersInUse(cmd *cli.Command) ([]string, error) {
 	names, err := e.vmNames(cmd)
 	if err != nil {

@@ -296,7 +296,7 @@ func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 	}
 	all := struct {
 		vmView
-		Books uvm.Status `json:"books"`
+		Ledger uvm.Status `json:"ledger"`
 	}{v, status}
 	return e.print(cmd, all, func(w io.Writer) {
 		row(w, "name\t%s\nstate\t%s\ndirectory\t%s\n", v.Name, running(v.VMInfo), v.Dir)

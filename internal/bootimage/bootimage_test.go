@@ -156,7 +156,7 @@ func TestExtractKernelRefuses(t *testing.T) {
 	}
 }
 
-// host makes a host with a kernel and modules below a temporary folder.
+// host creates a host with a kernel and modules below a temporary folder.
 func host(t *testing.T, format string) Options {
 	t.Helper()
 	dir := t.TempDir()

@@ -52,7 +52,7 @@ func clean(path string) string {
 	return strings.TrimPrefix(filepath.ToSlash(filepath.Clean(path)), "/")
 }
 
-// links tells the loader and the libraries that an ELF file names.
+// links reports the loader and the libraries that an ELF file names.
 func links(path string) (interp string, needed []string, err error) {
 	f, err := elf.Open(path)
 	if err != nil {

@@ -72,7 +72,7 @@ func findKernel(o Options) (kernel, error) {
 	return kernel{}, &NoKernelError{errors.Join(errs...), remedy}
 }
 
-// readable tells why a kernel cannot be read.
+// readable reports why a kernel cannot be read.
 func readable(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -149,7 +149,7 @@ func fields(s string) []string {
 	return out
 }
 
-// kernel gives the file to boot: the uncompressed ELF image with a PVH entry where k holds one, else
+// kernel returns the file to boot: the uncompressed ELF image with a PVH entry where k holds one, else
 // k itself.
 func (o *Options) kernel(ctx context.Context, k kernel) (string, error) {
 	image, err := os.ReadFile(k.path)
@@ -179,7 +179,7 @@ func (o *Options) kernel(ctx context.Context, k kernel) (string, error) {
 	return path, err
 }
 
-// Kernel tells which installed kernel Build would take, without building anything.
+// Kernel reports which installed kernel Build would take, without building anything.
 func Kernel(o Options) (path, release string, err error) {
 	if err := o.defaults(); err != nil {
 		return "", "", err

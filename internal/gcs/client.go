@@ -75,7 +75,7 @@ const (
 // maxAbandoned bounds the answers that are still to be swallowed.
 const maxAbandoned = 4096
 
-// Connect makes a Client over a byte stream to our agent: the socket of a virtio-serial port, or what
+// Connect creates a Client over a byte stream to our agent: the socket of a virtio-serial port, or what
 // [DialVSock] gives.
 // It waits until the agent is there, or ctx ends. It takes conn over and closes it on failure.
 func Connect(ctx context.Context, conn net.Conn, opts Options) (*Client, error) {
@@ -104,7 +104,7 @@ func logger(l *slog.Logger) *slog.Logger {
 	return l
 }
 
-// NewClient makes a Client of a bridge connection that exists already and negotiates the protocol.
+// NewClient creates a Client of a bridge connection that exists already and negotiates the protocol.
 // It takes bridge and t over and closes them on failure.
 func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) (*Client, error) {
 	c := &Client{
@@ -409,7 +409,7 @@ func (c *Client) abandon(ctx context.Context, call *call, late func([]byte)) err
 	return context.Cause(ctx)
 }
 
-// newActivity makes the id by which a request is found again in the guest's log.
+// newActivity creates the id by which a request is found again in the guest's log.
 func newActivity() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails

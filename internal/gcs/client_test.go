@@ -34,7 +34,7 @@ func answer(t testing.TB, h Header, payload any) []byte {
 	return b
 }
 
-// against makes a Client of a guest that negotiates as it should and then does as f says.
+// against creates a Client of a guest that negotiates as it should and then does as f says.
 func against(t testing.TB, f guestFunc) (*Client, net.Conn) {
 	t.Helper()
 	host, guest := net.Pipe()

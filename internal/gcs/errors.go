@@ -173,7 +173,7 @@ const (
 	maxErrorRecords = 8
 )
 
-// errorFrom makes the Error of an answer, or nil when it is a success.
+// errorFrom creates the Error of an answer, or nil when it is a success.
 func errorFrom(op string, b *ResponseBase) error {
 	if b.Result == ResultOK {
 		return nil

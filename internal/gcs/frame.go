@@ -122,7 +122,7 @@ func ReadMessage(r io.Reader, limit int) (Header, []byte, error) {
 	return h, body, nil
 }
 
-// EncodeMessage makes the bytes of a message of at most limit bytes (0: [DefaultMaxMessage]).
+// EncodeMessage creates the bytes of a message of at most limit bytes (0: [DefaultMaxMessage]).
 func EncodeMessage(h Header, payload any, limit int) ([]byte, error) {
 	buf := bytes.NewBuffer(make([]byte, HeaderSize, 512))
 	enc := json.NewEncoder(buf)

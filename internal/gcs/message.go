@@ -28,7 +28,7 @@ const InfiniteTimeout uint32 = 0xffffffff
 // Text is a JSON document that travels as a JSON string.
 type Text string
 
-// EncodeText makes the Text of v.
+// EncodeText creates the Text of v.
 func EncodeText(v any) (Text, error) {
 	b, err := json.Marshal(v)
 	return Text(b), err
@@ -48,7 +48,7 @@ type RequestBase struct {
 	ActivityId  string
 }
 
-// Base gives access to the base of any request.
+// Base returns access to the base of any request.
 func (b *RequestBase) Base() *RequestBase { return b }
 
 // ResponseBase begins every answer.
@@ -59,7 +59,7 @@ type ResponseBase struct {
 	ErrorRecords []ErrorRecord `json:",omitempty"`
 }
 
-// Base gives access to the base of any answer.
+// Base returns access to the base of any answer.
 func (b *ResponseBase) Base() *ResponseBase { return b }
 
 // NegotiateRequest asks for a protocol version.
@@ -69,7 +69,7 @@ type NegotiateRequest struct {
 	MaximumVersion uint32
 }
 
-// NegotiateResponse tells the version and what the guest can do.
+// NegotiateResponse reports the version and what the guest can do.
 type NegotiateResponse struct {
 	ResponseBase
 	Version      uint32       `json:",omitempty"`
@@ -180,7 +180,7 @@ type WaitRequest struct {
 	TimeoutInMs uint32
 }
 
-// WaitResponse tells how a process ended.
+// WaitResponse reports how a process ended.
 type WaitResponse struct {
 	ResponseBase
 	ExitCode uint32

@@ -20,7 +20,7 @@ const sweepInterval = 100 * time.Millisecond
 // drainReads bounds the reads of one stream before it is another's turn.
 const drainReads = 16
 
-// muxConn is the host's end of a stream. Close lets go of both directions and never waits for the guest,
+// muxConn is the host's end of a stream. Close releases both directions and never waits for the guest,
 // which may have stopped: a stream itself knows only a half-close, which has to be sent.
 type muxConn struct {
 	*yamux.Stream
@@ -29,7 +29,7 @@ type muxConn struct {
 	closed  atomic.Bool
 }
 
-// Read gives net.ErrClosed after Close.
+// Read returns net.ErrClosed after Close.
 func (c *muxConn) Read(p []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()

@@ -19,7 +19,7 @@ func (c *Client) Modify(ctx context.Context, req hcsschema.GuestRequest) error {
 	return nil
 }
 
-// Stacks gives the stacks of the guest's agent.
+// Stacks returns the stacks of the guest's agent.
 func (c *Client) Stacks(ctx context.Context) (string, error) {
 	if !c.caps.GuestDefinedCapabilities.DumpStacksSupported {
 		return "", fmt.Errorf("guest DumpStacks: %w", ErrUnsupported)

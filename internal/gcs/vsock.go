@@ -32,7 +32,7 @@ const (
 // tokenSize is the length of a token in bytes.
 const tokenSize = 26
 
-// NewToken makes the token of a guest.
+// NewToken creates the token of a guest.
 func NewToken() string { return rand.Text()[:tokenSize] }
 
 // TokenDigest is what the guest is told of a token: the key "strata.vsock" of its command line.

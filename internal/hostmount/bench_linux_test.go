@@ -19,7 +19,7 @@ import (
 
 const benchFiles = 10_000
 
-// benchLayers makes n layers with benchFiles files together, in directories that all of them share.
+// benchLayers creates n layers with benchFiles files together, in directories that all of them share.
 func benchLayers(b *testing.B, n int) []string {
 	b.Helper()
 	dir := b.TempDir()

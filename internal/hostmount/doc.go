@@ -1,6 +1,6 @@
 // Package hostmount mounts layers in this system itself: read-only images as files or through loop
 // devices, folders, and overlays of any number of them. It keeps no state; package vmm/local makes a
-// machine of it, with the books and the recovery that a VM has.
+// machine of it, with the ledger and the recovery that a VM has.
 //
 // How things are mounted, best way first:
 //

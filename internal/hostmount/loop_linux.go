@@ -12,7 +12,7 @@ import (
 
 const loopMajor = 7
 
-// attachLoop gives an open loop device for an image. It goes away with its last user.
+// attachLoop returns an open loop device for an image. It goes away with its last user.
 func attachLoop(ctx context.Context, im *Image) (*os.File, error) {
 	mode, flags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
 	if im.ReadOnly {

@@ -19,7 +19,7 @@ func MountDirectory(context.Context, string, string, bool) error { return unsupp
 // Unmount takes away what is mounted at a directory. Nothing mounted there is a success.
 func Unmount(context.Context, string) error { return unsupported("unmount") }
 
-// Mounts gives the mount points at and below a directory.
+// Mounts returns the mount points at and below a directory.
 func Mounts(string) ([]string, error) { return nil, unsupported("list mounts") }
 
 // CanDisks reports whether the kernel mounts disks for somebody here.

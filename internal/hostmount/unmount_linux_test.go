@@ -32,7 +32,7 @@ func withoutRights(t *testing.T, f func()) {
 }
 
 // TestUnmountWithoutRights: what is not mounted is a success for everybody, so that whoever failed to
-// mount can put his books in order; what is mounted stays.
+// mount can put his ledger in order; what is mounted stays.
 func TestUnmountWithoutRights(t *testing.T) {
 	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
 	dir := t.TempDir()

@@ -19,7 +19,7 @@ const (
 	longestPause = 100 * time.Millisecond
 )
 
-// Wait makes the file at path where there is none and takes its lock, waiting for whoever has it until
+// Wait creates the file at path where there is none and takes its lock, waiting for whoever has it until
 // ctx ends: then the error matches the cause of that. The lock is held until the file is closed.
 func Wait(ctx context.Context, path string, shared bool) (*os.File, error) {
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
@@ -74,7 +74,7 @@ func inPlace(f *os.File) (bool, error) {
 	return os.SameFile(ours, there), nil
 }
 
-// Drop removes a file whose lock is held and lets go of it.
+// Drop removes a file whose lock is held and releases it.
 func Drop(f *os.File) error {
 	err := remove(f.Name())
 	if errors.Is(err, fs.ErrNotExist) {

@@ -24,7 +24,7 @@ type IDs struct {
 	One  bool   // one user and one group: nobody else could own a file
 }
 
-// Current gives the ids of the namespace that this process is in.
+// Current returns the ids of the namespace that this process is in.
 func Current() (IDs, error) {
 	out := IDs{One: true}
 	for _, kind := range []string{"uid", "gid"} {

@@ -67,7 +67,7 @@ type API interface {
 
 	// OpenFile opens a disk image for reading and writing, as a file. CloseDisk closes it.
 	OpenFile(file string) (Disk, HRESULT)
-	// VolumeSize gives the length of the partition under a volume, and of its file system, in bytes.
+	// VolumeSize returns the length of the partition under a volume, and of its file system, in bytes.
 	// volume has no trailing backslash.
 	VolumeSize(volume string) (partition, fileSystem uint64, hr HRESULT)
 	// ExtendVolume grows the file system of a volume to a number of 512-byte sectors.

@@ -31,7 +31,7 @@ type Host interface {
 	// case, without braces.
 	LayerID(ctx context.Context, folder string) (string, error)
 
-	// CreateScratch makes a folder with a sandbox.vhdx on top of parents.
+	// CreateScratch creates a folder with a sandbox.vhdx on top of parents.
 	CreateScratch(ctx context.Context, folder string, parents []string) error
 	// ExpandScratch grows the disk of a scratch to size bytes and its file system after it. It never
 	// shrinks. The scratch must not be activated.

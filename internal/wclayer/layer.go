@@ -222,7 +222,7 @@ func checkParents(parents []string) error {
 	return nil
 }
 
-// descriptors makes the descriptor array of parents, in their order.
+// descriptors creates the descriptor array of parents, in their order.
 func (s *System) descriptors(parents []string) ([]Descriptor, error) {
 	out := make([]Descriptor, len(parents))
 	for i, p := range parents {

@@ -18,7 +18,7 @@ import (
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
-// native gives the System of this Windows and the stand-in behind its libraries.
+// native returns the System of this Windows and the stand-in behind its libraries.
 func native(t *testing.T) (*wclayer.System, *standin.Client) {
 	t.Helper()
 	c := standin.Find()

@@ -50,7 +50,7 @@ func BenchmarkOneDisk(b *testing.B) {
 	}
 }
 
-// coldMounts gives the medians over several mounts, but of one where that takes long and varies little.
+// coldMounts returns the medians over several mounts, but of one where that takes long and varies little.
 // Each is of new layers: persistent memory that was attached once may stay in the VM.
 func coldMounts(b *testing.B, vm *uvm.UtilityVM, disk string, n int, as layerdir.Options, how layers.Attach) spent {
 	rounds := 3
@@ -122,7 +122,7 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
-// walkAndRead gives the times of a walk and of reading all files, the start of the programs included.
+// walkAndRead returns the times of a walk and of reading all files, the start of the programs included.
 func walkAndRead(b *testing.B, vm *uvm.UtilityVM, m *layers.Mounted) (find, read time.Duration) {
 	b.Helper()
 	sh(b, m, "true") // makes the container
@@ -142,7 +142,7 @@ func timed(b *testing.B, vm *uvm.UtilityVM, m *layers.Mounted, script string, at
 	return took
 }
 
-// fileLayers makes n EROFS layers, top first, that hold lookupFiles files of a line each. Every layer
+// fileLayers creates n EROFS layers, top first, that hold lookupFiles files of a line each. Every layer
 // has files in all of the 100 directories, as is so with /usr in the layers of a real image.
 func fileLayers(b *testing.B, n int) (top []layers.Layer) {
 	b.Helper()

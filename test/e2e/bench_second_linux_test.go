@@ -92,7 +92,7 @@ func BenchmarkSecondRun(b *testing.B) {
 	}
 }
 
-// smallImage makes an image of n small layers.
+// smallImage creates an image of n small layers.
 func smallImage(b *testing.B, n int) image.Source {
 	b.Helper()
 	blobs := imagetest.Blobs{}

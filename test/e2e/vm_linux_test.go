@@ -89,7 +89,7 @@ func makeLayer(t testing.TB, dir string, files map[string]string, as layerdir.Op
 	return dir
 }
 
-// stack makes n layers, top first, and tells what /data holds when they are merged. Each layer adds a
+// stack creates n layers, top first, and tells what /data holds when they are merged. Each layer adds a
 // file, changes one, and every third deletes what an earlier one added.
 func stack(t testing.TB, n int) (top []layers.Layer, data map[string]string) {
 	t.Helper()
@@ -188,11 +188,11 @@ func parseData(text string) map[string]string {
 	return out
 }
 
-// empty checks that nothing but retained devices is left, in the books and in the machine.
+// empty checks that nothing but retained devices is left, in the ledger and in the machine.
 func empty(t testing.TB, vm *uvm.UtilityVM) {
 	t.Helper()
 	if s := vm.Status(); !s.Empty() {
-		t.Errorf("the books are not empty: %+v", s)
+		t.Errorf("the ledger is not empty: %+v", s)
 	}
 	obs, err := vm.Machine().Observe(t.Context())
 	if err != nil {

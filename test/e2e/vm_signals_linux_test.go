@@ -90,7 +90,7 @@ func TestRealQEMUKilledWhileMounting(t *testing.T) {
 		t.Errorf("OpenVM: %v, want %v", err, vmm.ErrGone)
 	}
 	if s, err := uvm.ReadStatus(dir); err != nil || !s.Empty() {
-		t.Errorf("the books of a VM that is gone: %+v, %v", s, err)
+		t.Errorf("the ledger of a VM that is gone: %+v, %v", s, err)
 	}
 }
 

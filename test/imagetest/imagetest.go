@@ -151,7 +151,7 @@ func Tagged(d Descriptor, tag string) Descriptor {
 	return d
 }
 
-// files gives the files of a layout.
+// files returns the files of a layout.
 func (s Blobs) files(t testing.TB, list []Descriptor) map[string][]byte {
 	t.Helper()
 	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": list})
@@ -181,13 +181,13 @@ func (s Blobs) Layout(t testing.TB, list ...Descriptor) string {
 	return dir
 }
 
-// LayoutTar gives an OCI layout as a tar.
+// LayoutTar returns an OCI layout as a tar.
 func (s Blobs) LayoutTar(t testing.TB, list ...Descriptor) []byte {
 	t.Helper()
 	return FileTar(t, s.files(t, list))
 }
 
-// FileTar makes a tar of regular files, in the order of their names.
+// FileTar creates a tar of regular files, in the order of their names.
 func FileTar(t testing.TB, files map[string][]byte) []byte {
 	t.Helper()
 	var out bytes.Buffer

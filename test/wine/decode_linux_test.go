@@ -40,7 +40,7 @@ var ops = map[hcsschema.RequestType]vmm.Op{
 	hcsschema.RequestAdd: vmm.Add, hcsschema.RequestRemove: vmm.Remove, hcsschema.RequestUpdate: vmm.Update,
 }
 
-// decodeChange gives the change of a machine that a request asks for. It is empty for what the machine does by itself.
+// decodeChange returns the change of a machine that a request asks for. It is empty for what the machine does by itself.
 func decodeChange(text string) (c vmm.Change, err error) {
 	var r modification
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
@@ -116,7 +116,7 @@ func decodeGuest(kind hcsschema.ResourceType, settings json.RawMessage) (vmm.Mou
 		}
 		return g, err
 	case hcsschema.ResourceSCSIDevice:
-		return nil, nil // the QEMU driver has the guest let go of a disk when it removes it
+		return nil, nil // the QEMU driver has the guest release a disk when it removes it
 	}
 	return nil, fmt.Errorf("the guest knows no %s", kind)
 }

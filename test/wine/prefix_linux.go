@@ -61,7 +61,7 @@ type Prefix struct {
 	unlock         func()
 }
 
-// Open gives a prefix in a folder of cache, which is made when it is not there yet: that takes half a
+// Open returns a prefix in a folder of cache, which is made when it is not there yet: that takes half a
 // minute. The folder is named after what it was made with. One process at a time has it; Close gives
 // it to the next.
 func Open(ctx context.Context, cache string) (*Prefix, error) {

@@ -108,7 +108,7 @@ func (p *program) clean() {
 	}
 }
 
-// files makes files in the folder of the program.
+// files creates files in the folder of the program.
 func (p *program) files(files map[string]string) {
 	p.t.Helper()
 	for name, text := range files {

@@ -18,7 +18,7 @@ import (
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
-// tarball makes a tar of files, which are all programs; a name that ends in a slash is a folder.
+// tarball creates a tar of files, which are all programs; a name that ends in a slash is a folder.
 func tarball(t *testing.T, files map[string]string) string {
 	t.Helper()
 	var b bytes.Buffer

@@ -28,7 +28,7 @@ var packages = []struct{ path, skip string }{
 // limit bounds one test binary. Wine is slow to start, and its first start slower still.
 const limit = 5 * time.Minute
 
-// start makes a prefix for a test.
+// start creates a prefix for a test.
 func start(t *testing.T) *Prefix {
 	t.Helper()
 	if testing.Short() {
@@ -101,7 +101,7 @@ func TestWine(t *testing.T) {
 	}
 }
 
-// bootFiles makes a folder with what a Linux guest boots; the stand-in does not read it.
+// bootFiles creates a folder with what a Linux guest boots; the stand-in does not read it.
 func bootFiles(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -22,7 +22,7 @@ func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	return m.engine.Run(ctx, c, m.halves)
 }
 
-// halves makes the documents of a Change, so that what cannot be expressed fails before anything is done.
+// halves creates the documents of a Change, so that what cannot be expressed fails before anything is done.
 func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 	if err := m.reserved(c); err != nil {
 		return h, err
@@ -153,7 +153,7 @@ func (m *Machine) mappable(c vmm.Change) vmm.Device {
 	return share
 }
 
-// encoder gives a copy: what the guest knows may be found out while the machine runs.
+// encoder returns a copy: what the guest knows may be found out while the machine runs.
 func (m *Machine) encoder() encoder {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
-// ending gives what an ApplyError tells of the halves.
+// ending returns what an ApplyError tells of the halves.
 func ending(t *testing.T, err error) (host, guest vmm.Outcome) {
 	t.Helper()
 	e, ok := errors.AsType[*vmm.ApplyError](err)

@@ -74,7 +74,7 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 	return p, nil
 }
 
-// openContainer takes up a container that somebody else has made, when it is started.
+// openContainer reopens a container that somebody else has made, when it is started.
 func (m *Machine) openContainer(ctx context.Context, container string) (*system, error) {
 	for {
 		s, err := openSystem(ctx, m.host.API, m.containerID(container))
@@ -97,7 +97,7 @@ func (m *Machine) openContainer(ctx context.Context, container string) (*system,
 	}
 }
 
-// container makes the compute system of a container and starts it, or takes up the one there is. refused is why it
+// container creates the compute system of a container and starts it, or reopens the one there is. refused is why it
 // cannot be made with this document; nil: it can.
 func (m *Machine) container(ctx context.Context, container, document string,
 	refused error) (s *system, created bool, err error) {

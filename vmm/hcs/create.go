@@ -34,7 +34,7 @@ func CreateLCOW(ctx context.Context, host Host, o OptionsLCOW) (*Machine, error)
 	return m, nil
 }
 
-// OpenLCOW takes up a running VM that was created with these options, which must be Persistent.
+// OpenLCOW reopens a running VM that was created with these options, which must be Persistent.
 func OpenLCOW(ctx context.Context, host Host, o OptionsLCOW) (*Machine, error) {
 	m, err := newLCOW(&host, &o)
 	if err != nil {
@@ -88,7 +88,7 @@ func CreateWCOW(ctx context.Context, host Host, o OptionsWCOW) (*Machine, error)
 	return m, nil
 }
 
-// OpenWCOW takes up a running VM that was created with these options, which must be Persistent.
+// OpenWCOW reopens a running VM that was created with these options, which must be Persistent.
 func OpenWCOW(ctx context.Context, host Host, o OptionsWCOW) (*Machine, error) {
 	m, err := newWCOW(&host, &o)
 	if err != nil {
@@ -128,7 +128,7 @@ func (m *Machine) scratch(ctx context.Context, id, uvmFolder, folder string) (st
 	return path, m.grant(ctx, vmm.AccessIndividual, path, id)
 }
 
-// LocateUVMFolder gives the UtilityVM folder of the first of the layer folders, top-most first, that
+// LocateUVMFolder returns the UtilityVM folder of the first of the layer folders, top-most first, that
 // has one.
 func LocateUVMFolder(files FS, layerFolders []string) (string, error) {
 	if files == nil {
@@ -159,7 +159,7 @@ func needFile(files FS, path string) error {
 	return nil
 }
 
-// open takes up the system; when it fails nothing is held.
+// open reopens the system; when it fails nothing is held.
 func (m *Machine) open(ctx context.Context, o *Options) error {
 	if !o.Persistent {
 		return fmt.Errorf("open utility VM %s: %w", o.ID, bad("only a Persistent VM outlives the process that made it"))

@@ -10,7 +10,7 @@ import (
 // bindDescriptor lets only SYSTEM and administrators listen on the VM's Hyper-V sockets.
 const bindDescriptor = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
 
-// system makes the parts of the create document that both kinds of VMs share. count is the number of
+// system creates the parts of the create document that both kinds of VMs share. count is the number of
 // processors the VM really gets.
 func (o *Options) system(count int32) *hcsschema.ComputeSystem {
 	version := hcsschema.V21

@@ -18,7 +18,7 @@ const (
 // rootOnVPMEM makes the kernel mount the disk image in the first VPMEM device.
 const rootOnVPMEM = "root=/dev/pmem0 ro rootwait init=/init"
 
-// document makes the create document of a Linux VM.
+// document creates the create document of a Linux VM.
 func (o *OptionsLCOW) document(count int32) *hcsschema.ComputeSystem {
 	doc := o.system(count)
 	vm := doc.VirtualMachine

@@ -13,7 +13,7 @@ const (
 	directMapMB = 1024
 )
 
-// document makes the create document of a Windows VM that boots from the UtilityVM folder given and
+// document creates the create document of a Windows VM that boots from the UtilityVM folder given and
 // writes to the scratch disk given.
 func (o *OptionsWCOW) document(count int32, uvmFolder, scratch string) *hcsschema.ComputeSystem {
 	doc := o.system(count)

@@ -21,7 +21,7 @@ var requestTypes = map[vmm.Op]hcsschema.RequestType{
 	vmm.Add: hcsschema.RequestAdd, vmm.Remove: hcsschema.RequestRemove, vmm.Update: hcsschema.RequestUpdate,
 }
 
-// host makes the host's half of a change. With repeat, a removal carries the settings of the addition
+// host creates the host's half of a change. With repeat, a removal carries the settings of the addition
 // that it takes back, as hcsshim's does after a guest refused one.
 func (e encoder) host(op vmm.Op, d vmm.Device, repeat bool) (hcsschema.ModifySettingRequest, error) {
 	r := hcsschema.ModifySettingRequest{RequestType: requestTypes[op]}
@@ -104,7 +104,7 @@ func plan9Flags(d vmm.Plan9Share) int32 {
 	return flags
 }
 
-// guest makes the guest's half of a change, as the generation of the guest understands it.
+// guest creates the guest's half of a change, as the generation of the guest understands it.
 func (e encoder) guest(op vmm.Op, g vmm.Mount) (hcsschema.GuestRequest, error) {
 	if e.os == vmm.Linux && e.generation == Guest2021 {
 		var err error
@@ -162,7 +162,7 @@ func for2021(op vmm.Op, g vmm.Mount) (vmm.Mount, error) {
 	return g, nil
 }
 
-// eject asks a Linux guest of today to let go of a disk before the host takes it.
+// eject asks a Linux guest of today to release a disk before the host takes it.
 func eject(d vmm.SCSIDisk) hcsschema.GuestRequest {
 	return hcsschema.GuestRequest{RequestType: hcsschema.RequestRemove, ResourceType: hcsschema.ResourceSCSIDevice,
 		Settings: hcsschema.SCSIDevice{Controller: d.Controller, Lun: d.LUN}}

@@ -89,7 +89,7 @@ func (r *rig) lcow(external bool) hcs.OptionsLCOW {
 	return o
 }
 
-// start makes a running machine that ends with the test.
+// start creates a running machine that ends with the test.
 func (r *rig) start(o hcs.OptionsLCOW) *hcs.Machine {
 	r.t.Helper()
 	m, err := hcs.CreateLCOW(r.t.Context(), r.host, o)
@@ -147,7 +147,7 @@ func (r *rig) eventually(fn string) {
 	}
 }
 
-// within gives a context that ends when the test calls cancel, at the latest after long.
+// within returns a context that ends when the test calls cancel, at the latest after long.
 func within(t *testing.T) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(t.Context(), patient)
 	t.Cleanup(cancel)

@@ -73,7 +73,7 @@ type Error struct {
 	Result hcsschema.ResultError
 }
 
-// newError makes an Error of a failed call and its result document, which may be empty or garbled.
+// newError creates an Error of a failed call and its result document, which may be empty or garbled.
 func newError(op, system string, hr HRESULT, result string) *Error {
 	e := &Error{Op: op, System: system, HR: hr}
 	if result != "" {
@@ -136,7 +136,7 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
-// codeOf gives the code of the first Error in a chain.
+// codeOf returns the code of the first Error in a chain.
 func codeOf(err error) (uint32, bool) {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.HR.Code(), true

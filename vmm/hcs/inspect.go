@@ -9,7 +9,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Inspect tells whether there is a VM with an identifier, without a connection to its guest: a guest that does
+// Inspect reports whether there is a VM with an identifier, without a connection to its guest: a guest that does
 // not answer is no obstacle. A VM whose start was cut short counts. One that has stopped does not.
 func Inspect(ctx context.Context, api API, id string) (there bool, err error) {
 	s, err := openSystem(ctx, api, id)

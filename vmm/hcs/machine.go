@@ -193,7 +193,7 @@ func processorCount(ctx context.Context, host *Host, o *Options) (int32, error) 
 	return o.ProcessorCount, nil
 }
 
-// create makes the system; when it fails nothing is left.
+// create creates the system; when it fails nothing is left.
 func (m *Machine) create(ctx context.Context, o *Options, doc *hcsschema.ComputeSystem) error {
 	text, err := o.encode(doc)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
 
-// on makes a script of one verdict for one function.
+// on creates a script of one verdict for one function.
 func on(fn string, v hcstest.Verdict, reached chan<- struct{}) func(string, int, map[string]any) hcstest.Verdict {
 	told := false
 	return func(f string, _ int, _ map[string]any) hcstest.Verdict {
@@ -194,7 +194,7 @@ func TestShutdownTerminates(t *testing.T) {
 	}
 }
 
-// A persistent VM outlives who made it and is taken up by another.
+// A persistent VM outlives who made it and is reopened by another.
 func TestPersistentMachine(t *testing.T) {
 	r := newRig(t, hcstest.Options{})
 	o := r.lcow(false)

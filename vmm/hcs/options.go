@@ -74,7 +74,7 @@ const (
 	RootFSVHD                  // a disk image on the first VPMEM device
 )
 
-// GuestGeneration tells the generation of a Linux guest agent, which decides the documents it is sent.
+// GuestGeneration reports the generation of a Linux guest agent, which decides the documents it is sent.
 type GuestGeneration int
 
 // The generations.

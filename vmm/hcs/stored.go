@@ -34,7 +34,7 @@ type stored struct {
 // it unique, and the name of a container.
 const maxIDName = 54
 
-// newID makes the identifier of a compute system. The service has one list of them for the whole host, and
+// newID creates the identifier of a compute system. The service has one list of them for the whole host, and
 // VMs of several state directories may have the same name.
 func newID(name string) string {
 	var unique [4]byte

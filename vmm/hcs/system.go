@@ -111,7 +111,7 @@ func createSystem(ctx context.Context, api API, id, document string) (*system, e
 	return s, nil
 }
 
-// openSystem takes up a system that another process made.
+// openSystem reopens a system that another process made.
 func openSystem(ctx context.Context, api API, id string) (*system, error) {
 	s := newSystem(api, id)
 	_, err := s.take(ctx, "open compute system", false, func() (Handle, string, HRESULT) {
@@ -220,7 +220,7 @@ func (s *system) usable() error {
 	return nil
 }
 
-// do makes a call that has no effect worth undoing when it comes late.
+// do creates a call that has no effect worth undoing when it comes late.
 func (s *system) do(ctx context.Context, op string, f func() outcome) (string, error) {
 	if err := s.usable(); err != nil {
 		return "", fmt.Errorf("%s: %w", op, err)

@@ -238,7 +238,7 @@ func (m *Machine) combine(ctx context.Context, g vmm.CombinedLayers, path string
 	return m.mount.MountOverlay(ctx, o, path)
 }
 
-// parents gives a path and all directories above it.
+// parents returns a path and all directories above it.
 func parents(path string) []string {
 	out := []string{path}
 	for path != filepath.Dir(path) {

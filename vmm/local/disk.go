@@ -36,7 +36,7 @@ func checkDevice(d vmm.Device) error {
 	return fmt.Errorf("%s: %w without a virtual machine", d, errors.ErrUnsupported)
 }
 
-// diskSize gives the path of the file behind a disk, links resolved, and the size of the disk.
+// diskSize returns the path of the file behind a disk, links resolved, and the size of the disk.
 func diskSize(d vmm.SCSIDisk) (path string, size int64, err error) {
 	fail := func(err error) (string, int64, error) { return "", 0, fmt.Errorf("disk %s: %w", d.Path, err) }
 	if len(d.Extents) > 0 || (d.Kind != "" && d.Kind != vmm.VirtualDisk) {
@@ -111,7 +111,7 @@ func (m *Machine) mountDisk(ctx context.Context, g vmm.MappedDisk, target string
 }
 
 // checkFilesystem looks whether a disk has the file system that it should have. Formatting is left to
-// whoever makes the scratch: a file of this system is not a blank disk of a VM.
+// whoever creates the scratch: a file of this system is not a blank disk of a VM.
 func checkFilesystem(im hostmount.Image, want string) error {
 	f, err := os.Open(im.Path)
 	if err != nil {

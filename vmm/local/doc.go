@@ -1,5 +1,5 @@
 // Package local is the driver for this system itself: a [vmm.Machine] that is no virtual machine. The
-// same books, journal and recovery that a utility VM has serve for layers that are mounted without
+// same ledger, journal and recovery that a utility VM has serve for layers that are mounted without
 // one.
 //
 // A machine is a directory:

@@ -112,7 +112,7 @@ func (m *Machine) mountRecords() ([]vmm.Mount, error) {
 	return out, err
 }
 
-// mounted tells which of the machine's mount points have something mounted.
+// mounted reports which of the machine's mount points have something mounted.
 func (m *Machine) mounted() (map[string]bool, error) {
 	points, err := m.mount.Mounts(filepath.Join(m.dir, fsDir))
 	out := make(map[string]bool, len(points))
@@ -122,7 +122,7 @@ func (m *Machine) mounted() (map[string]bool, error) {
 	return out, err
 }
 
-// liveMounts gives the mounts that exist really.
+// liveMounts returns the mounts that exist really.
 func (m *Machine) liveMounts() ([]vmm.Mount, error) {
 	records, err := m.mountRecords()
 	if err != nil {

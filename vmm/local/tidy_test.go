@@ -62,7 +62,7 @@ func TestTidy(t *testing.T) {
 		must(mem.Unmount(t.Context(), m.HostPath(target)))
 	}
 	must(os.Remove(m.HostPath("/run/two")), os.Remove(m.HostPath("/deep/a/b")))
-	for _, share := range []string{"one", "two", "a"} { // devices are removed with the books
+	for _, share := range []string{"one", "two", "a"} { // devices are removed with the ledger
 		must(m.Apply(t.Context(), vmm.Change{Op: vmm.Remove, Device: vmm.Plan9Share{Name: share, Path: source}}))
 	}
 	for _, kind := range []string{"devices", "mounts"} {

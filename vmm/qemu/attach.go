@@ -32,7 +32,7 @@ func (m *Machine) record(id string, d vmm.Device) (name string, err error) {
 	return nodeName(id, b), writeFile(filepath.Join(m.attachedDir(), id+".json"), b)
 }
 
-// namesOf gives the name of a device's node as its record tells it. Without one QEMU is asked for all the
+// namesOf returns the name of a device's node as its record tells it. Without one QEMU is asked for all the
 // nodes it has, which may be many.
 func (m *Machine) namesOf(ctx context.Context, id string) ([]string, error) {
 	b, err := os.ReadFile(filepath.Join(m.attachedDir(), id+".json"))
@@ -65,7 +65,7 @@ func (m *Machine) forget(id string) error {
 	return err
 }
 
-// undone gives the outcome of a half that failed and was taken back by undo.
+// undone returns the outcome of a half that failed and was taken back by undo.
 func undone(err error, undo ...error) (vmm.Outcome, error) {
 	if undoErr := errors.Join(undo...); undoErr != nil {
 		return vmm.Unknown, errors.Join(err, fmt.Errorf("and it could not be taken back: %w", undoErr))
@@ -131,7 +131,7 @@ func (m *Machine) deleteNode(ctx context.Context, name string) error {
 	}
 }
 
-// ejectTime bounds how long a guest may take to let go of a disk that nothing in it uses. When it does
+// ejectTime bounds how long a guest may take to release a disk that nothing in it uses. When it does
 // not answer the disk is pulled all the same.
 const ejectTime = 10 * time.Second
 

@@ -12,7 +12,7 @@
 //	attached/      what is attached where, and the descriptors of composite disks
 //	qemu.log       what QEMU has to say
 //
-// [Start] makes one, [Open] takes one up that another process started, [Inspect] and [Kill] need no
+// [Start] creates one, [Open] takes one up that another process started, [Inspect] and [Kill] need no
 // cooperation of the machine. One process at a time controls a machine; others may run programs in
 // it with [OpenExec].
 //

@@ -39,7 +39,7 @@ func connectGCS(ctx context.Context, conn net.Conn, log *slog.Logger) (guest, er
 	return gcsGuest{c}, nil
 }
 
-// Mounts gives what is mounted, as far as the guest can tell: where, and from which device.
+// Mounts returns what is mounted, as far as the guest can tell: where, and from which device.
 func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 	mounts, err := g.Observe(ctx)
 	if err != nil {
@@ -65,7 +65,7 @@ func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 // errNoGuest is matched when there was no agent to ask: the request had no effect.
 var errNoGuest = fmt.Errorf("%w: %w", vmm.ErrGuestUnreachable, gcs.ErrNotSent)
 
-// reachFunc gives a connection to where the agent listens.
+// reachFunc returns a connection to where the agent listens.
 type reachFunc func(ctx context.Context) (net.Conn, error)
 
 // reach is how the agent is reached: over vsock, or by a serial port.
@@ -88,7 +88,7 @@ type guestPort struct {
 	closed  bool
 }
 
-// get gives the agent, connecting if need be for as long as ctx allows. Its errors match errNoGuest.
+// get returns the agent, connecting if need be for as long as ctx allows. Its errors match errNoGuest.
 func (p *guestPort) get(ctx context.Context) (guest, error) {
 	for {
 		p.mu.Lock()

@@ -26,7 +26,7 @@ func inDir(dir string, do func(short string) error) error {
 	return do(fmt.Sprintf("/proc/self/fd/%d", d.Fd()))
 }
 
-// listenSocket makes a listening socket and returns its descriptor as a file.
+// listenSocket creates a listening socket and returns its descriptor as a file.
 func listenSocket(dir, name string) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -171,7 +171,7 @@ func lockPort(ctx context.Context, dir string, port int) (*portLock, error) {
 	}
 }
 
-// kvmUsable tells why KVM cannot run a machine here, as far as can be seen from outside.
+// kvmUsable reports why KVM cannot run a machine here, as far as can be seen from outside.
 func kvmUsable() error {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {

@@ -248,7 +248,7 @@ func (m *Machine) explain(err error) error {
 // settleTime is how long a broken connection may be ahead of the news that the machine is gone.
 const settleTime = 500 * time.Millisecond
 
-// goneSoon gives the machine's error. A connection that broke is often the first sign of the end.
+// goneSoon returns the machine's error. A connection that broke is often the first sign of the end.
 func (m *Machine) goneSoon(err error) error {
 	if errors.Is(err, vmm.ErrGuestUnreachable) || errors.Is(err, errQMPClosed) || errors.Is(err, io.EOF) {
 		select {
@@ -298,7 +298,7 @@ func (m *Machine) Ready(ctx context.Context) error {
 	return m.withGuest(ctx, func(context.Context, guest) error { return nil })
 }
 
-// Console gives the last 64 KiB of what the guest's kernel said since it was last asked for.
+// Console returns the last 64 KiB of what the guest's kernel said since it was last asked for.
 func (m *Machine) Console(ctx context.Context) (string, error) {
 	var text string
 	err := m.qmp.do(ctx, "ringbuf-read", map[string]any{"device": "console", "size": 65536, "format": "utf8"}, &text)

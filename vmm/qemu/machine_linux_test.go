@@ -21,7 +21,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// diskFile makes a file of size bytes, as a fixed VHD where its name says so.
+// diskFile creates a file of size bytes, as a fixed VHD where its name says so.
 func diskFile(t testing.TB, dir, name string, size int64) string {
 	t.Helper()
 	path := filepath.Join(dir, name)

@@ -26,7 +26,7 @@ func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	return obs, nil
 }
 
-// devices gives what QEMU has plugged.
+// devices returns what QEMU has plugged.
 func (m *Machine) devices(ctx context.Context) ([]vmm.Device, error) {
 	disks, err := m.disks(ctx)
 	if err != nil {
@@ -112,7 +112,7 @@ func (m *Machine) nodes(ctx context.Context, prefix string) ([]string, error) {
 	return out, nil
 }
 
-// inventory gives what is attached, after it has removed what a process that died in the middle of a
+// inventory returns what is attached, after it has removed what a process that died in the middle of a
 // change left open in QEMU without a device.
 func (m *Machine) inventory(ctx context.Context) ([]vmm.Device, error) {
 	devices, err := m.devices(ctx)

@@ -139,7 +139,7 @@ func (p *process) kill() error {
 	return killErr
 }
 
-// close lets go of the process.
+// close releases the process.
 func (p *process) close() {
 	p.once.Do(func() { p.pidfd.Close() })
 	<-p.ended

@@ -84,7 +84,7 @@ type qmpReader struct{ r *bufio.Reader }
 
 func newQMPReader(r io.Reader) *qmpReader { return &qmpReader{bufio.NewReaderSize(r, 16<<10)} }
 
-// next gives the next message. It fails on a line that is too long or is no JSON object.
+// next returns the next message. It fails on a line that is too long or is no JSON object.
 func (q *qmpReader) next() (qmpMessage, error) {
 	var line []byte
 	for {

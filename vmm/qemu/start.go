@@ -214,7 +214,7 @@ func Kill(ctx context.Context, dir string) error {
 // kvmFile is where it is remembered that KVM does not work.
 func kvmFile(c Config) string { return filepath.Join(c.CacheDir, "kvm-does-not-work") }
 
-// kvmWorth tells why KVM need not be tried.
+// kvmWorth reports why KVM need not be tried.
 func kvmWorth(c Config) error {
 	if err := c.kvmUsable(); err != nil {
 		return err

@@ -15,7 +15,7 @@ type vsockDevice struct {
 	token string
 }
 
-// vsock gives the device for a machine, or nil for one that is reached by serial ports alone.
+// vsock returns the device for a machine, or nil for one that is reached by serial ports alone.
 func (c Config) vsock() (*vsockDevice, error) {
 	if c.Transport == TransportSerial || c.Transport == TransportAuto && c.Kernel == "" {
 		return nil, nil

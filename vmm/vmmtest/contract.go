@@ -15,7 +15,7 @@ import (
 // Env is a machine to try the contract on, and what can be done with it.
 type Env struct {
 	Machine vmm.Machine
-	// Disk gives Changes that add a device and mount it: another device, address and target for each
+	// Disk returns Changes that add a device and mount it: another device, address and target for each
 	// n from 0 to 7. The devices can be removed again.
 	Disk func(n int) vmm.Change
 	// Bad adds a device that the guest cannot mount; no device: this is not tried.

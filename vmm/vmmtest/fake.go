@@ -81,7 +81,7 @@ func WindowsLimits() vmm.Limits {
 		ReservedSCSI: []vmm.SCSISlot{{Controller: 0, LUN: 0}}}
 }
 
-// New makes a machine.
+// New creates a machine.
 func New(id string, os vmm.OS, limits vmm.Limits) *Fake {
 	f := &Fake{id: id, os: os, limits: limits, devices: map[string]vmm.Device{}, mounts: map[string]vmm.Mount{}}
 	f.life, f.end = context.WithCancelCause(context.Background())
@@ -142,7 +142,7 @@ func (f *Fake) answers(ctx context.Context) error {
 	}
 }
 
-// Log gives the Changes asked for since the last Script, whatever became of them.
+// Log returns the Changes asked for since the last Script, whatever became of them.
 func (f *Fake) Log() []vmm.Change {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -292,7 +292,7 @@ func (f *Fake) FindProcess(_ context.Context, containerID string, pid uint32) (v
 	return process(pid), nil
 }
 
-// Execs gives the processes asked for.
+// Execs returns the processes asked for.
 func (f *Fake) Execs() []vmm.ProcessSpec {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -69,7 +69,7 @@ func (f *Fake) guest(op vmm.Op, g vmm.Mount) error {
 	return nil
 }
 
-// below gives the mount of a device that a path lies in.
+// below returns the mount of a device that a path lies in.
 func (f *Fake) below(path string) string {
 	for target, g := range f.mounts {
 		if vmm.RestsOn(g) != "" && (path == target || strings.HasPrefix(path, target+"/")) {

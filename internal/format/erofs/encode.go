@@ -35,7 +35,7 @@ func (m *metadata) writeInodes() error {
 	return fill(align(m.size, blockSize))
 }
 
-// encode gives an inode with all that follows it directly.
+// encode returns an inode with all that follows it directly.
 func (m *metadata) encode(in *inode) []byte {
 	n := in.node
 	b := make([]byte, extendedSize, extendedSize+in.xattrs+in.inline+4*in.chunks+4)
@@ -76,7 +76,7 @@ func (m *metadata) encode(in *inode) []byte {
 	return b
 }
 
-// contents gives the contents of a directory or symbolic link, or what of a file is written here.
+// contents returns the contents of a directory or symbolic link, or what of a file is written here.
 func (m *metadata) contents(in *inode) []byte {
 	switch in.node.Type() {
 	case layertree.TypeDir:
@@ -87,7 +87,7 @@ func (m *metadata) contents(in *inode) []byte {
 	return in.tail
 }
 
-// inside gives what of the contents lies in the inode.
+// inside returns what of the contents lies in the inode.
 func (m *metadata) inside(in *inode) []byte {
 	if in.node.Type() == layertree.TypeRegular {
 		return in.node.Tail
@@ -96,7 +96,7 @@ func (m *metadata) inside(in *inode) []byte {
 	return b[len(b)-in.inline:]
 }
 
-// outside gives what of the contents lies in blocks of its own, filled up to whole blocks.
+// outside returns what of the contents lies in blocks of its own, filled up to whole blocks.
 func (m *metadata) outside(in *inode) []byte {
 	b := m.contents(in)
 	b = b[:len(b)-in.inline]
@@ -120,14 +120,14 @@ func appendChunks(b []byte, in *inode) []byte {
 	return b
 }
 
-// dirNames gives the names of a directory in the order in which EROFS wants them, dots included.
+// dirNames returns the names of a directory in the order in which EROFS wants them, dots included.
 func dirNames(n *layertree.Node) []string {
 	names := append(n.Names(), ".", "..")
 	slices.Sort(names)
 	return names
 }
 
-// dirBlock tells how many of names go into the next block, and the bytes they use.
+// dirBlock reports how many of names go into the next block, and the bytes they use.
 func dirBlock(names []string) (count, used int) {
 	for _, name := range names {
 		need := direntSize + len(name)
@@ -153,7 +153,7 @@ func dirSize(names []string) int {
 	return size
 }
 
-// dirents gives the contents of a directory: in each block the entries, then their names.
+// dirents returns the contents of a directory: in each block the entries, then their names.
 func (m *metadata) dirents(in *inode) []byte {
 	out := make([]byte, 0, align(int64(dirSize(in.names)), blockSize))
 	for names := in.names; len(names) > 0; {

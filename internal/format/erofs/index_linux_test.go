@@ -16,7 +16,7 @@ import (
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 )
 
-// disk makes the disk that an index over images, top first, describes.
+// disk creates the disk that an index over images, top first, describes.
 func disk(t testing.TB, images []string) string {
 	t.Helper()
 	dir := t.TempDir()

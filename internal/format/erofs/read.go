@@ -63,7 +63,7 @@ func readSuper(r io.ReaderAt, size int64) (super, error) {
 	return s, nil
 }
 
-// ImageSize gives the size of the image at the beginning of r, without what follows it, such as a hash
+// ImageSize returns the size of the image at the beginning of r, without what follows it, such as a hash
 // tree. size is the size of what r reads.
 func ImageSize(r io.ReaderAt, size int64) (int64, error) {
 	s, err := readSuper(r, size)
@@ -327,7 +327,7 @@ func (im *image) chunks(in raw, blocks int64) error {
 	return nil
 }
 
-// tail gives what of the contents lies after the inode.
+// tail returns what of the contents lies after the inode.
 func (im *image) tail(in raw) ([]byte, error) {
 	n := in.size % blockSize
 	if in.after%blockSize+n > blockSize {

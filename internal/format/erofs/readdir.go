@@ -176,7 +176,7 @@ func newWindows(r io.ReaderAt, size int64) *windows {
 	return &windows{r: r, size: size, have: make(map[int64][]byte)}
 }
 
-// bytes gives n bytes at offset at. They are valid until the next call.
+// bytes returns n bytes at offset at. They are valid until the next call.
 func (w *windows) bytes(at, n int64) ([]byte, error) {
 	if at < 0 || n < 0 || at+n > w.size {
 		return nil, ErrCorrupt

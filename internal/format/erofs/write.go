@@ -19,7 +19,7 @@ const writeBuffer = 1 << 20
 // ErrTooLarge says that the layer does not fit in the file system.
 var ErrTooLarge = errors.New("the layer does not fit in an EROFS image")
 
-// Info tells what was written.
+// Info reports what was written.
 type Info struct {
 	Bytes  int64 // size of the image, a multiple of 4096
 	Inodes int   // files of all types, hard links counted once

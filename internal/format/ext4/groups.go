@@ -177,7 +177,7 @@ const (
 	roReadOnly   = 0x1000
 )
 
-// superBlock gives block 0, with the super block at offset 1024.
+// superBlock returns block 0, with the super block at offset 1024.
 func superBlock(g groups, freeBlocks uint32, files int, uuid [16]byte) []byte {
 	block := make([]byte, blockSize)
 	b := block[1024:]

@@ -89,7 +89,7 @@ func (in *inode) encode(b []byte) {
 	copy(b[128+extraSize:], inside)
 }
 
-// encodeTime gives the two words of a time: 34 bits of seconds from -2^31 on, 30 of nanoseconds.
+// encodeTime returns the two words of a time: 34 bits of seconds from -2^31 on, 30 of nanoseconds.
 // What is outside is set to the nearest second.
 func encodeTime(sec int64, nsec uint32) (low, extra uint32) {
 	if sec < layertree.MinSec {
@@ -144,7 +144,7 @@ func putExtentHeader(b []byte, entries, limit int, depth uint16) {
 	le.PutUint16(b[6:], depth)
 }
 
-// dirWriter makes the blocks of a directory.
+// dirWriter creates the blocks of a directory.
 type dirWriter struct {
 	b    []byte
 	last int // offset of the last entry of the current block

@@ -33,7 +33,7 @@ const (
 // ErrTooLarge says that the layer does not fit in the file system.
 var ErrTooLarge = errors.New("the layer does not fit in an ext4 image")
 
-// Info tells what WriteLayer wrote.
+// Info reports what WriteLayer wrote.
 type Info struct {
 	Bytes  int64 // size of the image, a multiple of 4096
 	Inodes int   // files of all types, hard links counted once

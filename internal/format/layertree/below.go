@@ -256,7 +256,7 @@ func (f *follower) walk(at *step, way string) (*step, error) {
 	return at, nil
 }
 
-// create makes the directories of a way that the layer itself does not have.
+// create creates the directories of a way that the layer itself does not have.
 func (f *follower) create(s *step) error {
 	var missing []*step
 	for ; s.own == nil || s.own.IsWhiteout(); s = s.up {

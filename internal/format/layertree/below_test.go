@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 )
 
-// lower makes a layer that others lie over, from its outline.
+// lower creates a layer that others lie over, from its outline.
 func lower(t testing.TB, entries ...entry) layertree.Lower {
 	t.Helper()
 	var outline, data bytes.Buffer

@@ -20,7 +20,7 @@ const (
 	gnuVolumeLabel = 'V' // the name of the archive (--label)
 )
 
-// node makes the node of an entry, without its content.
+// node creates the node of an entry, without its content.
 func (rd *reader) node(h *tar.Header) (*Node, error) {
 	typ, ok := nodeTypes[h.Typeflag]
 	if !ok {

@@ -82,7 +82,7 @@ func TestLinksEnd(t *testing.T) {
 	}
 }
 
-// lastBlock gives a tar block by block and calls now before the last.
+// lastBlock returns a tar block by block and calls now before the last.
 type lastBlock struct {
 	r    io.Reader
 	left int

@@ -95,7 +95,7 @@ func liveHeap() uint64 {
 	return m.HeapAlloc
 }
 
-// millionTar makes a tar of a million entries while it is read: directories of 999 empty files each.
+// millionTar creates a tar of a million entries while it is read: directories of 999 empty files each.
 // There is no content, so that all that is written to the image is metadata.
 func millionTar(t *testing.T) io.Reader {
 	t.Helper()

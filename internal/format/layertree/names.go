@@ -66,7 +66,7 @@ func impliedDir(t time.Time) *Node {
 	return d
 }
 
-// link makes a hard link, or remembers it when the target has not come yet.
+// link creates a hard link, or remembers it when the target has not come yet.
 func (rd *reader) link(dir *Node, base string, l pendingLink) error {
 	target, _, err := rd.find(l.target)
 	if err != nil {
@@ -125,7 +125,7 @@ func (rd *reader) find(name string) (n *Node, missing place, err error) {
 	return at[len(at)-1], place{}, nil
 }
 
-// links makes the hard links whose targets came after them in the layer; the others keep waiting. What is
+// links creates the hard links whose targets came after them in the layer; the others keep waiting. What is
 // missing on the way to a target is a
 // name in a directory: the link waits there until something is put in, and then goes on.
 func (rd *reader) links(ctx context.Context) error {

@@ -75,7 +75,7 @@ func (n *Node) IsOpaque() bool {
 	return n.IsDir() && ok && v == "y"
 }
 
-// Xattr gives the value of an attribute.
+// Xattr returns the value of an attribute.
 func (n *Node) Xattr(name string) (string, bool) {
 	if i, ok := slices.BinarySearchFunc(n.Xattrs, name, compareXattr); ok {
 		return n.Xattrs[i].Value, true
@@ -101,13 +101,13 @@ func (n *Node) DeleteXattr(name string) {
 
 func compareXattr(x Xattr, name string) int { return strings.Compare(x.Name, name) }
 
-// Child gives the entry of a directory, or nil.
+// Child returns the entry of a directory, or nil.
 func (n *Node) Child(name string) *Node { return n.children[name] }
 
 // Len is the number of entries of a directory.
 func (n *Node) Len() int { return len(n.children) }
 
-// Names gives the names of a directory in byte order.
+// Names returns the names of a directory in byte order.
 func (n *Node) Names() []string {
 	names := make([]string, 0, len(n.children))
 	for name := range n.children {
@@ -158,7 +158,7 @@ func (n *Node) RemoveChild(name string) {
 	}
 }
 
-// NewDir makes an empty directory.
+// NewDir creates an empty directory.
 func NewDir(perm uint32) *Node { return &Node{Mode: TypeDir | perm&PermMask, Nlink: 2} }
 
 // Tree is a layer.

@@ -46,7 +46,7 @@ var ErrMismatch = errors.New("the data does not match its dm-verity hash tree")
 
 var salt [saltSize]byte
 
-// levels gives the number of blocks of each level of the tree, the lowest first.
+// levels returns the number of blocks of each level of the tree, the lowest first.
 func levels(dataBlocks int64) []int64 {
 	var out []int64
 	for n := dataBlocks; ; {
@@ -197,7 +197,7 @@ func Read(r io.ReaderAt, size int64) (Info, error) {
 }
 
 // Check reads all data and compares it with the tree that follows it and with want. What does not
-// match gives ErrMismatch.
+// match returns ErrMismatch.
 func Check(ctx context.Context, r io.ReaderAt, want Info) error {
 	info, err := Read(r, want.DataBytes)
 	if err != nil {

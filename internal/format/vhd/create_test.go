@@ -12,7 +12,7 @@ import (
 	"github.com/stratavm/strata/internal/format/vhd"
 )
 
-// newVHDX makes an empty VHDX.
+// newVHDX creates an empty VHDX.
 func newVHDX(t *testing.T, size int64) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "new.vhdx")

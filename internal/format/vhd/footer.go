@@ -61,7 +61,7 @@ type Footer struct {
 	UniqueID [16]byte
 }
 
-// NewFooter makes the footer of a fixed disk of size bytes, with a random id.
+// NewFooter creates the footer of a fixed disk of size bytes, with a random id.
 func NewFooter(size int64) (Footer, error) {
 	if size <= 0 || size%sectorSize != 0 {
 		return Footer{}, fmt.Errorf("vhd: %d bytes: %w", size, ErrInvalidSize)
@@ -72,7 +72,7 @@ func NewFooter(size int64) (Footer, error) {
 	return f, nil
 }
 
-// Marshal gives the 512 bytes of the footer. The time stamp is left zero, so that only the id differs
+// Marshal returns the 512 bytes of the footer. The time stamp is left zero, so that only the id differs
 // between two footers of the same size.
 func (f Footer) Marshal() []byte {
 	b := make([]byte, FooterSize)

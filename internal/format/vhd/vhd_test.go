@@ -161,7 +161,7 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// vhdx makes a small VHDX by way of qemu-img, with only what is probed.
+// vhdx creates a small VHDX by way of qemu-img, with only what is probed.
 func vhdx(t testing.TB) []byte {
 	t.Helper()
 	tool, err := exec.LookPath("qemu-img")

@@ -30,7 +30,7 @@ type Devices struct {
 	PMEM     PMEMRule
 }
 
-// scsiHosts gives the SCSI host numbers of the controllers: those of virtio-scsi in the order of their
+// scsiHosts returns the SCSI host numbers of the controllers: those of virtio-scsi in the order of their
 // PCI addresses.
 func (d *Devices) scsiHosts() ([]int, error) {
 	dir := filepath.Join(d.Sys, "class/scsi_host")
@@ -105,7 +105,7 @@ func (d *Devices) lookDisk(controller, lun uint8, partition uint64) (string, err
 	return d.usable(name)
 }
 
-// usable gives the node of a block device once it can be opened: it appears in sysfs before that, and
+// usable returns the node of a block device once it can be opened: it appears in sysfs before that, and
 // the event comes after it. A disk that is on its way out, with the next one at its address to come,
 // still has a node that answers "no such device".
 func (d *Devices) usable(name string) (string, error) {

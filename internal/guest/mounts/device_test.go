@@ -19,7 +19,7 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// fakeSCSI makes the part of sysfs that devices looks at: two virtio-scsi hosts, numbered against the
+// fakeSCSI creates the part of sysfs that devices looks at: two virtio-scsi hosts, numbered against the
 // order of their PCI addresses, and one of another kind.
 func fakeSCSI(t *testing.T, sys string) {
 	t.Helper()

@@ -331,7 +331,7 @@ func accounts(path string, least, most int, f func([]string) bool) error {
 	return lines.Err()
 }
 
-// openTerminal makes a pseudo terminal of the root it is called in.
+// openTerminal creates a pseudo terminal of the root it is called in.
 func openTerminal(uid int, width, height uint16) (master, slave *os.File, err error) {
 	fail := func(err error) (*os.File, *os.File, error) {
 		if master != nil {

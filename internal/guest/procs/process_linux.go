@@ -142,7 +142,7 @@ type stdioPipes struct {
 	child [3]*os.File
 }
 
-// newPipes makes a pipe for each stream that the host has.
+// newPipes creates a pipe for each stream that the host has.
 func newPipes(conns [3]net.Conn) (*stdioPipes, error) {
 	s := &stdioPipes{conns: conns}
 	for i, c := range conns {

@@ -75,7 +75,7 @@ func New(svc *hcstest.Service) *Platform {
 // Service is what records the calls.
 func (p *Platform) Service() *hcstest.Service { return p.svc }
 
-// record makes a call of the service with the rules of this package.
+// record creates a call of the service with the rules of this package.
 func (p *Platform) record(fn string, args map[string]any, do func() (map[string]any, wclayer.HRESULT)) wclayer.HRESULT {
 	return wclayer.HRESULT(p.svc.Record(fn, plain(args), func() (map[string]any, hcs.HRESULT) {
 		p.mu.Lock()
@@ -273,7 +273,7 @@ func (p *Platform) GrantGroup(path string) wclayer.HRESULT {
 // Races counts how often two layers were prepared at the same time.
 func (p *Platform) Races() int { return int(p.races.Load()) }
 
-// Damage tells which layers were destroyed while they were in use.
+// Damage reports which layers were destroyed while they were in use.
 func (p *Platform) Damage() (out []string) {
 	p.look(func() { out = slices.Clone(p.damage) })
 	return out

@@ -12,7 +12,7 @@ import (
 // Client steers the stand-in from a program that uses its libraries.
 type Client struct{ addr string }
 
-// Find gives the stand-in that this process was started with, or nil: then it uses the libraries of a
+// Find returns the stand-in that this process was started with, or nil: then it uses the libraries of a
 // real Windows, or none.
 func Find() *Client {
 	port := os.Getenv(EnvPort)

@@ -14,7 +14,7 @@ const invalid = 0x80070057
 // function takes its arguments off a message and acts.
 type function func(w *world, r *reader) answer
 
-// find gives the function with a name, or nil.
+// find returns the function with a name, or nil.
 func find(name string) function {
 	for _, table := range []map[string]function{layerFunctions, storageFunctions, systemFunctions} {
 		if f := table[name]; f != nil {

@@ -201,7 +201,7 @@ func (s *Service) call(fn string, about *system, args map[string]any, do effect)
 	return result, hr
 }
 
-// Record makes an entry for a function that this package does not know, with the same faults. do may
+// Record creates an entry for a function that this package does not know, with the same faults. do may
 // be nil.
 func (s *Service) Record(fn string, args map[string]any, do func() (out map[string]any, hr hcs.HRESULT)) hcs.HRESULT {
 	_, hr := s.call(fn, nil, args, func() (map[string]any, string, hcs.HRESULT) {

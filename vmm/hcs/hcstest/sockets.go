@@ -59,7 +59,7 @@ func (s *Sockets) Dial(runtimeID, serviceID string) (net.Conn, error) {
 	return ours, nil
 }
 
-// Listening tells how many listeners there are.
+// Listening reports how many listeners there are.
 func (s *Sockets) Listening() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

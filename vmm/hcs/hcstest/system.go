@@ -76,7 +76,7 @@ func (s *Service) CreateComputeSystem(id, configuration string) (handle hcs.Hand
 	return handle, result, hr
 }
 
-// preset puts the devices of the create document into the books.
+// preset puts the devices of the create document into the ledger.
 func (y *system) preset() {
 	d := y.doc.VirtualMachine.Devices
 	put := func(path string, v any) {

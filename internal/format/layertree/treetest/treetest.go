@@ -25,7 +25,7 @@ func Need(t testing.TB, ok bool, what, remedy string) {
 	}
 }
 
-// Diff gives the differences of two descriptions, at most 30 lines, or nothing.
+// Diff returns the differences of two descriptions, at most 30 lines, or nothing.
 func Diff(want, got map[string]string) string {
 	var out []string
 	for path, w := range want {

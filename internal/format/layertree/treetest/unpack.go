@@ -19,7 +19,7 @@ func Untar(t testing.TB, file, dir string, args ...string) {
 	Run(t, "tar", append([]string{"--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", file, "-C", dir}, args...)...)
 }
 
-// Implied gives the directories that a tar has something in but no entry for. Programs do not agree on
+// Implied returns the directories that a tar has something in but no entry for. Programs do not agree on
 // their attributes: tar gives them the time of its running, umoci leaves them as the layers below made
 // them, and a layer that is converted by itself has to make them up (0755, root, its first child's time).
 func Implied(t testing.TB, r io.Reader) map[string]bool {
