@@ -57,8 +57,8 @@ func (f *failing) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestNothingIsLeft: whatever ends a conversion, and whenever, no file or folder of it stays.
-func TestNothingIsLeft(t *testing.T) {
+// TestFailedConversionLeavesNothing: whatever ends a conversion, and whenever, no file or folder of it stays.
+func TestFailedConversionLeavesNothing(t *testing.T) {
 	tar := treetest.Tar(t, entry{Name: "a", Body: strings.Repeat("a", 50_000)}, entry{Name: "b", Body: "b"})
 	broken := errors.New("the network is gone")
 	for _, format := range []layerdir.Format{layerdir.VHD, layerdir.EROFS} {

@@ -10,8 +10,8 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// TestFresh: a new machine has nothing of the one before; when it does not come to be, the ledger stays.
-func TestFresh(t *testing.T) {
+// TestNewMachineDiscardsJournal: a new machine has nothing of the one before; when it does not come to be, the ledger stays.
+func TestNewMachineDiscardsJournal(t *testing.T) {
 	dir := t.TempDir()
 	old := vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())
 	vm := openFake(t, old, dir)

@@ -108,9 +108,9 @@ func TestHostsAtOnce(t *testing.T) {
 	closed(t, two)
 }
 
-// TestStrangers: who does not know the token gets nothing, and strangers who say nothing do not keep
+// TestHostsWithoutTheTokenAreTurnedAway: who does not know the token gets nothing, and strangers who say nothing do not keep
 // out a host for longer than they are there.
-func TestStrangers(t *testing.T) {
+func TestHostsWithoutTheTokenAreTurnedAway(t *testing.T) {
 	leaktest.Check(t)
 	dial, token, _ := hosts(t)
 	closed(t, dial(NewToken()))

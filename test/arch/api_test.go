@@ -156,5 +156,6 @@ func oneLine(t *testing.T, fset *token.FileSet, node any) string {
 	if err := printer.Fprint(&b, fset, node); err != nil {
 		t.Fatal(err)
 	}
-	return strings.Join(strings.Fields(b.String()), " ")
+	// Where a signature is broken into lines is no difference.
+	return strings.NewReplacer("( ", "(", ", )", ")").Replace(strings.Join(strings.Fields(b.String()), " "))
 }

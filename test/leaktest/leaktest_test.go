@@ -43,7 +43,7 @@ func want(t *testing.T, got string, parts ...string) {
 	}
 }
 
-func TestNothingLeft(t *testing.T) {
+func TestWithoutLeaks(t *testing.T) {
 	dir := t.TempDir()
 	if got := leaks(t, []string{dir}, func() {}); got != "" {
 		t.Errorf("the ledger complains: %s", got)

@@ -55,7 +55,7 @@ func TestRecordsOfOneBoot(t *testing.T) {
 }
 
 // What is in doubt counts as there until it is removed, and is made anew by another addition.
-func TestDoubt(t *testing.T) {
+func TestUnknownOutcomes(t *testing.T) {
 	for _, next := range []vmm.Op{vmm.Add, vmm.Remove} {
 		m, service, platform := machine(t, t.TempDir(), "one")
 		a := layer(0).HostOnly()

@@ -43,7 +43,7 @@ func list(t testing.TB, tree *layertree.Tree) string {
 	return b.String()
 }
 
-func TestMeaning(t *testing.T) {
+func TestEntriesOfOddTars(t *testing.T) {
 	link := func(name, to string) entry { return entry{Name: name, Type: tar.TypeLink, Link: to} }
 	sym := func(name, to string) entry { return entry{Name: name, Type: tar.TypeSymlink, Link: to} }
 	for _, c := range []struct {
