@@ -110,6 +110,7 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 	if err := writeVerity(dir, o.Format, res.Verity); err != nil {
 		return Result{}, wrap(err)
 	}
+	out.lent = true
 	if err := out.commit(true); err != nil {
 		return Result{}, wrap(err)
 	}

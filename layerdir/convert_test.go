@@ -135,7 +135,7 @@ func TestConvertResult(t *testing.T) {
 				t.Fatal(err)
 			}
 			st, err := f.Stat()
-			mode := os.FileMode(0o600)
+			mode := os.FileMode(0o644) // in a folder that is closed to others
 			if runtime.GOOS == "windows" {
 				mode = 0o666 // writable or not is all that there is
 			}

@@ -21,6 +21,9 @@ type output struct {
 	name string
 	made []string // folders that newOutput made, outermost first
 	done bool
+	// lent: a VMM that runs as another user reads the file by a descriptor that it opens once more, which takes
+	// the right to read. In a folder that is closed to others nobody else gets at it by that.
+	lent bool
 
 	work string   // the temporary folder, for nobody but us
 	lock *os.File // in work; says that we live
@@ -169,6 +172,11 @@ func (o *output) commit(replace bool) error {
 	}
 	if err := o.mkdirAll(o.dir); err != nil {
 		return err
+	}
+	if fi, err := os.Stat(o.dir); o.lent && err == nil && fi.Mode().Perm()&0o077 == 0 {
+		if err := os.Chmod(tmp, 0o644); err != nil {
+			return err
+		}
 	}
 	path := filepath.Join(o.dir, o.name)
 	if replace {

@@ -45,7 +45,11 @@ func TestPrivate(t *testing.T) {
 			return err
 		}
 		fi, err := d.Info()
-		if err == nil && fi.Mode().Perm()&0o077 != 0 {
+		want := fs.FileMode(0o077) // nothing for others
+		if name := d.Name(); name == layerdir.EROFS.FileName() || name == layerdir.VHD.FileName() {
+			want = 0o033 // a VMM reads it by its descriptor; the folder is closed
+		}
+		if err == nil && fi.Mode().Perm()&want != 0 {
 			t.Errorf("%s has the mode %v", path, fi.Mode())
 		}
 		files++

@@ -26,7 +26,7 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// testContainer makes a root of busybox and registers a container for it.
+// testContainer creates a root of busybox and registers a container for it.
 func (r *testGuest) testContainer(t *testing.T, id string) string {
 	t.Helper()
 	box, err := exec.LookPath("busybox")

@@ -58,7 +58,7 @@ func dmIoctl(request uintptr, name string, flags uint32, target []byte) (dev uin
 	return le.Uint64(buf[40:]), nil
 }
 
-// dmMake makes a read-only mapped device with one target and returns its node.
+// dmMake creates a read-only mapped device with one target and returns its node.
 func (t *Table) dmMake(name, kind string, bytes uint64, params string, m *mounted) (string, error) {
 	dev, err := dmIoctl(dmCreate, name, dmReadOnly, nil)
 	if err != nil {
@@ -95,7 +95,7 @@ func dmTargetSpec(kind string, sectors uint64, params string) []byte {
 	return b.Bytes()
 }
 
-// linear makes a device of a window of another.
+// linear creates a device of a window of another.
 func (t *Table) linear(name, device string, offset, size uint64, m *mounted) (string, error) {
 	whole, err := sizeOf(device)
 	if err != nil {
@@ -110,7 +110,7 @@ func (t *Table) linear(name, device string, offset, size uint64, m *mounted) (st
 	return t.dmMake(name, "linear", size, fmt.Sprintf("%s %d", device, offset/sector), m)
 }
 
-// verity makes a device whose content is checked against a root digest.
+// verity creates a device whose content is checked against a root digest.
 func (t *Table) verity(name, device string, v hcsschema.DeviceVerityInfo, m *mounted) (string, error) {
 	params, err := verityParams(device, v)
 	if err != nil {

@@ -48,7 +48,7 @@ func knownFilesystem(t string) bool {
 	return t == "ext4" || t == "xfs" || t == "erofs" || t == "squashfs"
 }
 
-// format makes a file system. When ctx ends before that, there is none or a torn one.
+// format creates a file system. When ctx ends before that, there is none or a torn one.
 func (t *Table) format(ctx context.Context, device, fstype string) error {
 	var program string
 	var args []string

@@ -44,7 +44,7 @@ func borrow() borrowed {
 	return b
 }
 
-// newProc makes a /proc of this process's namespace that is mounted nowhere yet.
+// newProc creates a /proc of this process's namespace that is mounted nowhere yet.
 func newProc() (int, error) {
 	fd, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -72,7 +72,7 @@ func (b borrowed) close() {
 	}
 }
 
-// mount makes one of the containerMounts.
+// mount creates one of the containerMounts.
 func (b borrowed) mount(m SystemMount) error {
 	err := unix.Mount(m.Type, m.Target, m.Type, m.Flags, m.Data)
 	if data, ok := strings.CutSuffix(m.Data, ",gid=5"); ok && errors.Is(err, unix.EINVAL) {
@@ -86,7 +86,7 @@ func (b borrowed) mount(m SystemMount) error {
 	return err
 }
 
-// node makes one of the containerNodes.
+// node creates one of the containerNodes.
 func (b borrowed) node(path string, dev uint64) error {
 	err := unix.Mknod(path, unix.S_IFCHR|0o666, int(dev))
 	if _, ok := b[path]; !ok || !errors.Is(err, unix.EPERM) {

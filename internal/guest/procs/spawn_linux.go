@@ -24,7 +24,7 @@ type Spawner struct {
 	orphan func(last bool)
 }
 
-// NewSpawner makes a spawner. With all it collects every child of this process, as PID 1 has to; the
+// NewSpawner creates a spawner. With all it collects every child of this process, as PID 1 has to; the
 // caller must not wait for children in any other way.
 func NewSpawner(all bool) *Spawner {
 	s := &Spawner{pids: map[int]func(syscall.WaitStatus, bool){}, init: all}
