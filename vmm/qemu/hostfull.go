@@ -119,8 +119,13 @@ func askStatus(ctx context.Context, dir string, ask func(context.Context, *qmpCl
 // resumes the machine.
 type roomWatch struct {
 	log      *slog.Logger
-	reported bool
+	reported bool      // that the machine waits
+	resumed  time.Time // by this watch, last
 }
+
+// soonAgain is the time in which a second pause says that the room that there seems to be is none, as with
+// a quota.
+const soonAgain = 10 * time.Second
 
 // look does so once, over a connection or, with nil, the status socket.
 func (w *roomWatch) look(ctx context.Context, q *qmpClient, dir string) {
@@ -142,9 +147,14 @@ func (w *roomWatch) look(ctx context.Context, q *qmpClient, dir string) {
 	case waiting != nil && !w.reported:
 		w.reported = true
 		w.log.Warn(waiting.err().Error())
+	case resumed && time.Since(w.resumed) < soonAgain:
+		if !w.reported {
+			w.log.Warn("the VM is paused again and again: a disk cannot be written although there is room; is there a quota?")
+		}
+		w.reported, w.resumed = true, time.Now()
 	case resumed:
 		w.log.Warn("there is room on the host again: the VM goes on")
-		w.reported = false
+		w.reported, w.resumed = false, time.Now()
 	case waiting == nil:
 		w.reported = false // another process resumed it
 	}
@@ -156,18 +166,20 @@ func watchRoom(ctx context.Context, q *qmpClient, dir string, log *slog.Logger, 
 	tick := time.NewTicker(fullPoll)
 	defer tick.Stop()
 	for {
-		if wake != nil && !w.reported { // events tell; there is nothing to poll for
-			select {
-			case <-wake:
-			case <-ctx.Done():
-				return
+		// Where events tell there is nothing to poll for, but a resumed machine is not looked at at once: it
+		// may be paused again and again.
+		next := tick.C
+		if wake != nil && !w.reported && time.Since(w.resumed) > soonAgain {
+			next = nil
+		}
+		select {
+		case <-next:
+		case <-wake:
+			if next != nil {
+				continue // the next tick looks
 			}
-		} else {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
+		case <-ctx.Done():
+			return
 		}
 		w.look(ctx, q, dir)
 	}
