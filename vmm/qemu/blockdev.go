@@ -230,7 +230,7 @@ func compositeNode(d vmm.SCSIDisk, name string, lend lend) (_ blockNode, err err
 		}
 		fmt.Fprintf(&text, "RW %d FLAT \"%s\" %d\n", e.Length/sectorSize, names[e.Path], e.Offset/sectorSize)
 	}
-	descriptor, err := memoryFile(name, []byte(text.String()), 0)
+	descriptor, err := memoryFile(name, strings.NewReader(text.String()), 0)
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +283,7 @@ func zeroFile(extents []vmm.Extent) (hostFile, error) {
 			zeroes = max(zeroes, e.Length)
 		}
 	}
-	f, err := memoryFile("zeroes", nil, zeroes)
+	f, err := memoryFile("zeroes", strings.NewReader(""), zeroes)
 	return hostFile{File: f, size: zeroes}, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -240,14 +241,14 @@ const nonBlock = unix.O_NONBLOCK
 
 // memoryFile returns a file without a name in any folder, with a content and then zeroes up to size. It is
 // open for reading only, as QEMU wants a file that it reads only.
-func memoryFile(name string, content []byte, size int64) (*os.File, error) {
+func memoryFile(name string, content io.Reader, size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("file in memory: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	_, err = f.Write(content)
-	if err == nil && size > int64(len(content)) {
+	n, err := io.Copy(f, content) // inside the kernel, where the content is a file
+	if err == nil && size > n {
 		err = f.Truncate(size)
 	}
 	reading := -1

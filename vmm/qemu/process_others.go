@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -50,7 +51,7 @@ func kvmUsable() error { return errHost }
 
 const nonBlock = 0
 
-func memoryFile(string, []byte, int64) (*os.File, error) { return nil, errHost }
+func memoryFile(string, io.Reader, int64) (*os.File, error) { return nil, errHost }
 
 func sendFile(net.Conn, []byte, *os.File) (int, error) { return 0, errHost }
 

@@ -65,15 +65,11 @@ func readableBy(uid int, path string) (_ *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	content, err := io.ReadAll(io.LimitReader(f, fi.Size()))
+	to, err := memoryFile(path, io.LimitReader(f, fi.Size()), 0)
 	if err != nil {
 		return nil, fmt.Errorf("copy %s for QEMU: %w", path, err)
 	}
-	to, err := memoryFile(path, content, 0)
-	if err == nil {
-		err = to.Chown(uid, uid)
-	}
-	if err != nil {
+	if err := to.Chown(uid, uid); err != nil {
 		return nil, errors.Join(fmt.Errorf("copy %s for QEMU: %w", path, err), to.Close())
 	}
 	return to, nil
