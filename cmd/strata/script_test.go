@@ -17,6 +17,12 @@ func TestMain(m *testing.M) {
 	if code, ok := guestMain(); ok { // the first process of a container on this system
 		os.Exit(code)
 	}
+	// The race detector lets each of the many commands that the tests run sleep for a second before it ends.
+	if os.Getenv("GORACE") == "" {
+		if err := os.Setenv("GORACE", "atexit_sleep_ms=20"); err != nil {
+			panic(err)
+		}
+	}
 	testscript.Main(leaktest.Guarded{Tests: m}, map[string]func(){"strata": main})
 }
 
