@@ -170,7 +170,8 @@ func completionEnv(t *testing.T, home string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return []string{"PATH=" + filepath.Dir(path) + ":/usr/bin:/bin", "HOME=" + home, "STRATA_STATE_DIR=" + filepath.Join(home, "state")}
+	return []string{"PATH=" + filepath.Dir(path) + ":/usr/bin:/bin", "HOME=" + home,
+		"STRATA_STATE_DIR=" + filepath.Join(home, "state"), "GORACE=" + os.Getenv("GORACE")}
 }
 
 // completionHome returns a folder with a state directory: the VMs default and big with containers in their ledger, and

@@ -31,7 +31,7 @@ func TestFullDisk(t *testing.T) {
 	for _, args := range [][]string{
 		{"import", tarball, filepath.Join(dir, "layer")},
 		{"import", "--format", "vhd", tarball, filepath.Join(dir, "layer")},
-		{"run", tarball, "--", "true"},
+		{"run", "tar:" + tarball, "--", "true"},
 		{"scratch", "create", "--size", "64G", filepath.Join(dir, "scratch")},
 	} {
 		var out, errs bytes.Buffer

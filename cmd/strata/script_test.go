@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 func setup(env *testscript.Env) error {
 	env.Setenv("STRATA_STATE_DIR", filepath.Join(env.WorkDir, "state"))
 	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("GORACE", os.Getenv("GORACE"))
 	for _, dir := range filepath.SplitList(env.Getenv("PATH")) { // for scripts that change PATH
 		if path := filepath.Join(dir, "strata"); fileExists(path) {
 			env.Setenv("STRATA", path)
