@@ -59,7 +59,7 @@ func TestInterruptedInUserNamespace(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT} {
 		for _, after := range []time.Duration{0, 5, 10, 15, 20, 30, 50, 80} {
 			after *= time.Millisecond
-			c.interrupt(after, sig, "mount", "--vm", "host", "--scratch", scratch, "web", tarball)
+			c.interrupt(after, sig, "mount", "--vm", "host", "--scratch", scratch, "web", "tar:"+tarball)
 			c.run("recover")
 			if out := c.run("store", "check"); !strings.Contains(out, " 0 problems") {
 				t.Errorf("mount interrupted by %v after %v: %s", sig, after, out)
@@ -72,7 +72,7 @@ func TestInterruptedInUserNamespace(t *testing.T) {
 				t.Errorf("mount interrupted by %v after %v left %+v", sig, after, list)
 			}
 			if len(list) == 0 {
-				c.run("mount", "--vm", "host", "--scratch", scratch, "web", tarball)
+				c.run("mount", "--vm", "host", "--scratch", scratch, "web", "tar:"+tarball)
 			}
 			c.interrupt(after, sig, "unmount", "--vm", "host", "web")
 			c.run("recover")
