@@ -29,7 +29,7 @@ func nested(t *testing.T, img vmm.BootImage, disk string) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, d := range []string{"dev", "proc", "sys", "tmp"} {
+	for _, d := range []string{"bin", "dev", "proc", "sys", "tmp"} {
 		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -38,6 +38,7 @@ func nested(t *testing.T, img vmm.BootImage, disk string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	treetest.Run(t, "cp", "-L", busybox, filepath.Join(root, shell)) // QEMU begins as one
 	bring := append(qemuFiles(t), busybox, img.Kernel, img.Initrd, disk)
 	for _, m := range modules {
 		bring = append(bring, filepath.Join(release, m))
