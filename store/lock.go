@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"time"
 
 	"github.com/stratavm/strata/internal/lockfile"
 )
@@ -61,10 +63,22 @@ func (s *Store) TempDir() (dir string, remove func() error, err error) {
 
 // remove removes the folder, then the lock, so that no folder is ever without one.
 func (t *temp) remove() error {
-	if err := os.RemoveAll(t.dir); err != nil {
+	if err := removeAll(t.dir); err != nil {
 		return errors.Join(err, t.lock.Close())
 	}
 	return lockfile.Drop(t.lock)
+}
+
+// removeAll is os.RemoveAll, but on Windows waits a little: there a name goes only when nobody has its file
+// open any more, and the files of a chain are those of a layer, which somebody may be reading just then.
+func removeAll(dir string) error {
+	for attempt := 0; ; attempt++ {
+		err := os.RemoveAll(dir)
+		if err == nil || runtime.GOOS != "windows" || attempt == 100 {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // sweep removes the folders below tmp whose owners are gone.

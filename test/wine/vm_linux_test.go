@@ -98,7 +98,7 @@ func TestWineRealVM(t *testing.T) {
 		command{args: program(`read word; busybox cat /etc/motd; echo $A; echo $word > /note; echo oops >&2; exit 7`), stdin: "kept\n",
 			want: []string{"app", "b c", "oops"}, code: 7},
 		command{args: []string{"exec", "--in-vm", "--", root + "/bin/busybox", "cat", root + "/note"}, want: []string{"kept"}},
-		command{args: []string{"recover"}, want: []string{"default: in order, 1 containers"}},
+		command{args: []string{"recover"}, want: []string{"default: in order, 1 container"}},
 		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
 		command{args: []string{"exec", "--in-vm", "--", root + "/bin/busybox", "true"}, code: 125},
 		mount, // what was written is on the scratch, whose file was free to be opened again
