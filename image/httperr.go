@@ -111,7 +111,7 @@ func cause(registry string, err error) error {
 		return nil
 	}
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, wsaConnectionRefused):
 		return errors.New("connection refused: nothing listens there")
 	case errors.Is(err, errStalled):
 		return nil
@@ -133,3 +133,6 @@ func readLimited(r io.Reader, limit int64) ([]byte, error) {
 	}
 	return b, err
 }
+
+// wsaConnectionRefused is what Windows says instead of ECONNREFUSED.
+const wsaConnectionRefused = syscall.Errno(10061)

@@ -14,12 +14,16 @@ import (
 
 func importInto(t *testing.T, st *store.Store, source string) store.Image {
 	t.Helper()
-	img, err := open(t, source, image.Options{Platform: amd64})
+	src, err := image.ParseSource(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := image.Open(t.Context(), src, image.Options{Platform: amd64})
 	if err != nil {
 		t.Fatal(err)
 	}
 	rec, err := img.Import(t.Context(), st, image.ImportOptions{})
-	if err != nil {
+	if err := errors.Join(err, img.Close()); err != nil { // the test may remove the source
 		t.Fatal(err)
 	}
 	return rec
