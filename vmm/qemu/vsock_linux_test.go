@@ -262,7 +262,11 @@ func TestVSockHost(t *testing.T) {
 // it is to be vsock.
 func testNoDriver(t *testing.T) {
 	g := &fakeGuest{}
-	c := Config{Dir: filepath.Join(t.TempDir(), "vm"), Kernel: "none", Accel: AccelTCG, connect: g.connect,
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Dir: filepath.Join(t.TempDir(), "vm"), Kernel: kernel, Accel: AccelTCG, connect: g.connect,
 		rewrite: func(args []string) []string {
 			i := slices.Index(args, "-kernel")
 			return append(args[:i], "-S")
