@@ -32,9 +32,6 @@ func TestHCSConformanceNative(t *testing.T) {
 	for _, f := range files {
 		s := loadScenario(t, filepath.Dir(f))
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(f)))+"/"+s.Name, func(t *testing.T) {
-			if s.Name == "wcow-argon-fail-cleanup" {
-				t.Skip("over the libraries a deactivation that failed is asked for twice; in process it is replayed call by call")
-			}
 			r := newReplay(t, s)
 			overLibraries(t, c, true)(r)
 			if s.head {
