@@ -53,3 +53,30 @@ func TestArgonSlowCallLeavesNothing(t *testing.T) {
 		})
 	}
 }
+
+// What the platform refuses to take back is tried once: a caller who was told of it may mend it himself.
+func TestArgonRefusedRollbackIsTriedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := hcstest.New(hcstest.Options{})
+		deactivations := 0
+		service.Script(func(fn string, _ int, _ map[string]any) (v hcstest.Verdict) {
+			switch fn {
+			case "PrepareLayer":
+				v.HR = 0x80070005
+			case "DeactivateLayer":
+				deactivations++
+				v.HR = 0x80070005
+			}
+			return v
+		})
+		mounter := layers.Mounter{Host: wclayer.New(wclayer.Options{API: wclayertest.New(service)})}
+		_, err := mounter.MountContainerLayers(t.Context(), []string{`C:\l`, `C:\s`}, "", nil)
+		if err == nil || errors.Is(err, wclayer.ErrUnfinished) {
+			t.Errorf("error %v", err)
+		}
+		synctest.Wait()
+		if deactivations != 1 {
+			t.Errorf("%d deactivations", deactivations)
+		}
+	})
+}

@@ -111,7 +111,8 @@ func (mt Mounter) mountHere(ctx context.Context, r Request) (string, error) {
 		return m.Root, vm.Close()
 	}
 	left := vm.Claims()
-	if len(left) == 0 {
+	// What the platform refused to take back would be refused again: the error says so, once.
+	if len(left) == 0 || !outlasted(err) {
 		return "", errors.Join(err, vm.Close())
 	}
 	// A call of the platform outlasted the time for taking back. The rest follows it, whenever it ends.
@@ -122,6 +123,12 @@ func (mt Mounter) mountHere(ctx context.Context, r Request) (string, error) {
 		_ = vm.Close()
 	}()
 	return "", fmt.Errorf("%w: %w; it is taken back in the background", err, wclayer.ErrUnfinished)
+}
+
+// outlasted reports whether err says that a call may be under way still.
+func outlasted(err error) bool {
+	return errors.Is(err, wclayer.ErrUnfinished) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, context.Canceled)
 }
 
 // unmountHere knows only the scratch: the layer filter and the disk are found by it.
