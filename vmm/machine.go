@@ -3,6 +3,8 @@ package vmm
 import (
 	"context"
 	"io"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // OS is the operating system inside a machine.
@@ -146,6 +148,9 @@ type ProcessSpec struct {
 	// User is "", "name", "uid", "uid:gid" or "name:group", resolved with the files in the root.
 	User     string
 	Hostname string // of the container; empty: its id
+	// Spec is the container's whole OCI document, used by the process that begins the container; Root.Path is
+	// replaced by Root, and what describes the process by the fields here. Nil: the defaults.
+	Spec *specs.Spec
 
 	Terminal      bool
 	Width, Height uint16 // of the terminal
