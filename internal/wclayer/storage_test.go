@@ -48,6 +48,69 @@ func TestDestroyIsRefusedWhileInUse(t *testing.T) {
 	}
 }
 
+// TestNotesOfAnEarlierBoot: a crash of the host leaves notes of what was mounted then; they hold nothing. What cannot be
+// told from this boot's counts.
+func TestNotesOfAnEarlierBoot(t *testing.T) {
+	const now = "2"
+	note := func(boot string) string {
+		return `{"user": "` + strings.ReplaceAll(scratch, `\`, `\\`) + `", "folders": ["C:\\layers\\base"], "pid": 7` + boot + `}`
+	}
+	for name, tt := range map[string]struct {
+		note string
+		now  string // empty: nobody knows
+		want error
+	}{
+		"this boot":                {note(`, "boot": "2"`), now, wclayer.ErrInUse},
+		"an earlier boot":          {note(`, "boot": "1"`), now, nil},
+		"a note that does not say": {note(""), now, wclayer.ErrInUse},
+		"a system that cannot say": {note(`, "boot": "1"`), "", errors.ErrUnsupported},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, dir := newRig(t), t.TempDir()
+			file := filepath.Join(dir, "x.use.json")
+			must(t, os.WriteFile(file, []byte(tt.note), 0o600))
+			r.System = wclayer.New(wclayer.Options{API: r.platform, UsesDir: dir, BootID: func() (string, error) {
+				if tt.now == "" {
+					return "", errors.ErrUnsupported
+				}
+				return tt.now, nil
+			}})
+			if err := r.Destroy(t.Context(), base); !errors.Is(err, tt.want) {
+				t.Errorf("destroy: %v, want %v", err, tt.want)
+			}
+			if _, err := os.Stat(file); (err != nil) != (tt.want == nil) {
+				t.Errorf("the note: %v", err)
+			}
+		})
+	}
+}
+
+// TestMountAfterABoot: a scratch that an earlier boot had mounted is mounted again, and what is said of it then is said
+// of this boot.
+func TestMountAfterABoot(t *testing.T) {
+	r, dir := newRig(t), t.TempDir()
+	boot := func(id string) {
+		r.System = wclayer.New(wclayer.Options{API: r.platform, UsesDir: dir, BootID: func() (string, error) { return id, nil }})
+	}
+	boot("1")
+	must(t, r.Activate(t.Context(), scratch))
+	must(t, r.Prepare(t.Context(), scratch, []string{base}))
+	// The system ends, and with it what was mounted.
+	if hr := r.platform.UnprepareLayer(scratch) | r.platform.DeactivateLayer(scratch); hr != 0 {
+		t.Fatal(hr)
+	}
+	boot("2")
+	must(t, r.Unprepare(t.Context(), scratch)) // a recovery that makes sure
+	must(t, r.Destroy(t.Context(), base))
+	must(t, r.Activate(t.Context(), scratch))
+	must(t, r.Prepare(t.Context(), scratch, []string{base}))
+	if err := r.Destroy(t.Context(), base); !errors.Is(err, wclayer.ErrInUse) {
+		t.Errorf("destroy: %v, want %v", err, wclayer.ErrInUse)
+	}
+	r.unmount(t)
+	must(t, r.Destroy(t.Context(), base))
+}
+
 func TestDestroyOfWhatIsMountedOtherwise(t *testing.T) {
 	r := newRig(t)
 	volume, err := guid.NewV4()

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/internal/hostpath"
 )
 
@@ -22,6 +23,9 @@ type Options struct {
 	// UsesDir is a directory in which all processes of this host note what they have mounted. Without
 	// it Destroy cannot know, and refuses.
 	UsesDir string
+	// BootID tells this boot of the system from others: notes of another boot in UsesDir count for nothing. Nil asks
+	// the system.
+	BootID func() (string, error)
 	// Sleep waits between two attempts; nil is the real clock.
 	Sleep func(ctx context.Context, d time.Duration) error
 }
@@ -51,12 +55,15 @@ type turn struct {
 // New returns a System.
 func New(o Options) *System {
 	s := &System{
-		api: o.API, build: o.Build, log: o.Log, uses: uses{dir: o.UsesDir}, sleep: o.Sleep,
+		api: o.API, build: o.Build, log: o.Log, uses: uses{dir: o.UsesDir, boot: o.BootID}, sleep: o.Sleep,
 		preparing: make(chan struct{}, 1), turns: map[string]*turn{}, disks: map[string]Disk{},
 	}
 	s.preparing <- struct{}{}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.uses.boot == nil {
+		s.uses.boot = bootid.Read
 	}
 	if s.sleep == nil {
 		s.sleep = sleep

@@ -17,16 +17,19 @@ import (
 )
 
 // uses is a directory with one file for each thing that is mounted: who (a scratch or a volume) uses
-// which folders. It outlives the process, as mounts do, and is shared by all processes of a host.
+// which folders. It outlives the process, as mounts do, and is shared by all processes of a host. A note of an
+// earlier boot counts for nothing: what was mounted has gone with that boot.
 type uses struct {
-	dir string // empty: nothing is noted
+	dir  string                 // empty: nothing is noted
+	boot func() (string, error) // what tells this boot from others
 }
 
 // use is the content of one file.
 type use struct {
 	User    string   `json:"user"`
 	Folders []string `json:"folders"`
-	PID     int      `json:"pid"` // the process that mounted it, for the reader
+	PID     int      `json:"pid"`  // the process that mounted it, for the reader
+	Boot    string   `json:"boot"` // the boot of the system in which it was mounted
 }
 
 const useSuffix = ".use.json"
@@ -53,7 +56,13 @@ func (u uses) hold(user string, folders ...string) error {
 	if u.dir == "" {
 		return nil
 	}
-	return u.locked(func() error { return u.write(use{User: user, Folders: folders, PID: os.Getpid()}) })
+	return u.locked(func() error {
+		boot, err := u.boot()
+		if err != nil {
+			return fmt.Errorf("note that %s is mounted: %w", user, err)
+		}
+		return u.write(use{User: user, Folders: folders, PID: os.Getpid(), Boot: boot})
+	})
 }
 
 // shrink is hold, but only when there is a note of user already.
@@ -62,10 +71,14 @@ func (u uses) shrink(user string, folders ...string) error {
 		return nil
 	}
 	return u.locked(func() error {
-		if _, err := os.Stat(u.file(user)); errors.Is(err, fs.ErrNotExist) {
-			return nil
+		boot, err := u.boot()
+		if err != nil {
+			return fmt.Errorf("note that %s is mounted: %w", user, err)
 		}
-		return u.write(use{User: user, Folders: folders, PID: os.Getpid()})
+		if _, there, err := u.read(u.file(user), boot); err != nil || !there {
+			return err
+		}
+		return u.write(use{User: user, Folders: folders, PID: os.Getpid(), Boot: boot})
 	})
 }
 
@@ -100,6 +113,10 @@ func (u uses) unless(folder string, do func() error) error {
 			ErrInvalid, folder)
 	}
 	return u.locked(func() error {
+		boot, err := u.boot()
+		if err != nil {
+			return fmt.Errorf("what is mounted: %w", err)
+		}
 		entries, err := os.ReadDir(u.dir)
 		if err != nil {
 			return fmt.Errorf("what is mounted: %w", err)
@@ -108,7 +125,11 @@ func (u uses) unless(folder string, do func() error) error {
 			if !strings.HasSuffix(e.Name(), useSuffix) {
 				continue
 			}
-			if err := u.check(filepath.Join(u.dir, e.Name()), folder); err != nil {
+			v, there, err := u.read(filepath.Join(u.dir, e.Name()), boot)
+			if err == nil && there {
+				err = v.check(folder)
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -116,16 +137,30 @@ func (u uses) unless(folder string, do func() error) error {
 	})
 }
 
-// check refuses folder if the note in file names it, what is above it, or what is below it.
-func (u uses) check(file, folder string) error {
+// read reads a note, and reports whether there is one of this boot. One of another boot is removed. A note without a
+// boot counts: nothing says that it is old.
+func (u uses) read(file, boot string) (v use, there bool, err error) {
 	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, false, nil
+	}
 	if err != nil {
-		return fmt.Errorf("what is mounted: %w", err)
+		return v, false, fmt.Errorf("what is mounted: %w", err)
 	}
-	var v use
 	if err := json.Unmarshal(b, &v); err != nil {
-		return fmt.Errorf("what is mounted: %s is damaged; remove it once nothing is mounted: %w", file, err)
+		return v, false, fmt.Errorf("what is mounted: %s is damaged; remove it once nothing is mounted: %w", file, err)
 	}
+	if v.Boot == "" || v.Boot == boot {
+		return v, true, nil
+	}
+	if err := os.Remove(file); err != nil {
+		return v, false, fmt.Errorf("forget what an earlier boot had mounted: %w", err)
+	}
+	return v, false, nil
+}
+
+// check refuses folder if the note names it, what is above it, or what is below it.
+func (v use) check(folder string) error {
 	want := hostpath.Identity(folder)
 	for _, f := range v.Folders {
 		if have := hostpath.Identity(f); have == want || strings.HasPrefix(have, want+"/") || strings.HasPrefix(want, have+"/") {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/vmm"
 )
@@ -85,7 +86,7 @@ func (d Driver) Inspect(_ context.Context, dir string) (vmm.Info, error) {
 	}
 	idle := len(file.Records) == 0
 	if !idle {
-		boot, err := bootID()
+		boot, err := bootid.Read()
 		if err != nil {
 			return vmm.Info{}, err
 		}

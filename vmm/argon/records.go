@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"sync"
 
+	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
@@ -58,7 +59,7 @@ func openRecords(dir, boot string) (*records, error) {
 	}
 	if boot == "" {
 		var err error
-		if boot, err = bootID(); err != nil {
+		if boot, err = bootid.Read(); err != nil {
 			return nil, err
 		}
 	}

@@ -1,8 +1,9 @@
-package argon
+package bootid
 
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -22,29 +23,30 @@ const (
 
 var regCreateKeyEx = windows.NewLazySystemDLL("advapi32.dll").NewProc("RegCreateKeyExW")
 
-// bootID is different for each boot of the system. Windows has no such identifier, and the time of the boot moves
-// with the clock; so a volatile key of the registry holds one that is chosen by who asks first.
-func bootID() (string, error) {
-	fail := func(err error) (string, error) { return "", fmt.Errorf("tell this boot from others: %w", err) }
+// read asks the registry. Windows has no such identifier, and the time of the boot moves with the clock; so a volatile
+// key holds one that is chosen by who asks first.
+func read() (string, error) {
 	key, err := volatileKey(bootKey)
 	if err != nil {
-		return fail(err)
+		return "", err
 	}
 	defer key.Close()
 	lock, err := windows.UTF16PtrFromString(`Global\StrataBoot`)
 	if err != nil {
-		return fail(err)
+		return "", err
 	}
 	mutex, err := windows.CreateMutex(nil, false, lock)
 	if err != nil && !errors.Is(err, windows.ERROR_ALREADY_EXISTS) {
-		return fail(err)
+		return "", err
 	}
 	defer windows.CloseHandle(mutex)
+	runtime.LockOSThread() // a mutex belongs to the thread that waited for it
+	defer runtime.UnlockOSThread()
 	switch got, err := windows.WaitForSingleObject(mutex, lockMillis); {
 	case err != nil:
-		return fail(err)
+		return "", err
 	case got == uint32(windows.WAIT_TIMEOUT):
-		return fail(errors.New(`another process holds the mutex Global\StrataBoot`))
+		return "", errors.New(`another process holds the mutex Global\StrataBoot`)
 	}
 	defer windows.ReleaseMutex(mutex)
 	id, _, err := key.GetStringValue(bootValue)
@@ -52,11 +54,11 @@ func bootID() (string, error) {
 		return id, nil
 	}
 	if err != nil && !errors.Is(err, registry.ErrNotExist) {
-		return fail(err)
+		return "", err
 	}
 	id = uuid.NewString()
 	if err := key.SetStringValue(bootValue, id); err != nil {
-		return fail(err)
+		return "", err
 	}
 	return id, nil
 }

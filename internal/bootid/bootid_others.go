@@ -1,0 +1,7 @@
+//go:build !linux && !windows
+
+package bootid
+
+import "errors"
+
+func read() (string, error) { return "", errors.ErrUnsupported }
