@@ -96,7 +96,7 @@ func (o *Options) defaults() error {
 
 // cached returns the path of the file called prefix-hash-suffix and makes it when it is not there.
 // write fills a temporary file; the name appears only when all is written.
-func (o *Options) cached(ctx context.Context, name string, write func(io.Writer) error) (path string, err error) {
+func (o *Options) cached(ctx context.Context, name string, write func(cacheFile) error) (path string, err error) {
 	path = filepath.Join(o.CacheDir, name)
 	now := time.Now()
 	if err := os.Chtimes(path, now, now); err == nil {
@@ -110,7 +110,7 @@ func (o *Options) cached(ctx context.Context, name string, write func(io.Writer)
 	if err != nil {
 		return "", fmt.Errorf("bootimage: writing to the cache: %w", err)
 	}
-	if err := write(&ctxWriter{ctx, f}); err != nil {
+	if err := write(&ctxFile{f, ctx}); err != nil {
 		return "", fmt.Errorf("bootimage: making %s: %w", path, errors.Join(err, f.Abandon()))
 	}
 	if err := f.Commit(); err != nil {
@@ -120,18 +120,26 @@ func (o *Options) cached(ctx context.Context, name string, write func(io.Writer)
 	return path, nil
 }
 
-// ctxWriter stops a long write when its context ends.
-type ctxWriter struct {
-	ctx context.Context
-	w   io.Writer
+// cacheFile is a file of the cache while it is written.
+type cacheFile interface {
+	io.Writer
+	io.ReaderAt // what was written
 }
 
-func (c *ctxWriter) Write(b []byte) (int, error) {
+// ctxFile stops a long write when its context ends.
+type ctxFile struct {
+	f   *atomicfile.File
+	ctx context.Context
+}
+
+func (c *ctxFile) Write(b []byte) (int, error) {
 	if err := context.Cause(c.ctx); err != nil {
 		return 0, err
 	}
-	return c.w.Write(b)
+	return c.f.Write(b)
 }
+
+func (c *ctxFile) ReadAt(b []byte, at int64) (int, error) { return c.f.ReadAt(b, at) }
 
 // prune removes what was last asked for before t. Failures do no harm: the next call tries again.
 func prune(dir string, t time.Time) {

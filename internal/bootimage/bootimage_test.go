@@ -114,19 +114,69 @@ func TestExtractKernel(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := decompressKernel(payload, size)
-			if err != nil {
+			var got bytes.Buffer
+			if err := decompressKernel(&got, payload, size); err != nil {
 				t.Fatal(err)
 			}
-			if !bytes.Equal(got, kernel) {
-				t.Errorf("got %d bytes that differ from the %d of the kernel", len(got), len(kernel))
+			if !bytes.Equal(got.Bytes(), kernel) {
+				t.Errorf("got %d bytes that differ from the %d of the kernel", got.Len(), len(kernel))
 			}
-			if err := checkPVH(got); err != nil {
+			if err := checkPVH(bytes.NewReader(got.Bytes())); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
+
+// TestKernelIsNotKept: unpacking a kernel takes much less memory than the kernel, which is written as it comes. A full
+// disk is not taken for a fault of the kernel.
+func TestKernelIsNotKept(t *testing.T) {
+	const size = 48 << 20
+	kernel := pvhKernel("Xen\x00", 1<<20)
+	kernel = append(kernel, make([]byte, size-len(kernel))...)
+	for format, bound := range map[string]uint64{
+		"gzip": size, "zstd": size, "xz": size, "none": size, "lz4": 2 * size, // which allocates each block anew
+	} {
+		t.Run(format, func(t *testing.T) {
+			payload, n, err := bzImagePayload(bzImage(kernel, pack(t, format, kernel)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			var out counter
+			err = decompressKernel(&out, payload, n)
+			runtime.ReadMemStats(&after)
+			if err != nil || out != size {
+				t.Errorf("%d bytes, %v", out, err)
+			}
+			// All that was ever allocated, so that it does not depend on when garbage is collected: a slice that grows to
+			// the size of the kernel is more than twice that.
+			if used := after.TotalAlloc - before.TotalAlloc; used > bound {
+				t.Errorf("%d MiB were allocated for a kernel of %d MiB", used>>20, size>>20)
+			}
+			if err := decompressKernel(fullDisk{}, payload, n); !errors.Is(err, errFull) || errors.Is(err, errKernelForm) {
+				t.Errorf("on a full disk: %v", err)
+			}
+		})
+	}
+}
+
+// counter counts what is written to it.
+type counter int64
+
+func (c *counter) Write(b []byte) (int, error) {
+	*c += counter(len(b))
+	return len(b), nil
+}
+
+var errFull = errors.New("full")
+
+// fullDisk takes nothing.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
 
 func TestExtractKernelRefuses(t *testing.T) {
 	kernel := pvhKernel("Xen\x00", 10000)
@@ -145,9 +195,9 @@ func TestExtractKernelRefuses(t *testing.T) {
 	} {
 		payload, size, err := bzImagePayload(b)
 		if err == nil {
-			var k []byte
-			if k, err = decompressKernel(payload, size); err == nil {
-				err = checkPVH(k)
+			var k bytes.Buffer
+			if err = decompressKernel(&k, payload, size); err == nil {
+				err = checkPVH(bytes.NewReader(k.Bytes()))
 			}
 		}
 		if !errors.Is(err, errKernelForm) {
@@ -428,8 +478,9 @@ func FuzzBzImagePayload(f *testing.F) {
 			return
 		}
 		if size <= 1<<20 { // what is asked for is bounded; keep the fuzzer's memory small too
-			if k, err := decompressKernel(payload, size); err == nil {
-				_ = checkPVH(k)
+			var k bytes.Buffer
+			if err := decompressKernel(&k, payload, size); err == nil {
+				_ = checkPVH(bytes.NewReader(k.Bytes()))
 			}
 		}
 	})

@@ -52,7 +52,8 @@ func bzImagePayload(image []byte) (payload []byte, size int64, err error) {
 	return payload[:length-4], size, nil
 }
 
-// formats are told by their first bytes. Kernels and modules come in the same ones.
+// formats are told by their first bytes. Kernels and modules come in the same ones. Each decoder keeps the window of
+// its stream and little more.
 var formats = []struct {
 	name, magic string
 	open        func(io.Reader) (io.Reader, error)
@@ -60,54 +61,71 @@ var formats = []struct {
 	{"gzip", "\x1f\x8b", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
 	{"xz", "\xfd7zXZ\x00", func(r io.Reader) (io.Reader, error) { return xz.NewReader(r, xz.DefaultDictMax) }},
 	{"zstd", "\x28\xb5\x2f\xfd", func(r io.Reader) (io.Reader, error) {
-		return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxKernel))
+		return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxKernel))
 	}},
 	{"lz4", "\x02\x21\x4c\x18", func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
 	{"bzip2", "BZh", func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
 	{"none", elf.ELFMAG, func(r io.Reader) (io.Reader, error) { return r, nil }},
 }
 
-// decompress unpacks b, whatever its format, into at most limit bytes.
-func decompress(b []byte, limit int64) ([]byte, error) {
+// decompress unpacks b, whatever its format, to w, and returns how many bytes it wrote. More than limit are an error.
+func decompress(w io.Writer, b []byte, limit int64) (int64, error) {
 	for _, f := range formats {
 		if !bytes.HasPrefix(b, []byte(f.magic)) {
 			continue
 		}
 		r, err := f.open(bytes.NewReader(b))
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.name, err)
+			return 0, fmt.Errorf("%s: %w", f.name, err)
 		}
-		out, err := io.ReadAll(io.LimitReader(r, limit+1))
+		n, err := io.Copy(w, io.LimitReader(r, limit+1))
 		if c, ok := r.(interface{ Close() }); ok {
 			c.Close() // zstd's decoder
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.name, err)
+			return n, fmt.Errorf("%s: %w", f.name, err)
 		}
-		if int64(len(out)) > limit {
-			return nil, fmt.Errorf("%s: more than %d bytes", f.name, limit)
+		if n > limit {
+			return n, fmt.Errorf("%s: more than %d bytes", f.name, limit)
 		}
-		return out, nil
+		return n, nil
 	}
-	return nil, fmt.Errorf("unknown compression (%x)", b[:min(4, len(b))])
+	return 0, fmt.Errorf("unknown compression (%x)", b[:min(4, len(b))])
 }
 
-func decompressKernel(payload []byte, size int64) ([]byte, error) {
+// decompressKernel unpacks a kernel of size bytes to w, which is much larger than what this keeps in memory.
+func decompressKernel(w io.Writer, payload []byte, size int64) error {
+	out := &remember{w: w}
 	// The limit is exact: what follows the stream is padding of the build.
-	b, err := decompress(payload, size)
+	n, err := decompress(out, payload, size)
+	if out.err != nil {
+		return out.err // no fault of the kernel
+	}
 	if err != nil {
-		return nil, fmt.Errorf("unpacking: %w: %w", err, errKernelForm)
+		return fmt.Errorf("unpacking: %w: %w", err, errKernelForm)
 	}
-	if int64(len(b)) != size {
-		return nil, fmt.Errorf("unpacked to %d bytes instead of %d: %w", len(b), size, errKernelForm)
+	if n != size {
+		return fmt.Errorf("unpacked to %d bytes instead of %d: %w", n, size, errKernelForm)
 	}
-	return b, nil
+	return nil
+}
+
+// remember is a writer that keeps its error.
+type remember struct {
+	w   io.Writer
+	err error
+}
+
+func (r *remember) Write(b []byte) (int, error) {
+	n, err := r.w.Write(b)
+	r.err = errors.Join(r.err, err)
+	return n, err
 }
 
 // checkPVH reports whether QEMU can enter an ELF kernel directly: it needs the note of the PVH entry
 // point (owner "Xen", type 18, XEN_ELFNOTE_PHYS32_ENTRY).
-func checkPVH(vmlinux []byte) error {
-	f, err := elf.NewFile(bytes.NewReader(vmlinux))
+func checkPVH(vmlinux io.ReaderAt) error {
+	f, err := elf.NewFile(vmlinux)
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errKernelForm)
 	}

@@ -2,6 +2,7 @@ package bootimage
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"debug/elf"
 	"errors"
@@ -148,7 +149,7 @@ func (o *Options) initrd(ctx context.Context, files []file) (string, error) {
 	for _, f := range files {
 		chunks = append(chunks, fmt.Appendf(nil, "%s %o %d:%d %t", f.name, f.mode, f.major, f.minor, f.module), f.content)
 	}
-	return o.cached(ctx, "initrd-"+digest(chunks...)+".cpio", func(w io.Writer) error {
+	return o.cached(ctx, "initrd-"+digest(chunks...)+".cpio", func(w cacheFile) error {
 		bw := bufio.NewWriterSize(w, 1<<20)
 		if err := writeArchive(bw, files); err != nil {
 			return err
@@ -182,11 +183,11 @@ func writeArchive(w io.Writer, files []file) error {
 			dirs[f.name] = true
 		}
 		if f.module {
-			b, err := decompress(f.content, maxModule)
-			if err != nil {
+			var b bytes.Buffer
+			if _, err := decompress(&b, f.content, maxModule); err != nil {
 				return fmt.Errorf("module %s: %w", f.source, err)
 			}
-			f.content = b
+			f.content = b.Bytes()
 		}
 		h := cpio.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.content)), Major: f.major, Minor: f.minor}
 		if err := cw.WriteHeader(h); err != nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -161,16 +160,11 @@ func (o *Options) kernel(ctx context.Context, k kernel) (string, error) {
 		o.Logger.Debug("booting the kernel as it is", "kernel", k.path, "reason", err)
 		return k.path, nil
 	}
-	path, err := o.cached(ctx, "vmlinux-"+digest([]byte("1"), image), func(w io.Writer) error {
-		vmlinux, err := decompressKernel(payload, size)
-		if err != nil {
+	path, err := o.cached(ctx, "vmlinux-"+digest([]byte("1"), image), func(f cacheFile) error {
+		if err := decompressKernel(f, payload, size); err != nil {
 			return err
 		}
-		if err := checkPVH(vmlinux); err != nil {
-			return err
-		}
-		_, err = w.Write(vmlinux)
-		return err
+		return checkPVH(f)
 	})
 	if errors.Is(err, errKernelForm) {
 		o.Logger.Warn("the guest will unpack its kernel itself, which takes longer", "kernel", k.path, "reason", err)
