@@ -83,6 +83,9 @@ type BootOptions struct {
 	// program or in PATH, else the running program if it carries the agent, else strata in PATH.
 	InitPath string
 	Mkfs     string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
+	// Runtime is what the guest runs containers by, crun or runc; empty: crun of this host, else runc; "none": leave it
+	// out. Without one the guest runs no containers.
+	Runtime  string
 	CacheDir string // empty: "strata/boot" in the user's cache directory
 	Logger   *slog.Logger
 }

@@ -18,6 +18,9 @@ import (
 	"github.com/stratavm/strata/internal/userns"
 )
 
+// ask asks this host something; see question.
+type ask = func(context.Context, *env, *cli.Command) (detail string, err error)
+
 // vmms is the Debian package with the VMM of an architecture, and its program.
 var vmms = map[string][2]string{
 	"amd64": {"qemu-system-x86", "qemu-system-x86_64"},
@@ -30,6 +33,8 @@ func hostQuestions() []question {
 		{"VMM", true, "sudo apt-get install " + vmm[0], program(vmm[1], "--version")},
 		{"disk tool", true, "sudo apt-get install qemu-utils", program("qemu-img", "--version")},
 		{"file system tool", true, "sudo apt-get install e2fsprogs", program("mkfs.ext4", "-V")},
+		{"container runtime", false, "sudo apt-get install crun",
+			either(program("crun", "--version"), program("runc", "--version"))},
 		{"guest kernel", true, "name one with --kernel", askKernel},
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
 		{"vsock", false, "guests are reached by serial ports instead, by eight processes at a time; or: sudo modprobe vhost_vsock", askVsock},
@@ -128,7 +133,7 @@ func freeSpace(dir string) (uint64, error) {
 }
 
 // program asks for a program and what it says of its version.
-func program(name string, args ...string) func(context.Context, *env, *cli.Command) (string, error) {
+func program(name string, args ...string) ask {
 	return func(ctx context.Context, _ *env, _ *cli.Command) (string, error) {
 		path, err := exec.LookPath(name)
 		if err != nil { // not in a user's PATH on Debian
@@ -147,6 +152,19 @@ func program(name string, args ...string) func(context.Context, *env, *cli.Comma
 			return "", fmt.Errorf("%s: %w", path, err)
 		}
 		return path + ": " + firstLine(out), nil
+	}
+}
+
+// either asks the second question where the first has no answer. The error is that of the first.
+func either(first, second ask) ask {
+	return func(ctx context.Context, e *env, c *cli.Command) (string, error) {
+		text, err := first(ctx, e, c)
+		if err != nil {
+			if other, oerr := second(ctx, e, c); oerr == nil {
+				return other, nil
+			}
+		}
+		return text, err
 	}
 }
 

@@ -24,8 +24,11 @@ type Options struct {
 	Release    string // the release of Kernel; empty: what follows the first "-" of its name
 	InitPath   string // a program that carries the guest's agent; empty: what FindInit finds
 	Mkfs       string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
-	CacheDir   string // empty: "strata/boot" in the user's cache directory
-	Logger     *slog.Logger
+	// Runtime is what the guest runs containers by, crun or runc; empty: crun of this host, else runc; "none": leave it
+	// out. Without one the guest runs no containers.
+	Runtime  string
+	CacheDir string // empty: "strata/boot" in the user's cache directory
+	Logger   *slog.Logger
 }
 
 var (

@@ -212,7 +212,7 @@ func host(t *testing.T, format string) Options {
 	dir := t.TempDir()
 	o := Options{
 		KernelDir: filepath.Join(dir, "boot"), ModulesDir: filepath.Join(dir, "modules"), CacheDir: filepath.Join(dir, "cache"),
-		Mkfs: "none", InitPath: staticProgram(t),
+		Mkfs: none, Runtime: none, InitPath: staticProgram(t),
 	}
 	kernel := pvhKernel("Xen\x00", 100)
 	write(t, filepath.Join(o.KernelDir, "vmlinuz-6.1.0-9-test"), bzImage(kernel, pack(t, "gzip", kernel)))

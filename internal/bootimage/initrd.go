@@ -57,18 +57,11 @@ func collect(o Options, k kernel) ([]file, error) {
 		return nil, fmt.Errorf("bootimage: the guest's init: %w", err)
 	}
 	files = append(files, init...)
-	if mkfs := findMkfs(o); mkfs != "" {
-		p, err := program(mkfs, "sbin/mkfs.ext4")
-		if err != nil {
-			return nil, fmt.Errorf("bootimage: %w", err)
-		}
-		files = append(files, p...)
-		if b, err := os.ReadFile("/etc/mke2fs.conf"); err == nil {
-			files = append(files, file{name: "etc/mke2fs.conf", mode: 0o644, content: b})
-		}
-	} else if o.Mkfs != "none" {
-		o.Logger.Warn("mkfs.ext4 is not installed: the guest will not be able to format scratch disks; remedy: sudo apt-get install e2fsprogs")
+	tools, err := o.tools()
+	if err != nil {
+		return nil, fmt.Errorf("bootimage: %w", err)
 	}
+	files = append(files, tools...)
 	files = append(files, moduleFiles(k.modules)...)
 	seen := map[string]bool{}
 	var out []file
@@ -87,22 +80,73 @@ func collect(o Options, k kernel) ([]file, error) {
 	return out, nil
 }
 
-func findMkfs(o Options) string {
-	if o.Mkfs == "none" {
+// tools are the programs of the host that the guest's agent starts, with their libraries.
+func (o *Options) tools() ([]file, error) {
+	var files []file
+	if mkfs := findTool(o.Mkfs, "mkfs.ext4"); mkfs != "" {
+		p, err := program(mkfs, "sbin/mkfs.ext4")
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, p...)
+		if b, err := os.ReadFile("/etc/mke2fs.conf"); err == nil {
+			files = append(files, file{name: "etc/mke2fs.conf", mode: 0o644, content: b})
+		}
+	} else if o.Mkfs != none {
+		o.Logger.Warn("mkfs.ext4 is not installed: the guest will not be able to format scratch disks; " +
+			"remedy: sudo apt-get install e2fsprogs")
+	}
+	if path := findTool(o.Runtime, "crun", "runc"); path != "" {
+		p, err := program(path, "sbin/"+runtimeName(path))
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, p...)
+	} else if o.Runtime != none {
+		o.Logger.Warn("crun is not installed: the guest will not be able to run containers; remedy: sudo apt-get install crun")
+	}
+	return files, nil
+}
+
+// none leaves a tool out.
+const none = "none"
+
+// systemDirs are not in a user's PATH on Debian.
+var systemDirs = []string{"/sbin", "/usr/sbin"}
+
+// findTool returns the path of a tool: the given one, or the first of names that this host has; "" where it is left
+// out or not installed.
+func findTool(given string, names ...string) string {
+	if given == none {
 		return ""
 	}
-	if o.Mkfs != "" {
-		return o.Mkfs
+	if given != "" {
+		return given
 	}
-	if p, err := exec.LookPath("mkfs.ext4"); err == nil {
-		return p
-	}
-	for _, p := range []string{"/sbin/mkfs.ext4", "/usr/sbin/mkfs.ext4"} { // not in a user's PATH on Debian
-		if _, err := os.Stat(p); err == nil {
+	for _, name := range names {
+		if p, err := exec.LookPath(name); err == nil {
 			return p
+		}
+		for _, dir := range systemDirs {
+			if p := filepath.Join(dir, name); isFile(p) {
+				return p
+			}
 		}
 	}
 	return ""
+}
+
+func isFile(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode().IsRegular()
+}
+
+// runtimeName is what the guest knows a container runtime by.
+func runtimeName(path string) string {
+	if strings.Contains(filepath.Base(path), "runc") {
+		return "runc"
+	}
+	return "crun"
 }
 
 // moduleFiles are the modules and the two lists of them (see the package comment).
