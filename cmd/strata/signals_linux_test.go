@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -88,6 +89,10 @@ var signalCases = []signalCase{
 // interruptRun starts a run whose program writes for ever, interrupts it, and says what is left.
 func (c cliBox) interruptRun(tt signalCase, flags []string, tarball string, prepare func(pid int)) {
 	c.t.Helper()
+	// The tests may run under nohup, with HUP ignored. What this process catches its children do not ignore.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	cmd := c.cmd(append(append([]string{"run", "--id", "told"}, flags...), tarball, "--", "/bin/busybox", "sh", "-c",
 		"echo up; exec /bin/busybox yes")...)
 	var errs bytes.Buffer
