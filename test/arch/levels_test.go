@@ -25,7 +25,7 @@ var levels = []struct {
 }{
 	{"plain formats, documents and helpers", []string{
 		"internal/hostpath", "internal/lockfile", "internal/atomicfile", "internal/plaintext", "internal/regfile",
-		"internal/userns", "internal/bootid", "hcsschema",
+		"internal/userns", "internal/bootid", "internal/ocispec", "hcsschema",
 		"internal/format/cpio", "internal/format/gpt", "internal/format/vhd", "internal/format/verity",
 		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir",
 	}},

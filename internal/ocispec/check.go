@@ -1,0 +1,240 @@
+package ocispec
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// ErrRefused is matched by the error of Check about a field that is refused, whatever its value.
+var ErrRefused = errors.New("not supported")
+
+// maxList bounds each list and map of a document, and maxText each of its strings, in bytes.
+const (
+	maxList = 4096
+	maxText = 128 << 10
+)
+
+// Check returns an error unless each field of a document that is set is one that is honoured, with a value that can
+// be. What is wrong is named by its path; there may be several such errors, joined. One about a field that
+// the table refuses matches ErrRefused.
+func Check(s *specs.Spec) error {
+	var c checker
+	c.value(reflect.ValueOf(s).Elem(), "", "", nil)
+	if c.errs == nil {
+		c.whole(s)
+	}
+	if c.errs != nil {
+		return fmt.Errorf("the container's document: %w", errors.Join(c.errs...))
+	}
+	return nil
+}
+
+type checker struct {
+	errs []error
+}
+
+// maxErrors is how many errors of one document are listed.
+const maxErrors = 8
+
+func (c *checker) fail(path string, err error) {
+	switch {
+	case len(c.errs) < maxErrors:
+		c.errs = append(c.errs, fmt.Errorf("%s%w", at(path), err))
+	case len(c.errs) == maxErrors:
+		c.errs = append(c.errs, errors.New("and more"))
+	}
+}
+
+// value checks the value of a field. Row is its path in the table, path the one in the document; under is the row of
+// what it is in, where that is no more than the sum of its parts: nil.
+func (c *checker) value(v reflect.Value, row, path string, under *Field) {
+	if isUnset(v) {
+		return
+	}
+	if f := rows[row]; f != nil {
+		if f.Refused != "" {
+			if f.harmless == nil || !f.harmless(v) {
+				c.fail(path, fmt.Errorf("%w: %s", ErrRefused, f.Refused))
+			}
+			return
+		}
+		under = f
+	}
+	c.parts(v, row, path, under)
+	if under != nil && under.Path == row && under.check != nil {
+		if err := under.check(reflect.Indirect(v)); err != nil {
+			c.fail(path, err)
+		}
+	}
+}
+
+// parts checks what a value consists of.
+func (c *checker) parts(v reflect.Value, row, path string, under *Field) {
+	v = reflect.Indirect(v)
+	switch v.Kind() {
+	case reflect.Struct:
+		for _, f := range reflect.VisibleFields(v.Type()) {
+			if !f.Anonymous {
+				c.value(v.FieldByIndex(f.Index), join(row, jsonName(f)), join(path, jsonName(f)), under)
+			}
+		}
+	case reflect.Slice, reflect.Map:
+		if v.Len() > maxList {
+			c.fail(path, fmt.Errorf("it has %d entries, and may have %d", v.Len(), maxList))
+			return
+		}
+		if v.Kind() == reflect.Slice {
+			for i := range v.Len() {
+				c.element(v.Index(i), row+"[]", path+"["+strconv.Itoa(i)+"]", under)
+			}
+			return
+		}
+		for k, e := range v.Seq2() {
+			where := join(path, k.String())
+			c.text(k.String(), where)
+			c.element(e, row+".*", where, under)
+		}
+	default:
+		if under == nil {
+			c.fail(path, fmt.Errorf("%w: Strata does not know this field", ErrRefused))
+			return
+		}
+		if v.Kind() == reflect.String {
+			c.text(v.String(), path)
+		}
+	}
+}
+
+// element checks an element of a list or map, which is there also where it is zero.
+func (c *checker) element(v reflect.Value, row, path string, under *Field) {
+	if isUnset(v) && v.Kind() != reflect.Struct {
+		return
+	}
+	if f := rows[row]; f != nil && f.check != nil {
+		c.parts(v, row, path, f)
+		if err := f.check(v); err != nil {
+			c.fail(path, err)
+		}
+		return
+	}
+	c.parts(v, row, path, under)
+}
+
+func (c *checker) text(s, path string) {
+	switch {
+	case len(s) > maxText:
+		c.fail(path, fmt.Errorf("it has %d bytes, and may have %d", len(s), maxText))
+	case strings.ContainsRune(s, 0):
+		c.fail(path, errors.New("it contains a NUL byte"))
+	case !utf8.ValidString(s):
+		c.fail(path, errors.New("it is not UTF-8, which a document has to be"))
+	}
+}
+
+// isUnset reports whether a field is as if it were not there.
+func isUnset(v reflect.Value) bool {
+	if k := v.Kind(); k == reflect.Slice || k == reflect.Map {
+		return v.Len() == 0
+	}
+	return v.IsZero()
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// whole checks what fields have to do with each other.
+func (c *checker) whole(s *specs.Spec) {
+	switch {
+	case s.Version == "":
+		c.fail("ociVersion", errors.New("it is missing"))
+	case s.Process == nil || len(s.Process.Args) == 0 || s.Process.Args[0] == "":
+		c.fail("process.args", errors.New("there is no program to run"))
+	case s.Process.Cwd == "":
+		c.fail("process.cwd", errors.New("it is missing"))
+	}
+	if s.Process != nil {
+		c.once("process.rlimits", len(s.Process.Rlimits), func(i int) string { return s.Process.Rlimits[i].Type })
+	}
+	c.required(s)
+	c.once("mounts", len(s.Mounts), func(i int) string { return cleanPath(s.Mounts[i].Destination) })
+	linux := s.Linux
+	if linux == nil {
+		linux = &specs.Linux{}
+	}
+	c.once("linux.namespaces", len(linux.Namespaces), func(i int) string { return string(linux.Namespaces[i].Type) })
+	c.once("linux.devices", len(linux.Devices), func(i int) string { return cleanPath(linux.Devices[i].Path) })
+	has := map[specs.LinuxNamespaceType]bool{}
+	for _, n := range linux.Namespaces {
+		has[n.Type] = true
+	}
+	for _, t := range []specs.LinuxNamespaceType{
+		specs.MountNamespace, specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace,
+	} {
+		if !has[t] {
+			c.fail("linux.namespaces", fmt.Errorf("%s is missing: a container has one of its own", t))
+		}
+	}
+	for key := range linux.Sysctl {
+		if strings.HasPrefix(sysctlName(key), "net.") && !has[specs.NetworkNamespace] {
+			c.fail(join("linux.sysctl", key),
+				errors.New("without a network namespace it would change the host's network"))
+		}
+	}
+	for i, m := range s.Mounts {
+		if err := checkMount(m, has[specs.CgroupNamespace]); err != nil {
+			c.fail(fmt.Sprintf("mounts[%d]", i), err)
+		}
+	}
+	if r := linux.Resources; r != nil && r.Memory != nil {
+		if m := r.Memory; m.Swap != nil && *m.Swap > 0 && (m.Limit == nil || *m.Limit > *m.Swap) {
+			c.fail("linux.resources.memory.swap",
+				errors.New("it is the sum of memory and swap, and needs a limit that is not more"))
+		}
+	}
+}
+
+// required finds elements of lists without what they are about.
+func (c *checker) required(s *specs.Spec) {
+	missing := func(list string, i int, field, value string) {
+		if value == "" {
+			c.fail(fmt.Sprintf("%s[%d].%s", list, i, field), errors.New("it is missing"))
+		}
+	}
+	if s.Linux == nil {
+		return
+	}
+	for i, n := range s.Linux.Namespaces {
+		missing("linux.namespaces", i, "type", string(n.Type))
+	}
+	for i, d := range s.Linux.Devices {
+		missing("linux.devices", i, "path", d.Path)
+		missing("linux.devices", i, "type", d.Type)
+	}
+	if s.Linux.Resources != nil {
+		for i, h := range s.Linux.Resources.HugepageLimits {
+			missing("linux.resources.hugepageLimits", i, "pageSize", h.Pagesize)
+		}
+	}
+}
+
+// once adds an error when two elements of a list are of one name.
+func (c *checker) once(list string, n int, name func(i int) string) {
+	seen := map[string]int{}
+	for i := range n {
+		if first, ok := seen[name(i)]; ok {
+			c.fail(fmt.Sprintf("%s[%d]", list, i), fmt.Errorf("%q is there twice, as %d and %d", name(i), first, i))
+			continue
+		}
+		seen[name(i)] = i
+	}
+}

@@ -1,0 +1,86 @@
+package ocispec
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// systemMounts are the file systems of the kernel and the only places they may be mounted at: elsewhere what the
+// document masks would be seen.
+var systemMounts = map[string]string{"proc": "/proc", "sysfs": "/sys", "devpts": "/dev/pts", "mqueue": "/dev/mqueue",
+	"cgroup": "/sys/fs/cgroup", "cgroup2": "/sys/fs/cgroup"}
+
+// mountFlags are the options of mounts that are no settings of a file system. "shared" is not one of them: what is
+// mounted in the container would be on the host.
+var mountFlags = []string{"bind", "rbind", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync",
+	"async", "dirsync", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime",
+	"nostrictatime",
+	"private", "rprivate", "slave", "rslave", "unbindable", "runbindable", "newinstance", "tmpcopyup", "defaults",
+	"rro", "rnosuid", "rnodev", "rnoexec"}
+
+// mountSettings are the options of the form KEY=VALUE.
+var mountSettings = []string{"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "ptmxmode"}
+
+// IsBind reports whether a mount shows files of the host.
+func IsBind(m specs.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+func checkDestination(v reflect.Value) error {
+	if err := absolutePath(v.String()); err != nil {
+		return err
+	}
+	if cleanPath(v.String()) == "/" {
+		return fmt.Errorf("%q: nothing can be mounted over the root", v.String())
+	}
+	return nil
+}
+
+func checkMountOptions(v reflect.Value) error {
+	for i := range v.Len() {
+		o := v.Index(i).String()
+		key, value, setting := strings.Cut(o, "=")
+		if setting && slices.Contains(mountSettings, key) && value != "" && !strings.ContainsAny(value, ",\\ \t\n") {
+			continue
+		}
+		if setting || !slices.Contains(mountFlags, o) {
+			return fmt.Errorf("%q: %w as an option", o, ErrRefused)
+		}
+	}
+	return nil
+}
+
+// checkMount checks what the fields of a mount have to do with each other.
+func checkMount(m specs.Mount, ownGroups bool) error {
+	to := cleanPath(m.Destination)
+	home, system := systemMounts[m.Type]
+	switch {
+	case m.Destination == "":
+		return fmt.Errorf("it has no destination")
+	case IsBind(m):
+		if err := absolutePath(m.Source); err != nil {
+			return fmt.Errorf("source %w", err)
+		}
+		if m.Type != "" && m.Type != "bind" && m.Type != "none" {
+			return fmt.Errorf("%s: it is of type %q and has the option of a bind", to, m.Type)
+		}
+	case system && to != home:
+		return fmt.Errorf("%s: %q can be mounted at %s only", to, m.Type, home)
+	case !system && m.Type != "tmpfs":
+		return fmt.Errorf("%s: type %q: %w; use bind or tmpfs", to, m.Type, ErrRefused)
+	}
+	if (to == "/proc" || strings.HasPrefix(to, "/proc/")) && m.Type != "proc" {
+		return fmt.Errorf("%s: nothing can be mounted over /proc and in it", to)
+	}
+	if strings.HasPrefix(m.Type, "cgroup") && !ownGroups && !slices.Contains(m.Options, "ro") {
+		return fmt.Errorf("%s: without a cgroup namespace it has to be read-only", to)
+	}
+	return nil
+}
+
+// SamePlace reports whether two destinations of mounts are one.
+func SamePlace(a, b string) bool { return cleanPath(a) == cleanPath(b) }
