@@ -1,0 +1,305 @@
+package strata
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/internal/ocispec"
+)
+
+// SpecOptions say how a container differs from what its image says and from the defaults, which are docker's. The
+// zero value is the image as it is.
+type SpecOptions struct {
+	// Entrypoint comes before the arguments. Nil: the image's; empty and not nil: none. Where it is not nil, the
+	// image's arguments are not taken.
+	Entrypoint []string
+	// Args are the program and its arguments, or the arguments of the entrypoint. Empty: the image's.
+	Args []string
+	// Env is KEY=VALUE; later ones win, and all of them over those of the image.
+	Env []string
+	// WorkDir is an absolute path in the root; empty: the image's, else "/".
+	WorkDir string
+	// User is "name", "uid", "uid:gid" or "name:group"; empty: the image's, else root. One that is not two
+	// numbers is looked up in the root when the program is started: Process.User.Username has it.
+	User string
+	// Hostname of the container; empty: left to whoever runs it.
+	Hostname string
+	// Terminal of Width times Height characters, where these are not 0.
+	Terminal      bool
+	Width, Height uint
+
+	// CapAdd and CapDrop change the list of capabilities; "ALL" is each of them. "CAP_" may be left out.
+	CapAdd, CapDrop []string
+	// NoNewPrivileges: a program cannot get more rights than it has, as by set-uid files.
+	NoNewPrivileges bool
+	// Seccomp is a profile, as docker takes it; nil: docker's. SeccompUnconfined: none. On other hosts than
+	// Linux no profile can be evaluated, and without SeccompUnconfined the error matches errors.ErrUnsupported.
+	Seccomp           []byte
+	SeccompUnconfined bool
+	// Privileged: every capability and device, nothing masked, no seccomp profile. What runs in the container
+	// is then as powerful as root of the machine that it is in.
+	Privileged bool
+	// ReadonlyRoot: the program cannot write to the root.
+	ReadonlyRoot bool
+
+	// Memory and MemorySwap (both together) in bytes, CPUs of processors, PidsLimit of processes; 0: no limit.
+	// MemorySwap may be -1: swap as much as there is.
+	Memory, MemorySwap int64
+	CPUs               float64
+	CPUShares          uint64 // relative to other containers; 0: 1024
+	PidsLimit          int64
+	Rlimits            []specs.POSIXRlimit // over the default ones
+	OOMScoreAdj        *int
+	ShmSize            int64 // of /dev/shm, in bytes; 0: 64 MiB
+
+	// Mounts come after the default ones, and replace one at the same place.
+	Mounts []specs.Mount
+	// Hosts, HostnameFile and ResolvConf are files of the machine that become /etc/hosts, /etc/hostname and
+	// /etc/resolv.conf; empty: those of the image.
+	Hosts, HostnameFile, ResolvConf string
+	Devices                         []SpecDevice
+	Sysctls                         map[string]string
+	// HostNetwork: the network of the machine. Otherwise the container has one of its own.
+	HostNetwork bool
+	// UserNamespace: the container will be in a user namespace. What cannot be done there is left out.
+	UserNamespace bool
+	// Annotations of the document, over the labels of the image.
+	Annotations map[string]string
+}
+
+// SpecDevice is a device node in a container.
+type SpecDevice struct {
+	specs.LinuxDevice
+	Access string // what the container may do: of "r", "w" and "m"; empty: all
+}
+
+// ErrSpecRefused is matched by errors about a field of a document that Strata does not support.
+var ErrSpecRefused = ocispec.ErrRefused
+
+// ContainerSpec returns the document of the OCI runtime specification for a container of an image: the defaults of
+// docker, what the image's configuration says, and over it the options. The root is left to whoever
+// mounts it. The document passes CheckSpec. Labels of the image become annotations, except those that would mean
+// something to a runtime.
+func ContainerSpec(c image.Config, o SpecOptions) (*specs.Spec, error) {
+	s := ocispec.Default()
+	for _, step := range []func(*specs.Spec, image.Config, SpecOptions) error{
+		specProcess, specUser, specRights, specResources, specFiles, specNetwork, specSeccomp, specAnnotations,
+	} {
+		if err := step(s, c, o); err != nil {
+			return nil, fmt.Errorf("container: %w", err)
+		}
+	}
+	if err := ocispec.Check(s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// ParseSpec reads the document of a container, of 4 MiB at most, and checks it as CheckSpec does. Fields
+// that the specification does not know, or that are written twice, are errors that name them.
+func ParseSpec(r io.Reader) (*specs.Spec, error) { return ocispec.Decode(r) }
+
+// CheckSpec returns an error unless every field of a document that is set is honoured by Strata, with a value that
+// can be; docs/status.md lists the fields. The error names the fields that are not, and matches ErrSpecRefused for
+// those that Strata does not support.
+func CheckSpec(s *specs.Spec) error { return ocispec.Check(s) }
+
+func specProcess(s *specs.Spec, c image.Config, o SpecOptions) error {
+	entry, args := c.Entrypoint, c.Cmd
+	if o.Entrypoint != nil {
+		entry, args = o.Entrypoint, nil
+	}
+	if len(o.Args) > 0 {
+		args = o.Args
+	}
+	p := s.Process
+	if p.Args = slices.Concat(entry, args); len(p.Args) == 0 {
+		return fmt.Errorf("the image does not say what to run, and no program is given")
+	}
+	usual := []string{ocispec.DefaultPath}
+	if o.Hostname != "" {
+		usual = append(usual, "HOSTNAME="+o.Hostname)
+	}
+	if o.Terminal {
+		usual = append(usual, "TERM=xterm")
+		p.Terminal = true
+		if o.Width > 0 && o.Height > 0 {
+			p.ConsoleSize = &specs.Box{Width: o.Width, Height: o.Height}
+		}
+	}
+	named := func(kv string) bool { return strings.IndexByte(kv, '=') > 0 }
+	given := slices.DeleteFunc(slices.Clone(c.Env), func(kv string) bool { return !named(kv) }) // set nothing
+	p.Env = ocispec.MergeEnv(usual, given, o.Env)
+	p.Cwd = cmp.Or(o.WorkDir, path.Clean("/"+c.WorkingDir))
+	s.Hostname = o.Hostname
+	return nil
+}
+
+// specUser sets the user: the numbers where there are two, else the name for whoever starts the program.
+func specUser(s *specs.Spec, c image.Config, o SpecOptions) error {
+	name := cmp.Or(o.User, c.User)
+	u, g, both := strings.Cut(name, ":")
+	uid, uerr := strconv.ParseUint(u, 10, 31)
+	gid, gerr := strconv.ParseUint(g, 10, 31)
+	switch {
+	case name == "":
+	case both && uerr == nil && gerr == nil:
+		s.Process.User = specs.User{UID: uint32(uid), GID: uint32(gid)}
+	default:
+		s.Process.User.Username = name
+	}
+	return nil
+}
+
+func specRights(s *specs.Spec, _ image.Config, o SpecOptions) error {
+	add := o.CapAdd
+	if o.Privileged {
+		add = append([]string{"ALL"}, add...)
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+		for i, m := range s.Mounts {
+			if m.Type == "sysfs" || m.Type == "cgroup" {
+				s.Mounts[i].Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
+			}
+		}
+	}
+	caps, err := ocispec.ChooseCapabilities(add, o.CapDrop)
+	if err != nil {
+		return err
+	}
+	s.Process.Capabilities = ocispec.Capabilities(caps)
+	s.Process.NoNewPrivileges = o.NoNewPrivileges
+	s.Root.Readonly = o.ReadonlyRoot
+	return nil
+}
+
+func specSeccomp(s *specs.Spec, _ image.Config, o SpecOptions) (err error) {
+	caps := s.Process.Capabilities.Bounding
+	switch {
+	case o.SeccompUnconfined && o.Seccomp != nil:
+		return fmt.Errorf("seccomp: a profile and none exclude each other")
+	case o.Seccomp != nil:
+		s.Linux.Seccomp, err = ocispec.ParseSeccomp(o.Seccomp, caps)
+	case !o.SeccompUnconfined && !o.Privileged:
+		s.Linux.Seccomp, err = ocispec.DefaultSeccomp(caps)
+	}
+	return err
+}
+
+// cpuPeriod is the time, in microseconds, of which a container gets its share of the processors.
+const cpuPeriod = 100000
+
+// maxCPUs bounds SpecOptions.CPUs.
+const maxCPUs = 4096
+
+func specResources(s *specs.Spec, _ image.Config, o SpecOptions) error {
+	r := s.Linux.Resources
+	if o.Memory < 0 || o.PidsLimit < -1 || o.ShmSize < 0 {
+		return fmt.Errorf("a limit is negative: memory %d, processes %d, shared memory %d",
+			o.Memory, o.PidsLimit, o.ShmSize)
+	}
+	if o.Memory > 0 || o.MemorySwap != 0 {
+		r.Memory = &specs.LinuxMemory{}
+		if o.Memory > 0 {
+			r.Memory.Limit = &o.Memory
+		}
+		if o.MemorySwap != 0 {
+			r.Memory.Swap = &o.MemorySwap
+		}
+	}
+	if math.IsNaN(o.CPUs) || o.CPUs < 0 || o.CPUs > maxCPUs || o.CPUs > 0 && o.CPUs < 0.01 {
+		return fmt.Errorf("%v processors: give 0.01 to %d", o.CPUs, maxCPUs)
+	}
+	if o.CPUs > 0 || o.CPUShares > 0 {
+		r.CPU = &specs.LinuxCPU{}
+		if o.CPUs > 0 {
+			quota, period := int64(math.Round(o.CPUs*cpuPeriod)), uint64(cpuPeriod)
+			r.CPU.Quota, r.CPU.Period = &quota, &period
+		}
+		if o.CPUShares > 0 {
+			r.CPU.Shares = &o.CPUShares
+		}
+	}
+	if o.PidsLimit != 0 {
+		r.Pids = &specs.LinuxPids{Limit: &o.PidsLimit}
+	}
+	for _, l := range o.Rlimits {
+		have := func(h specs.POSIXRlimit) bool { return h.Type == l.Type }
+		s.Process.Rlimits = append(slices.DeleteFunc(s.Process.Rlimits, have), l)
+	}
+	s.Process.OOMScoreAdj = o.OOMScoreAdj
+	return nil
+}
+
+func specFiles(s *specs.Spec, _ image.Config, o SpecOptions) error {
+	if o.ShmSize > 0 {
+		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
+		s.Mounts[i].Options[len(s.Mounts[i].Options)-1] = "size=" + strconv.FormatInt(o.ShmSize, 10)
+	}
+	for _, f := range []struct{ from, to string }{
+		{o.Hosts, "/etc/hosts"}, {o.HostnameFile, "/etc/hostname"}, {o.ResolvConf, "/etc/resolv.conf"},
+	} {
+		if f.from != "" {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: f.to, Type: "bind", Source: f.from,
+				Options: []string{"rbind", "rprivate"}})
+		}
+	}
+	defaults := len(s.Mounts)
+	for _, m := range o.Mounts {
+		same := func(h specs.Mount) bool { return ocispec.SamePlace(h.Destination, m.Destination) }
+		if i := slices.IndexFunc(s.Mounts[:defaults], same); i >= 0 {
+			s.Mounts = slices.Delete(s.Mounts, i, i+1)
+			defaults--
+		}
+		s.Mounts = append(s.Mounts, m)
+	}
+	for _, d := range o.Devices {
+		s.Linux.Devices = append(s.Linux.Devices, d.LinuxDevice)
+		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true,
+			Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: cmp.Or(d.Access, "rwm")})
+	}
+	return nil
+}
+
+func specNetwork(s *specs.Spec, _ image.Config, o SpecOptions) error {
+	if o.HostNetwork {
+		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
+			return n.Type == specs.NetworkNamespace
+		})
+		clear(s.Linux.Sysctl)
+	}
+	if o.UserNamespace { // the groups of the range have to exist in it
+		delete(s.Linux.Sysctl, "net.ipv4.ping_group_range")
+	}
+	maps.Copy(s.Linux.Sysctl, o.Sysctls)
+	return nil
+}
+
+// specAnnotations are the image's labels, and what else of an image the conversion of the image specification
+// keeps.
+func specAnnotations(s *specs.Spec, c image.Config, o SpecOptions) error {
+	s.Annotations = map[string]string{}
+	if c.StopSignal != "" {
+		s.Annotations["org.opencontainers.image.stopSignal"] = c.StopSignal
+	}
+	if len(c.Ports) > 0 {
+		s.Annotations["org.opencontainers.image.exposedPorts"] = strings.Join(c.Ports, ",")
+	}
+	for key, value := range c.Labels { // which are the image's, and may not change what the runtime does
+		if ocispec.PassedOn(key) {
+			s.Annotations[key] = value
+		}
+	}
+	maps.Copy(s.Annotations, o.Annotations)
+	return nil
+}
