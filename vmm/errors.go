@@ -18,6 +18,9 @@ var (
 	ErrInvalid = errors.New("refused by the guest as invalid")
 	// ErrGuestUnreachable: the machine runs but its agent does not answer.
 	ErrGuestUnreachable = errors.New("the guest agent does not answer")
+	// ErrProtocol: the guest sent what its agent never sends, so the connection to it was closed. Errors that match it
+	// match ErrGuestUnreachable too.
+	ErrProtocol = errors.New("the guest broke the protocol")
 	// ErrNotPluggable: the machine cannot take a device of this size, kind or access right; a device of
 	// another kind may do.
 	ErrNotPluggable = errors.New("cannot be attached this way")

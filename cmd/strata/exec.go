@@ -258,6 +258,7 @@ func (e *env) process(
 
 var (
 	errSilent   = errors.New("the guest does not answer; the program is left to itself")
+	errLeft     = errors.New("the program is left to itself")
 	errStubborn = errors.New("the program does not end")
 )
 
@@ -266,6 +267,9 @@ func (e *env) end(alive context.Context, p vmm.Process, stop syscall.Signal) err
 	for _, sig := range []syscall.Signal{stop, syscall.SIGKILL} {
 		sent := time.Now()
 		if err := e.signal(alive, p, sig); err != nil && alive.Err() == nil {
+			if errors.Is(err, vmm.ErrProtocol) {
+				return fmt.Errorf("%w: %w", errLeft, err)
+			}
 			return fmt.Errorf("%w: %w", errSilent, err)
 		}
 		t := time.NewTimer(e.grace - time.Since(sent))

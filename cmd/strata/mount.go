@@ -144,6 +144,8 @@ func (e *env) advise(err error, vm, id string) error {
 		return fmt.Errorf("%w; choose another id, or: strata unmount --vm %s %s", err, vm, id)
 	case errors.Is(err, uvm.ErrUnknownClaim):
 		return fmt.Errorf("%w; strata ls shows those there are", err)
+	case errors.Is(err, vmm.ErrProtocol):
+		return fmt.Errorf("%w; end the VM with: strata vm stop --force %s", err, vm)
 	case errors.Is(err, layers.ErrLayerOrder):
 		return fmt.Errorf("%w; give the top-most layer first and the base last", err)
 	case errors.Is(err, layers.ErrUnchecked):

@@ -69,7 +69,7 @@ func (e *env) explain(name string, err error) error {
 		return fmt.Errorf("VM %q: %w; start it with: strata vm start %s", name, err, name)
 	case errors.Is(err, vmm.ErrGone):
 		return fmt.Errorf("VM %q does not run any more: %w; start it again with: strata vm start %s", name, err, name)
-	case errors.Is(err, uvm.ErrNoAnswer):
+	case errors.Is(err, uvm.ErrNoAnswer), errors.Is(err, vmm.ErrProtocol):
 		return fmt.Errorf("VM %q: %w; end it with: strata vm stop --force %s", name, err, name)
 	}
 	return fmt.Errorf("VM %q: %w", name, err)

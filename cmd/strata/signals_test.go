@@ -23,6 +23,7 @@ type guestProcess struct {
 	vmm.Process
 	ends   []syscall.Signal
 	silent bool
+	refuse error // of each signal
 
 	mu   sync.Mutex
 	got  []syscall.Signal
@@ -46,7 +47,7 @@ func (p *guestProcess) Signal(ctx context.Context, sig int) error {
 	if slices.Contains(p.ends, syscall.Signal(sig)) {
 		close(p.over)
 	}
-	return nil
+	return p.refuse
 }
 
 func (p *guestProcess) Wait(ctx context.Context) (int, error) {
@@ -79,6 +80,7 @@ func TestInterruptedProgram(t *testing.T) {
 			syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 42, nil},
 		{"that cannot be killed", &guestProcess{}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 0, errStubborn},
 		{"in a silent guest", &guestProcess{silent: true}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM}, 0, errSilent},
+		{"in a guest that breaks the protocol", &guestProcess{refuse: vmm.ErrProtocol}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM}, 0, errLeft},
 		{"with a stop signal of its own", &guestProcess{ends: []syscall.Signal{syscall.SIGINT}}, syscall.SIGINT,
 			[]syscall.Signal{syscall.SIGINT}, 42, nil},
 		{"that does not hear its stop signal", &guestProcess{ends: []syscall.Signal{syscall.SIGKILL}}, 37,
@@ -90,7 +92,7 @@ func TestInterruptedProgram(t *testing.T) {
 			cancel(&interruption{syscall.SIGTERM})
 			e := &env{stderr: io.Discard, grace: 20 * time.Millisecond, interrupts: &interrupts{}}
 			code, err := e.process(ctx, tt.p, vmm.ProcessSpec{Args: []string{"x"}}, tt.stop)
-			if code != tt.code || !errors.Is(err, tt.err) {
+			if code != tt.code || !errors.Is(err, tt.err) || !errors.Is(err, tt.p.refuse) && tt.p.refuse != nil {
 				t.Errorf("exit code %d, %v; want %d, %v", code, err, tt.code, tt.err)
 			}
 			if got := tt.p.signals(); !slices.Equal(got, tt.want) {

@@ -1,6 +1,7 @@
 package gcs
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -91,6 +92,7 @@ func Connect(ctx context.Context, conn net.Conn, opts Options) (*Client, error) 
 	}
 	bridge, err := acceptOne(ctx, listeners[0])
 	if err != nil {
+		err = cmp.Or(t.violation(), err)
 		t.Close()
 		return nil, fmt.Errorf("the guest agent did not dial the bridge: %w", err)
 	}
@@ -216,8 +218,14 @@ func (c *Client) tidy(f func()) {
 	}
 }
 
-// fail ends the bridge with a reason and releases all callers.
+// fail ends the bridge with a reason and releases all callers. Where the guest broke the protocol of the transport,
+// that is the reason.
 func (c *Client) fail(reason error) {
+	if t, ok := c.transport.(interface{ violation() error }); ok && reason != nil && !errors.Is(reason, ErrProtocol) {
+		if v := t.violation(); v != nil {
+			reason = v
+		}
+	}
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
@@ -225,7 +233,7 @@ func (c *Client) fail(reason error) {
 	}
 	c.err = ErrClosed
 	if reason != nil {
-		c.err = fmt.Errorf("%w: %w", ErrClosed, reason)
+		c.err = fmt.Errorf("%w (%w)", reason, ErrClosed)
 		c.log.Debug("bridge to the guest ended", "err", reason)
 	}
 	close(c.done)
@@ -255,8 +263,11 @@ func (c *Client) write() {
 func (c *Client) read() {
 	for {
 		h, payload, err := ReadMessage(c.conn, c.limit)
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF):
 			err = errors.New("the guest hung up")
+		case errors.Is(err, ErrFraming):
+			err = fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
 		if err == nil {
 			err = c.dispatch(h, payload)

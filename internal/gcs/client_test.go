@@ -166,8 +166,15 @@ func TestGarbageGuests(t *testing.T) {
 			if !errors.Is(c.Err(), ErrClosed) {
 				t.Errorf("the bridge's error: %v", c.Err())
 			}
-			if err := c.Modify(t.Context(), anyRequest); !errors.Is(err, ErrNotSent) || !errors.Is(err, ErrClosed) {
-				t.Errorf("a call after the end: %v", err)
+			after := c.Modify(t.Context(), anyRequest)
+			if !errors.Is(after, ErrNotSent) || !errors.Is(after, ErrClosed) {
+				t.Errorf("a call after the end: %v", after)
+			}
+			for _, err := range []error{err, c.Err(), after} {
+				broke := strings.Contains(err.Error(), "broke the protocol: ") && errors.Is(err, vmm.ErrProtocol)
+				if broke != (tc.want != nil) || !errors.Is(err, vmm.ErrGuestUnreachable) || strings.Contains(err.Error(), "does not answer") {
+					t.Errorf("it is not said what happened: %v", err)
+				}
 			}
 		})
 	}

@@ -14,11 +14,11 @@ import (
 // vmm match that too: this is the one place where the guest's codes become what callers look for.
 var (
 	// ErrClosed: the bridge is gone. What became of a call that was under way is not known.
-	ErrClosed = fmt.Errorf("the bridge to the guest is closed: %w", vmm.ErrGuestUnreachable)
+	ErrClosed error = &also{"the bridge to the guest is closed", []error{vmm.ErrGuestUnreachable}}
 	// ErrNotSent: the call ended before its request left the host; it certainly had no effect.
 	ErrNotSent = errors.New("the request was not sent")
 	// ErrProtocol: the guest broke the protocol. The bridge was closed because of it.
-	ErrProtocol = fmt.Errorf("the guest broke the protocol: %w", vmm.ErrGuestUnreachable)
+	ErrProtocol error = &also{vmm.ErrProtocol.Error(), []error{vmm.ErrProtocol, vmm.ErrGuestUnreachable}}
 	// ErrBusy: something cannot be removed because it is in use. The text names the holder where the guest
 	// reports it.
 	ErrBusy = fmt.Errorf("%w in the guest", vmm.ErrBusy)
@@ -33,6 +33,15 @@ var (
 	// ErrTimeout: the guest gave up waiting. Whether the request took effect is not known.
 	ErrTimeout = errors.New("the guest timed out")
 )
+
+// also is an error that matches others without their words.
+type also struct {
+	text    string
+	matches []error
+}
+
+func (e *also) Error() string   { return e.text }
+func (e *also) Unwrap() []error { return e.matches }
 
 // Outcome is what is known of a request to the guest that ended with err.
 func Outcome(err error) vmm.Outcome {

@@ -53,6 +53,8 @@ type muxTransport struct {
 	session *yamux.Session
 	log     *slog.Logger
 	running sync.WaitGroup // accept, route and sweep
+	ended   chan struct{}  // closed when the session has ended
+	why     error          // valid then
 
 	mu        sync.Mutex
 	listeners map[uint32]*muxListener
@@ -61,7 +63,7 @@ type muxTransport struct {
 }
 
 func newMuxTransport(conn io.ReadWriteCloser, log *slog.Logger, first ...uint32) (*muxTransport, []net.Listener, error) {
-	t := &muxTransport{log: log, listeners: map[uint32]*muxListener{}}
+	t := &muxTransport{log: log, listeners: map[uint32]*muxListener{}, ended: make(chan struct{})}
 	var listeners []net.Listener
 	for _, port := range first { // before the guest can dial them
 		l, err := t.Listen(port)
@@ -84,6 +86,8 @@ func (t *muxTransport) accept() {
 	for {
 		stream, err := t.session.AcceptStream()
 		if err != nil {
+			t.why = err
+			close(t.ended)
 			_ = t.end() // it has ended already
 			return
 		}
@@ -98,6 +102,21 @@ func (t *muxTransport) accept() {
 			conn.Close()
 		}
 	}
+}
+
+// violation returns how the guest broke the protocol of the streams, which ended the session; nil: it did not.
+func (t *muxTransport) violation() error {
+	if !t.session.IsClosed() {
+		return nil
+	}
+	<-t.ended // as soon as the session is closed
+	for _, err := range []error{yamux.ErrInvalidVersion, yamux.ErrInvalidMsgType, yamux.ErrRecvWindowExceeded,
+		yamux.ErrDuplicateStream, yamux.ErrUnexpectedFlag} {
+		if errors.Is(t.why, err) {
+			return fmt.Errorf("%w: in the frames of its streams: %w", ErrProtocol, err)
+		}
+	}
+	return nil
 }
 
 func (t *muxTransport) route(stream *muxConn) {

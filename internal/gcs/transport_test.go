@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -151,6 +152,48 @@ func TestCloseOfStoppedGuest(t *testing.T) {
 	c.Close()
 	if err := <-written; err == nil {
 		t.Error("the writer was not told")
+	}
+}
+
+// TestGarbageFrames: a guest that breaks the protocol of the streams is named for it; one that hangs up is not.
+func TestGarbageFrames(t *testing.T) {
+	windowUpdate := []byte{0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0}
+	for name, tt := range map[string]struct {
+		sends []byte // nil: it hangs up
+		broke bool
+	}{
+		"version":      {bytes.Repeat([]byte{0xff}, 12), true},
+		"message type": {append([]byte{0, 0x77}, make([]byte, 10)...), true},
+		"window":       {[]byte{0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 0xff, 0xff, 0xff}, true},
+		"stream twice": {append([]byte{0, 1, 0, 1}, windowUpdate[4:]...), true},
+		"hangs up":     {nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			check := func(err error) {
+				t.Helper()
+				if errors.Is(err, vmm.ErrProtocol) != tt.broke || strings.Contains(err.Error(), "does not answer") {
+					t.Errorf("got %v", err)
+				}
+			}
+			a, b := net.Pipe()
+			h, g := muxPair(t, a, b)
+			host, guest := dialled(t, h, g)
+			c := &Client{log: logger(nil), transport: h, conn: host, done: make(chan struct{}), limit: DefaultMaxMessage,
+				calls: map[uint64]*call{}, abandoned: map[uint64]func([]byte){}, out: make(chan *call)}
+			c.running.Go(c.read)
+			c.running.Go(c.write)
+			if _, err := guest.Write([]byte{1}); err != nil { // the stream is under way
+				t.Fatal(err)
+			}
+			if tt.sends != nil {
+				_, _ = b.Write(tt.sends)
+			} else {
+				b.Close()
+			}
+			<-c.Done()
+			check(c.Err())
+			c.Close()
+		})
 	}
 }
 

@@ -58,7 +58,7 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 	p := &guestPort{connect: connect, log: log}
 	if s.g, err = p.dial(ctx, desc.reach(dir, port)); err != nil {
 		s.unlock()
-		return nil, fmt.Errorf("qemu: machine %s: %w: %w", desc.ID, errNoGuest, err)
+		return nil, fmt.Errorf("qemu: machine %s: %w", desc.ID, noGuest(err))
 	}
 	s.room.start(dir, log.With("vm", desc.ID))
 	return s, nil

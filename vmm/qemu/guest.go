@@ -62,8 +62,16 @@ func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 	return out, nil
 }
 
-// errNoGuest is matched when there was no agent to ask: the request had no effect.
+// errNoGuest says that there was no agent to ask: the request had no effect.
 var errNoGuest = fmt.Errorf("%w: %w", vmm.ErrGuestUnreachable, gcs.ErrNotSent)
+
+// noGuest is errNoGuest with its cause, which says by itself when it is the guest that broke the protocol.
+func noGuest(cause error) error {
+	if errors.Is(cause, vmm.ErrProtocol) {
+		return fmt.Errorf("%w: %w", gcs.ErrNotSent, cause)
+	}
+	return fmt.Errorf("%w: %w", errNoGuest, cause)
+}
 
 // reachFunc returns a connection to where the agent listens.
 type reachFunc func(ctx context.Context) (net.Conn, error)
@@ -88,13 +96,13 @@ type guestPort struct {
 	closed  bool
 }
 
-// get returns the agent, connecting if need be for as long as ctx allows. Its errors match errNoGuest.
+// get returns the agent, connecting if need be for as long as ctx allows. Its errors match those of errNoGuest.
 func (p *guestPort) get(ctx context.Context) (guest, error) {
 	for {
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
-			return nil, fmt.Errorf("%w: the machine was closed", errNoGuest)
+			return nil, noGuest(errors.New("the machine was closed"))
 		}
 		if p.live != nil {
 			select {
@@ -117,7 +125,7 @@ func (p *guestPort) get(ctx context.Context) (guest, error) {
 			case <-wait:
 				continue
 			case <-ctx.Done():
-				return nil, fmt.Errorf("%w: %w", errNoGuest, context.Cause(ctx))
+				return nil, noGuest(context.Cause(ctx))
 			}
 		}
 		done := make(chan struct{})
@@ -137,7 +145,7 @@ func (p *guestPort) get(ctx context.Context) (guest, error) {
 		}
 		p.mu.Unlock()
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", errNoGuest, err)
+			return nil, noGuest(err)
 		}
 		return g, nil
 	}
