@@ -93,6 +93,31 @@ func TestAnotherDriver(t *testing.T) {
 	}
 }
 
+// TestKillVMByTheHolder: a process that has a VM open kills it without waiting for its own lock.
+func TestKillVMByTheHolder(t *testing.T) {
+	ctx, dir := t.Context(), filepath.Join(t.TempDir(), "vm")
+	vm, err := StartVM(ctx, VMOptions{Dir: dir, Driver: "fake"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim, err := vm.Claim(ctx, "web", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveVM(ctx, dir); !errors.Is(err, ErrRunning) {
+		t.Errorf("removed while it runs: %v", err)
+	}
+	if err := KillVM(ctx, dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := InspectVM(ctx, dir); !errors.Is(err, ErrNoVM) {
+		t.Errorf("after its end: %v", err)
+	}
+	if err := errors.Join(claim.Release(ctx, nil), vm.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDriverOf finds whose machine a directory holds.
 func TestDriverOf(t *testing.T) {
 	if runtime.GOOS != "linux" {

@@ -173,7 +173,8 @@ func InspectVM(ctx context.Context, dir string) (VMInfo, error) {
 
 // KillVM ends a VM at once, without asking its guest and without waiting for whoever has it open, and
 // removes its state. What containers wrote last may be lost. A directory that does not exist is an error
-// matching ErrNoVM.
+// matching ErrNoVM. For a handle that this process has of it everything in the VM counts as gone; it is to be closed
+// all the same.
 func KillVM(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w in %s", ErrNoVM, dir)

@@ -1,18 +1,24 @@
 package uvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
 const lockName = "lock"
+
+var errRuns = errors.New("the VM runs")
 
 // lockDir takes the lock of a state directory and waits for it until ctx ends. The file names the
 // process that holds it.
@@ -35,10 +41,16 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 
 // Remove deletes the state directory of a VM that does not run any more, with everything in it. It
 // takes the lock first, then asks running; when that says yes it fails and deletes nothing. A
-// directory that does not exist is no error.
+// directory that does not exist is no error. A handle of this process whose machine has ended gives the lock up:
+// everything in it counts as gone. One whose machine lives is an error matching ErrLocked, after a short while.
 func Remove(ctx context.Context, dir string, running func() (bool, error)) (err error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if vm := openHere(dir); vm != nil {
+		if err := vm.leave(ctx, running); err != nil {
+			return fmt.Errorf("remove %s: %w", dir, err)
+		}
 	}
 	lock, err := lockDir(ctx, dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -57,7 +69,7 @@ func Remove(ctx context.Context, dir string, running func() (bool, error)) (err 
 	case err != nil:
 		return fmt.Errorf("remove %s: %w", dir, err)
 	case yes:
-		return fmt.Errorf("remove %s: the VM runs", dir)
+		return fmt.Errorf("remove %s: %w", dir, errRuns)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -75,6 +87,65 @@ func Remove(ctx context.Context, dir string, running func() (bool, error)) (err 
 	err = lockfile.Drop(lock)
 	_ = os.Remove(dir) // when it is not empty, somebody has just taken it up again
 	return err
+}
+
+// endTime is how long the end of a machine's process may be ahead of the news of it.
+const endTime = 5 * time.Second
+
+// leave gives up the directory of a VM that has ended: nothing is written there any more, and the lock is free.
+func (vm *UtilityVM) leave(ctx context.Context, running func() (bool, error)) error {
+	if yes, err := running(); err != nil || yes {
+		return cmp.Or(err, errRuns)
+	}
+	t := time.NewTimer(endTime)
+	defer t.Stop()
+	select {
+	case <-vm.machine.Done():
+	case <-ctx.Done():
+		return fmt.Errorf("%w, this one: %w", ErrLocked, context.Cause(ctx))
+	case <-t.C:
+		return fmt.Errorf("%w, this one: close the handle first", ErrLocked)
+	}
+	vm.l.mu.Lock()
+	vm.l.gone = true
+	err := vm.l.journal.close()
+	vm.l.mu.Unlock()
+	return errors.Join(err, vm.unlock())
+}
+
+// handles are those of this process that hold the lock of a directory.
+var handles struct {
+	sync.Mutex
+	vms []*UtilityVM
+}
+
+// openHere returns the handle of this process that holds the lock of dir, or nil.
+func openHere(dir string) *UtilityVM {
+	there, err := os.Stat(filepath.Join(dir, lockName))
+	if err != nil {
+		return nil
+	}
+	handles.Lock()
+	defer handles.Unlock()
+	for _, vm := range handles.vms {
+		if held, err := vm.lock.Stat(); err == nil && os.SameFile(held, there) {
+			return vm
+		}
+	}
+	return nil
+}
+
+// unlock releases the lock of the directory. It may be called again.
+func (vm *UtilityVM) unlock() error {
+	handles.Lock()
+	defer handles.Unlock()
+	f := vm.lock
+	if f == nil {
+		return nil
+	}
+	vm.lock = nil
+	handles.vms = slices.DeleteFunc(handles.vms, func(other *UtilityVM) bool { return other == vm })
+	return f.Close()
 }
 
 func writeAt(f *os.File, text string) error {

@@ -80,6 +80,11 @@ func Open(ctx context.Context, dir string, connect Connect, opts Options) (*Util
 	if err := vm.open(ctx, dir, connect, opts); err != nil {
 		return nil, errors.Join(err, vm.unlock())
 	}
+	if dir != "" {
+		handles.Lock()
+		handles.vms = append(handles.vms, vm)
+		handles.Unlock()
+	}
 	return vm, nil
 }
 
@@ -174,15 +179,6 @@ func (vm *UtilityVM) Shutdown(ctx context.Context) error {
 		vm.l.mu.Unlock()
 	}
 	return errors.Join(err, vm.Close())
-}
-
-func (vm *UtilityVM) unlock() error {
-	if vm.lock == nil {
-		return nil
-	}
-	f := vm.lock
-	vm.lock = nil
-	return f.Close()
 }
 
 // goneError is the error of a machine that has exited, with the reason where the machine tells it.
