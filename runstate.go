@@ -59,47 +59,33 @@ func (rs *Runs) abandoned(which func(RunRecord) bool, tidy bool, f func(*Run) er
 	if err := checkDir(rs.Dir); err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(rs.runDir(""))
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(rs.runDir("")); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	errs := []error{err}
-	for _, d := range entries {
+	records := func(d fs.DirEntry) string {
 		if !d.IsDir() || !runID.MatchString(d.Name()) {
-			continue
+			return ""
 		}
-		r, err := rs.leftBy(d.Name(), tidy)
-		switch {
-		case err != nil || r == nil:
-			errs = append(errs, err)
-			continue
-		case !which(r.record):
-			errs = append(errs, r.lock.Close())
-			continue
+		return filepath.Join(d.Name(), runFile)
+	}
+	err = lockfile.Sweep(context.Background(), rs.runDir(""), records, func(id string, lock *os.File) error {
+		r := &Run{runs: rs, id: id, dir: rs.runDir(id), lock: lock}
+		if lock == nil {
+			// Begin creates the folder first, then the file: one without the file is empty.
+			if tidy {
+				_ = os.Remove(r.dir) // a run that begins creates it again
+			}
+			return nil
+		}
+		r.read()
+		if !which(r.record) {
+			return lock.Close()
 		}
 		if err := f(r); err != nil {
-			errs = append(errs, err)
-			continue
+			return err
 		}
-		ids = append(ids, r.id)
-	}
-	return ids, errors.Join(errs...)
-}
-
-// leftBy returns the run called id, locked, if it was killed; nil when it lives or has just ended.
-func (rs *Runs) leftBy(id string, tidy bool) (*Run, error) {
-	r := &Run{runs: rs, id: id, dir: rs.runDir(id)}
-	var err error
-	// Begin creates the folder first, then the file: one without the file is empty.
-	if r.lock, err = lockfile.Try(filepath.Join(r.dir, runFile), false, 0); errors.Is(err, fs.ErrNotExist) {
-		if tidy {
-			_ = os.Remove(r.dir) // a run that begins creates it again
-		}
-		return nil, nil
-	}
-	if err != nil || r.lock == nil {
-		return nil, err
-	}
-	r.read()
-	return r, nil
+		ids = append(ids, id)
+		return nil
+	})
+	return ids, err
 }

@@ -1,6 +1,7 @@
 package layerdir
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -105,24 +106,19 @@ func removeLocked(work string, lock *os.File) error {
 // sweep removes from a folder what processes left in it that were killed. What cannot be removed, that of
 // other users above all, does not hinder us.
 func sweep(parent string) {
-	entries, _ := os.ReadDir(parent)
-	for _, e := range entries {
+	locks := func(e fs.DirEntry) string {
 		if !e.IsDir() || !strings.HasPrefix(e.Name(), workPrefix) || !strings.HasSuffix(e.Name(), workSuffix) {
-			continue
+			return ""
 		}
-		work := filepath.Join(parent, e.Name())
-		path := filepath.Join(work, workLock)
-		fi, err := os.Lstat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			_ = os.Remove(work) // it is empty, or not ours
-		}
-		if err != nil || !fi.Mode().IsRegular() {
-			continue
-		}
-		if lock, _ := lockfile.Try(path, false, 0); lock != nil {
-			_ = removeLocked(work, lock)
-		}
+		return filepath.Join(e.Name(), workLock)
 	}
+	_ = lockfile.Sweep(context.Background(), parent, locks, func(name string, lock *os.File) error {
+		work := filepath.Join(parent, name)
+		if lock == nil {
+			return os.Remove(work) // it is empty, or not ours
+		}
+		return removeLocked(work, lock)
+	})
 }
 
 // writeFile writes a small file in one step, in place of what has its name.

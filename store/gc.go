@@ -67,7 +67,7 @@ func (s *Store) gc(ctx context.Context, dryRun bool) (out Removed, err error) {
 		if dryRun {
 			return nil
 		}
-		return s.dropLocks()
+		return s.dropLocks(ctx)
 	})
 	s.step("collected")
 	return out, err
@@ -198,24 +198,13 @@ func (s *Store) list(kind string) ([]object, error) {
 }
 
 // dropLocks removes the lock files that nobody holds.
-func (s *Store) dropLocks() error {
-	list, err := os.ReadDir(s.path(locksDir))
-	if err != nil {
-		return err
-	}
-	for _, e := range list {
-		f, err := lockfile.Try(s.path(locksDir, e.Name()), false, 0)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && f == nil {
-			continue
+func (s *Store) dropLocks(ctx context.Context) error {
+	return lockfile.Sweep(ctx, s.path(locksDir), fs.DirEntry.Name, func(_ string, lock *os.File) error {
+		if lock == nil {
+			return nil // removed just now
 		}
-		if err != nil {
-			return err
-		}
-		if err := lockfile.Drop(f); err != nil {
-			return err
-		}
-	}
-	return nil
+		return lockfile.Drop(lock)
+	})
 }
 
 // diskUsage adds up the files of an object. Symbolic links count nothing.

@@ -83,28 +83,18 @@ func removeAll(dir string) error {
 
 // sweep removes the folders below tmp whose owners are gone.
 func (s *Store) sweep(ctx context.Context) error {
-	list, err := os.ReadDir(s.path(tmpDir))
-	if err != nil {
-		return err
+	locks := func(e fs.DirEntry) string {
+		if !strings.HasSuffix(e.Name(), ".lock") {
+			return ""
+		}
+		return e.Name()
 	}
-	var errs []error
-	for _, e := range list {
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(errs, err)...)
+	return lockfile.Sweep(ctx, s.path(tmpDir), locks, func(name string, lock *os.File) error {
+		if lock == nil {
+			return nil // removed just now
 		}
-		id, ok := strings.CutSuffix(e.Name(), ".lock")
-		if !ok {
-			continue
-		}
-		f, err := lockfile.Try(s.path(tmpDir, e.Name()), false, 0)
-		if err != nil || f == nil {
-			if !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
-			}
-			continue
-		}
+		id := strings.TrimSuffix(name, ".lock")
 		s.o.Logger.Info("removing what a process left half done", "folder", filepath.Join(tmpDir, id))
-		errs = append(errs, (&temp{dir: s.path(tmpDir, id), lock: f}).remove())
-	}
-	return errors.Join(errs...)
+		return (&temp{dir: s.path(tmpDir, id), lock: lock}).remove()
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -81,6 +82,45 @@ func Drop(f *os.File) error {
 		err = nil
 	}
 	return errors.Join(err, f.Close())
+}
+
+// Sweep calls ended for what processes left in a folder that have ended, however they did: each entry whose lock file
+// is there and free. file returns the name of an entry's lock file below the folder, or "" for what has none; a
+// file that is not regular is nobody's lock. ended gets the lock, and drops or closes it; or nil where the lock file
+// is missing, because its owner has not come to create it, or has removed it just now. All entries are tried,
+// until ctx ends, and all errors are returned.
+func Sweep(ctx context.Context, dir string, file func(fs.DirEntry) string,
+	ended func(name string, lock *os.File) error) error {
+	entries, err := os.ReadDir(dir)
+	errs := []error{err}
+	for _, e := range entries {
+		if ctx.Err() != nil {
+			errs = append(errs, context.Cause(ctx))
+			break
+		}
+		name := file(e)
+		if name == "" {
+			continue
+		}
+		lock, err := tryRegular(filepath.Join(dir, name))
+		missing := errors.Is(err, fs.ErrNotExist)
+		switch {
+		case missing || lock != nil:
+			errs = append(errs, ended(e.Name(), lock))
+		case err != nil:
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tryRegular is Try, but nil for what is not a regular file, which to open may block or have effects.
+func tryRegular(path string) (*os.File, error) {
+	fi, err := os.Lstat(path)
+	if err != nil || !fi.Mode().IsRegular() {
+		return nil, err
+	}
+	return Try(path, false, 0)
 }
 
 // ReadFile reads a lock file, whoever holds it, and does not keep it from being removed meanwhile.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -80,5 +81,60 @@ func TestWait(t *testing.T) {
 	}
 	if err := Drop(f); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSweep: what is free is swept, what is held or no lock is left alone, and an error does not keep the rest.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"free/lock", "held/lock", "odd/lock/file", "other/lock", "empty/"} {
+		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if filepath.Base(name) == "empty" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held, err := Try(filepath.Join(dir, "held", "lock"), false, 0)
+	if err != nil || held == nil {
+		t.Fatal(held, err)
+	}
+	defer held.Close()
+	broken := errors.New("broken")
+	locks := func(e fs.DirEntry) string {
+		if e.Name() == "other" {
+			return ""
+		}
+		return filepath.Join(e.Name(), "lock")
+	}
+	got := map[string]bool{}
+	err = Sweep(t.Context(), dir, locks, func(name string, lock *os.File) error {
+		got[name] = lock != nil
+		if lock == nil {
+			return broken
+		}
+		return Drop(lock)
+	})
+	if !errors.Is(err, broken) {
+		t.Errorf("error %v", err)
+	}
+	if want := map[string]bool{"free": true, "empty": false}; !maps.Equal(got, want) {
+		t.Errorf("swept %v, want %v", got, want)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "free", "lock")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the free lock: %v", err)
+	}
+	why := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(why)
+	err = Sweep(ctx, dir, locks, func(name string, _ *os.File) error { return errors.New(name) })
+	if !errors.Is(err, why) || err.Error() != why.Error() {
+		t.Errorf("after the end: %v", err)
+	}
+	if err := Sweep(t.Context(), filepath.Join(dir, "nosuch"), locks, nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a folder that is not there: %v", err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -131,45 +130,6 @@ const (
 	shell          = "/bin/sh"
 	raiseFileLimit = `ulimit -n "$(ulimit -H -n)"; exec "$@"`
 )
-
-// portLock is the right to use a port of the guest. It ends with the process that holds it.
-type portLock struct{ f *os.File }
-
-func (l *portLock) unlock() { l.f.Close() }
-
-// tryLockPort takes a port, or fails with ErrPortsTaken.
-func tryLockPort(dir string, port int) (*portLock, error) {
-	f, err := os.OpenFile(filepath.Join(dir, portLockName(port)), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return &portLock{f}, nil
-	}
-	f.Close()
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = ErrPortsTaken
-	}
-	return nil, fmt.Errorf("port %d: %w", port, err)
-}
-
-// lockPort waits for a port. flock has no deadline, so it is asked now and then.
-func lockPort(ctx context.Context, dir string, port int) (*portLock, error) {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		l, err := tryLockPort(dir, port)
-		if err == nil || !errors.Is(err, ErrPortsTaken) {
-			return l, err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("another process controls the machine: %w", context.Cause(ctx))
-		}
-	}
-}
 
 // kvmUsable reports why KVM cannot run a machine here, as far as can be seen from outside.
 func kvmUsable() error {

@@ -28,14 +28,6 @@ func (p *process) waitExit(context.Context) error { return errHost }
 
 func findProcess(string) (*process, error) { return nil, errHost }
 
-type portLock struct{}
-
-func (*portLock) unlock() {}
-
-func lockPort(context.Context, string, int) (*portLock, error) { return nil, errHost }
-
-func tryLockPort(string, int) (*portLock, error) { return nil, errHost }
-
 func dialSocket(context.Context, string, string) (net.Conn, error) { return nil, errHost }
 
 func machineUser(string) (int, error) { return 0, errHost }

@@ -155,7 +155,7 @@ func open(ctx context.Context, dir string, c Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock, err := lockPort(ctx, dir, controlPort)
+	lock, err := lockControl(ctx, dir)
 	if err != nil {
 		return nil, fmt.Errorf("qemu: open %s: %w", dir, err)
 	}
