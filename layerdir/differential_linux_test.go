@@ -35,7 +35,7 @@ func convert(t *testing.T, format int, tar []byte) string {
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 }
 
 // mounted returns the description of a layer that is mounted, without what ext4 adds.

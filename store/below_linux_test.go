@@ -46,7 +46,7 @@ var stacks = map[string][][]tarEntry{
 
 // TestBelowAsUmoci: what depends on the layers below comes out in all formats as umoci unpacks it.
 func TestBelowAsUmoci(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	_, err := exec.LookPath("umoci")
 	treetest.Need(t, err == nil, "umoci", "install the package umoci")
 	for name, stack := range stacks {

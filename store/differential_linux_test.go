@@ -50,7 +50,7 @@ var debianMade bool
 
 func debianTar(t testing.TB) string {
 	t.Helper()
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount and to own files as others", "run the test as root")
+	treetest.NeedRoot(t, "to mount and to own files as others")
 	if path := os.Getenv(debianRoot); path != "" {
 		return path
 	}

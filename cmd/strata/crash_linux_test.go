@@ -117,7 +117,7 @@ func (c cliBox) interruptMounts(vm, scratch string, folders []string, moments ..
 
 // TestInterruptedHost is TestInterrupted for layers that are mounted on this system itself.
 func TestInterruptedHost(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	c := cliBox{t: t, strata: bootimagetest.Strata(t), state: filepath.Join(t.TempDir(), "state")}
 	leaktest.Check(t)
 	t.Cleanup(func() { stopAll(t, c.state, c.strata) })

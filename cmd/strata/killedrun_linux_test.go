@@ -16,7 +16,7 @@ import (
 // TestKilledRun kills a run while its program runs. What comes next takes away all that it made: the
 // container, the VM if it was the run's own, the scratch.
 func TestKilledRun(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	busybox, err := os.ReadFile(need(t, "busybox", "busybox-static"))
 	if err != nil {
 		t.Fatal(err)

@@ -136,7 +136,7 @@ func (c cliBox) interruptRun(tt signalCase, flags []string, tarball string, prep
 
 // TestRunIsToldToEnd: whatever ends a run on this system, nothing stays of it.
 func TestRunIsToldToEnd(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	strata, tarball := bootimagetest.Strata(t), busyboxTar(t)
 	for _, tt := range signalCases {
 		t.Run(tt.name, func(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 // TestOverlayOfManyLayers: as many layers as the kernel stacks, with long and odd paths, which would
 // exceed the page of mount options many times over; one more is an error that says so.
 func TestOverlayOfManyLayers(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	for _, writable := range []bool{false, true} {
 		dir := t.TempDir()
 		make := func(name string) string {

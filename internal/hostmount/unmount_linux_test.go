@@ -34,7 +34,7 @@ func withoutRights(t *testing.T, f func()) {
 // TestUnmountWithoutRights: what is not mounted is a success for everybody, so that whoever failed to
 // mount can put his ledger in order; what is mounted stays.
 func TestUnmountWithoutRights(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	dir := t.TempDir()
 	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
 	must := func(errs ...error) {

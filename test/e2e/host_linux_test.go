@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
@@ -19,12 +20,7 @@ import (
 // TestHost mounts layers on this system itself: many with whiteouts, written to, found again by
 // another handle, and taken away without a trace.
 func TestHost(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("mounting needs root")
-		}
-		t.Skip("mounting needs root: sudo go test")
-	}
+	treetest.NeedRoot(t, "to mount")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -84,12 +80,7 @@ func TestHost(t *testing.T) {
 
 // TestHostRuns runs a program in a root on this system.
 func TestHostRuns(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("mounting needs root")
-		}
-		t.Skip("mounting needs root: sudo go test")
-	}
+	treetest.NeedRoot(t, "to mount")
 	leaktest.Check(t)
 	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.OpenOptions{}) // this program carries the agent and is found
 	if err != nil {

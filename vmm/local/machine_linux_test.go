@@ -23,7 +23,7 @@ type entry = treetest.Entry
 // machine opens a machine and checks at the end that nothing of it is left in the system.
 func machine(t testing.TB) *local.Machine {
 	t.Helper()
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	dir := filepath.Join(t.TempDir(), "machine with, odd: name\\")
 	loops := loopDevices(t, dir)
 	m := reopen(t, dir)

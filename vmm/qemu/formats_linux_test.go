@@ -21,7 +21,7 @@ import (
 // TestFormats: the guest's kernel, which may be older than the host's, shows of a layer in both formats,
 // by itself, as a partition, below an index and below an overlay, what tar unpacks on the host.
 func TestFormats(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to unpack files of others", "run the test as root")
+	treetest.NeedRoot(t, "to unpack files of others")
 	m := realVM(t, image(t))
 	dir := t.TempDir()
 	body, err := os.ReadFile(treetest.Lister(t))

@@ -3,17 +3,19 @@
 package bootimagetest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/vmm"
 )
 
-// Strata compiles cmd/strata for this host, static, and returns its path. What go build has cached it
-// does not compile again. The file goes when the test ends.
+// Strata compiles cmd/strata for this host, static, and returns its path. The file goes
+// when the test ends. Tests that use it are run by leaktest.Main.
 func Strata(t testing.TB) string {
 	t.Helper()
 	return Program(t, "cmd/strata")
@@ -22,18 +24,40 @@ func Strata(t testing.TB) string {
 // Program is Strata for another program, named by its folder in this module.
 func Program(t testing.TB, folder string) string {
 	t.Helper()
-	exe := filepath.Join(t.TempDir(), filepath.Base(folder))
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", exe, "github.com/stratavm/strata/"+folder)
+	build, _ := programs.LoadOrStore(folder, sync.OnceValues(func() (string, error) { return compile(folder) }))
+	exe, err := build.(func() (string, error))()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := filepath.Join(t.TempDir(), filepath.Base(folder))
+	if err := os.Link(exe, own); err != nil {
+		t.Fatal(err)
+	}
+	return own
+}
+
+// programs are compiled once for all tests of a process: what links them, by folder.
+var programs sync.Map
+
+// compile links a program in a folder for temporary files, which leaktest.Main removes.
+func compile(folder string) (string, error) {
+	dir, err := os.MkdirTemp("", "strata-program-*")
+	if err != nil {
+		return "", err
+	}
+	exe := filepath.Join(dir, filepath.Base(folder))
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", exe, "github.com/stratavm/strata/"+folder)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building %s: %v\n%s", folder, err, out)
+		return "", fmt.Errorf("building %s: %w\n%s", folder, err, out)
 	}
-	return exe
+	return exe, nil
 }
 
 // Image builds a boot image with the strata binary of this source tree.
 func Image(t testing.TB) vmm.BootImage {
 	t.Helper()
+	needVM(t)
 	return ImageOf(t, Strata(t))
 }
 
@@ -41,9 +65,7 @@ func Image(t testing.TB) vmm.BootImage {
 // kernel is unpacked once for all tests.
 func ImageOf(t testing.TB, init string) vmm.BootImage {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("it boots a VM: run without -short")
-	}
+	needVM(t)
 	img, err := bootimage.Build(t.Context(), bootimage.Options{InitPath: init})
 	if err != nil {
 		if os.Getenv("CI") != "" {
@@ -52,4 +74,11 @@ func ImageOf(t testing.TB, init string) vmm.BootImage {
 		t.Skip(err)
 	}
 	return img
+}
+
+func needVM(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("it boots a VM: run without -short")
+	}
 }

@@ -77,7 +77,7 @@ func stack(t testing.TB) [][]byte {
 // TestIndexIsOverlay compares what the kernel shows of the index with what its overlayfs shows of the
 // layers. All directories that are in several layers have entries: see TestImplied for the others.
 func TestIndexIsOverlay(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	tars := stack(t)
 	for n := 2; n <= len(tars); n++ {
 		t.Run(fmt.Sprint(n, " layers"), func(t *testing.T) {
@@ -118,7 +118,7 @@ func TestIndexIsOverlay(t *testing.T) {
 // TestForeignImages: an image of mkfs.erofs, with contents inside of inodes and shared attributes, can
 // be a layer of an index too.
 func TestForeignImages(t *testing.T) {
-	treetest.Need(t, os.Geteuid() == 0, "root, to mount", "run the test as root")
+	treetest.NeedRoot(t, "to mount")
 	dir := t.TempDir()
 	for i, size := range []int{0, 1, 100, 4000, 4030, 4032, 4095, 4096, 4097, 8000, 12_258, 100_000} {
 		path := filepath.Join(dir, fmt.Sprintf("f%d", size))

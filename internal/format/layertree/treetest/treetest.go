@@ -25,6 +25,16 @@ func Need(t testing.TB, ok bool, what, remedy string) {
 	}
 }
 
+// NeedRoot skips a test that only root of the host can run, to do what why says. It does so with -short, too: such
+// tests are slow, and that tier is the one that everybody runs.
+func NeedRoot(t testing.TB, why string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skipf("it needs root, %s: run without -short", why)
+	}
+	Need(t, os.Geteuid() == 0, "root, "+why, "run the test as root")
+}
+
 // Diff returns the differences of two descriptions, at most 30 lines, or nothing.
 func Diff(want, got map[string]string) string {
 	var out []string

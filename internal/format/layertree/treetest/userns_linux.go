@@ -25,7 +25,7 @@ func InUserNamespace(t *testing.T, ids int) bool {
 	if os.Getenv(insideVar) == t.Name() {
 		return true
 	}
-	Need(t, os.Geteuid() == 0, "root, to choose the ids of a user namespace", "run the test as root")
+	NeedRoot(t, "to choose the ids of a user namespace")
 	// What the test makes belongs to the namespace, and the program has to be in its reach.
 	dir, err := os.MkdirTemp("", "strata-userns-*")
 	if err != nil {
