@@ -9,6 +9,9 @@
 // that stores what it reads must therefore do so only after io.EOF. Sizes, depths, counts and the
 // unpacked size of layers are bounded, and so is the memory that reading takes, whatever the image says.
 //
+// The package is large because its sources are one thing seen from outside: layouts, archives and registries differ
+// in how bytes are found, and share the bounds, the checks and the errors, which nobody else has a use for.
+//
 // Images of Windows are recognised and described, but their layers are no Linux root: see
 // [Image.CheckLinux].
 //

@@ -104,7 +104,8 @@ func (i *Image) CheckLinux() error {
 	}
 }
 
-// Layer is one layer of an image.
+// Layer is one layer of an image, where the image is: what it is made of, and how to read it. Imported it is described
+// by store.Layer, kept as a store.ImageLayer, and mounted as a layers.Layer; the names of fields are the same.
 type Layer struct {
 	MediaType string
 	Digest    string // of the blob; empty where the source does not say

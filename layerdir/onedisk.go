@@ -12,7 +12,8 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// Extent is a run of bytes of a disk that is put together of files. It converts to vmm.Extent.
+// Extent is a run of bytes of a disk that is put together of files. It converts to vmm.Extent, which is the same for
+// machines: this package knows files and no machines.
 type Extent struct {
 	Path   string // empty: zeroes
 	Offset int64  // in the file

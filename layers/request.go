@@ -28,7 +28,7 @@ var (
 	ErrUnchecked = fmt.Errorf("checking layers with dm-verity: %w", uvm.ErrNotSupported)
 )
 
-// Layer is one read-only layer.
+// Layer is one read-only layer as it is mounted: a file or folder. Where images come from it is an image.Layer.
 type Layer struct {
 	// Folder is the layer's folder. A Linux layer folder holds layer.vhd, layer.erofs or layer.dir, a
 	// Windows one the layer's files.

@@ -32,7 +32,7 @@ type Image struct {
 	Formats  []string        `json:"formats"` // that it is kept in
 }
 
-// ImageLayer is a layer of an image.
+// ImageLayer is a layer of an image in the store, as its record says: a Layer that was imported, and what became of it.
 type ImageLayer struct {
 	DiffID    string `json:"diffID"`
 	Digest    string `json:"digest,omitempty"`

@@ -21,7 +21,7 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// Layer is a layer to import.
+// Layer is a layer to import: an image.Layer, or whatever else can be read as a tar. See ImageLayer.
 type Layer struct {
 	DiffID    string // digest of the tar
 	Digest    string // of the blob it comes in; may be empty

@@ -30,4 +30,9 @@
 // What is known is written to a journal in the state directory: the intent before an effect, the
 // outcome after it. [Open] takes the lock of the directory, reads the journal, asks the machine what
 // is really there, undoes what was under way and goes on. There is no other way to open.
+//
+// # Why one package
+//
+// The kinds of devices and mounts (a file each) change under one lock and are written to one journal. In packages
+// of their own they would have to export the ledger's inside, on which its promises rest.
 package uvm

@@ -1,5 +1,8 @@
 // Command strata gives containers in utility VMs their root file systems. Started as PID 1 in a Linux
-// guest it is the guest's agent; see package agent.
+// guest it is the guest's agent; see package internal/guest/guestmain.
+//
+// It is one package, large as it is, of one file a command: flags, output and the opening of a VM are
+// the same for all of them, and packages would have to export these to each other and to nobody else.
 package main
 
 import (

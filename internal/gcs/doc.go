@@ -13,4 +13,7 @@
 // Microsoft's guests dial the ports of their host over hvsock, through a [Transport]. Our own agent takes
 // a byte stream, to which [Connect] puts a stream multiplexer: a vsock connection ([DialVSock]) where the
 // host has vsock, else the socket of a virtio-serial port.
+//
+// Messages, client and transports are one package, large as it is: which messages there are and which way bytes
+// travel is settled by the client's handshake, and no other host end exists that could use a part of it.
 package gcs

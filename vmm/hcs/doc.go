@@ -13,4 +13,8 @@
 // the caller gets its answer at once and what comes late is tidied up: a system that was still
 // created is terminated, a change that still took effect is noted, and the next change at the same
 // address waits for it.
+//
+// The package is large because both operating systems of guests, both connections to them and the documents of a
+// VM are decided together, from one set of options. What could stand alone does: the calls are package
+// internal/hcsapi, the order of the halves of a change is internal/applyengine.
 package hcs

@@ -36,4 +36,9 @@
 // entered by PVH where it is an ELF file. The four disk controllers are functions of one PCI device.
 // What the kernel says goes to a ring in QEMU's memory, from where [Machine.Console] reads it. The
 // firmware qboot was tried in place of SeaBIOS and made no difference.
+//
+// # Why one package
+//
+// A command line, the devices that are plugged later and what QMP says of them have to agree on names, addresses
+// and limits of one machine; so building, starting, changing and observing it stand side by side, a file each.
 package qemu
