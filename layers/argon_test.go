@@ -87,6 +87,18 @@ type anyNames struct{}
 func (anyNames) Stat(name string) (fs.FileInfo, error)    { return anyFile{name}, nil }
 func (anyNames) EvalSymlinks(name string) (string, error) { return name, nil }
 
+// onlyNames says that those files are there, and nothing else.
+type onlyNames []string
+
+func (n onlyNames) Stat(name string) (fs.FileInfo, error) {
+	if slices.Contains(n, name) {
+		return anyFile{name}, nil
+	}
+	return nil, &fs.PathError{Op: "stat", Path: name, Err: fs.ErrNotExist}
+}
+
+func (onlyNames) EvalSymlinks(name string) (string, error) { return name, nil }
+
 type anyFile struct{ name string }
 
 func (f anyFile) Name() string       { return hostpath.Base(f.name) }
@@ -210,6 +222,10 @@ func TestBadArgonRequests(t *testing.T) {
 		"a hash tree": {func(r *Request) { r.Layers[0].Verity = &vmm.Verity{RootDigest: "one"} },
 			ErrUnchecked, "hash tree"},
 		"both": {func(r *Request) { r.CIM = &wclayer.CIMMount{Image: wclayer.CIM{Dir: `C:\c`, Name: "a"}} }, ErrInvalid, "not both"},
+		"no image": {func(r *Request) {
+			*r = argonRequest(r.VM, true)
+			r.names = onlyNames{`C:\c\a\sandbox.vhdx`}
+		}, fs.ErrNotExist, `C:\cims\top.cim`},
 	} {
 		r := argonRequest(vm, false)
 		tt.edit(&r)

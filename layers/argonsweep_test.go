@@ -38,7 +38,9 @@ func newArgonWorld(t *testing.T, cim bool) *argonWorld {
 	w.host = wclayer.New(wclayer.Options{API: w.platform, UsesDir: t.TempDir(),
 		Sleep: func(context.Context, time.Duration) error { return nil }})
 	w.files = newWindowsFiles([]fixture{{Path: `C:\s\sandbox.vhdx`, Kind: "file", Size: 4096},
-		{Path: `C:\top\Files\a`, Kind: "file", Size: 1}, {Path: `C:\base\Files\a`, Kind: "file", Size: 1}})
+		{Path: `C:\top\Files\a`, Kind: "file", Size: 1}, {Path: `C:\base\Files\a`, Kind: "file", Size: 1},
+		{Path: `C:\b\merged.bcim`, Kind: "file", Size: 1}, {Path: `C:\b\top.bcim`, Kind: "file", Size: 1},
+		{Path: `C:\b\base.bcim`, Kind: "file", Size: 1}})
 	w.request = layers.Request{ID: "a", Scratch: `C:\s`}
 	if cim {
 		w.request.CIM = &wclayer.CIMMount{Kind: wclayer.BlockFile,

@@ -26,6 +26,8 @@ func buildHost(r *Request) (func(context.Context, *Mounted) error, error) {
 		look = r.checkOrder
 	} else if err := r.scratchOnHost(); err != nil {
 		return nil, err
+	} else if err := r.findCIM(); err != nil {
+		return nil, err
 	}
 	if err := look(); err != nil {
 		return nil, err
@@ -70,6 +72,27 @@ func (r *Request) scratchOnHost() error {
 		return fmt.Errorf("scratch %s: %w", r.Scratch, err)
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("%w: scratch %s: its %s is no disk image", ErrInvalid, r.Scratch, sandboxVHDX)
+	}
+	return nil
+}
+
+// findCIM refuses composite images whose files are not there. Whether a device is, is known to the platform.
+func (r *Request) findCIM() error {
+	if r.CIM == nil || r.CIM.Kind == wclayer.BlockDevice {
+		return nil
+	}
+	for _, image := range append([]CIMImage{r.CIM.Image}, r.CIM.Sources...) {
+		path := image.Dir
+		if r.CIM.Kind == wclayer.Forked {
+			path = hostpath.Join(image.Dir, image.Name)
+		}
+		info, err := r.names.Stat(path)
+		if err != nil {
+			return fmt.Errorf("composite image %s: %w", path, err)
+		}
+		if !info.Mode().IsRegular() {
+			return fmt.Errorf("%w: composite image %s is no file", ErrInvalid, path)
+		}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -95,6 +96,11 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 		return usage(cmd, "give an id and an image, or at least one layer")
 	case len(args) > 1 && len(cims) > 0:
 		return usage(cmd, "give layers or --cim, not both")
+	}
+	if runtime.GOOS == "windows" {
+		if cims, err = absolute(cmd, "cim", cims...); err != nil {
+			return err
+		}
 	}
 	if len(cims) == 0 && isImage(args[1:]) && args[1] != "" {
 		use, uerr := e.useImage(ctx, cmd, args[1], "mount of "+args[0])

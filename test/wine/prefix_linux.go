@@ -122,6 +122,21 @@ func (p *Prefix) fail(what string, err error, out []byte) error {
 	return errors.Join(fmt.Errorf("%s: %w\n%s", what, err, bytes.TrimSpace(out)), p.Close())
 }
 
+// Stay keeps the system of the prefix running between programs, until Close or ten minutes without one, and starts
+// its services. Without it the system ends a little after the last program, and a program that starts the
+// services hands its output on to them, so that who waits for the end of that waits for theirs.
+func (p *Prefix) Stay(ctx context.Context) error {
+	server := exec.CommandContext(ctx, p.server, "-p600")
+	server.Env = append(os.Environ(), "WINEPREFIX="+p.dir)
+	if err := server.Run(); err != nil {
+		return fmt.Errorf("start wineserver: %w", err)
+	}
+	if err := p.Command(ctx, "cmd", "/c", "exit").Run(); err != nil {
+		return fmt.Errorf("start the services of Wine: %w", err)
+	}
+	return nil
+}
+
 // DriveC is the folder that programs see as C:\.
 func (p *Prefix) DriveC() string { return filepath.Join(p.dir, "drive_c") }
 

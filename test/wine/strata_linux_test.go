@@ -61,13 +61,20 @@ func (p *program) run(tests ...command) {
 	}
 }
 
+// command is a command line that is about to run.
+func (p *program) command(ctx context.Context, tt command) *exec.Cmd {
+	cmd := p.prefix.Command(ctx, p.exe, tt.args...)
+	cmd.Dir, cmd.Stdin = p.folder, strings.NewReader(tt.stdin)
+	cmd.Env = append(cmd.Env, p.server.Env(), "STRATA_STATE_DIR="+p.path(cmp.Or(tt.state, "state")),
+		"STRATA_BOOT_FILES="+p.path("boot"))
+	return cmd
+}
+
 func (p *program) runOne(tt command) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), limit)
 	defer cancel()
-	cmd := p.prefix.Command(ctx, p.exe, tt.args...)
-	cmd.Dir, cmd.Stdin = p.folder, strings.NewReader(tt.stdin)
-	cmd.Env = append(cmd.Env, p.server.Env(), "STRATA_STATE_DIR="+p.path(cmp.Or(tt.state, "state")), "STRATA_BOOT_FILES="+p.path("boot"))
+	cmd := p.command(ctx, tt)
 	out, err := cmd.CombinedOutput()
 	line := "strata.exe " + strings.Join(tt.args, " ")
 	switch {

@@ -21,7 +21,7 @@ const module = "github.com/stratavm/strata"
 // open thousands of files, which is slow under Wine, with code that is the same as here.
 var packages = []struct{ path, skip string }{
 	{"/internal/hostpath", ""}, {"/internal/lockfile", ""}, {"/layerdir", ""}, {"/uvm", "JournalTorn"}, {"/store", ""},
-	{"/image", ""}, {"/cmd/strata", ""}, {"/hcsschema", ""}, {"/vmm/hcs", ""}, {"/internal/wclayer", ""},
+	{"/image", ""}, {"/cmd/strata", ""}, {"/hcsschema", ""}, {"/vmm/hcs", ""}, {"/vmm/argon", ""}, {"/internal/wclayer", ""},
 	{"/layers", "PairsOfFaults|CompressedLayers"}, {"/test/wine", ""},
 }
 

@@ -29,6 +29,7 @@ type Server struct {
 	mu      sync.Mutex
 	world   *world
 	conns   map[net.Conn]bool
+	calling int // calls that are not answered yet
 	closing bool
 }
 
@@ -101,6 +102,19 @@ func (s *Server) Leftovers() []string {
 	return append(w.svc.Leftovers(), w.platform.Leftovers()...)
 }
 
+// Calling returns how many calls are not answered yet, those of programs that have ended included.
+func (s *Server) Calling() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calling
+}
+
+func (s *Server) count(calls int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calling += calls
+}
+
 func (s *Server) accept() {
 	for {
 		c, err := s.ln.Accept()
@@ -163,7 +177,9 @@ func (s *Server) serve(c net.Conn) error {
 	if f == nil {
 		return fmt.Errorf("function %q is unknown", fn)
 	}
+	s.count(1)
 	a := f(w, r)
+	s.count(-1)
 	if r.err != nil {
 		return fmt.Errorf("%s: %w", fn, r.err)
 	}
