@@ -3,7 +3,6 @@ package gcs
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/google/uuid"
 
 	"github.com/stratavm/strata/hcsschema"
 )
@@ -334,7 +335,7 @@ func (c *Client) send(ctx context.Context, typ MessageType, req request, late fu
 	if err := ctx.Err(); err != nil {
 		return nil, wrap(fmt.Errorf("%w: %w", ErrNotSent, context.Cause(ctx)))
 	}
-	req.Base().ActivityId = newActivity()
+	req.Base().ActivityId = uuid.NewString() // by which the guest's log names the request
 
 	c.mu.Lock()
 	if c.err != nil {
@@ -418,12 +419,4 @@ func (c *Client) abandon(ctx context.Context, call *call, late func([]byte)) err
 		})
 	}
 	return context.Cause(ctx)
-}
-
-// newActivity creates the id by which a request is found again in the guest's log.
-func newActivity() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
