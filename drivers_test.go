@@ -145,7 +145,8 @@ func TestDriverOf(t *testing.T) {
 			dir := t.TempDir()
 			for path, content := range tt.files {
 				path = filepath.Join(dir, path)
-				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(content), 0o600)); err != nil {
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700),
+					os.WriteFile(path, []byte(content), 0o600)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -156,7 +157,8 @@ func TestDriverOf(t *testing.T) {
 			if tt.is == nil && d.Name() != tt.want {
 				t.Errorf("driver %s, want %s", d.Name(), tt.want)
 			}
-			if info, err := InspectVM(t.Context(), dir); tt.want == "local" && len(tt.files) == 1 && tt.files["driver"] == "" && (err != nil || !info.Idle) {
+			if info, err := InspectVM(t.Context(), dir); tt.want == "local" && len(tt.files) == 1 && tt.files["driver"] == "" &&
+				(err != nil || !info.Idle) {
 				t.Errorf("inspected: %+v, %v", info, err)
 			}
 		})
@@ -173,7 +175,8 @@ func TestOneDirectoryOneDriver(t *testing.T) {
 	if err := vm.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenHost(t.Context(), dir, OpenOptions{}); !errors.Is(err, vmm.ErrOccupied) && !errors.Is(err, errors.ErrUnsupported) {
+	if _, err := OpenHost(t.Context(), dir, OpenOptions{}); !errors.Is(err, vmm.ErrOccupied) &&
+		!errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("this system opened in the directory of a VM: %v", err)
 	}
 	if _, err := StartVM(t.Context(), VMOptions{Dir: dir, Driver: "nonesuch"}); !errors.Is(err, errors.ErrUnsupported) {

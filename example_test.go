@@ -49,7 +49,8 @@ func makeExamples() {
 	if err := errors.Join(err, w.Close(), os.WriteFile(rootfs, b.Bytes(), 0o600)); err != nil {
 		log.Fatal(err)
 	}
-	for name, o := range map[string]*strata.VMOptions{"web": &options, "image": &imageOptions, "other": &otherOptions, "program": &programOptions} {
+	for name, o := range map[string]*strata.VMOptions{"web": &options, "image": &imageOptions, "other": &otherOptions,
+		"program": &programOptions} {
 		*o = strata.VMOptions{Dir: filepath.Join(work, "vms", name), Driver: "fake"}
 	}
 }

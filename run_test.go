@@ -97,16 +97,20 @@ func TestSweep(t *testing.T) {
 		{name: "while it noted", record: `{"vm":"v","ow`},
 		{name: "in a VM that has ended since", record: `{"vm":"v"}`, open: vmm.ErrGone, opened: []string{"v"}},
 		{name: "in a VM that is no more", record: `{"vm":"v"}`, open: strata.ErrNoVM, opened: []string{"v"}},
-		{name: "in a VM that cannot be opened", record: `{"vm":"v"}`, open: broken, vm: true, fails: broken, opened: []string{"v"}},
-		{name: "while it started a VM", record: `{"vm":"v","own":true}`, open: strata.ErrNoVM, vm: true, opened: []string{"v"}},
-		{name: "in a VM of its own that cannot be opened", record: `{"vm":"v","own":true}`, open: broken, vm: true, opened: []string{"v"}},
+		{name: "in a VM that cannot be opened", record: `{"vm":"v"}`, open: broken, vm: true, fails: broken,
+			opened: []string{"v"}},
+		{name: "while it started a VM", record: `{"vm":"v","own":true}`, open: strata.ErrNoVM, vm: true,
+			opened: []string{"v"}},
+		{name: "in a VM of its own that cannot be opened", record: `{"vm":"v","own":true}`, open: broken, vm: true,
+			opened: []string{"v"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var opened []string
-			runs := &strata.Runs{Dir: t.TempDir(), Grace: time.Second, Open: func(_ context.Context, name string) (*uvm.UtilityVM, error) {
-				opened = append(opened, name)
-				return nil, tt.open
-			}}
+			runs := &strata.Runs{Dir: t.TempDir(), Grace: time.Second,
+				Open: func(_ context.Context, name string) (*uvm.UtilityVM, error) {
+					opened = append(opened, name)
+					return nil, tt.open
+				}}
 			dir := filepath.Join(runs.Dir, "run", "killed")
 			write(t, filepath.Join(dir, "run.json"), tt.record)
 			write(t, filepath.Join(dir, "scratch", "disk"), "x")

@@ -88,7 +88,8 @@ const endTime = 10 * time.Second
 
 // openStarted reopens the VM that start starts. When that fails, as it does when ctx ends just then,
 // kill ends the machine.
-func openStarted(ctx context.Context, o VMOptions, start uvm.Connect, kill func(context.Context, string) error) (*uvm.UtilityVM, error) {
+func openStarted(ctx context.Context, o VMOptions, start uvm.Connect,
+	kill func(context.Context, string) error) (*uvm.UtilityVM, error) {
 	started := false
 	vm, err := openMade(ctx, o.Dir, func(ctx context.Context) (vmm.Machine, error) {
 		m, err := start(ctx)
@@ -156,7 +157,8 @@ func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) 
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, o.ResponseTimeout, fmt.Errorf("%w for %s", uvm.ErrNoAnswer, o.ResponseTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, o.ResponseTimeout,
+		fmt.Errorf("%w for %s", uvm.ErrNoAnswer, o.ResponseTimeout))
 	defer cancel()
 	return d.OpenExec(ctx, dir, o.driver())
 }
