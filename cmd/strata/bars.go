@@ -129,7 +129,8 @@ func (b *bars) line() {
 func (b *bars) retry(r image.Retry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	text := printable(fmt.Sprintf("registry %s, %s: %v; attempt %d of %d in %s", r.Registry, r.Step, r.Err, r.Attempt, r.Attempts,
+	text := printable(fmt.Sprintf("registry %s, %s: %v; attempt %d of %d in %s", r.Registry, r.Step, r.Err, r.Attempt,
+		r.Attempts,
 		r.Pause.Round(100*time.Millisecond)))
 	if !b.terminal {
 		fmt.Fprintln(b.w, text)

@@ -21,7 +21,8 @@ func TestParseSize(t *testing.T) {
 	}{
 		{"1", 1}, {"512", 512}, {"4K", 4096}, {"4k", 4096}, {"64M", 64 << 20}, {"64MB", 64 << 20}, {"64MiB", 64 << 20},
 		{"20G", 20 << 30}, {"3T", 3 << 40},
-		{"", 0}, {"0", 0}, {"-1", 0}, {"1.5G", 0}, {"G", 0}, {"10 G", 0}, {"10GG", 0}, {"9999999999999T", 0}, {"1E", 0}, {"0x10", 0},
+		{"", 0}, {"0", 0}, {"-1", 0}, {"1.5G", 0}, {"G", 0}, {"10 G", 0}, {"10GG", 0}, {"9999999999999T", 0}, {"1E", 0},
+		{"0x10", 0},
 	} {
 		got, err := parseSize(tt.in)
 		if got != tt.want || (err == nil) != (tt.want != 0) {
@@ -42,7 +43,8 @@ func TestSplitArgs(t *testing.T) {
 
 func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
-		"/layers/a b": "/layers/a b", "/ü": "/ü", "a\nb": `a\nb`, "\x1b[2J": `\x1b[2J`, "\xff": `\xff`, "a\u202eb": `a\u202eb`,
+		"/layers/a b": "/layers/a b", "/ü": "/ü", "a\nb": `a\nb`, "\x1b[2J": `\x1b[2J`, "\xff": `\xff`,
+		"a\u202eb": `a\u202eb`,
 	} {
 		if got := printable(in); got != want {
 			t.Errorf("printable(%q) = %s, want %s", in, got, want)

@@ -67,7 +67,8 @@ func TestBashCompletion(t *testing.T) {
 		{"strata run base ", nil, nil},
 		{"strata mount new b", nil, []string{"base"}},
 		{"strata mount b", nil, nil},
-		{"strata image rm app:v1 app:v", []string{"strata", "image", "rm", "app", ":", "v1", "app", ":", "v"}, []string{"v2"}},
+		{"strata image rm app:v1 app:v", []string{"strata", "image", "rm", "app", ":", "v1", "app", ":", "v"},
+			[]string{"v2"}},
 		{"strata pull ba", nil, []string{"base"}},
 		{"strata completion z", nil, []string{"zsh"}},
 		{"strata exec $(touch evil) ", nil, nil},
@@ -81,7 +82,8 @@ func TestBashCompletion(t *testing.T) {
 					words = append(words, "")
 				}
 			}
-			cmd := exec.Command(bash, append([]string{"--norc", "--noprofile", "-c", script, "bash", tt.line, breaks}, words...)...)
+			cmd := exec.Command(bash, append([]string{"--norc", "--noprofile", "-c", script, "bash", tt.line, breaks},
+				words...)...)
 			cmd.Dir, cmd.Env = home, completionEnv(t, home)
 			out, err := cmd.CombinedOutput()
 			if err != nil {

@@ -94,20 +94,23 @@ func (c cliBox) interruptMounts(vm, scratch string, folders []string, moments ..
 				c.run(unmount...)
 			}
 			for line := range strings.Lines(c.run("vm", "inspect", vm)) {
-				if strings.HasPrefix(line, "container") || strings.HasPrefix(line, "attached") && !strings.Contains(line, "retained") {
+				if strings.HasPrefix(line, "container") || strings.HasPrefix(line, "attached") &&
+					!strings.Contains(line, "retained") {
 					t.Errorf("after %v at %v this is left: %s", sig, after, line)
 				}
 			}
 			// What this system itself as a machine keeps, where vm is that.
-			err := filepath.WalkDir(filepath.Join(c.state, "vms", vm, "host"), func(path string, d fs.DirEntry, err error) error {
-				if errors.Is(err, fs.ErrNotExist) {
-					return nil
-				}
-				if base := d.Name(); err == nil && !slices.Contains([]string{"host", "machine.json", "devices", "mounts", "fs"}, base) {
-					t.Errorf("after %v at %v this is left: %s", sig, after, path)
-				}
-				return err
-			})
+			err := filepath.WalkDir(filepath.Join(c.state, "vms", vm, "host"),
+				func(path string, d fs.DirEntry, err error) error {
+					if errors.Is(err, fs.ErrNotExist) {
+						return nil
+					}
+					if base := d.Name(); err == nil &&
+						!slices.Contains([]string{"host", "machine.json", "devices", "mounts", "fs"}, base) {
+						t.Errorf("after %v at %v this is left: %s", sig, after, path)
+					}
+					return err
+				})
 			if err != nil {
 				t.Error(err)
 			}

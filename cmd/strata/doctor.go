@@ -14,8 +14,9 @@ import (
 func doctorCommands(e *env) []*cli.Command {
 	return []*cli.Command{{
 		Name: "doctor", Usage: "say what this host lacks, and the command that mends it",
-		Description: "Exit code 1 when something that is needed is missing.\n\n" + examples("strata doctor", "strata --json doctor"),
-		Action:      e.doctor,
+		Description: "Exit code 1 when something that is needed is missing.\n\n" +
+			examples("strata doctor", "strata --json doctor"),
+		Action: e.doctor,
 	}}
 }
 
@@ -69,7 +70,8 @@ func (e *env) doctor(ctx context.Context, cmd *cli.Command) error {
 	var all []finding
 	bad := 0
 	for _, q := range append(hostQuestions(), question{
-		what: "state directory", needed: true, remedy: "give another one with --state-dir or STRATA_STATE_DIR", ask: askStateDir,
+		what: "state directory", needed: true, remedy: "give another one with --state-dir or STRATA_STATE_DIR",
+		ask: askStateDir,
 	}) {
 		f := q.answer(ctx, e, cmd)
 		if f.State == missing {
@@ -86,7 +88,8 @@ func (e *env) doctor(ctx context.Context, cmd *cli.Command) error {
 		}
 	})
 	if bad > 0 {
-		err = errors.Join(&exitError{code: exitFailure, err: fmt.Errorf("this host lacks %d of the things that are needed", bad)}, err)
+		err = errors.Join(&exitError{code: exitFailure,
+			err: fmt.Errorf("this host lacks %d of the things that are needed", bad)}, err)
 	}
 	return err
 }

@@ -11,9 +11,10 @@ import (
 )
 
 func hostQuestions() []question {
-	return []question{{"operating system", true, "use Linux or Windows", func(context.Context, *env, *cli.Command) (string, error) {
-		return "", errors.New("no utility VMs on " + runtime.GOOS)
-	}}}
+	return []question{{"operating system", true, "use Linux or Windows",
+		func(context.Context, *env, *cli.Command) (string, error) {
+			return "", errors.New("no utility VMs on " + runtime.GOOS)
+		}}}
 }
 
 func freeSpace(string) (uint64, error) { return 0, errors.ErrUnsupported }

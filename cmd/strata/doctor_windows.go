@@ -22,15 +22,18 @@ const minBuild = 17763
 func hostQuestions() []question {
 	return []question{
 		{"Windows build", true, "update to Windows Server 2019, Windows 10 1809 or later", askBuild},
-		{"Host Compute Service", true, "Enable-WindowsOptionalFeature -Online -FeatureName Containers, then restart", askDLL("vmcompute.dll")},
+		{"Host Compute Service", true, "Enable-WindowsOptionalFeature -Online -FeatureName Containers, then restart",
+			askDLL("vmcompute.dll")},
 		{"layer functions", false, "layers that are disks need a newer Windows", askDLL("computestorage.dll")},
 		{"revoking access", false, "taking a VM's right to a file back needs a newer Windows", askDLL("computecore.dll")},
 		{"composite images", false, "CIM layers need a newer Windows", askDLL("cimfs.dll")},
 		{"boot files", false, "VMs for Linux containers need kernel and initrd.img in " + strata.DefaultBootFiles +
 			"; name another folder with STRATA_BOOT_FILES or --boot-files", askBootFiles},
 		{"service vmcompute", true, "Start-Service vmcompute", askService("vmcompute")},
-		{"Hyper-V", true, "Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All, then restart", askService("vmms")},
-		{"rights", true, "start an elevated prompt, or: Add-LocalGroupMember -Group 'Hyper-V Administrators' -Member $env:USERNAME", askRights},
+		{"Hyper-V", true, "Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All, then restart",
+			askService("vmms")},
+		{"rights", true, "start an elevated prompt, or: Add-LocalGroupMember -Group 'Hyper-V Administrators' -Member " +
+			"$env:USERNAME", askRights},
 	}
 }
 

@@ -30,12 +30,14 @@ func execCommands(e *env) []*cli.Command {
 	one := 1
 	return []*cli.Command{{
 		Name: "exec", Usage: "run a program in a container's root", ArgsUsage: "ID [--] PROGRAM [ARG...]",
-		Description: "The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such program, 126 when\n" +
+		Description: "The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such " +
+			"program, 126 when\n" +
 			"it cannot be executed, 125 when it was not started for another reason. Signals are as for strata run.\n\n" +
 			examples("strata exec web cat /etc/os-release", "strata exec -it web sh",
 				"strata exec --env LANG=C --workdir /srv --user www-data web -- id",
 				"strata exec --in-vm -- cat /proc/mounts   # in the VM itself"),
-		Flags:        append([]cli.Flag{vmFlag(), &cli.BoolFlag{Name: "in-vm", Usage: "in the VM itself, not in a container"}}, processFlags()...),
+		Flags: append([]cli.Flag{vmFlag(),
+			&cli.BoolFlag{Name: "in-vm", Usage: "in the VM itself, not in a container"}}, processFlags()...),
 		StopOnNthArg: &one,
 		Action:       e.exec,
 	}}
@@ -96,7 +98,8 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 }
 
 // runIn runs a program in the VM called name. stop is the signal that asks it to end.
-func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm.ProcessSpec, stop syscall.Signal) error {
+func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm.ProcessSpec,
+	stop syscall.Signal) error {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
 		return err

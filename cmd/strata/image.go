@@ -26,19 +26,24 @@ const sources = "IMAGE is a reference of a registry (debian:12, localhost:5000/a
 func imageFlags() []cli.Flag {
 	return []cli.Flag{
 		platformFlag(),
-		&cli.StringSliceFlag{Name: "format", Usage: "of the layers: erofs or vhd (ext4), each also with +verity, or dir (images: repeat; default: erofs, on Windows hosts vhd, what is mounted in a user namespace dir)"},
+		&cli.StringSliceFlag{Name: "format",
+			Usage: "of the layers: erofs or vhd (ext4), each also with +verity, or dir (images: repeat; default: erofs, on " +
+				"Windows hosts vhd, what is mounted in a user namespace dir)"},
 		maxLayerSizeFlag(),
 		plainHTTP(),
-		&cli.BoolFlag{Name: "any-root", Usage: "take a tar for a root file system although it has none of the folders of one"},
+		&cli.BoolFlag{Name: "any-root",
+			Usage: "take a tar for a root file system although it has none of the folders of one"},
 	}
 }
 
 func platformFlag() cli.Flag {
-	return &cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of the image (default: linux on this machine's architecture)"}
+	return &cli.StringFlag{Name: "platform",
+		Usage: "`OS/ARCH[/VARIANT]` of the image (default: linux on this machine's architecture)"}
 }
 
 func plainHTTP() cli.Flag {
-	return &cli.BoolFlag{Name: "plain-http", Usage: "allow plain HTTP for any registry (it is allowed on this machine anyhow)"}
+	return &cli.BoolFlag{Name: "plain-http",
+		Usage: "allow plain HTTP for any registry (it is allowed on this machine anyhow)"}
 }
 
 func imageCommands(e *env) []*cli.Command {
@@ -58,13 +63,16 @@ func imageCommands(e *env) []*cli.Command {
 			Commands: []*cli.Command{
 				{Name: "ls", Aliases: []string{"list"}, Usage: "list the images", Action: e.imageList,
 					Description: examples("strata image ls", "strata --json image ls")},
-				{Name: "inspect", Usage: "show all that is known of images, in the store or anywhere else", ArgsUsage: "IMAGE...", Action: e.imageInspect,
-					Description: "IMAGE is a name in the store, the first digits of a digest, or else what strata pull takes. Nothing is\n" +
+				{Name: "inspect", Usage: "show all that is known of images, in the store or anywhere else", ArgsUsage: "IMAGE...",
+					Action: e.imageInspect,
+					Description: "IMAGE is a name in the store, the first digits of a digest, or else what strata pull takes. " +
+						"Nothing is\n" +
 						"imported, and images that cannot be, such as those of Windows, are described too.\n\n" +
 						examples("strata image inspect debian:12", "strata image inspect oci:./build:latest",
 							"strata image inspect --platform windows/amd64 docker://mcr.microsoft.com/windows/nanoserver:ltsc2022"),
 					Flags: []cli.Flag{platformFlag(), plainHTTP()}},
-				{Name: "rm", Aliases: []string{"remove"}, Usage: "remove images, and the layers that nothing else needs", ArgsUsage: "IMAGE...", Action: e.imageRemove,
+				{Name: "rm", Aliases: []string{"remove"}, Usage: "remove images, and the layers that nothing else needs",
+					ArgsUsage: "IMAGE...", Action: e.imageRemove,
 					Description: "What a virtual machine has mounted stays until a later strata store gc.\n\n" +
 						examples("strata image rm debian:12", "strata image rm --keep-layers debian:12"),
 					Flags: []cli.Flag{&cli.BoolFlag{Name: "keep-layers", Usage: "leave the layers, for images that come later"}}},
@@ -139,7 +147,8 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 }
 
 func maxLayerSizeFlag() cli.Flag {
-	return &cli.StringFlag{Name: "max-layer-size", Value: "128G", Usage: "refuse layers that unpack to more than this `SIZE`"}
+	return &cli.StringFlag{Name: "max-layer-size", Value: "128G",
+		Usage: "refuse layers that unpack to more than this `SIZE`"}
 }
 
 // maxLayerSize reads --max-layer-size, in bytes.
@@ -183,7 +192,8 @@ func (e *env) importDry(cmd *cli.Command, text string) error {
 
 // notImported is the error of a dry run that needs an image.
 func notImported(text string) error {
-	return fmt.Errorf("image %s: a dry run imports nothing; import it first: strata pull %s", printable(text), printable(text))
+	return fmt.Errorf("image %s: a dry run imports nothing; import it first: strata pull %s", printable(text),
+		printable(text))
 }
 
 // imageOptions are what --platform and --plain-http say. limit is in bytes, for each layer.
@@ -197,7 +207,8 @@ func imageOptions(cmd *cli.Command, limit int64) (o image.Options, err error) {
 	return o, nil
 }
 
-func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Store, src image.Source, name string) (rec store.Image, p pulled, err error) {
+func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Store, src image.Source,
+	name string) (rec store.Image, p pulled, err error) {
 	start := time.Now()
 	fs, err := formats(cmd)
 	if err != nil {
@@ -235,8 +246,9 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	if err != nil {
 		return rec, p, err
 	}
-	return rec, pulled{Name: rec.Name, Digest: rec.Digest, Platform: rec.Platform, Layers: len(rec.Layers), Converted: bars.converted(),
-		Formats: rec.Formats, Millis: time.Since(start).Milliseconds()}, nil
+	return rec, pulled{Name: rec.Name, Digest: rec.Digest, Platform: rec.Platform, Layers: len(rec.Layers),
+		Converted: bars.converted(),
+		Formats:   rec.Formats, Millis: time.Since(start).Milliseconds()}, nil
 }
 
 // agrees asks a person; where there is none the answer is no.
@@ -264,7 +276,8 @@ func samePlatform(wanted, have string) bool {
 
 // openImage opens an image to be imported. What has to be unpacked before it can be read lies in the store,
 // which has the room and clears it away if this process is killed.
-func openImage(ctx context.Context, st *store.Store, src image.Source, o image.Options) (*image.Image, func() error, error) {
+func openImage(ctx context.Context, st *store.Store, src image.Source,
+	o image.Options) (*image.Image, func() error, error) {
 	dir, remove, err := st.TempDir()
 	if err != nil {
 		return nil, nil, err

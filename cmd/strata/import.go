@@ -27,7 +27,8 @@ func importCommands(e *env) []*cli.Command {
 				"mmdebstrap --variant=minbase bookworm - | strata import - /layers/debian",
 				"strata import --format vhd --parent /layers/base change.tar.gz /layers/change"),
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "name", Usage: "what the image is called in the store (default: its own name, or that of the file)"},
+			&cli.StringFlag{Name: "name", Usage: "what the image is called in the store (default: its own name, or that of " +
+				"the file)"},
 			&cli.StringSliceFlag{Name: "parent", TakesFile: true,
 				Usage: "the layer `DIR` below this one, then the next (repeat); written to layerchain.json"},
 		}, imageFlags()...),
@@ -93,7 +94,8 @@ func checkFree(dir string) error {
 	}
 	for _, f := range []layerdir.Format{layerdir.EROFS, layerdir.VHD, layerdir.Tree} {
 		if exists(filepath.Join(dir, f.FileName())) {
-			return fmt.Errorf("import: %s holds %s already; remove it first, or choose another folder", printable(dir), f.FileName())
+			return fmt.Errorf("import: %s holds %s already; remove it first, or choose another folder", printable(dir),
+				f.FileName())
 		}
 	}
 	return nil
@@ -124,7 +126,8 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 			return res, fmt.Errorf("import: %w", err)
 		}
 		if fi.IsDir() {
-			return res, fmt.Errorf("import %s: it is a folder; give a tar, such as one of: tar -cf rootfs.tar -C %s ./", name, name)
+			return res, fmt.Errorf("import %s: it is a folder; give a tar, such as one of: tar -cf rootfs.tar -C %s ./", name,
+				name)
 		}
 		in, total = f, fi.Size()
 	} else if _, tty := terminal(e.stdin); tty {
@@ -142,7 +145,8 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}
 	defer tar.Close()
-	res, err = layerdir.Convert(ctx, layerdir.Options{Format: fs[0].File, Verity: fs[0].Verity, Tar: tar, Dir: dir, MaxBytes: limit, Share: shareLayer()})
+	res, err = layerdir.Convert(ctx, layerdir.Options{Format: fs[0].File, Verity: fs[0].Verity, Tar: tar, Dir: dir,
+		MaxBytes: limit, Share: shareLayer()})
 	if err != nil {
 		return res, fmt.Errorf("import %s: %w", name, err)
 	}

@@ -33,7 +33,8 @@ func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
 	out := []inspected{}
 	for _, ref := range cmd.Args().Slice() {
 		img, err := findImage(st, ref)
-		if wanted := cmd.String("platform"); errors.Is(err, store.ErrNotFound) || err == nil && !samePlatform(wanted, img.Platform) {
+		if wanted := cmd.String("platform"); errors.Is(err, store.ErrNotFound) || err == nil &&
+			!samePlatform(wanted, img.Platform) {
 			img, err = describeSource(ctx, cmd, ref)
 		}
 		if err != nil {
@@ -113,10 +114,12 @@ func describeSource(ctx context.Context, cmd *cli.Command, ref string) (rec stor
 	if err != nil {
 		return rec, fmt.Errorf("%w; it is not in the store either", err)
 	}
-	rec = store.Image{Name: img.Name, Digest: img.Digest, Source: img.Source.String(), Platform: img.Platform.String(), Created: img.Created,
+	rec = store.Image{Name: img.Name, Digest: img.Digest, Source: img.Source.String(), Platform: img.Platform.String(),
+		Created:  img.Created,
 		Manifest: img.Manifest, Config: img.RawConfig, Formats: []string{}}
 	for _, l := range img.Layers {
-		rec.Layers = append(rec.Layers, store.ImageLayer{DiffID: l.DiffID, Digest: l.Digest, MediaType: l.MediaType, Size: l.Size})
+		rec.Layers = append(rec.Layers, store.ImageLayer{DiffID: l.DiffID, Digest: l.Digest, MediaType: l.MediaType,
+			Size: l.Size})
 	}
 	return rec, img.Close()
 }

@@ -26,7 +26,8 @@ func TestKilledRun(t *testing.T) {
 	init := bootimagetest.Strata(t)
 	bootimagetest.ImageOf(t, init)
 	tarball := filepath.Join(t.TempDir(), "root.tar")
-	if err := os.WriteFile(tarball, treetest.Tar(t, treetest.Entry{Name: "bin/busybox", Mode: 0o755, Body: string(busybox)}), 0o644); err != nil {
+	if err := os.WriteFile(tarball, treetest.Tar(t,
+		treetest.Entry{Name: "bin/busybox", Mode: 0o755, Body: string(busybox)}), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -35,12 +36,17 @@ func TestKilledRun(t *testing.T) {
 		next  []string // what comes next
 		says  string   // and what it says
 	}{
-		{name: "on this system", flags: []string{"--isolation=process"}, next: []string{"recover"}, says: "killed: what this interrupted run left is taken away\n"},
-		{name: "before another run", flags: []string{"--isolation=process"}, next: []string{"run", "--isolation=process", tarball, "--", "/bin/busybox", "true"},
+		{name: "on this system", flags: []string{"--isolation=process"}, next: []string{"recover"},
+			says: "killed: what this interrupted run left is taken away\n"},
+		{name: "before another run", flags: []string{"--isolation=process"},
+			next: []string{"run", "--isolation=process", tarball, "--", "/bin/busybox", "true"},
 			says: "strata: what the interrupted run killed left is taken away\n"},
-		{name: "before another run of the id", flags: []string{"--isolation=process"}, next: []string{"run", "--id", "killed", "--isolation=process", tarball, "--", "/bin/busybox", "true"}},
-		{name: "in a VM of its own", next: []string{"recover"}, says: "killed: what this interrupted run left is taken away\n"},
-		{name: "in a VM that runs", flags: []string{"--vm", "default"}, next: []string{"vm", "stop"}, says: "strata: what the interrupted run killed left is taken away\n"},
+		{name: "before another run of the id", flags: []string{"--isolation=process"},
+			next: []string{"run", "--id", "killed", "--isolation=process", tarball, "--", "/bin/busybox", "true"}},
+		{name: "in a VM of its own", next: []string{"recover"},
+			says: "killed: what this interrupted run left is taken away\n"},
+		{name: "in a VM that runs", flags: []string{"--vm", "default"}, next: []string{"vm", "stop"},
+			says: "strata: what the interrupted run killed left is taken away\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := cliBox{t: t, strata: init, state: filepath.Join(t.TempDir(), "state")}
@@ -49,7 +55,8 @@ func TestKilledRun(t *testing.T) {
 			if slices.Contains(tt.flags, "--vm") {
 				c.run("vm", "start")
 			}
-			cmd := c.cmd(append(append([]string{"run", "--id", "killed"}, tt.flags...), tarball, "--", "/bin/busybox", "sh", "-c", "echo up; exec sleep 1000")...)
+			cmd := c.cmd(append(append([]string{"run", "--id", "killed"}, tt.flags...), tarball, "--", "/bin/busybox", "sh",
+				"-c", "echo up; exec sleep 1000")...)
 			out, err := cmd.StdoutPipe()
 			if err == nil {
 				cmd.Stderr = os.Stderr

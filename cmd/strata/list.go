@@ -23,14 +23,16 @@ func listCommands(e *env) []*cli.Command {
 			Name: "ls", Aliases: []string{"list"}, Usage: "list the containers that are mounted",
 			Description: examples("strata ls", "strata --json ls --vm big"),
 			Flags: []cli.Flag{
-				&cli.StringFlag{Name: "vm", Sources: cli.EnvVars("STRATA_VM"), Usage: "only those in the VM `NAME` (default: in all)"},
+				&cli.StringFlag{Name: "vm", Sources: cli.EnvVars("STRATA_VM"),
+					Usage: "only those in the VM `NAME` (default: in all)"},
 			},
 			Action: e.list,
 		},
 		{
 			Name: "recover", Usage: "finish or take back what interrupted commands left", ArgsUsage: "[NAME...]",
 			Description: "Every command that works with a VM does this first; this one does nothing else. It also\n" +
-				"removes what runs that were killed left, and the state of VMs that do not run any more.\n\n" + examples("strata recover", "strata recover big"),
+				"removes what runs that were killed left, and the state of VMs that do not run any more.\n\n" +
+				examples("strata recover", "strata recover big"),
 			Action: e.recover,
 		},
 	}

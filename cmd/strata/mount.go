@@ -22,7 +22,8 @@ func mountCommands(e *env) []*cli.Command {
 	return []*cli.Command{
 		{
 			Name: "mount", Usage: "make a container's root in a VM", ArgsUsage: "ID IMAGE|LAYER...",
-			Description: sources + "It is imported into the store when it is not there.\nLAYERs are folders, the top-most first, the base last. Without --scratch the root is read-only.\n" +
+			Description: sources + "It is imported into the store when it is not there.\nLAYERs are folders, the top-most " +
+				"first, the base last. Without --scratch the root is read-only.\n" +
 				"Layers that are in the VM already are shared.\n\n" +
 				"--vm host mounts on this system itself: on Linux as root or in a user namespace, on Windows the root of\n" +
 				"a process-isolated container.\n\n" +
@@ -33,9 +34,11 @@ func mountCommands(e *env) []*cli.Command {
 				vmFlag(),
 				&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (strata scratch create)"},
 				uncheckedFlag(),
-				&cli.StringSliceFlag{Name: "cim", TakesFile: true, Usage: "instead of LAYERs, on Windows hosts: composite image `DIR\\NAME`; " +
-					"repeated for what that image was merged from, top-most first"},
-				&cli.StringFlag{Name: "cim-kind", Value: "folder", Usage: "where composite images are: folder, or DIR is a file or device"},
+				&cli.StringSliceFlag{Name: "cim", TakesFile: true,
+					Usage: "instead of LAYERs, on Windows hosts: composite image `DIR\\NAME`; " +
+						"repeated for what that image was merged from, top-most first"},
+				&cli.StringFlag{Name: "cim-kind", Value: "folder",
+					Usage: "where composite images are: folder, or DIR is a file or device"},
 			}, imageFlags()...),
 			Action: e.mount,
 		},
@@ -46,9 +49,11 @@ func mountCommands(e *env) []*cli.Command {
 				examples("strata unmount web", "strata unmount --keep-layers web   # the VM keeps them for the next container"),
 			Flags: []cli.Flag{
 				vmFlag(),
-				&cli.BoolFlag{Name: "keep-layers", Usage: "release the root and the scratch only; a later unmount releases the layers"},
+				&cli.BoolFlag{Name: "keep-layers",
+					Usage: "release the root and the scratch only; a later unmount releases the layers"},
 				&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "all containers of the VM"},
-				&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "end the programs that still run in the container first"},
+				&cli.BoolFlag{Name: "force", Aliases: []string{"f"},
+					Usage: "end the programs that still run in the container first"},
 			},
 			Action: e.unmount,
 		},
@@ -56,7 +61,8 @@ func mountCommands(e *env) []*cli.Command {
 }
 
 func uncheckedFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "allow-unchecked", Usage: "mount layers with a hash tree (+verity) also where nothing can check it"}
+	return &cli.BoolFlag{Name: "allow-unchecked",
+		Usage: "mount layers with a hash tree (+verity) also where nothing can check it"}
 }
 
 // mounted is what mount prints.
@@ -131,13 +137,15 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 	if cmd.Bool("dry-run") {
 		return nil
 	}
-	out := mounted{ID: m.ID, VM: cmd.String("vm"), Root: m.Root, Scratch: r.Scratch, Millis: time.Since(start).Milliseconds()}
+	out := mounted{ID: m.ID, VM: cmd.String("vm"), Root: m.Root, Scratch: r.Scratch,
+		Millis: time.Since(start).Milliseconds()}
 	for _, l := range r.Layers {
 		out.Layers = append(out.Layers, l.Folder)
 	}
 	out.Layers = append(out.Layers, cims...)
 	return e.print(cmd, out, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: %s at %s in %s\n", m.ID, count(len(out.Layers), "layer"), m.Root, time.Since(start).Round(100*time.Microsecond))
+		fmt.Fprintf(w, "%s: %s at %s in %s\n", m.ID, count(len(out.Layers), "layer"), m.Root,
+			time.Since(start).Round(100*time.Microsecond))
 	})
 }
 
@@ -155,7 +163,8 @@ func (e *env) advise(err error, vm, id string) error {
 	case errors.Is(err, layers.ErrLayerOrder):
 		return fmt.Errorf("%w; give the top-most layer first and the base last", err)
 	case errors.Is(err, layers.ErrUnchecked):
-		return fmt.Errorf("%w (--format without +verity, --isolation=hypervisor); --allow-unchecked mounts it all the same", err)
+		return fmt.Errorf("%w (--format without +verity, --isolation=hypervisor); --allow-unchecked mounts it all the same",
+			err)
 	}
 	return err
 }

@@ -56,7 +56,9 @@ func (e *env) scratchCreate(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	return e.print(cmd, created{dirs[0], file, n}, func(w io.Writer) { fmt.Fprintf(w, "%s: up to %s\n", printable(file), size(n)) })
+	return e.print(cmd, created{dirs[0], file, n}, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: up to %s\n", printable(file), size(n))
+	})
 }
 
 // makeScratch clones a scratch from the template of the store.

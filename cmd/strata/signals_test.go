@@ -75,12 +75,15 @@ func TestInterruptedProgram(t *testing.T) {
 		code int
 		err  error
 	}{
-		{"that ends", &guestProcess{ends: []syscall.Signal{syscall.SIGTERM}}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM}, 42, nil},
+		{"that ends", &guestProcess{ends: []syscall.Signal{syscall.SIGTERM}}, syscall.SIGTERM,
+			[]syscall.Signal{syscall.SIGTERM}, 42, nil},
 		{"that must be killed", &guestProcess{ends: []syscall.Signal{syscall.SIGKILL}},
 			syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 42, nil},
-		{"that cannot be killed", &guestProcess{}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 0, errStubborn},
+		{"that cannot be killed", &guestProcess{}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, 0,
+			errStubborn},
 		{"in a silent guest", &guestProcess{silent: true}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM}, 0, errSilent},
-		{"in a guest that breaks the protocol", &guestProcess{refuse: vmm.ErrProtocol}, syscall.SIGTERM, []syscall.Signal{syscall.SIGTERM}, 0, errLeft},
+		{"in a guest that breaks the protocol", &guestProcess{refuse: vmm.ErrProtocol}, syscall.SIGTERM,
+			[]syscall.Signal{syscall.SIGTERM}, 0, errLeft},
 		{"with a stop signal of its own", &guestProcess{ends: []syscall.Signal{syscall.SIGINT}}, syscall.SIGINT,
 			[]syscall.Signal{syscall.SIGINT}, 42, nil},
 		{"that does not hear its stop signal", &guestProcess{ends: []syscall.Signal{syscall.SIGKILL}}, 37,
@@ -201,7 +204,8 @@ func TestErrorsOnStderr(t *testing.T) {
 // TestBusy: one sentence that names the container's programs and --force.
 func TestBusy(t *testing.T) {
 	for _, tt := range []struct{ guest, want string }{
-		{"/run/x is in use: process 12 (sh) by root directory /, process 14 (sleep) by program /bin/sleep, process 12 (sh) by open file",
+		{"/run/x is in use: process 12 (sh) by root directory /, process 14 (sleep) by program /bin/sleep, process 12 " +
+			"(sh) by open file",
 			`container "web" is in use by process 12 (sh), 14 (sleep); to end what runs in it: strata unmount --vm big --force web`},
 		{"nobody that can be named", `container "web" is in use: in use: nobody that can be named`},
 	} {

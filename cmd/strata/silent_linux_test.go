@@ -72,11 +72,13 @@ func TestSilentVM(t *testing.T) {
 	layer := layerFolder(t)
 	run := func(silence time.Duration, args ...string) (code int, said string) {
 		var out bytes.Buffer
-		e := &env{stdin: strings.NewReader(""), stdout: &out, stderr: &out, getenv: os.Getenv, lookupEnv: os.LookupEnv, silence: silence, grace: grace}
+		e := &env{stdin: strings.NewReader(""), stdout: &out, stderr: &out, getenv: os.Getenv, lookupEnv: os.LookupEnv,
+			silence: silence, grace: grace}
 		code = e.run(t.Context(), append([]string{"strata", "--state-dir", state}, args...))
 		return code, out.String()
 	}
-	for _, args := range [][]string{{"mount", "web", layer}, {"unmount", "web"}, {"recover"}, {"exec", "--in-vm", "true"}, {"run", "--vm", "default", layer, "--", "true"}} {
+	for _, args := range [][]string{{"mount", "web", layer}, {"unmount", "web"}, {"recover"}, {"exec", "--in-vm", "true"},
+		{"run", "--vm", "default", layer, "--", "true"}} {
 		start := time.Now()
 		code, said := run(50*time.Millisecond, args...)
 		t.Log(args, time.Since(start))

@@ -25,7 +25,8 @@ func TestPrivateState(t *testing.T) {
 		{"empty", 0o755, nil, 0o755, false},
 		{"for everybody", 0o777, map[string]fs.FileMode{"Mail": 0o755}, 0o777, true},
 		{"for a group", 0o770, map[string]fs.FileMode{"Mail": 0o755}, 0o770, true},
-		{"for everybody, who cannot exchange ours", 0o777 | sticky, map[string]fs.FileMode{"vms": 0o755, "x": 0o755}, 0o777 | sticky, false},
+		{"for everybody, who cannot exchange ours", 0o777 | sticky, map[string]fs.FileMode{"vms": 0o755, "x": 0o755},
+			0o777 | sticky, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			state := filepath.Join(t.TempDir(), "state")

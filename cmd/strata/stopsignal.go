@@ -51,7 +51,8 @@ func parseSignal(s string) (syscall.Signal, error) {
 }
 
 func stopSignalFlag() cli.Flag {
-	return &cli.StringFlag{Name: "stop-signal", Usage: "`SIGNAL` that asks the program to end (default: that of the image, else TERM)"}
+	return &cli.StringFlag{Name: "stop-signal",
+		Usage: "`SIGNAL` that asks the program to end (default: that of the image, else TERM)"}
 }
 
 // stopSignal is the signal that ends the program: that of the command line, else that of the image, which may be empty.

@@ -15,8 +15,9 @@ func TestParseSignal(t *testing.T) {
 		"SIGRTMIN": 34, "RTMIN+3": 37, "SIGRTMIN+3": 37, "RTMIN+30": 64, "SIGRTMAX": 64, "RTMAX-1": 63, "RTMAX-30": 34,
 		"1": 1, "64": 64,
 		// Refused:
-		"": 0, "0": 0, "65": 0, "-1": 0, "+15": 0, "SIG": 0, "SIG15": 0, "SIGNOPE": 0, "TERM ": 0, "TERM\n": 0, "SIGSIGTERM": 0,
-		"RTMIN-1": 0, "RTMIN+31": 0, "RTMAX+1": 0, "RTMAX-31": 0, "RTMIN+": 0, "RTMIN+-1": 0, "RTMIN++1": 0, "TERM+1": 0,
+		"": 0, "0": 0, "65": 0, "-1": 0, "+15": 0, "SIG": 0, "SIG15": 0, "SIGNOPE": 0, "TERM ": 0, "TERM\n": 0,
+		"SIGSIGTERM": 0,
+		"RTMIN-1":    0, "RTMIN+31": 0, "RTMAX+1": 0, "RTMAX-31": 0, "RTMIN+": 0, "RTMIN+-1": 0, "RTMIN++1": 0, "TERM+1": 0,
 		"99999999999999999999": 0, "0x9": 0,
 	} {
 		got, err := parseSignal(in)

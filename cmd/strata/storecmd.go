@@ -26,7 +26,8 @@ func storeCommands(e *env) []*cli.Command {
 				Description: "With --repair damaged layers are thrown away, and the images that need them imported again\n" +
 					"from where they came. The exit code is 1 when something is left damaged.\n\n" +
 					examples("strata store check", "strata store check --repair"),
-				Flags: []cli.Flag{&cli.BoolFlag{Name: "repair", Usage: "import damaged layers again"}, maxLayerSizeFlag(), plainHTTP()}},
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "repair", Usage: "import damaged layers again"}, maxLayerSizeFlag(),
+					plainHTTP()}},
 		},
 	}}
 }
@@ -148,7 +149,8 @@ func (e *env) storeCheck(ctx context.Context, cmd *cli.Command) error {
 }
 
 // reimport imports an image again from where it came, in the formats and for the platform that it had.
-func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, old store.Image, limit int64) (err error) {
+func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, old store.Image,
+	limit int64) (err error) {
 	src, err := image.ParseSource(old.Source)
 	if err != nil {
 		return err
@@ -175,6 +177,7 @@ func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, o
 	}
 	bars := newBars(e.stderr, cmd.Bool("json"))
 	defer bars.finish()
-	_, err = img.Import(ctx, st, image.ImportOptions{Name: old.Name, Formats: fs, MaxLayerBytes: limit, Progress: bars.tell})
+	_, err = img.Import(ctx, st, image.ImportOptions{Name: old.Name, Formats: fs, MaxLayerBytes: limit,
+		Progress: bars.tell})
 	return err
 }

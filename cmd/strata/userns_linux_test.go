@@ -26,7 +26,8 @@ func TestUserNamespaceScripts(t *testing.T) {
 				return
 			}
 			leaktest.Check(t)
-			testscript.Run(t, testscript.Params{Dir: "testdata/userns", Cmds: commands, RequireExplicitExec: true, WorkdirRoot: t.TempDir(),
+			testscript.Run(t, testscript.Params{Dir: "testdata/userns", Cmds: commands, RequireExplicitExec: true,
+				WorkdirRoot: t.TempDir(),
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("BUSYBOX", busybox)
 					return setup(env)
@@ -80,7 +81,8 @@ func TestInterruptedInUserNamespace(t *testing.T) {
 				c.run("unmount", "--vm", "host", "web")
 			}
 			c.run("image", "rm", "big")
-			for _, dir := range []string{"store/tmp", "store/layers/sha256", "store/chains/sha256", "store/images", "vms/host/host/fs", "vms/host/host/mounts", "vms/host/host/devices"} {
+			for _, dir := range []string{"store/tmp", "store/layers/sha256", "store/chains/sha256", "store/images",
+				"vms/host/host/fs", "vms/host/host/mounts", "vms/host/host/devices"} {
 				if left, err := os.ReadDir(filepath.Join(c.state, dir)); err != nil || len(left) > 0 {
 					t.Errorf("after %v at %v: %s holds %v, %v", sig, after, dir, left, err)
 				}

@@ -48,7 +48,9 @@ func TestVMScripts(t *testing.T) {
 		for _, tar := range args[1:] {
 			layers = append(layers, imagetest.Layer{Tar: []byte(ts.ReadFile(tar)), Compression: "gzip"})
 		}
-		ts.Check(os.WriteFile(ts.MkAbs(args[0]), blobs.LayoutTar(t, imagetest.Tagged(blobs.Image(t, &imagetest.Platform{OS: "linux", Architecture: runtime.GOARCH}, layers...), "v1")), 0o644))
+		ts.Check(os.WriteFile(ts.MkAbs(args[0]),
+			blobs.LayoutTar(t, imagetest.Tagged(blobs.Image(t, &imagetest.Platform{OS: "linux", Architecture: runtime.GOARCH},
+				layers...), "v1")), 0o644))
 	}
 	for _, script := range scripts {
 		t.Run(filepath.Base(script), func(t *testing.T) {
