@@ -191,7 +191,8 @@ func TestControllerGUIDs(t *testing.T) {
 			t.Errorf("controller %d is %s, want %s", n, got, want)
 		}
 	}
-	if got := SCSIPath(Controller(1, true), 3); got != "VirtualMachine/Devices/Scsi/0110f83b-de10-5172-a266-78bca56bf50a/Attachments/3" {
+	if got := SCSIPath(Controller(1, true),
+		3); got != "VirtualMachine/Devices/Scsi/0110f83b-de10-5172-a266-78bca56bf50a/Attachments/3" {
 		t.Error(got)
 	}
 	if got := VPMemMappingPath(2, 1<<20); got != "VirtualMachine/Devices/VirtualPMem/Devices/2/Mappings/1048576" {
