@@ -153,6 +153,7 @@ func (l *listing) checkRoot(s Source, o Options) error {
 	case l.broken != nil:
 		return fmt.Errorf("%s: %w: %w", s.Path, ErrCorrupt, l.broken)
 	}
-	return fmt.Errorf("%w: %s has none of /bin, /etc, /usr, /lib and the like, and it holds no image; if it is meant as one: tar:%s",
+	return fmt.Errorf("%w: %s has none of /bin, /etc, /usr, /lib and the like, and it holds no image; if it is meant "+
+		"as one: tar:%s",
 		ErrNotRoot, s.Path, s.Path)
 }

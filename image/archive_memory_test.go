@@ -57,7 +57,8 @@ func TestNamesOfArchives(t *testing.T) {
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)
-			img, err := image.Open(t.Context(), image.Source{Kind: image.DockerArchive, Path: path}, image.Options{TempDir: t.TempDir()})
+			img, err := image.Open(t.Context(), image.Source{Kind: image.DockerArchive, Path: path},
+				image.Options{TempDir: t.TempDir()})
 			runtime.ReadMemStats(&after)
 			if err == nil {
 				must(img.Close())

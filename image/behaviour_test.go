@@ -50,7 +50,8 @@ func (s *behaviours) answer(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	ping := r.URL.Path == "/v2/"
-	if s.b.challenge != nil && r.URL.Path != "/token" && !(ping && s.b.pingOpen) && r.Header.Get("Authorization") != "Bearer tok" {
+	if s.b.challenge != nil && r.URL.Path != "/token" && !(ping && s.b.pingOpen) &&
+		r.Header.Get("Authorization") != "Bearer tok" {
 		for _, c := range s.b.challenge {
 			w.Header().Add("WWW-Authenticate", strings.ReplaceAll(c, "$ME", "http://"+s.g.Host()))
 		}
@@ -72,7 +73,8 @@ func onPing(answer func(http.ResponseWriter)) func(*behaviours, http.ResponseWri
 }
 
 // onManifest answers requests for the manifest.
-func onManifest(answer func(s *behaviours, w http.ResponseWriter, digest string, b []byte)) func(*behaviours, http.ResponseWriter, *http.Request) bool {
+func onManifest(answer func(s *behaviours, w http.ResponseWriter, digest string, b []byte)) func(*behaviours,
+	http.ResponseWriter, *http.Request) bool {
 	return func(s *behaviours, w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, "/manifests/") {
 			return false
@@ -85,7 +87,8 @@ func onManifest(answer func(s *behaviours, w http.ResponseWriter, digest string,
 }
 
 // onBlob answers requests for blobs.
-func onBlob(answer func(s *behaviours, w http.ResponseWriter, r *http.Request, b []byte) bool) func(*behaviours, http.ResponseWriter, *http.Request) bool {
+func onBlob(answer func(s *behaviours, w http.ResponseWriter, r *http.Request, b []byte) bool) func(*behaviours,
+	http.ResponseWriter, *http.Request) bool {
 	return func(s *behaviours, w http.ResponseWriter, r *http.Request) bool {
 		_, d, ok := strings.Cut(r.URL.Path, "/blobs/")
 		return ok && answer(s, w, r, s.g.Blobs[d])
@@ -93,7 +96,8 @@ func onBlob(answer func(s *behaviours, w http.ResponseWriter, r *http.Request, b
 }
 
 // onCut cuts the large layer once, and lets the rest be asked for.
-func onCut(rest func(w http.ResponseWriter, r *http.Request, b []byte) bool) func(*behaviours, http.ResponseWriter, *http.Request) bool {
+func onCut(rest func(w http.ResponseWriter, r *http.Request, b []byte) bool) func(*behaviours, http.ResponseWriter,
+	*http.Request) bool {
 	return onBlob(func(s *behaviours, w http.ResponseWriter, r *http.Request, b []byte) bool {
 		if !strings.HasSuffix(r.URL.Path, s.big) {
 			return false
@@ -126,7 +130,8 @@ var field = []behaviour{
 	{name: "plain"},
 	{name: "ping200-bearer", challenge: []string{bearer}, pingOpen: true},
 	{name: "ping404", before: onPing(func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) })},
-	{name: "ping403", before: onPing(func(w http.ResponseWriter) { w.WriteHeader(http.StatusForbidden) }), want: image.ErrDenied, text: "first request"},
+	{name: "ping403", before: onPing(func(w http.ResponseWriter) { w.WriteHeader(http.StatusForbidden) }),
+		want: image.ErrDenied, text: "first request"},
 	{name: "ping405", before: onPing(func(w http.ResponseWriter) { w.WriteHeader(http.StatusMethodNotAllowed) })},
 	{name: "ping404-bearer", challenge: []string{bearer}, pingOpen: true,
 		before: onPing(func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) })},
@@ -143,7 +148,8 @@ var field = []behaviour{
 	}},
 	{name: "access-token", challenge: []string{bearer}, token: `{"access_token":"tok","expires_in":300}`},
 	{name: "both-empty-token", challenge: []string{bearer}, token: `{"token":"","access_token":"tok"}`},
-	{name: "tiny-expiry", challenge: []string{bearer}, token: `{"token":"tok","expires_in":0,"issued_at":"2001-01-01T00:00:00Z"}`},
+	{name: "tiny-expiry", challenge: []string{bearer},
+		token: `{"token":"tok","expires_in":0,"issued_at":"2001-01-01T00:00:00Z"}`},
 	{name: "no-token", challenge: []string{bearer}, token: `{}`, want: image.ErrInvalid, text: "token"},
 	{name: "two-challenges", challenge: []string{`Basic realm="registry"`, bearer}},
 	{name: "two-challenges-rev", challenge: []string{bearer, `Basic realm="registry"`}},
@@ -152,14 +158,19 @@ var field = []behaviour{
 	{name: "lower-bearer", challenge: []string{`bearer realm="$ME/token",service="s"`}},
 	{name: "no-service", challenge: []string{`Bearer realm="$ME/token"`}},
 	{name: "realm-query", challenge: []string{`Bearer realm="$ME/token?account=x",service="s"`}},
-	{name: "error-first", challenge: []string{`Bearer error="invalid_token",realm="$ME/token",service="s",scope="repository:org/app:pull"`}},
-	{name: "no-quotes", challenge: []string{`Bearer realm=$ME/token,service=s`}, want: image.ErrInvalid, text: "no address"},
-	{name: "realm-relative", challenge: []string{`Bearer realm="/token",service="s"`}, want: image.ErrInvalid, text: "no address"},
-	{name: "realm-file", challenge: []string{`Bearer realm="file:///etc/passwd"`}, want: image.ErrInvalid, text: "no address"},
-	{name: "post-token", challenge: []string{bearer}, text: "405", before: func(_ *behaviours, w http.ResponseWriter, r *http.Request) bool {
-		w.WriteHeader(http.StatusMethodNotAllowed)
-		return true
-	}},
+	{name: "error-first",
+		challenge: []string{`Bearer error="invalid_token",realm="$ME/token",service="s",scope="repository:org/app:pull"`}},
+	{name: "no-quotes", challenge: []string{`Bearer realm=$ME/token,service=s`}, want: image.ErrInvalid,
+		text: "no address"},
+	{name: "realm-relative", challenge: []string{`Bearer realm="/token",service="s"`}, want: image.ErrInvalid,
+		text: "no address"},
+	{name: "realm-file", challenge: []string{`Bearer realm="file:///etc/passwd"`}, want: image.ErrInvalid,
+		text: "no address"},
+	{name: "post-token", challenge: []string{bearer}, text: "405",
+		before: func(_ *behaviours, w http.ResponseWriter, r *http.Request) bool {
+			w.WriteHeader(http.StatusMethodNotAllowed)
+			return true
+		}},
 	{name: "redirect-auth", challenge: []string{bearer}, before: toStore},
 	{name: "redirect-307", before: toStore},
 	{name: "redirect-relative", before: onBlob(func(_ *behaviours, w http.ResponseWriter, r *http.Request, _ []byte) bool {
@@ -228,15 +239,19 @@ var field = []behaviour{
 		_, _ = w.Write(b)
 		return true
 	})},
-	{name: "digest-mismatch", want: image.ErrCorrupt, text: "announced was", before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, b []byte) {
-		w.Header().Set("Docker-Content-Digest", "sha256:"+strings.Repeat("0", 64))
+	{name: "digest-mismatch", want: image.ErrCorrupt, text: "announced was",
+		before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, b []byte) {
+			w.Header().Set("Docker-Content-Digest", "sha256:"+strings.Repeat("0", 64))
+			_, _ = w.Write(b)
+		})},
+	{name: "digest-lowercase-odd", want: image.ErrCorrupt, text: "announced was",
+		before: onManifest(func(_ *behaviours, w http.ResponseWriter, d string, b []byte) {
+			w.Header().Set("Docker-Content-Digest", "sha256:"+strings.ToUpper(strings.TrimPrefix(d, "sha256:")))
+			_, _ = w.Write(b)
+		})},
+	{name: "no-digest-header", before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, b []byte) {
 		_, _ = w.Write(b)
 	})},
-	{name: "digest-lowercase-odd", want: image.ErrCorrupt, text: "announced was", before: onManifest(func(_ *behaviours, w http.ResponseWriter, d string, b []byte) {
-		w.Header().Set("Docker-Content-Digest", "sha256:"+strings.ToUpper(strings.TrimPrefix(d, "sha256:")))
-		_, _ = w.Write(b)
-	})},
-	{name: "no-digest-header", before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, b []byte) { _, _ = w.Write(b) })},
 	{name: "type-plain", before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, b []byte) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write(b)
@@ -248,29 +263,34 @@ var field = []behaviour{
 		_, _ = z.Write(b)
 		_ = z.Close()
 	})},
-	{name: "gzip-bomb", want: image.ErrTooLarge, text: "more than", before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, _ []byte) {
-		w.Header().Set("Content-Encoding", "gzip")
-		z := gzip.NewWriter(w)
-		_, _ = z.Write(make([]byte, 64<<20))
-		_ = z.Close()
-	})},
-	{name: "octet-gzip-encoding", before: onBlob(func(_ *behaviours, w http.ResponseWriter, _ *http.Request, b []byte) bool {
+	{name: "gzip-bomb", want: image.ErrTooLarge, text: "more than",
+		before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, _ []byte) {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			_, _ = z.Write(make([]byte, 64<<20))
+			_ = z.Close()
+		})},
+	{name: "octet-gzip-encoding", before: onBlob(func(_ *behaviours, w http.ResponseWriter, _ *http.Request,
+		b []byte) bool {
 		w.Header().Set("Content-Encoding", "gzip")
 		_, _ = w.Write(b)
 		return true
 	})},
-	{name: "error-detail", text: "MANIFEST_UNKNOWN: no such tag", want: image.ErrNotFound, before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, _ []byte) {
-		w.WriteHeader(http.StatusNotFound)
-		_, _ = w.Write([]byte(`{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no such tag","detail":{"Tag":9}}]}`))
-	})},
-	{name: "error-page", text: "answer 418", before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, _ []byte) {
-		w.WriteHeader(http.StatusTeapot)
-		_, _ = w.Write([]byte("<html>\x1b[31mred</html>"))
-	})},
-	{name: "error-terminal", text: "answer 418", before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, _ []byte) {
-		w.WriteHeader(http.StatusTeapot)
-		_, _ = w.Write([]byte("\x1b[31mred\r\nsecond line"))
-	})},
+	{name: "error-detail", text: "MANIFEST_UNKNOWN: no such tag", want: image.ErrNotFound,
+		before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, _ []byte) {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.Write([]byte(`{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no such tag","detail":{"Tag":9}}]}`))
+		})},
+	{name: "error-page", text: "answer 418",
+		before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, _ []byte) {
+			w.WriteHeader(http.StatusTeapot)
+			_, _ = w.Write([]byte("<html>\x1b[31mred</html>"))
+		})},
+	{name: "error-terminal", text: "answer 418",
+		before: onManifest(func(_ *behaviours, w http.ResponseWriter, _ string, _ []byte) {
+			w.WriteHeader(http.StatusTeapot)
+			_, _ = w.Write([]byte("\x1b[31mred\r\nsecond line"))
+		})},
 }
 
 // toStore sends requests for blobs to a store that wants no credentials of another server.
@@ -341,7 +361,8 @@ func TestRegistryErrors(t *testing.T) {
 	quick := impatient()
 	quick.Retries = -1
 	for _, tt := range []struct{ source, text, not string }{
-		{"127.0.0.1:1/org/app:v1", "image docker://127.0.0.1:1/org/app:v1: connection refused: nothing listens there: registry 127.0.0.1:1, first request", "over TLS"},
+		{"127.0.0.1:1/org/app:v1", "image docker://127.0.0.1:1/org/app:v1: connection refused: nothing listens there: " +
+			"registry 127.0.0.1:1, first request", "over TLS"},
 	} {
 		_, err := open(t, tt.source, quick)
 		if err == nil || !strings.HasPrefix(err.Error(), tt.text) || strings.Contains(err.Error(), tt.not) {

@@ -92,7 +92,8 @@ func TestCredentials(t *testing.T) {
 		{name: "user and password", config: fmt.Sprintf(`{"auths":{%q:{"username":"al","password":"p:wü"}}}`, h)},
 		{name: "padded password", config: fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, h, padded)},
 		{name: "missing store", config: `{"credsStore":"missing"}`, public: true},
-		{name: "missing store beside a login", config: fmt.Sprintf(`{"credsStore":"missing","auths":{%q:{"auth":%q}}}`, h, right)},
+		{name: "missing store beside a login",
+			config: fmt.Sprintf(`{"credsStore":"missing","auths":{%q:{"auth":%q}}}`, h, right)},
 		{name: "missing helper of another registry", config: `{"credHelpers":{"gcr.io":"gcloud"}}`, public: true},
 		{name: "missing helper", config: fmt.Sprintf(`{"credHelpers":{%q:"missing"}}`, public.Host()), public: true},
 		{name: "helper that is a path", config: `{"credsStore":"x/../../bin/sh"}`, public: true},
@@ -220,7 +221,8 @@ esac
 	}
 	dir := noCredentials(t)
 	t.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
-	writeAuth(t, filepath.Join(dir, "config.json"), `{"credsStore":"test","auths":{"own.example/ns":{"username":"n","password":"p"}}}`)
+	writeAuth(t, filepath.Join(dir, "config.json"),
+		`{"credsStore":"test","auths":{"own.example/ns":{"username":"n","password":"p"}}}`)
 	for _, tt := range []struct {
 		repository, text string
 		want             image.Credentials
@@ -268,7 +270,8 @@ func TestIdentityToken(t *testing.T) {
 			}
 			return true
 		}
-		writeAuth(t, filepath.Join(noCredentials(t), "config.json"), fmt.Sprintf(`{"auths":{%q:{"auth":"PDp4","identitytoken":"refresh"}}}`, g.Host()))
+		writeAuth(t, filepath.Join(noCredentials(t), "config.json"),
+			fmt.Sprintf(`{"auths":{%q:{"auth":"PDp4","identitytoken":"refresh"}}}`, g.Host()))
 		o := impatient()
 		o.Keychain = nil
 		if _, err := open(t, g.Host()+"/org/app:v1", o); err != nil {

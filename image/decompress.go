@@ -19,7 +19,8 @@ const (
 
 // otherPackers are how files begin that cannot be unpacked here.
 var otherPackers = map[string]string{
-	"lz4": "\x04\x22\x4d\x18", "lzip": "LZIP\x01", "compress": "\x1f\x9d", "lzop": "\x89LZO", "zip": "PK\x03\x04", "7-Zip": "7z\xbc\xaf",
+	"lz4": "\x04\x22\x4d\x18", "lzip": "LZIP\x01", "compress": "\x1f\x9d", "lzop": "\x89LZO", "zip": "PK\x03\x04",
+	"7-Zip": "7z\xbc\xaf",
 }
 
 // decompress is Decompress in the goroutine of the reader.

@@ -35,7 +35,8 @@ func orderedTar(t testing.TB, entries ...entry) []byte {
 		if e.typ == 0 {
 			e.typ = tar.TypeReg
 		}
-		err := w.WriteHeader(&tar.Header{Name: e.name, Linkname: e.link, Typeflag: e.typ, Mode: 0o644, Size: int64(len(e.body))})
+		err := w.WriteHeader(&tar.Header{Name: e.name, Linkname: e.link, Typeflag: e.typ, Mode: 0o644,
+			Size: int64(len(e.body))})
 		if err == nil {
 			_, err = w.Write(e.body)
 		}
@@ -51,7 +52,8 @@ func orderedTar(t testing.TB, entries ...entry) []byte {
 
 // rootTar is a small root file system.
 func rootTar(t testing.TB) []byte {
-	return treetest.Tar(t, treetest.Entry{Name: "etc/os-release", Body: "NAME=small"}, treetest.Entry{Name: "manifest.json", Body: "{}"})
+	return treetest.Tar(t, treetest.Entry{Name: "etc/os-release", Body: "NAME=small"},
+		treetest.Entry{Name: "manifest.json", Body: "{}"})
 }
 
 // TestArchiveForms: an archive is recognised by all that it holds, in whatever order and however its names are written.
@@ -91,28 +93,36 @@ func TestArchiveForms(t *testing.T) {
 			entry{name: "manifest.json", body: manifest("config.json", "layer.tar")})},
 		{"layer first", orderedTar(t, entry{name: "app-layer.tar", body: layer}, entry{name: "config.json", body: config},
 			entry{name: "manifest.json", body: manifest("config.json", "app-layer.tar")})},
-		{"names with a slash", orderedTar(t, entry{name: "/" + hexa + ".json", body: config}, entry{name: "/x.tar", body: layer},
+		{"names with a slash", orderedTar(t, entry{name: "/" + hexa + ".json", body: config},
+			entry{name: "/x.tar", body: layer},
 			entry{name: "/manifest.json", body: manifest(hexa+".json", "/x.tar")})},
 		{"all with a slash", orderedTar(t, entry{name: "/c.json", body: config}, entry{name: "/x.tar", body: layer},
 			entry{name: "/manifest.json", body: manifest("/c.json", "/x.tar")})},
-		{"names with a dot", orderedTar(t, entry{name: "./", typ: tar.TypeDir}, entry{name: "./c.json", body: config}, entry{name: "./x.tar", body: layer},
+		{"names with a dot", orderedTar(t, entry{name: "./", typ: tar.TypeDir}, entry{name: "./c.json", body: config},
+			entry{name: "./x.tar", body: layer},
 			entry{name: "./manifest.json", body: manifest("c.json", "x.tar")})},
-		{"names that go up and stay inside", orderedTar(t, entry{name: "a/../c.json", body: config}, entry{name: "../x.tar", body: layer},
-			entry{name: "a/../manifest.json", body: manifest("c.json", "x.tar")})},
-		{"symbolic link", orderedTar(t, entry{name: "1/layer.tar", body: layer}, entry{name: "2/layer.tar", link: "../1/layer.tar", typ: tar.TypeSymlink},
+		{"names that go up and stay inside",
+			orderedTar(t, entry{name: "a/../c.json", body: config}, entry{name: "../x.tar", body: layer},
+				entry{name: "a/../manifest.json", body: manifest("c.json", "x.tar")})},
+		{"symbolic link", orderedTar(t, entry{name: "1/layer.tar", body: layer},
+			entry{name: "2/layer.tar", link: "../1/layer.tar", typ: tar.TypeSymlink},
 			entry{name: "c.json", body: config}, entry{name: "manifest.json", body: manifest("c.json", "2/layer.tar")})},
-		{"symbolic link over the top", orderedTar(t, entry{name: "1/layer.tar", body: layer}, entry{name: "2/layer.tar", link: "../../1/layer.tar", typ: tar.TypeSymlink},
+		{"symbolic link over the top", orderedTar(t, entry{name: "1/layer.tar", body: layer},
+			entry{name: "2/layer.tar", link: "../../1/layer.tar", typ: tar.TypeSymlink},
 			entry{name: "c.json", body: config}, entry{name: "manifest.json", body: manifest("c.json", "2/layer.tar")})},
-		{"hard link", orderedTar(t, entry{name: "1/layer.tar", body: layer}, entry{name: "2/layer.tar", link: "./1/layer.tar", typ: tar.TypeLink},
+		{"hard link", orderedTar(t, entry{name: "1/layer.tar", body: layer},
+			entry{name: "2/layer.tar", link: "./1/layer.tar", typ: tar.TypeLink},
 			entry{name: "c.json", body: config}, entry{name: "manifest.json", body: manifest("c.json", "2/layer.tar")})},
 		{"layout", layout()},
 		{"layout with a folder first", layout(entry{name: "ingest/", typ: tar.TypeDir})},
-		{"layout with files first", layout(entry{name: "README", body: []byte("x")}, entry{name: "some/file", body: []byte("y")})},
+		{"layout with files first", layout(entry{name: "README", body: []byte("x")},
+			entry{name: "some/file", body: []byte("y")})},
 	} {
 		for _, how := range []string{"", "gzip", "zstd"} {
 			t.Run(tt.name+" "+how, func(t *testing.T) {
 				leaktest.Check(t)
-				img, err := open(t, imagetest.Write(t, "image.tar", imagetest.Compress(t, how, tt.tar)), image.Options{Platform: amd64})
+				img, err := open(t, imagetest.Write(t, "image.tar", imagetest.Compress(t, how, tt.tar)),
+					image.Options{Platform: amd64})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -143,8 +153,10 @@ func TestBareRoots(t *testing.T) {
 		{name: "something else, said to be one", prefix: "tar:", tar: photos},
 		{name: "something else, accepted", any: true, tar: photos},
 		{name: "nothing", tar: make([]byte, 1024), want: image.ErrNotRoot},
-		{name: "part of an image", tar: imagetest.FileTar(t, map[string][]byte{"oci-layout": []byte("{}"), "blobs/sha256/a": []byte("x")}), want: image.ErrNotRoot},
-		{name: "cut off", tar: orderedTar(t, entry{name: "photos/1.jpg", body: make([]byte, 2000)})[:1000], want: image.ErrCorrupt},
+		{name: "part of an image", tar: imagetest.FileTar(t,
+			map[string][]byte{"oci-layout": []byte("{}"), "blobs/sha256/a": []byte("x")}), want: image.ErrNotRoot},
+		{name: "cut off", tar: orderedTar(t, entry{name: "photos/1.jpg", body: make([]byte, 2000)})[:1000],
+			want: image.ErrCorrupt},
 	} {
 		for _, how := range []string{"", "gzip"} {
 			t.Run(tt.name+" "+how, func(t *testing.T) {
@@ -166,7 +178,8 @@ func TestBareRoots(t *testing.T) {
 func TestRootCompressions(t *testing.T) {
 	root := rootTar(t)
 	for _, tt := range []struct{ tool, suffix, text string }{
-		{tool: "gzip", suffix: ".gz"}, {tool: "xz", suffix: ".xz"}, {tool: "bzip2", suffix: ".bz2"}, {tool: "zstd", suffix: ".zst"},
+		{tool: "gzip", suffix: ".gz"}, {tool: "xz", suffix: ".xz"}, {tool: "bzip2", suffix: ".bz2"},
+		{tool: "zstd", suffix: ".zst"},
 		{tool: "lz4", suffix: ".lz4", text: "packed by lz4"}, {tool: "zip", text: "packed by zip"},
 	} {
 		t.Run(tt.tool, func(t *testing.T) {
@@ -204,7 +217,8 @@ func TestRootCompressions(t *testing.T) {
 // TestNames: a name stands for one image, or the error lists those there are.
 func TestNames(t *testing.T) {
 	b := imagetest.Blobs{}
-	one, two := b.Image(t, nil, imagetest.Layer{Tar: layerTar(t, 1)}), b.Image(t, nil, imagetest.Layer{Tar: layerTar(t, 2)})
+	one, two := b.Image(t, nil, imagetest.Layer{Tar: layerTar(t, 1)}),
+		b.Image(t, nil, imagetest.Layer{Tar: layerTar(t, 2)})
 	arm := b.Image(t, &imagetest.Platform{OS: "linux", Architecture: "arm64"}, imagetest.Layer{Tar: layerTar(t, 3)})
 	tag := imagetest.Tagged
 	full := func(d imagetest.Descriptor, name string) imagetest.Descriptor {
@@ -216,7 +230,8 @@ func TestNames(t *testing.T) {
 		d.Platform = &imagetest.Platform{OS: "linux", Architecture: arch}
 		return d
 	}
-	docker25 := []imagetest.Descriptor{full(one, "docker.io/library/one:latest"), full(two, "docker.io/library/two:latest")}
+	docker25 := []imagetest.Descriptor{full(one, "docker.io/library/one:latest"),
+		full(two, "docker.io/library/two:latest")}
 	const ambiguous = "docker.io/library/one:latest, docker.io/library/two:latest"
 	for _, tt := range []struct {
 		what, name string
@@ -230,25 +245,40 @@ func TestNames(t *testing.T) {
 		{what: "same tag", name: "latest", list: docker25, want: image.ErrAmbiguous, text: ambiguous},
 		{what: "same tag", name: "one:latest", list: docker25, digest: one.Digest, called: "docker.io/library/one:latest"},
 		{what: "same tag", name: "two", list: docker25, digest: two.Digest, called: "docker.io/library/two:latest"},
-		{what: "same tag", name: "docker.io/library/two:latest", list: docker25, digest: two.Digest, called: "docker.io/library/two:latest"},
-		{what: "same tag", name: "index.docker.io/library/two", list: docker25, digest: two.Digest, called: "docker.io/library/two:latest"},
+		{what: "same tag", name: "docker.io/library/two:latest", list: docker25, digest: two.Digest,
+			called: "docker.io/library/two:latest"},
+		{what: "same tag", name: "index.docker.io/library/two", list: docker25, digest: two.Digest,
+			called: "docker.io/library/two:latest"},
 		{what: "same tag", name: "three", list: docker25, want: image.ErrNotFound, text: ambiguous},
 		{what: "same tag", name: two.Digest, list: docker25, digest: two.Digest, called: "docker.io/library/two:latest"},
 		{what: "one image", name: "", list: docker25[:1], digest: one.Digest, called: "docker.io/library/one:latest"},
 		{what: "one image", name: "latest", list: docker25[:1], digest: one.Digest, called: "docker.io/library/one:latest"},
-		{what: "untagged too", name: "", list: []imagetest.Descriptor{one, tag(two, "v1")}, want: image.ErrAmbiguous, text: one.Digest + ", v1"},
-		{what: "untagged too", name: "v1", list: []imagetest.Descriptor{one, tag(two, "v1")}, digest: two.Digest, called: "image:v1"},
-		{what: "untagged too", name: one.Digest, list: []imagetest.Descriptor{one, tag(two, "v1")}, digest: one.Digest, called: "image:latest"},
-		{what: "two tags of one image", name: "", list: []imagetest.Descriptor{tag(one, "a"), tag(one, "b")}, digest: one.Digest, called: "image:a"},
-		{what: "two tags of one image", name: "b", list: []imagetest.Descriptor{tag(one, "a"), tag(one, "b")}, digest: one.Digest, called: "image:b"},
-		{what: "one tag of two images", name: "v1", list: []imagetest.Descriptor{tag(one, "v1"), tag(two, "v1")}, want: image.ErrAmbiguous, text: two.Digest},
-		{what: "one tag of two images", name: "", list: []imagetest.Descriptor{tag(one, "v1"), tag(two, "v1")}, want: image.ErrAmbiguous, text: two.Digest},
-		{what: "one tag and platform of two images", name: "v1", list: []imagetest.Descriptor{on(tag(one, "v1"), "amd64"), on(tag(two, "v1"), "amd64")},
+		{what: "untagged too", name: "", list: []imagetest.Descriptor{one, tag(two, "v1")}, want: image.ErrAmbiguous,
+			text: one.Digest + ", v1"},
+		{what: "untagged too", name: "v1", list: []imagetest.Descriptor{one, tag(two, "v1")}, digest: two.Digest,
+			called: "image:v1"},
+		{what: "untagged too", name: one.Digest, list: []imagetest.Descriptor{one, tag(two, "v1")}, digest: one.Digest,
+			called: "image:latest"},
+		{what: "two tags of one image", name: "", list: []imagetest.Descriptor{tag(one, "a"), tag(one, "b")},
+			digest: one.Digest, called: "image:a"},
+		{what: "two tags of one image", name: "b", list: []imagetest.Descriptor{tag(one, "a"), tag(one, "b")},
+			digest: one.Digest, called: "image:b"},
+		{what: "one tag of two images", name: "v1", list: []imagetest.Descriptor{tag(one, "v1"), tag(two, "v1")},
 			want: image.ErrAmbiguous, text: two.Digest},
-		{what: "one tag for two platforms", name: "v1", list: []imagetest.Descriptor{on(tag(arm, "v1"), "arm64"), on(tag(two, "v1"), "amd64")}, digest: two.Digest, called: "image:v1"},
-		{what: "one tag for two platforms, said in the configuration", name: "v1", list: []imagetest.Descriptor{tag(arm, "v1"), tag(two, "v1")}, digest: two.Digest, called: "image:v1"},
-		{what: "odd tags", name: "with space", list: []imagetest.Descriptor{tag(one, "with space"), tag(two, "_lead")}, digest: one.Digest, called: "image:with space"},
-		{what: "odd tags", name: "reg.example.org:5000/team/app:v1", list: []imagetest.Descriptor{tag(one, "reg.example.org:5000/team/app:v1"), tag(two, "a/b")},
+		{what: "one tag of two images", name: "", list: []imagetest.Descriptor{tag(one, "v1"), tag(two, "v1")},
+			want: image.ErrAmbiguous, text: two.Digest},
+		{what: "one tag and platform of two images", name: "v1",
+			list: []imagetest.Descriptor{on(tag(one, "v1"), "amd64"), on(tag(two, "v1"), "amd64")},
+			want: image.ErrAmbiguous, text: two.Digest},
+		{what: "one tag for two platforms", name: "v1",
+			list: []imagetest.Descriptor{on(tag(arm, "v1"), "arm64"), on(tag(two, "v1"), "amd64")}, digest: two.Digest,
+			called: "image:v1"},
+		{what: "one tag for two platforms, said in the configuration", name: "v1",
+			list: []imagetest.Descriptor{tag(arm, "v1"), tag(two, "v1")}, digest: two.Digest, called: "image:v1"},
+		{what: "odd tags", name: "with space", list: []imagetest.Descriptor{tag(one, "with space"), tag(two, "_lead")},
+			digest: one.Digest, called: "image:with space"},
+		{what: "odd tags", name: "reg.example.org:5000/team/app:v1",
+			list:   []imagetest.Descriptor{tag(one, "reg.example.org:5000/team/app:v1"), tag(two, "a/b")},
 			digest: one.Digest, called: "reg.example.org:5000/team/app:v1"},
 	} {
 		t.Run(tt.what+" "+tt.name, func(t *testing.T) {
@@ -278,7 +308,8 @@ func TestArchiveNames(t *testing.T) {
 	layer := layerTar(t, 1)
 	config := configOf(t, layer)
 	files := map[string][]byte{"a.json": config, "b.json": append([]byte(" "), config...), "l.tar": layer,
-		"manifest.json": []byte(`[{"Config":"a.json","RepoTags":["app:v1"],"Layers":["l.tar"]},{"Config":"b.json","RepoTags":["app:v1"],"Layers":["l.tar"]}]`)}
+		"manifest.json": []byte(
+			`[{"Config":"a.json","RepoTags":["app:v1"],"Layers":["l.tar"]},{"Config":"b.json","RepoTags":["app:v1"],"Layers":["l.tar"]}]`)}
 	path := imagetest.Write(t, "x.tar", imagetest.FileTar(t, files))
 	for _, name := range []string{"", ":app:v1"} {
 		if _, err := open(t, path+name, image.Options{Platform: amd64}); !errors.Is(err, image.ErrAmbiguous) {
@@ -390,22 +421,29 @@ func TestOddLayers(t *testing.T) {
 		{name: "zeros after gzip", blob: join(z("gzip", a), make([]byte, 512)), tar: a},
 		{name: "many zeros after gzip", blob: join(z("gzip", a), make([]byte, 1<<20)), tar: a},
 		{name: "garbage after gzip", blob: join(z("gzip", a), []byte("garbage!")), tar: a, want: image.ErrCorrupt},
-		{name: "garbage after zeros after gzip", blob: join(z("gzip", a), make([]byte, 512), []byte("x")), tar: a, want: image.ErrCorrupt},
+		{name: "garbage after zeros after gzip", blob: join(z("gzip", a), make([]byte, 512), []byte("x")), tar: a,
+			want: image.ErrCorrupt},
 		{name: "gzip members", blob: join(z("gzip", a[:half]), z("gzip", a[half:])), tar: a},
 		{name: "gzip members and an empty one", blob: join(z("gzip", a[:half]), z("gzip", a[half:]), z("gzip", nil)), tar: a},
 		{name: "cut gzip member", blob: join(z("gzip", a), z("gzip", a)[:5]), tar: a, want: image.ErrCorrupt},
-		{name: "zstd with skippable frames at the end", mediaType: imagetest.OCILayer + "+zstd", blob: join(z("zstd", a), skippable("toc"), skippable("footer")), tar: a},
-		{name: "zstd with a skippable frame first", mediaType: imagetest.OCILayer + "+zstd", blob: join(skippable("x"), z("zstd", a)), tar: a},
-		{name: "zstd frames", mediaType: imagetest.OCILayer + "+zstd", blob: join(z("zstd", a[:half]), z("zstd", a[half:])), tar: a},
-		{name: "garbage after zstd", mediaType: imagetest.OCILayer + "+zstd", blob: join(z("zstd", a), []byte("garbage!")), tar: a, want: image.ErrCorrupt},
+		{name: "zstd with skippable frames at the end", mediaType: imagetest.OCILayer + "+zstd",
+			blob: join(z("zstd", a), skippable("toc"), skippable("footer")), tar: a},
+		{name: "zstd with a skippable frame first", mediaType: imagetest.OCILayer + "+zstd",
+			blob: join(skippable("x"), z("zstd", a)), tar: a},
+		{name: "zstd frames", mediaType: imagetest.OCILayer + "+zstd", blob: join(z("zstd", a[:half]), z("zstd", a[half:])),
+			tar: a},
+		{name: "garbage after zstd", mediaType: imagetest.OCILayer + "+zstd", blob: join(z("zstd", a), []byte("garbage!")),
+			tar: a, want: image.ErrCorrupt},
 		{name: "plain, said to be gzip", blob: a, tar: a},
 		{name: "gzip, said to be plain", mediaType: imagetest.OCILayer, blob: z("gzip", a), tar: a},
 		{name: "padded tar", blob: z("gzip", join(a, make([]byte, 100_000))), tar: join(a, make([]byte, 100_000))},
 		{name: "no bytes", mediaType: imagetest.OCILayer, blob: []byte{}, tar: []byte{}},
 		{name: "no bytes in gzip", blob: z("gzip", nil), tar: []byte{}},
 		{name: "nondistributable", mediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar", blob: a, tar: a},
-		{name: "nondistributable gzip", mediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", blob: z("gzip", a), tar: a},
-		{name: "nondistributable zstd", mediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", blob: z("zstd", a), tar: a},
+		{name: "nondistributable gzip", mediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+			blob: z("gzip", a), tar: a},
+		{name: "nondistributable zstd", mediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+			blob: z("zstd", a), tar: a},
 		{name: "docker foreign", mediaType: foreign, blob: z("gzip", a), tar: a},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

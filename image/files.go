@@ -82,7 +82,8 @@ func indexTar(ctx context.Context, f *os.File) (*tarFiles, error) {
 			return nil, fmt.Errorf("%s: %w: %w", f.Name(), ErrCorrupt, err)
 		}
 		if names += len(h.Name) + len(h.Linkname); n >= maxArchive || names > maxArchiveNames {
-			return nil, fmt.Errorf("%s: %w: an archive with an image has at most %d entries, with names of %d bytes; for a bare root file system say tar:%s",
+			return nil, fmt.Errorf("%s: %w: an archive with an image has at most %d entries, with names of %d bytes; for a "+
+				"bare root file system say tar:%s",
 				f.Name(), ErrTooLarge, int(maxArchive), maxArchiveNames, f.Name())
 		}
 		name := strings.Clone(inArchive(h.Name)) // the header's string may be part of a much longer one
@@ -210,7 +211,8 @@ func openCompressed(ctx context.Context, s Source, f *os.File, o Options) (*Imag
 	return img, f.Close()
 }
 
-var errNoArchive = fmt.Errorf("%w: it holds neither index.json nor manifest.json, so that it is no archive with an image", ErrUnsupported)
+var errNoArchive = fmt.Errorf("%w: it holds neither index.json nor manifest.json, so that it is no archive with an "+
+	"image", ErrUnsupported)
 
 func openArchive(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {
 	t, err := indexTar(ctx, f)
@@ -264,7 +266,8 @@ func spool(ctx context.Context, f *os.File, o Options) (out *spooled, err error)
 	out = &spooled{File: file, named: os.Remove(file.Name()) != nil} // Windows removes no open file
 	n, err := io.Copy(out, &ctxReader{ctx, io.LimitReader(content, o.MaxLayerBytes+1)})
 	if err == nil && n > o.MaxLayerBytes {
-		err = fmt.Errorf("%w: it unpacks to more than %d bytes; if the image is trusted, raise the limit", ErrTooLarge, o.MaxLayerBytes)
+		err = fmt.Errorf("%w: it unpacks to more than %d bytes; if the image is trusted, raise the limit", ErrTooLarge,
+			o.MaxLayerBytes)
 	}
 	if err != nil {
 		return nil, errors.Join(err, out.Close())

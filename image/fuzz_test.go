@@ -21,7 +21,8 @@ import (
 func FuzzArchive(f *testing.F) {
 	small := treetest.Tar(f, treetest.Entry{Name: "d/f", Body: "content"}, treetest.Entry{Name: "d/.wh.g"})
 	blobs := imagetest.Blobs{}
-	d := blobs.Image(f, nil, imagetest.Layer{Tar: small, Compression: "gzip"}, imagetest.Layer{Tar: small, Compression: "zstd"}, imagetest.Layer{Tar: small})
+	d := blobs.Image(f, nil, imagetest.Layer{Tar: small, Compression: "gzip"},
+		imagetest.Layer{Tar: small, Compression: "zstd"}, imagetest.Layer{Tar: small})
 	layout := blobs.LayoutTar(f, imagetest.Tagged(d, "v1"))
 	docker := dockerArchive(f, configOf(f, small), small)
 	for _, b := range [][]byte{layout, blobs.LayoutTar(f, blobs.Index(f, d)), docker, small} {
@@ -39,7 +40,8 @@ func FuzzArchive(f *testing.F) {
 			t.Fatal(err)
 		}
 		before := allocated()
-		img, err := image.Open(t.Context(), image.Source{Kind: image.File, Path: path}, image.Options{Platform: amd64, MaxLayerBytes: limit, TempDir: dir})
+		img, err := image.Open(t.Context(), image.Source{Kind: image.File, Path: path},
+			image.Options{Platform: amd64, MaxLayerBytes: limit, TempDir: dir})
 		streams := uint64(3) // to look, to unpack, to read
 		if err == nil {
 			streams += uint64(len(img.Layers))
@@ -84,8 +86,10 @@ func allocated() uint64 {
 
 // FuzzParseSource: what is understood can be written down and read again.
 func FuzzParseSource(f *testing.F) {
-	for _, s := range []string{"", "debian", "ghcr.io/org/app@sha256:" + strings.Repeat("a", 64), "docker://localhost:5000/a:b", "oci:dir:tag",
-		"oci-archive:/x.tar", "docker-archive:x:app:v1", "tar:./x", "file:..", `C:\x:y`, "https://h/x", "./a:b:c", "x.tar", "tar::x"} {
+	for _, s := range []string{"", "debian", "ghcr.io/org/app@sha256:" + strings.Repeat("a", 64),
+		"docker://localhost:5000/a:b", "oci:dir:tag",
+		"oci-archive:/x.tar", "docker-archive:x:app:v1", "tar:./x", "file:..", `C:\x:y`, "https://h/x", "./a:b:c", "x.tar",
+		"tar::x"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -45,17 +45,18 @@ var (
 
 // Config is what the image says of the program to run in it.
 type Config struct {
-	Entrypoint  []string          `json:"entrypoint,omitempty"`
-	Cmd         []string          `json:"cmd,omitempty"`
-	Env         []string          `json:"env,omitempty"`
-	WorkingDir  string            `json:"workingDir,omitempty"`
-	User        string            `json:"user,omitempty"` // name or uid, perhaps with ":" and group or gid
-	Labels      map[string]string `json:"labels,omitempty"`
-	StopSignal  string            `json:"stopSignal,omitempty"`  // what ends the program: a name, with or without SIG, or a number
-	Volumes     []string          `json:"volumes,omitempty"`     // paths whose content outlives a container, sorted
-	Ports       []string          `json:"ports,omitempty"`       // PORT[/PROTOCOL] that it listens on, sorted
-	Shell       []string          `json:"shell,omitempty"`       // what commands in the form of a shell are given to
-	Healthcheck *Healthcheck      `json:"healthcheck,omitempty"` // nil: none
+	Entrypoint []string          `json:"entrypoint,omitempty"`
+	Cmd        []string          `json:"cmd,omitempty"`
+	Env        []string          `json:"env,omitempty"`
+	WorkingDir string            `json:"workingDir,omitempty"`
+	User       string            `json:"user,omitempty"` // name or uid, perhaps with ":" and group or gid
+	Labels     map[string]string `json:"labels,omitempty"`
+	// what ends the program: a name, with or without SIG, or a number
+	StopSignal  string       `json:"stopSignal,omitempty"`
+	Volumes     []string     `json:"volumes,omitempty"`     // paths whose content outlives a container, sorted
+	Ports       []string     `json:"ports,omitempty"`       // PORT[/PROTOCOL] that it listens on, sorted
+	Shell       []string     `json:"shell,omitempty"`       // what commands in the form of a shell are given to
+	Healthcheck *Healthcheck `json:"healthcheck,omitempty"` // nil: none
 }
 
 // Healthcheck says how to find out whether the program is well. Strata shows it and does not run it.
@@ -97,7 +98,8 @@ func (i *Image) CheckLinux() error {
 	case "linux", "":
 		return nil
 	case "windows":
-		return fmt.Errorf("image %s: %w: it is for Windows (%s): its layers need a Windows host, or give --platform linux/%s if the image has that too",
+		return fmt.Errorf("image %s: %w: it is for Windows (%s): its layers need a Windows host, or give --platform "+
+			"linux/%s if the image has that too",
 			i.Name, ErrUnsupported, i.Platform, runtime.GOARCH)
 	default:
 		return fmt.Errorf("image %s: %w: it is for %s", i.Name, ErrUnsupported, i.Platform)

@@ -21,7 +21,8 @@ import (
 )
 
 func layerTar(t testing.TB, n int) []byte {
-	return treetest.Tar(t, treetest.Entry{Name: fmt.Sprintf("file%d", n), Body: strings.Repeat(fmt.Sprintf("layer %d ", n), 50_000)})
+	return treetest.Tar(t, treetest.Entry{Name: fmt.Sprintf("file%d", n),
+		Body: strings.Repeat(fmt.Sprintf("layer %d ", n), 50_000)})
 }
 
 // read reads all layers to their end.
@@ -64,7 +65,8 @@ var amd64 = image.Platform{OS: "linux", Architecture: "amd64"}
 func good(t testing.TB) (imagetest.Blobs, imagetest.Descriptor, [][]byte) {
 	b := imagetest.Blobs{}
 	tars := [][]byte{layerTar(t, 1), layerTar(t, 2), layerTar(t, 3)}
-	d := b.Image(t, nil, imagetest.Layer{Tar: tars[0], Compression: "gzip"}, imagetest.Layer{Tar: tars[1], Compression: "zstd"}, imagetest.Layer{Tar: tars[2]})
+	d := b.Image(t, nil, imagetest.Layer{Tar: tars[0], Compression: "gzip"},
+		imagetest.Layer{Tar: tars[1], Compression: "zstd"}, imagetest.Layer{Tar: tars[2]})
 	return b, d, tars
 }
 
@@ -78,7 +80,8 @@ func dockerArchive(t testing.TB, config []byte, tars ...[]byte) []byte {
 		files[n] = b
 		layers = append(layers, `"`+n+`"`)
 	}
-	files["manifest.json"] = fmt.Appendf(nil, `[{"Config":%q,"RepoTags":["app:v1"],"Layers":[%s]}]`, name, strings.Join(layers, ","))
+	files["manifest.json"] = fmt.Appendf(nil, `[{"Config":%q,"RepoTags":["app:v1"],"Layers":[%s]}]`, name,
+		strings.Join(layers, ","))
 	return imagetest.FileTar(t, files)
 }
 
@@ -115,7 +118,8 @@ func TestSources(t *testing.T) {
 		{imagetest.Write(t, "c.tar.gz", imagetest.Compress(t, "gzip", layoutTar)), "c:v1"},
 		{imagetest.Write(t, "d.tar", archive), "docker.io/library/app:v1"},
 		{"docker-archive:" + imagetest.Write(t, "e.tar", archive) + ":app:v1", "docker.io/library/app:v1"},
-		{"docker-archive:" + imagetest.Write(t, "f.tar.zst", imagetest.Compress(t, "zstd", archive)), "docker.io/library/app:v1"},
+		{"docker-archive:" + imagetest.Write(t, "f.tar.zst", imagetest.Compress(t, "zstd", archive)),
+			"docker.io/library/app:v1"},
 		{reg.Host() + "/org/app:v1", reg.Host() + "/org/app:v1"},
 		{"docker://" + reg.Host() + "/org/app@" + d.Digest, reg.Host() + "/org/app@" + d.Digest},
 	} {
@@ -163,7 +167,8 @@ func TestRootFS(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if img.Name != "debian:latest" || len(got) != 1 || !bytes.Equal(got[0], tarball) || img.Digest != imagetest.Digest(tarball) {
+			if img.Name != "debian:latest" || len(got) != 1 || !bytes.Equal(got[0], tarball) ||
+				img.Digest != imagetest.Digest(tarball) {
 				t.Errorf("%s with %d layers, digest %s", img.Name, len(got), img.Digest)
 			}
 		})
@@ -190,11 +195,12 @@ func TestHostile(t *testing.T) {
 		{name: "missing manifest", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
 			return []imagetest.Descriptor{{MediaType: imagetest.OCIManifest, Size: 10, Digest: other}}
 		}, want: image.ErrNotFound, text: other},
-		{name: "layer of the same size with another content", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
-			d := b.Image(t, nil, imagetest.Layer{Tar: tarball})
-			b[imagetest.Digest(tarball)] = append([]byte("x"), tarball[1:]...)
-			return []imagetest.Descriptor{d}
-		}, want: image.ErrCorrupt, text: "its digest is"},
+		{name: "layer of the same size with another content",
+			make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
+				d := b.Image(t, nil, imagetest.Layer{Tar: tarball})
+				b[imagetest.Digest(tarball)] = append([]byte("x"), tarball[1:]...)
+				return []imagetest.Descriptor{d}
+			}, want: image.ErrCorrupt, text: "its digest is"},
 		{name: "layer shorter than announced", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
 			d := b.Image(t, nil, imagetest.Layer{Tar: tarball})
 			b[imagetest.Digest(tarball)] = tarball[:len(tarball)-512]
@@ -203,11 +209,13 @@ func TestHostile(t *testing.T) {
 		{name: "damaged gzip", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
 			c := imagetest.Compress(t, "gzip", tarball)
 			c[len(c)/2] ^= 0xff
-			return []imagetest.Descriptor{b.Image(t, nil, imagetest.Layer{Tar: c, DiffID: imagetest.Digest(tarball), MediaType: imagetest.OCILayer + "+gzip"})}
+			return []imagetest.Descriptor{b.Image(t, nil,
+				imagetest.Layer{Tar: c, DiffID: imagetest.Digest(tarball), MediaType: imagetest.OCILayer + "+gzip"})}
 		}, want: image.ErrCorrupt, text: "layer sha256:"},
 		{name: "garbage after gzip", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
 			c := append(imagetest.Compress(t, "gzip", tarball), "garbage garbage"...)
-			return []imagetest.Descriptor{b.Image(t, nil, imagetest.Layer{Tar: c, DiffID: imagetest.Digest(tarball), MediaType: imagetest.OCILayer + "+gzip"})}
+			return []imagetest.Descriptor{b.Image(t, nil,
+				imagetest.Layer{Tar: c, DiffID: imagetest.Digest(tarball), MediaType: imagetest.OCILayer + "+gzip"})}
 		}, want: image.ErrCorrupt, text: "layer sha256:"},
 		{name: "wrong diff id", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
 			return []imagetest.Descriptor{b.Image(t, nil, imagetest.Layer{Tar: tarball, Compression: "zstd", DiffID: other})}
@@ -219,25 +227,30 @@ func TestHostile(t *testing.T) {
 			return []imagetest.Descriptor{b.Image(t, nil, imagetest.Layer{Tar: make([]byte, 8<<20), Compression: "gzip"})}
 		}, opts: image.Options{MaxLayerBytes: 1 << 20}, want: image.ErrTooLarge, text: "more than 1048576 bytes"},
 		{name: "foreign layer that is missing", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
-			d := b.Image(t, nil, imagetest.Layer{Tar: tarball, MediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"})
+			d := b.Image(t, nil, imagetest.Layer{Tar: tarball,
+				MediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"})
 			delete(b, imagetest.Digest(tarball))
 			return []imagetest.Descriptor{d}
 		}, want: image.ErrNotFound, text: "foreign layer"},
 		{name: "encrypted layer", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
-			return []imagetest.Descriptor{b.Image(t, nil, imagetest.Layer{Tar: tarball, MediaType: imagetest.OCILayer + "+gzip+encrypted"})}
+			return []imagetest.Descriptor{b.Image(t, nil,
+				imagetest.Layer{Tar: tarball, MediaType: imagetest.OCILayer + "+gzip+encrypted"})}
 		}, want: image.ErrUnsupported, text: "encrypted"},
 		{name: "unknown layer type", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
 			return []imagetest.Descriptor{b.Image(t, nil, imagetest.Layer{Tar: tarball, MediaType: "application/x-surprise"})}
 		}, want: image.ErrUnsupported, text: `"application/x-surprise"`},
 		{name: "chart", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
 			c := b.Add("application/vnd.cncf.helm.config.v1+json", []byte("{}"))
-			return []imagetest.Descriptor{b.AddJSON(t, imagetest.OCIManifest, map[string]any{"schemaVersion": 2, "config": c, "layers": []string{}})}
+			return []imagetest.Descriptor{b.AddJSON(t, imagetest.OCIManifest,
+				map[string]any{"schemaVersion": 2, "config": c, "layers": []string{}})}
 		}, want: image.ErrUnsupported, text: "chart"},
 		{name: "manifest and index at once", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
-			return []imagetest.Descriptor{b.AddJSON(t, imagetest.OCIManifest, map[string]any{"layers": []int{}, "manifests": []int{}})}
+			return []imagetest.Descriptor{b.AddJSON(t, imagetest.OCIManifest,
+				map[string]any{"layers": []int{}, "manifests": []int{}})}
 		}, want: image.ErrInvalid, text: "claims to be"},
 		{name: "layers and diff ids do not match", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
-			c := b.AddJSON(t, imagetest.OCIConfig, map[string]any{"os": "linux", "architecture": "amd64", "rootfs": map[string]any{"diff_ids": []string{}}})
+			c := b.AddJSON(t, imagetest.OCIConfig,
+				map[string]any{"os": "linux", "architecture": "amd64", "rootfs": map[string]any{"diff_ids": []string{}}})
 			l := b.Add(imagetest.OCILayer, tarball)
 			return []imagetest.Descriptor{b.AddJSON(t, imagetest.OCIManifest, map[string]any{"config": c, "layers": []any{l}})}
 		}, want: image.ErrInvalid, text: "the manifest has 1 layers, the configuration 0"},
@@ -258,7 +271,8 @@ func TestHostile(t *testing.T) {
 			}
 			return list
 		}, want: image.ErrTooLarge, text: "more than 64"},
-		{name: "no image", make: func(*testing.T, imagetest.Blobs) []imagetest.Descriptor { return nil }, want: image.ErrNotFound, text: "no image"},
+		{name: "no image", make: func(*testing.T, imagetest.Blobs) []imagetest.Descriptor { return nil },
+			want: image.ErrNotFound, text: "no image"},
 		{name: "two names", make: func(t *testing.T, b imagetest.Blobs) []imagetest.Descriptor {
 			return []imagetest.Descriptor{imagetest.Tagged(b.Image(t, nil, gz), "one"), imagetest.Tagged(b.Image(t, nil), "two")}
 		}, want: image.ErrAmbiguous, text: "one, two"},
@@ -320,7 +334,8 @@ func TestPlatforms(t *testing.T) {
 		one(imagetest.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}))
 	dir := b.Layout(t, index)
 	for want, got := range map[string]string{
-		"linux/amd64": "linux/amd64", "linux/arm": "linux/arm/v7", "linux/arm/v6": "linux/arm/v6", "linux/arm64": "linux/arm64/v8",
+		"linux/amd64": "linux/amd64", "linux/arm": "linux/arm/v7", "linux/arm/v6": "linux/arm/v6",
+		"linux/arm64":   "linux/arm64/v8",
 		"windows/amd64": "windows/amd64:10.0.20348.1", "linux/amd64/v3": "linux/amd64",
 	} {
 		p, err := image.ParsePlatform(want)

@@ -45,9 +45,10 @@ func TestImportOdd(t *testing.T) {
 		d      imagetest.Descriptor
 		layers int
 	}{
-		"no layers":       {b.Image(t, nil), 1},
-		"empty layer":     {b.Image(t, nil, imagetest.Layer{Tar: tarball}, imagetest.Layer{Tar: []byte{}}), 2},
-		"empty in gzip":   {b.Image(t, nil, imagetest.Layer{Tar: tarball}, imagetest.Layer{Tar: []byte{}, Compression: "gzip"}), 2},
+		"no layers":   {b.Image(t, nil), 1},
+		"empty layer": {b.Image(t, nil, imagetest.Layer{Tar: tarball}, imagetest.Layer{Tar: []byte{}}), 2},
+		"empty in gzip": {b.Image(t, nil, imagetest.Layer{Tar: tarball},
+			imagetest.Layer{Tar: []byte{}, Compression: "gzip"}), 2},
 		"nothing but end": {b.Image(t, nil, imagetest.Layer{Tar: make([]byte, 1024)}), 1},
 	} {
 		t.Run(name, func(t *testing.T) {

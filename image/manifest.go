@@ -62,7 +62,8 @@ func classify(b []byte) (index bool, err error) {
 	}
 	switch {
 	case d.FSLayers != nil || d.MediaType.IsSchema1():
-		return false, fmt.Errorf("%w: its manifest has docker's version 1 of 2015; push it again with a current tool", ErrUnsupported)
+		return false, fmt.Errorf("%w: its manifest has docker's version 1 of 2015; push it again with a current tool",
+			ErrUnsupported)
 	case d.Layers != nil && d.Manifests != nil:
 		return false, fmt.Errorf("%w: one document claims to be a manifest and an index", ErrInvalid)
 	case d.MediaType.IsIndex() || d.Manifests != nil:

@@ -31,7 +31,8 @@ func isForeign(t types.MediaType) bool { return !t.IsDistributable() || t == res
 
 // missingForeign says why such a layer is missing.
 func missingForeign(t types.MediaType, digest string, err error) error {
-	return fmt.Errorf("layer %s: %w: %s is a foreign layer, whose licence may forbid to distribute it, so that registries and archives "+
+	return fmt.Errorf("layer %s: %w: %s is a foreign layer, whose licence may forbid to distribute it, so that "+
+		"registries and archives "+
 		"need not hold it", digest, err, t)
 }
 
@@ -41,7 +42,8 @@ func refuseLayer(t types.MediaType, digest string) error {
 	case layerTypes[t]:
 		return nil
 	case strings.HasSuffix(string(t), "+encrypted"):
-		return fmt.Errorf("layer %s: %w: it is encrypted; decrypt the image first (skopeo copy --decryption-key)", digest, ErrUnsupported)
+		return fmt.Errorf("layer %s: %w: it is encrypted; decrypt the image first (skopeo copy --decryption-key)", digest,
+			ErrUnsupported)
 	}
 	return fmt.Errorf("layer %s: %w: unknown media type %q", digest, ErrUnsupported, t)
 }
@@ -51,5 +53,6 @@ func refuseConfig(t types.MediaType) error {
 	if t.IsConfig() || t == "" || t == "application/octet-stream" { // the last from old docker registries
 		return nil
 	}
-	return fmt.Errorf("%w: it holds %q and no container image (is it a chart, a signature or another artifact?)", ErrUnsupported, t)
+	return fmt.Errorf("%w: it holds %q and no container image (is it a chart, a signature or another artifact?)",
+		ErrUnsupported, t)
 }

@@ -15,10 +15,14 @@ import (
 // TestParsePlatform: platforms are spelled as containerd lets them be.
 func TestParsePlatform(t *testing.T) {
 	for in, want := range map[string]string{
-		"linux/amd64": "linux/amd64", "amd64": "linux/amd64", "x86_64": "linux/amd64", "linux/x86_64": "linux/amd64", "linux/x86-64": "linux/amd64",
-		"aarch64": "linux/arm64", "linux/aarch64": "linux/arm64", "Linux/ARM64": "linux/arm64", "linux/arm64/8": "linux/arm64/v8",
-		"armhf": "linux/arm/v7", "linux/armhf": "linux/arm/v7", "armel": "linux/arm/v6", "linux/arm/6": "linux/arm/v6", "arm": "linux/arm",
-		"i386": "linux/386", "riscv64": "linux/riscv64", "windows": "windows/" + runtime.GOARCH, "linux": "linux/" + runtime.GOARCH,
+		"linux/amd64": "linux/amd64", "amd64": "linux/amd64", "x86_64": "linux/amd64", "linux/x86_64": "linux/amd64",
+		"linux/x86-64": "linux/amd64",
+		"aarch64":      "linux/arm64", "linux/aarch64": "linux/arm64", "Linux/ARM64": "linux/arm64",
+		"linux/arm64/8": "linux/arm64/v8",
+		"armhf":         "linux/arm/v7", "linux/armhf": "linux/arm/v7", "armel": "linux/arm/v6",
+		"linux/arm/6": "linux/arm/v6", "arm": "linux/arm",
+		"i386": "linux/386", "riscv64": "linux/riscv64", "windows": "windows/" + runtime.GOARCH, "linux": "linux/" +
+			runtime.GOARCH,
 		"macos/arm64": "darwin/arm64", "windows/amd64:10.0.20348": "windows/amd64:10.0.20348", "linux/odd": "linux/odd",
 		"": "", "nonsense": "", "/": "", "linux/": "", "/amd64": "", "a/b/c/d": "",
 	} {
@@ -69,9 +73,11 @@ func TestPlatformSpellings(t *testing.T) {
 func TestReferences(t *testing.T) {
 	for in, want := range map[string]string{
 		"debian": "docker.io/library/debian:latest", "docker.io/debian": "docker.io/library/debian:latest",
-		"index.docker.io/library/debian:latest": "docker.io/library/debian:latest", "library/debian": "docker.io/library/debian:latest",
-		"docker://docker.io/library/debian:12": "docker.io/library/debian:12", "localhost/app": "localhost/app:latest",
-		"localhost:5000/a/b:V1.2_x-Y": "localhost:5000/a/b:V1.2_x-Y", "[::1]:5000/app": "[::1]:5000/app:latest", "ghcr.io/Org/app": "",
+		"index.docker.io/library/debian:latest": "docker.io/library/debian:latest",
+		"library/debian":                        "docker.io/library/debian:latest",
+		"docker://docker.io/library/debian:12":  "docker.io/library/debian:12", "localhost/app": "localhost/app:latest",
+		"localhost:5000/a/b:V1.2_x-Y": "localhost:5000/a/b:V1.2_x-Y", "[::1]:5000/app": "[::1]:5000/app:latest",
+		"ghcr.io/Org/app": "",
 	} {
 		s, err := image.ParseSource(in)
 		if (err != nil) != (want == "") || s.Name != want {
@@ -82,13 +88,16 @@ func TestReferences(t *testing.T) {
 
 // TestConfig: all that the image says of its program is there.
 func TestConfig(t *testing.T) {
-	c, err := image.ParseConfig([]byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]},"config":{
+	c, err := image.ParseConfig(
+		[]byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]},"config":{
 		"Labels":{"org.opencontainers.image.version":"1"},"StopSignal":"SIGRTMIN+3","Volumes":{"/var/lib/b":{},"/a":{}},
 		"ExposedPorts":{"80/tcp":{},"443":{}},"Shell":["/bin/bash","-c"],
 		"Healthcheck":{"Test":["CMD","curl"],"Interval":30000000000,"Timeout":1000000000,"StartPeriod":5000000000,"Retries":3}}}`))
-	want := image.Config{Labels: map[string]string{"org.opencontainers.image.version": "1"}, StopSignal: "SIGRTMIN+3", Volumes: []string{"/a", "/var/lib/b"},
-		Ports: []string{"443", "80/tcp"}, Shell: []string{"/bin/bash", "-c"},
-		Healthcheck: &image.Healthcheck{Test: []string{"CMD", "curl"}, Interval: 30 * time.Second, Timeout: time.Second, StartPeriod: 5 * time.Second, Retries: 3}}
+	want := image.Config{Labels: map[string]string{"org.opencontainers.image.version": "1"}, StopSignal: "SIGRTMIN+3",
+		Volumes: []string{"/a", "/var/lib/b"},
+		Ports:   []string{"443", "80/tcp"}, Shell: []string{"/bin/bash", "-c"},
+		Healthcheck: &image.Healthcheck{Test: []string{"CMD", "curl"}, Interval: 30 * time.Second, Timeout: time.Second,
+			StartPeriod: 5 * time.Second, Retries: 3}}
 	if d := cmp.Diff(want, c); d != "" || err != nil {
 		t.Error(d, err)
 	}

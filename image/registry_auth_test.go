@@ -36,7 +36,8 @@ func TestRegistryAuth(t *testing.T) {
 	var issued, used atomic.Int32
 	token := func(g *imagetest.Registry, w http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path == "/token" {
-			if u, p, _ := r.BasicAuth(); u != "me" || p != "secret" || !strings.Contains(r.URL.Query().Get("scope"), "repository:org/app:pull") {
+			if u, p, _ := r.BasicAuth(); u != "me" || p != "secret" ||
+				!strings.Contains(r.URL.Query().Get("scope"), "repository:org/app:pull") {
 				w.WriteHeader(http.StatusUnauthorized)
 				return true
 			}
@@ -48,7 +49,8 @@ func TestRegistryAuth(t *testing.T) {
 		if r.Header.Get("Authorization") == fmt.Sprintf("Bearer t%d", issued.Load()) && used.Add(1) <= 2 {
 			return false
 		}
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test",scope="repository:org/app:pull"`, g.Host()))
+		w.Header().Set("WWW-Authenticate",
+			fmt.Sprintf(`Bearer realm="http://%s/token",service="test",scope="repository:org/app:pull"`, g.Host()))
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	}
@@ -70,7 +72,8 @@ func TestRegistryAuth(t *testing.T) {
 				if k.password == "secret" && err != nil {
 					t.Fatalf("%v\nrequests: %q", err, g.Requests())
 				}
-				if k.password == "wrong" && (!errors.Is(err, image.ErrDenied) || !strings.Contains(err.Error(), "docker login "+g.Host())) {
+				if k.password == "wrong" && (!errors.Is(err, image.ErrDenied) ||
+					!strings.Contains(err.Error(), "docker login "+g.Host())) {
 					t.Errorf("error %v, want %v with the remedy", err, image.ErrDenied)
 				}
 				if err != nil && strings.Contains(err.Error(), k.password) {

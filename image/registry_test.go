@@ -32,7 +32,8 @@ func cut(w http.ResponseWriter, b []byte, n int) {
 }
 
 // once returns the first request that matches to answer.
-func once(match func(*http.Request) bool, answer func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) bool {
+func once(match func(*http.Request) bool,
+	answer func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) bool {
 	var n atomic.Int32
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		if !match(r) || n.Add(1) > 1 {
@@ -71,22 +72,23 @@ func TestRegistryFaults(t *testing.T) {
 				t.Errorf("nothing was resumed: %q", g.Requests())
 			}
 		}},
-		{name: "cut again and again, with a little more each time", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
-			return func(w http.ResponseWriter, r *http.Request) bool {
-				var from int
-				_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
-				if isBlob(r) && len(tars[2])-from > 20_000 {
-					w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(tars[2])-1, len(tars[2])))
-					w.Header().Set("Content-Length", fmt.Sprint(len(tars[2])-from))
-					if from > 0 {
-						w.WriteHeader(http.StatusPartialContent)
+		{name: "cut again and again, with a little more each time",
+			before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+				return func(w http.ResponseWriter, r *http.Request) bool {
+					var from int
+					_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
+					if isBlob(r) && len(tars[2])-from > 20_000 {
+						w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(tars[2])-1, len(tars[2])))
+						w.Header().Set("Content-Length", fmt.Sprint(len(tars[2])-from))
+						if from > 0 {
+							w.WriteHeader(http.StatusPartialContent)
+						}
+						_, _ = w.Write(tars[2][from : from+20_000])
+						panic(http.ErrAbortHandler)
 					}
-					_, _ = w.Write(tars[2][from : from+20_000])
-					panic(http.ErrAbortHandler)
+					return false
 				}
-				return false
-			}
-		}},
+			}},
 		{name: "restart, without ranges", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
 			var n atomic.Int32
 			return func(w http.ResponseWriter, r *http.Request) bool {
@@ -182,9 +184,10 @@ func TestRegistryFaults(t *testing.T) {
 					<-r.Context().Done()
 				})
 			}},
-		{name: "manifest is cut, then comes", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
-			return once(isManifest, func(w http.ResponseWriter, _ *http.Request) { cut(w, blobs[d.Digest], 20) })
-		}},
+		{name: "manifest is cut, then comes",
+			before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+				return once(isManifest, func(w http.ResponseWriter, _ *http.Request) { cut(w, blobs[d.Digest], 20) })
+			}},
 		{name: "manifest is cut for ever", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
 			return func(w http.ResponseWriter, r *http.Request) bool {
 				if isManifest(r) {
@@ -218,20 +221,21 @@ func TestRegistryFaults(t *testing.T) {
 			before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
 				return once(isBlob, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 			}},
-		{name: "too many requests, then served", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
-			var mu sync.Mutex
-			seen := map[string]bool{}
-			return func(w http.ResponseWriter, r *http.Request) bool {
-				mu.Lock()
-				defer mu.Unlock()
-				if seen[r.URL.Path] {
-					return false
+		{name: "too many requests, then served",
+			before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+				var mu sync.Mutex
+				seen := map[string]bool{}
+				return func(w http.ResponseWriter, r *http.Request) bool {
+					mu.Lock()
+					defer mu.Unlock()
+					if seen[r.URL.Path] {
+						return false
+					}
+					seen[r.URL.Path] = true
+					w.WriteHeader(http.StatusTooManyRequests)
+					return true
 				}
-				seen[r.URL.Path] = true
-				w.WriteHeader(http.StatusTooManyRequests)
-				return true
-			}
-		}},
+			}},
 		{name: "asks to wait a second", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
 			var first time.Time
 			return func(w http.ResponseWriter, r *http.Request) bool {
@@ -286,22 +290,24 @@ func TestRegistryFaults(t *testing.T) {
 				return false
 			}
 		}, want: image.ErrTooLarge, text: "more than"},
-		{name: "manifest is another one than announced", before: func(g *imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
-			return func(w http.ResponseWriter, r *http.Request) bool {
-				if !strings.Contains(r.URL.Path, "/manifests/") {
-					return false
+		{name: "manifest is another one than announced",
+			before: func(g *imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+				return func(w http.ResponseWriter, r *http.Request) bool {
+					if !strings.Contains(r.URL.Path, "/manifests/") {
+						return false
+					}
+					w.Header().Set("Docker-Content-Digest", plain)
+					_, _ = w.Write(blobs[d.Digest])
+					return true
 				}
-				w.Header().Set("Docker-Content-Digest", plain)
-				_, _ = w.Write(blobs[d.Digest])
-				return true
-			}
-		}, want: image.ErrCorrupt, text: "announced was " + plain},
-		{name: "web page instead of a registry", before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
-			return func(w http.ResponseWriter, r *http.Request) bool {
-				_, _ = w.Write([]byte("<html>please log in</html>"))
-				return true
-			}
-		}, want: image.ErrInvalid, text: "manifest"},
+			}, want: image.ErrCorrupt, text: "announced was " + plain},
+		{name: "web page instead of a registry",
+			before: func(*imagetest.Registry) func(http.ResponseWriter, *http.Request) bool {
+				return func(w http.ResponseWriter, r *http.Request) bool {
+					_, _ = w.Write([]byte("<html>please log in</html>"))
+					return true
+				}
+			}, want: image.ErrInvalid, text: "manifest"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			leaktest.Check(t)

@@ -57,7 +57,8 @@ var prefixes = []struct {
 }
 
 // fileSuffixes are the ends of names that people mean as files even when there is none.
-var fileSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".oci"}
+var fileSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2",
+	".oci"}
 
 // ParseSource reads an image source:
 //
@@ -88,7 +89,8 @@ func ParseSource(text string) (Source, error) {
 	}
 	for _, scheme := range []string{"http://", "https://"} {
 		if strings.HasPrefix(text, scheme) {
-			return Source{}, fmt.Errorf("%w: %q: leave out %s; registries on this machine are asked over plain HTTP too", ErrSource, text, scheme)
+			return Source{}, fmt.Errorf("%w: %q: leave out %s; registries on this machine are asked over plain HTTP too",
+				ErrSource, text, scheme)
 		}
 	}
 	path, _ := splitName(text)
@@ -97,7 +99,8 @@ func ParseSource(text string) (Source, error) {
 	}
 	for _, s := range fileSuffixes {
 		if strings.HasSuffix(text, s) {
-			return Source{}, fmt.Errorf("%w: there is no file %q (an image of that name in a registry: docker://%s)", ErrSource, text, text)
+			return Source{}, fmt.Errorf("%w: there is no file %q (an image of that name in a registry: docker://%s)", ErrSource,
+				text, text)
 		}
 	}
 	return registrySource(text)
@@ -106,7 +109,8 @@ func ParseSource(text string) (Source, error) {
 func registrySource(text string) (Source, error) {
 	ref, err := name.ParseReference(text, name.WeakValidation)
 	if err != nil {
-		return Source{}, fmt.Errorf("%w: %q is no reference such as debian:12 or localhost:5000/app@sha256:…, and no file: %w", ErrSource, text, err)
+		return Source{}, fmt.Errorf("%w: %q is no reference such as debian:12 or localhost:5000/app@sha256:…, and no "+
+			"file: %w", ErrSource, text, err)
 	}
 	return Source{Kind: Registry, Name: canonical(ref)}, nil
 }
@@ -156,7 +160,8 @@ func splitName(text string) (path, inner string) {
 }
 
 func looksLikePath(text string) bool {
-	return strings.HasPrefix(text, "/") || strings.HasPrefix(text, ".") || strings.HasPrefix(text, `\`) || filepath.IsAbs(text)
+	return strings.HasPrefix(text, "/") || strings.HasPrefix(text, ".") || strings.HasPrefix(text, `\`) ||
+		filepath.IsAbs(text)
 }
 
 func exists(path string) bool {

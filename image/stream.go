@@ -165,7 +165,8 @@ func newStream(ctx context.Context, l Layer, progress func(int64)) (io.ReadClose
 		return fail(err)
 	}
 	tar.limit = l.limit
-	tar.limitErr = fmt.Errorf("tar of %s: %w: it unpacks to more than %d bytes; if the image is trusted, raise the limit", what, ErrTooLarge, l.limit)
+	tar.limitErr = fmt.Errorf("tar of %s: %w: it unpacks to more than %d bytes; if the image is trusted, raise the limit",
+		what, ErrTooLarge, l.limit)
 	s := &stream{blob: newAhead(func(a *ahead) error { return unpack(blob, what, a) }), raw: raw, cancel: cancel}
 	tar.r = s.blob
 	s.tar = newAhead(func(a *ahead) error { return a.copy(tar) })
