@@ -226,7 +226,8 @@ func (cl *call) end(s step, o vmm.Outcome, err error) bool {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	if cl.abandoned {
-		cl.engine.log.Info("an abandoned change came to rest", "change", cl.err.Change.String(), "outcome", o.String(), "error", err)
+		cl.engine.log.Info("an abandoned change came to rest", "change", cl.err.Change.String(), "outcome", o.String(),
+			"error", err)
 		return false
 	}
 	cl.set(s, o)

@@ -92,8 +92,9 @@ func TestOrderAndOutcomes(t *testing.T) {
 			ran: []string{"guest"}, guest: vmm.Unknown},
 		"second of a removal in doubt": {change: both(0).Inverse(), do: map[string]applyengine.Half{"host": unknown},
 			ran: []string{"guest", "host"}, host: vmm.Unknown, guest: vmm.Done},
-		"one call":          {change: both(0), oneCall: true, ran: []string{"both"}, host: vmm.Done, guest: vmm.Done},
-		"one call in doubt": {change: both(0), oneCall: true, do: map[string]applyengine.Half{"both": unknown}, ran: []string{"both"}, host: vmm.Unknown, guest: vmm.Unknown},
+		"one call": {change: both(0), oneCall: true, ran: []string{"both"}, host: vmm.Done, guest: vmm.Done},
+		"one call in doubt": {change: both(0), oneCall: true, do: map[string]applyengine.Half{"both": unknown},
+			ran: []string{"both"}, host: vmm.Unknown, guest: vmm.Unknown},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, _ := newEngine(t, vmm.Linux, nil)
