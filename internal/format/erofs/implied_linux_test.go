@@ -26,14 +26,18 @@ func TestImplied(t *testing.T) {
 		{"kept below two", [][]entry{{{Name: "d/e/f"}}, {{Name: "d/e/g"}}}, map[string]string{"/": root, "/d": d, "/d/e": e}},
 		{"an entry wins", [][]entry{{{Name: "./", Mode: 0o750}, {Name: "d/", Mode: 0o750, UID: 1}, {Name: "d/e/f"}}},
 			map[string]string{"/": "750 0:0 []", "/d": "750 1:0 []", "/d/e": e}},
-		{"an entry after its content wins", [][]entry{{{Name: "d/f"}, {Name: "d/", Mode: 0o750, UID: 1}}}, map[string]string{"/d": "750 1:0 []"}},
-		{"below an entry", [][]entry{{{Name: "n/f"}}, {{Name: "n/", Mode: 0o701}}, {{Name: "n/g"}}}, map[string]string{"/n": "701 0:0 []"}},
+		{"an entry after its content wins", [][]entry{{{Name: "d/f"}, {Name: "d/", Mode: 0o750, UID: 1}}},
+			map[string]string{"/d": "750 1:0 []"}},
+		{"below an entry", [][]entry{{{Name: "n/f"}}, {{Name: "n/", Mode: 0o701}}, {{Name: "n/g"}}},
+			map[string]string{"/n": "701 0:0 []"}},
 		{"new", [][]entry{{{Name: "n/f"}}}, map[string]string{"/": root, "/n": made}},
 		{"where a file was", [][]entry{{{Name: "file/f"}}}, map[string]string{"/file": made}},
 		{"deleted and made again", [][]entry{{{Name: ".wh.d"}, {Name: "d/f"}}}, map[string]string{"/d": made, "/d/old": ""}},
 		{"deleted, then made", [][]entry{{{Name: ".wh.d"}}, {{Name: "d/f"}}}, map[string]string{"/d": made, "/d/old": ""}},
-		{"emptied", [][]entry{{{Name: "d/.wh..wh..opq"}, {Name: "d/f"}}}, map[string]string{"/": root, "/d": d, "/d/old": "", "/d/e": ""}},
-		{"all emptied", [][]entry{{{Name: ".wh..wh..opq"}, {Name: "d/f"}}}, map[string]string{"/": root, "/d": made, "/file": ""}},
+		{"emptied", [][]entry{{{Name: "d/.wh..wh..opq"}, {Name: "d/f"}}},
+			map[string]string{"/": root, "/d": d, "/d/old": "", "/d/e": ""}},
+		{"all emptied", [][]entry{{{Name: ".wh..wh..opq"}, {Name: "d/f"}}},
+			map[string]string{"/": root, "/d": made, "/file": ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			images := []string{image(t, base)}

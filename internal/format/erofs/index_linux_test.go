@@ -65,11 +65,15 @@ func stack(t testing.TB) [][]byte {
 	sparse := strings.Repeat("s", 70_000) + strings.Repeat("\x00", 400_000) + "end"
 	return [][]byte{
 		treetest.Everything(t),
-		treetest.Tar(t, entry{Name: "./"}, entry{Name: "etc/"}, entry{Name: "etc/.wh.passwd"}, entry{Name: "many/", Mode: 0o700}, entry{Name: "many/.wh..wh..opq"},
-			entry{Name: "many/only", Body: "one"}, entry{Name: "setuid", Body: "replaced"}, entry{Name: ".wh.acl"}, entry{Name: "holes", Body: sparse},
+		treetest.Tar(t, entry{Name: "./"}, entry{Name: "etc/"}, entry{Name: "etc/.wh.passwd"},
+			entry{Name: "many/", Mode: 0o700}, entry{Name: "many/.wh..wh..opq"},
+			entry{Name: "many/only", Body: "one"}, entry{Name: "setuid", Body: "replaced"}, entry{Name: ".wh.acl"},
+			entry{Name: "holes", Body: sparse},
 			link("holes2", "holes")),
-		treetest.Tar(t, entry{Name: "./"}, entry{Name: "etc/", Mode: 0o711}, entry{Name: "etc/passwd", Body: "new"}, entry{Name: "fifo/"}, entry{Name: "fifo/was-a-fifo"},
-			entry{Name: "sticky", Body: "was a directory"}, entry{Name: ".wh.holes"}, entry{Name: "new/"}, entry{Name: "new/dir/"}, entry{Name: "acl", Type: tar.TypeSymlink, Link: "xattrs"},
+		treetest.Tar(t, entry{Name: "./"}, entry{Name: "etc/", Mode: 0o711}, entry{Name: "etc/passwd", Body: "new"},
+			entry{Name: "fifo/"}, entry{Name: "fifo/was-a-fifo"},
+			entry{Name: "sticky", Body: "was a directory"}, entry{Name: ".wh.holes"}, entry{Name: "new/"},
+			entry{Name: "new/dir/"}, entry{Name: "acl", Type: tar.TypeSymlink, Link: "xattrs"},
 			entry{Name: ".wh.nothing"}, entry{Name: ".wh.dir-xattr"}, entry{Name: "dir-xattr/in"}),
 	}
 }

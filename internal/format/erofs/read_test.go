@@ -34,7 +34,8 @@ func image(t testing.TB, tar []byte) string {
 func describe(t testing.TB, tree *layertree.Tree) map[string]string {
 	out := make(map[string]string)
 	if err := tree.Walk(func(path string, n *layertree.Node) error {
-		out[path] = fmt.Sprintf("%o %d:%d %d.%d %d:%d %q %v %d %v %d %v", n.Mode, n.UID, n.GID, n.Sec, n.Nsec, n.Major, n.Minor, n.Target, n.Xattrs, n.Size, n.Runs, n.Nlink, n.Implied)
+		out[path] = fmt.Sprintf("%o %d:%d %d.%d %d:%d %q %v %d %v %d %v", n.Mode, n.UID, n.GID, n.Sec, n.Nsec, n.Major,
+			n.Minor, n.Target, n.Xattrs, n.Size, n.Runs, n.Nlink, n.Implied)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
