@@ -42,14 +42,17 @@ func TestChecked(t *testing.T) {
 		twice = append(twice, entry{Name: "again", Body: strings.Repeat("x", i*3000)})
 	}
 	for name, entries := range map[string][]entry{
-		"nothing":                   nil,
-		"directory of many blocks":  names,
-		"many directories":          dirs,
-		"replaced again and again":  twice,
-		"lost+found of its own":     {{Name: "lost+found/", Mode: 0o755}, {Name: "lost+found/f", Body: "x"}},
-		"deep":                      {{Name: strings.Repeat("d/", 2000) + "f"}},
-		"hard links to all kinds":   {{Name: "c", Type: tar.TypeChar, Major: 5, Minor: 300}, link("d", "c"), {Name: "s", Type: tar.TypeSymlink, Link: strings.Repeat("l", 100)}, link("t", "s")},
-		"attributes in every place": {{Name: "a", PAX: map[string]string{"SCHILY.xattr.user.a": "1", "SCHILY.xattr.trusted.b": strings.Repeat("b", 60), "SCHILY.xattr.security.c": strings.Repeat("c", 3000), "SCHILY.xattr.user.empty": ""}}},
+		"nothing":                  nil,
+		"directory of many blocks": names,
+		"many directories":         dirs,
+		"replaced again and again": twice,
+		"lost+found of its own":    {{Name: "lost+found/", Mode: 0o755}, {Name: "lost+found/f", Body: "x"}},
+		"deep":                     {{Name: strings.Repeat("d/", 2000) + "f"}},
+		"hard links to all kinds": {{Name: "c", Type: tar.TypeChar, Major: 5, Minor: 300}, link("d", "c"),
+			{Name: "s", Type: tar.TypeSymlink, Link: strings.Repeat("l", 100)}, link("t", "s")},
+		"attributes in every place": {{Name: "a",
+			PAX: map[string]string{"SCHILY.xattr.user.a": "1", "SCHILY.xattr.trusted.b": strings.Repeat("b", 60),
+				"SCHILY.xattr.security.c": strings.Repeat("c", 3000), "SCHILY.xattr.user.empty": ""}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, info, err := write(t, treetest.Tar(t, entries...), layertree.Options{})
@@ -75,12 +78,15 @@ func TestRefused(t *testing.T) {
 		want    error
 		text    string
 	}{
-		{"attributes", []entry{{Name: "dir/file", PAX: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("x", 5000)}}}, ext4.ErrXattrs, "/dir/file"},
-		{"a damaged ACL", []entry{{Name: "f", PAX: map[string]string{"SCHILY.xattr.system.posix_acl_access": "short"}}}, nil, "posix_acl_access"},
+		{"attributes", []entry{{Name: "dir/file",
+			PAX: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("x", 5000)}}}, ext4.ErrXattrs, "/dir/file"},
+		{"a damaged ACL", []entry{{Name: "f", PAX: map[string]string{"SCHILY.xattr.system.posix_acl_access": "short"}}}, nil,
+			"posix_acl_access"},
 		{"lost+found", []entry{{Name: "lost+found"}}, nil, "lost+found"},
 		{"hard links", links, nil, "65001 hard links"},
 	} {
-		if _, _, err := write(t, treetest.Tar(t, c.entries...), layertree.Options{}); err == nil || (c.want != nil && !errors.Is(err, c.want)) || !strings.Contains(err.Error(), c.text) {
+		if _, _, err := write(t, treetest.Tar(t, c.entries...), layertree.Options{}); err == nil ||
+			(c.want != nil && !errors.Is(err, c.want)) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: got %v, want %v with %q", c.name, err, c.want, c.text)
 		}
 	}

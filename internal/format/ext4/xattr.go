@@ -16,7 +16,8 @@ const (
 )
 
 // ErrXattrs says that the attributes of a file need more room than ext4 has for them.
-var ErrXattrs = errors.New("the extended attributes of the file do not fit in ext4 (about 4 KiB): choose the EROFS format")
+var ErrXattrs = errors.New("the extended attributes of the file do not fit in ext4 (about 4 KiB): choose the EROFS " +
+	"format")
 
 // xattrPrefixes are the numbers that stand for the beginnings of attribute names.
 var xattrPrefixes = [...]struct {
