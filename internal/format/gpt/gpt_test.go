@@ -109,7 +109,11 @@ func TestRefused(t *testing.T) {
 		{"empty", func([]byte) []byte { return nil }, gpt.ErrNoTable},
 		{"zeroes", func(b []byte) []byte { return make([]byte, len(b)) }, gpt.ErrNoTable},
 		{"both headers damaged", func(b []byte) []byte { b[512+40]++; b[len(b)-512+40]++; return b }, gpt.ErrCorrupt},
-		{"both tables damaged", func(b []byte) []byte { b[1024+33]++; b[l.TailOffset+int64(len(l.Tail))-512-128*128+33]++; return b }, gpt.ErrCorrupt},
+		{"both tables damaged", func(b []byte) []byte {
+			b[1024+33]++
+			b[l.TailOffset+int64(len(l.Tail))-512-128*128+33]++
+			return b
+		}, gpt.ErrCorrupt},
 	} {
 		b := c.change(bytes.Clone(whole))
 		if _, err := gpt.Read(bytes.NewReader(b), int64(len(b))); !errors.Is(err, c.want) {
