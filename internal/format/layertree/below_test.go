@@ -17,7 +17,8 @@ import (
 func lower(t testing.TB, entries ...entry) layertree.Lower {
 	t.Helper()
 	var outline, data bytes.Buffer
-	if _, err := layertree.FromTar(t.Context(), bytes.NewReader(treetest.Tar(t, entries...)), &data, 0, layertree.Options{Outline: &outline}); err != nil {
+	if _, err := layertree.FromTar(t.Context(), bytes.NewReader(treetest.Tar(t, entries...)), &data, 0,
+		layertree.Options{Outline: &outline}); err != nil {
 		t.Fatal(err)
 	}
 	left := int64(1 << 20)
@@ -35,8 +36,10 @@ func hard(name, to string) entry { return entry{Name: name, Type: tar.TypeLink, 
 
 // TestBelow: what a layer is over others, and that it is told apart from what it is by itself.
 func TestBelow(t *testing.T) {
-	usr := []entry{{Name: "usr/"}, {Name: "usr/lib/", Mode: 0o711, UID: 5}, {Name: "usr/lib/old", Body: "old"}, sym("lib", "usr/lib"), sym("abs", "/usr/lib"), sym("up", "usr/lib/../../new"),
-		sym("loop", "loop2"), sym("loop2", "loop"), sym("tofile", "usr/lib/old"), {Name: "file", Body: "from below", Mode: 0o640, UID: 9, PAX: map[string]string{"SCHILY.xattr.user.k": "v"}}}
+	usr := []entry{{Name: "usr/"}, {Name: "usr/lib/", Mode: 0o711, UID: 5}, {Name: "usr/lib/old", Body: "old"},
+		sym("lib", "usr/lib"), sym("abs", "/usr/lib"), sym("up", "usr/lib/../../new"),
+		sym("loop", "loop2"), sym("loop2", "loop"), sym("tofile", "usr/lib/old"),
+		{Name: "file", Body: "from below", Mode: 0o640, UID: 9, PAX: map[string]string{"SCHILY.xattr.user.k": "v"}}}
 	for _, c := range []struct {
 		name  string
 		below [][]entry // top first
@@ -44,34 +47,55 @@ func TestBelow(t *testing.T) {
 		same  bool // as without the layers below
 		want  string
 	}{
-		{"no implied directory", [][]entry{usr}, []entry{{Name: "lib/"}, {Name: "lib/x"}}, true, "/ dir 3\n/lib dir 2\n/lib/x file 1\n"},
-		{"through a link", [][]entry{usr}, []entry{{Name: "lib/x"}}, false, "/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/x file 1\n"},
-		{"through an absolute link", [][]entry{usr}, []entry{{Name: "abs/sub/x"}}, false, "/ dir 3\n/usr dir 3\n/usr/lib dir 3\n/usr/lib/sub dir 2\n/usr/lib/sub/x file 1\n"},
+		{"no implied directory", [][]entry{usr}, []entry{{Name: "lib/"}, {Name: "lib/x"}}, true,
+			"/ dir 3\n/lib dir 2\n/lib/x file 1\n"},
+		{"through a link", [][]entry{usr}, []entry{{Name: "lib/x"}}, false,
+			"/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/x file 1\n"},
+		{"through an absolute link", [][]entry{usr}, []entry{{Name: "abs/sub/x"}}, false,
+			"/ dir 3\n/usr dir 3\n/usr/lib dir 3\n/usr/lib/sub dir 2\n/usr/lib/sub/x file 1\n"},
 		{"to what is not there yet", [][]entry{usr}, []entry{{Name: "up/x"}}, false, "/ dir 3\n/new dir 2\n/new/x file 1\n"},
-		{"beside entries of the same directory", [][]entry{usr}, []entry{{Name: "lib/x", Body: "1"}, {Name: "usr/lib/"}, {Name: "usr/lib/y"}}, false,
+		{"beside entries of the same directory", [][]entry{usr},
+			[]entry{{Name: "lib/x", Body: "1"}, {Name: "usr/lib/"}, {Name: "usr/lib/y"}}, false,
 			"/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/x file 1\n/usr/lib/y file 1\n"},
-		{"an entry where the link leads to wins", [][]entry{usr}, []entry{{Name: "lib/x/y"}, {Name: "usr/lib/x"}}, false, "/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/x file 1\n"},
-		{"a whiteout through a link", [][]entry{usr}, []entry{{Name: "lib/.wh.old"}}, false, "/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/old whiteout 1\n"},
-		{"opaque through a link", [][]entry{usr}, []entry{{Name: "lib/.wh..wh..opq"}, {Name: "lib/x"}}, false, "/ dir 3\n/usr dir 3\n/usr/lib opaque 2\n/usr/lib/x file 1\n"},
-		{"the link is whited out", [][]entry{usr}, []entry{{Name: ".wh.lib"}, {Name: "lib/x"}}, true, "/ dir 3\n/lib opaque 2\n/lib/x file 1\n"},
-		{"the link is behind an opaque root", [][]entry{usr}, []entry{{Name: ".wh..wh..opq"}, {Name: "lib/x"}}, true, "/ opaque 3\n/lib dir 2\n/lib/x file 1\n"},
-		{"the link is removed in between", [][]entry{{{Name: ".wh.lib"}}, usr}, []entry{{Name: "lib/x"}}, true, "/ dir 3\n/lib dir 2\n/lib/x file 1\n"},
-		{"the link is replaced in between", [][]entry{{{Name: "lib/"}}, usr}, []entry{{Name: "lib/x"}}, true, "/ dir 3\n/lib dir 2\n/lib/x file 1\n"},
-		{"a link over a link", [][]entry{{sym("usr/lib", "/opt")}, usr}, []entry{{Name: "lib/x"}}, false, "/ dir 3\n/opt dir 2\n/opt/x file 1\n"},
-		{"an own link to one below", [][]entry{usr}, []entry{sym("l", "lib"), {Name: "l/x"}}, false, "/ dir 3\n/l link 1\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/x file 1\n"},
+		{"an entry where the link leads to wins", [][]entry{usr}, []entry{{Name: "lib/x/y"}, {Name: "usr/lib/x"}}, false,
+			"/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/x file 1\n"},
+		{"a whiteout through a link", [][]entry{usr}, []entry{{Name: "lib/.wh.old"}}, false,
+			"/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/old whiteout 1\n"},
+		{"opaque through a link", [][]entry{usr}, []entry{{Name: "lib/.wh..wh..opq"}, {Name: "lib/x"}}, false,
+			"/ dir 3\n/usr dir 3\n/usr/lib opaque 2\n/usr/lib/x file 1\n"},
+		{"the link is whited out", [][]entry{usr}, []entry{{Name: ".wh.lib"}, {Name: "lib/x"}}, true,
+			"/ dir 3\n/lib opaque 2\n/lib/x file 1\n"},
+		{"the link is behind an opaque root", [][]entry{usr}, []entry{{Name: ".wh..wh..opq"}, {Name: "lib/x"}}, true,
+			"/ opaque 3\n/lib dir 2\n/lib/x file 1\n"},
+		{"the link is removed in between", [][]entry{{{Name: ".wh.lib"}}, usr}, []entry{{Name: "lib/x"}}, true,
+			"/ dir 3\n/lib dir 2\n/lib/x file 1\n"},
+		{"the link is replaced in between", [][]entry{{{Name: "lib/"}}, usr}, []entry{{Name: "lib/x"}}, true,
+			"/ dir 3\n/lib dir 2\n/lib/x file 1\n"},
+		{"a link over a link", [][]entry{{sym("usr/lib", "/opt")}, usr}, []entry{{Name: "lib/x"}}, false,
+			"/ dir 3\n/opt dir 2\n/opt/x file 1\n"},
+		{"an own link to one below", [][]entry{usr}, []entry{sym("l", "lib"), {Name: "l/x"}}, false,
+			"/ dir 3\n/l link 1\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/x file 1\n"},
 		{"links in a circle", [][]entry{usr}, []entry{{Name: "loop/x"}}, true, "/ dir 3\n/loop dir 2\n/loop/x file 1\n"},
 		{"a link to a file", [][]entry{usr}, []entry{{Name: "tofile/x"}}, true, "/ dir 3\n/tofile dir 2\n/tofile/x file 1\n"},
-		{"whiteouts of nothing", [][]entry{usr}, []entry{{Name: "var/cache/.wh..wh..opq"}, {Name: "n/.wh.x"}, {Name: "m/"}, {Name: "m/o/.wh.y"}}, false, "/ dir 3\n/m dir 2\n"},
+		{"whiteouts of nothing", [][]entry{usr},
+			[]entry{{Name: "var/cache/.wh..wh..opq"}, {Name: "n/.wh.x"}, {Name: "m/"}, {Name: "m/o/.wh.y"}}, false,
+			"/ dir 3\n/m dir 2\n"},
 		{"whiteouts below a file", [][]entry{usr}, []entry{{Name: "file/.wh.x"}}, false, "/ dir 2\n"},
-		{"whiteouts of what is there", [][]entry{usr}, []entry{{Name: "usr/lib/.wh.old"}}, true, "/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/old whiteout 1\n"},
+		{"whiteouts of what is there", [][]entry{usr}, []entry{{Name: "usr/lib/.wh.old"}}, true,
+			"/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/old whiteout 1\n"},
 		{"a hard link to a file below", [][]entry{usr}, []entry{hard("again", "file")}, false, "/ dir 2\n/again file 2\n"},
-		{"hard links in a row", [][]entry{usr}, []entry{hard("a", "b"), hard("b", "d/c"), hard("d/c", "usr/lib/old")}, false, "/ dir 4\n/a file 4\n/d dir 2\n/usr dir 3\n/usr/lib dir 2\n"},
-		{"a hard link through a link", [][]entry{usr}, []entry{hard("h", "lib/old")}, false, "/ dir 3\n/h file 2\n/usr dir 3\n/usr/lib dir 2\n"},
-		{"a hard link through a link, beside others", [][]entry{usr}, []entry{{Name: "lib/x"}, hard("lib/h", "lib/old")}, false,
+		{"hard links in a row", [][]entry{usr}, []entry{hard("a", "b"), hard("b", "d/c"), hard("d/c", "usr/lib/old")}, false,
+			"/ dir 4\n/a file 4\n/d dir 2\n/usr dir 3\n/usr/lib dir 2\n"},
+		{"a hard link through a link", [][]entry{usr}, []entry{hard("h", "lib/old")}, false,
+			"/ dir 3\n/h file 2\n/usr dir 3\n/usr/lib dir 2\n"},
+		{"a hard link through a link, beside others", [][]entry{usr}, []entry{{Name: "lib/x"}, hard("lib/h", "lib/old")},
+			false,
 			"/ dir 3\n/usr dir 3\n/usr/lib dir 2\n/usr/lib/h file 2\n/usr/lib/x file 1\n"},
 		{"a hard link to a link", [][]entry{usr}, []entry{hard("h", "lib")}, false, "/ dir 2\n/h link 2\n"},
-		{"a hard link where a whiteout is", [][]entry{usr}, []entry{{Name: ".wh.again"}, hard("again", "file")}, false, "/ dir 2\n/again file 2\n"},
-		{"an entry takes the place of the file", [][]entry{usr}, []entry{hard("again", "file"), {Name: "file"}}, true, "/ dir 2\n/again file 2\n"},
+		{"a hard link where a whiteout is", [][]entry{usr}, []entry{{Name: ".wh.again"}, hard("again", "file")}, false,
+			"/ dir 2\n/again file 2\n"},
+		{"an entry takes the place of the file", [][]entry{usr}, []entry{hard("again", "file"), {Name: "file"}}, true,
+			"/ dir 2\n/again file 2\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			below := &layertree.Below{}
@@ -113,7 +137,8 @@ func TestCopiedUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := tree.Root.Child("l")
-	if n != tree.Root.Child("d").Child("f") || n.Mode != layertree.TypeRegular|0o4751 || n.UID != 7 || n.GID != 8 || n.Sec == 0 || n.Size != int64(len(body)) {
+	if n != tree.Root.Child("d").Child("f") || n.Mode != layertree.TypeRegular|0o4751 || n.UID != 7 || n.GID != 8 ||
+		n.Sec == 0 || n.Size != int64(len(body)) {
 		t.Errorf("it is %+v", n)
 	}
 	if v, _ := n.Xattr("user.k"); v != "v" {
@@ -129,7 +154,8 @@ func TestCopiedUp(t *testing.T) {
 
 // TestBelowErrors: what cannot be, and what would take too much.
 func TestBelowErrors(t *testing.T) {
-	below := &layertree.Below{Layers: []layertree.Lower{lower(t, entry{Name: "d/"}, entry{Name: "f", Body: "12345"}, sym("s", strings.Repeat("n/", 2000)))}}
+	below := &layertree.Below{Layers: []layertree.Lower{lower(t, entry{Name: "d/"}, entry{Name: "f", Body: "12345"},
+		sym("s", strings.Repeat("n/", 2000)))}}
 	for name, c := range map[string]struct {
 		tar  []entry
 		o    layertree.Options
@@ -157,7 +183,8 @@ func TestBelowErrors(t *testing.T) {
 	}
 	for n := range outline.Len() {
 		left = 1 << 20
-		if _, err := layertree.ReadOutline(bytes.NewReader(outline.Bytes()[:n]), &left); !errors.Is(err, layertree.ErrOutline) {
+		if _, err := layertree.ReadOutline(bytes.NewReader(outline.Bytes()[:n]), &left); !errors.Is(err,
+			layertree.ErrOutline) {
 			t.Fatalf("an outline that was cut off after %d bytes: %v", n, err)
 		}
 	}
@@ -165,7 +192,8 @@ func TestBelowErrors(t *testing.T) {
 
 func FuzzReadOutline(f *testing.F) {
 	var outline bytes.Buffer
-	if _, err := read(f, treetest.Tar(f, entry{Name: "d/f", Body: "x"}, hard("l", "d/f")), layertree.Options{Outline: &outline}); err != nil {
+	if _, err := read(f, treetest.Tar(f, entry{Name: "d/f", Body: "x"}, hard("l", "d/f")),
+		layertree.Options{Outline: &outline}); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(outline.Bytes())

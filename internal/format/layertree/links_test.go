@@ -50,10 +50,12 @@ func TestLinksWait(t *testing.T) {
 			"/ dir 3\n/a file 3\n/d dir 3\n/d/e dir 2\n"},
 		{"behind a symbolic link", []entry{sym("s", "d"), link("a", "s/b"), link("x", "a"), link("d/b", "c"), {Name: "c"}},
 			"/ dir 3\n/a file 4\n/d dir 2\n/s link 1\n"},
-		{"behind a symbolic link that is a link", []entry{link("a", "t/b"), link("t", "s"), link("d/b", "c"), sym("s", "/d"), {Name: "c"}},
+		{"behind a symbolic link that is a link",
+			[]entry{link("a", "t/b"), link("t", "s"), link("d/b", "c"), sym("s", "/d"), {Name: "c"}},
 			"/ dir 3\n/a file 3\n/d dir 2\n/s link 2\n"},
 		{"two for one", []entry{link("a", "c"), link("b", "c"), link("c", "d"), {Name: "d"}}, "/ dir 2\n/a file 4\n"},
-		{"and lose to an entry", []entry{link("a", "b"), link("b", "c"), {Name: "c"}, {Name: "a"}}, "/ dir 2\n/a file 1\n/b file 2\n"},
+		{"and lose to an entry", []entry{link("a", "b"), link("b", "c"), {Name: "c"}, {Name: "a"}},
+			"/ dir 2\n/a file 1\n/b file 2\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tree, err := read(t, treetest.Tar(t, c.tar...), layertree.Options{})
@@ -65,8 +67,10 @@ func TestLinksWait(t *testing.T) {
 			}
 		})
 	}
-	_, err := read(t, treetest.Tar(t, link("e", "c"), link("a", "b"), link("b", "a"), entry{Name: "c"}, link("d", "x/y")), layertree.Options{})
-	if !errors.Is(err, layertree.ErrLink) || !strings.Contains(err.Error(), `entry 2, "a"`) || !strings.Contains(err.Error(), "3 such links") {
+	_, err := read(t, treetest.Tar(t, link("e", "c"), link("a", "b"), link("b", "a"), entry{Name: "c"}, link("d", "x/y")),
+		layertree.Options{})
+	if !errors.Is(err, layertree.ErrLink) || !strings.Contains(err.Error(), `entry 2, "a"`) ||
+		!strings.Contains(err.Error(), "3 such links") {
 		t.Errorf("of three links without a target: %v", err)
 	}
 }
@@ -77,7 +81,8 @@ func TestLinksEnd(t *testing.T) {
 	why := errors.New("enough")
 	b := chain(t, 1000)
 	in := &lastBlock{r: bytes.NewReader(b), left: len(b), now: func() { cancel(why) }}
-	if _, err := layertree.FromTar(ctx, in, io.Discard, 1, layertree.Options{}); !errors.Is(err, why) || !strings.Contains(err.Error(), "hard links") {
+	if _, err := layertree.FromTar(ctx, in, io.Discard, 1, layertree.Options{}); !errors.Is(err, why) ||
+		!strings.Contains(err.Error(), "hard links") {
 		t.Errorf("got %v, want %v while hard links are made", err, why)
 	}
 }
