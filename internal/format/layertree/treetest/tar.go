@@ -34,7 +34,8 @@ func Tar(t testing.TB, entries ...Entry) []byte {
 	w := tar.NewWriter(&b)
 	for _, e := range entries {
 		h := &tar.Header{Name: e.Name, Typeflag: e.Type, Mode: e.Mode, Size: int64(len(e.Body)), Linkname: e.Link,
-			Uid: e.UID, Gid: e.GID, ModTime: e.Time, Devmajor: e.Major, Devminor: e.Minor, PAXRecords: e.PAX, Format: tar.FormatPAX}
+			Uid: e.UID, Gid: e.GID, ModTime: e.Time, Devmajor: e.Major, Devminor: e.Minor, PAXRecords: e.PAX,
+			Format: tar.FormatPAX}
 		if h.Typeflag == 0 {
 			h.Typeflag = tar.TypeReg
 			if strings.HasSuffix(e.Name, "/") {
@@ -113,7 +114,8 @@ func Everything(t testing.TB) []byte {
 		{Name: "many/"},
 	}
 	for i := range 700 {
-		entries = append(entries, Entry{Name: fmt.Sprintf("many/file-with-a-longish-name-%04d", i), Body: strings.Repeat("m", i)})
+		entries = append(entries, Entry{Name: fmt.Sprintf("many/file-with-a-longish-name-%04d", i),
+			Body: strings.Repeat("m", i)})
 	}
 	// A path as long as Linux allows, of several components.
 	path := strings.Repeat(strings.Repeat("p", 200)+"/", 20) + "end"

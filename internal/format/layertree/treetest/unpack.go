@@ -16,7 +16,8 @@ import (
 // Untar unpacks a tar file with all that it says into a folder. It needs root. More arguments are tar's.
 func Untar(t testing.TB, file, dir string, args ...string) {
 	t.Helper()
-	Run(t, "tar", append([]string{"--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", file, "-C", dir}, args...)...)
+	Run(t, "tar", append([]string{"--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", file, "-C", dir},
+		args...)...)
 }
 
 // Implied returns the directories that a tar has something in but no entry for. Programs do not agree on
@@ -70,7 +71,8 @@ func Unmarked(d map[string]string) map[string]string {
 func Lister(t testing.TB) (program string) {
 	t.Helper()
 	program = filepath.Join(t.TempDir(), "tree")
-	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", program, "github.com/stratavm/strata/internal/format/layertree/treetest/testdata/tree")
+	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", program,
+		"github.com/stratavm/strata/internal/format/layertree/treetest/testdata/tree")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
