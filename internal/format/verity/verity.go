@@ -175,7 +175,8 @@ func Read(r io.ReaderAt, size int64) (Info, error) {
 	switch {
 	case string(b[:len(signature)]) != signature:
 		return Info{}, fmt.Errorf("verity: no super block after %d bytes of data", size)
-	case le.Uint32(b[8:]) != 1 || le.Uint32(b[12:]) != 1 || le.Uint32(b[64:]) != BlockSize || le.Uint32(b[68:]) != BlockSize ||
+	case le.Uint32(b[8:]) != 1 || le.Uint32(b[12:]) != 1 || le.Uint32(b[64:]) != BlockSize ||
+		le.Uint32(b[68:]) != BlockSize ||
 		string(b[32:32+len(algorithm)+1]) != algorithm+"\x00":
 		return Info{}, errors.New("verity: only version 1 with sha256 and blocks of 4096 bytes is known")
 	case le.Uint64(b[72:]) != uint64(size/BlockSize):

@@ -66,7 +66,8 @@ func TestSameAsReference(t *testing.T) {
 			t.Errorf("%d blocks: %v", blocks, err)
 		}
 		if tool, err := exec.LookPath("veritysetup"); err == nil {
-			out, err := exec.Command(tool, "verify", "--hash-offset", strconv.FormatInt(size, 10), f.Name(), f.Name(), info.RootDigest).CombinedOutput()
+			out, err := exec.Command(tool, "verify", "--hash-offset", strconv.FormatInt(size, 10), f.Name(), f.Name(),
+				info.RootDigest).CombinedOutput()
 			if err != nil {
 				t.Errorf("%d blocks: veritysetup: %v: %s", blocks, err, out)
 			}
@@ -82,7 +83,8 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, at := range []int64{0, blocks*verity.BlockSize - 1, blocks * verity.BlockSize, (blocks + 1) * verity.BlockSize, (blocks + 2) * verity.BlockSize} {
+	for _, at := range []int64{0, blocks*verity.BlockSize - 1, blocks * verity.BlockSize, (blocks + 1) * verity.BlockSize,
+		(blocks + 2) * verity.BlockSize} {
 		b := make([]byte, 1)
 		if _, err := f.ReadAt(b, at); err != nil {
 			t.Fatal(err)
