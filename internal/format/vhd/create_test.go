@@ -58,7 +58,8 @@ func TestQemuUsesVHDX(t *testing.T) {
 	treetest.Run(t, "qemu-img", "check", "-q", "-f", "vhdx", path)
 	for _, at := range []string{"0", "4296015872", "6442385408"} { // 4 GiB + 1 MiB, and 64 KiB before the end
 		treetest.Run(t, "qemu-io", "-f", "vhdx", "-c", "write -P 0xa5 "+at+" 64k", path)
-		if out := treetest.Run(t, "qemu-io", "-f", "vhdx", "-c", "read -P 0xa5 "+at+" 64k", path); strings.Contains(out, "failed") {
+		if out := treetest.Run(t, "qemu-io", "-f", "vhdx", "-c", "read -P 0xa5 "+at+" 64k", path); strings.Contains(out,
+			"failed") {
 			t.Error(out)
 		}
 	}

@@ -47,9 +47,10 @@ func (t DiskType) String() string {
 
 // Errors of this package. They are wrapped with what was found.
 var (
-	ErrNotVHD      = errors.New("not a VHD: no footer at the end of the file (is it truncated, or a raw image?)")
-	ErrChecksum    = errors.New("the VHD footer's checksum is wrong: the file is damaged")
-	ErrNotFixed    = errors.New("only fixed VHDs can be used as a layer (convert with: qemu-img convert -O vpc -o subformat=fixed,force_size=on)")
+	ErrNotVHD   = errors.New("not a VHD: no footer at the end of the file (is it truncated, or a raw image?)")
+	ErrChecksum = errors.New("the VHD footer's checksum is wrong: the file is damaged")
+	ErrNotFixed = errors.New("only fixed VHDs can be used as a layer (convert with: qemu-img convert -O vpc -o " +
+		"subformat=fixed,force_size=on)")
 	ErrWrongSize   = errors.New("the VHD's size does not match its file: it is truncated, or was appended to")
 	ErrInvalidSize = errors.New("the size of a VHD must be a positive multiple of 512 bytes")
 )

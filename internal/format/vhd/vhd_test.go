@@ -191,7 +191,8 @@ func TestBadVHDX(t *testing.T) {
 		{"one header damaged", func(b []byte) []byte { b[64<<10+100]++; return b }, nil},
 		{"both headers damaged", func(b []byte) []byte { b[64<<10+100]++; b[128<<10+100]++; return b }, vhd.ErrVHDXDamaged},
 		{"one region table damaged", func(b []byte) []byte { b[192<<10+20]++; return b }, nil},
-		{"both region tables damaged", func(b []byte) []byte { b[192<<10+20]++; b[256<<10+20]++; return b }, vhd.ErrVHDXDamaged},
+		{"both region tables damaged", func(b []byte) []byte { b[192<<10+20]++; b[256<<10+20]++; return b },
+			vhd.ErrVHDXDamaged},
 	} {
 		b := c.change(bytes.Clone(whole))
 		if _, err := vhd.ProbeVHDX(bytes.NewReader(b), int64(len(b))); !errors.Is(err, c.want) {
@@ -224,7 +225,8 @@ func FuzzProbeVHDX(f *testing.F) {
 	f.Add(b[64<<10:64<<10+128], b[192<<10:192<<10+96], b[region:region+256], b[region+64<<10:region+64<<10+64])
 	f.Fuzz(func(t *testing.T, head, regions, table, items []byte) {
 		file := bytes.Clone(b[:min(len(b), int(region)+65<<10)])
-		for at, part := range map[int][]byte{64 << 10: head, 128 << 10: head, 192 << 10: regions, 256 << 10: regions, int(region): table, int(region) + 64<<10: items} {
+		for at, part := range map[int][]byte{64 << 10: head, 128 << 10: head, 192 << 10: regions, 256 << 10: regions,
+			int(region): table, int(region) + 64<<10: items} {
 			if at < len(file) {
 				copy(file[at:], part)
 			}
