@@ -27,7 +27,8 @@ func TestCheckArguments(t *testing.T) {
 		{"bytes", nil, []string{"A=\xff"}, "not UTF-8"},
 	} {
 		err := CheckArguments(tc.args, tc.env)
-		if (err == nil) != (tc.want == "") || err != nil && (!errors.Is(err, ErrArguments) || !strings.Contains(err.Error(), tc.want)) {
+		if (err == nil) != (tc.want == "") || err != nil &&
+			(!errors.Is(err, ErrArguments) || !strings.Contains(err.Error(), tc.want)) {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
 	}

@@ -111,7 +111,8 @@ func logger(l *slog.Logger) *slog.Logger {
 // It takes bridge and t over and closes them on failure.
 func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) (*Client, error) {
 	c := &Client{
-		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), windows: opts.Windows, zone: opts.TimeZone, transport: t, conn: bridge,
+		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), windows: opts.Windows, zone: opts.TimeZone,
+		transport: t, conn: bridge,
 		out: make(chan *call, 64), calls: map[uint64]*call{}, abandoned: map[uint64]func([]byte){},
 		created: map[string]*container{}, done: make(chan struct{}),
 	}

@@ -131,9 +131,11 @@ func TestGarbageGuests(t *testing.T) {
 		want  error
 		text  string
 	}{
-		"gigabyte length":     {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 1<<30, h.ID, "") }, ErrFraming, "1073741824"},
-		"length below header": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 15, h.ID, "") }, ErrFraming, "size 15"},
-		"length zero":         {func(Header, []byte) []byte { return make([]byte, 16) }, ErrFraming, "size 0"},
+		"gigabyte length": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 1<<30, h.ID, "") },
+			ErrFraming, "1073741824"},
+		"length below header": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 15, h.ID, "") }, ErrFraming,
+			"size 15"},
+		"length zero": {func(Header, []byte) []byte { return make([]byte, 16) }, ErrFraming, "size 0"},
 		"answered twice": {func(h Header, _ []byte) []byte {
 			return append(answer(t, Header{TypeNegotiateProtocol, h.ID - 1}, ok), answer(t, h, ok)...)
 		}, ErrProtocol, "not outstanding"},
@@ -142,13 +144,20 @@ func TestGarbageGuests(t *testing.T) {
 			binary.LittleEndian.PutUint32(b, uint32(TypeDumpStacks.Response()))
 			return b
 		}, ErrProtocol, "DumpStacks"},
-		"request to the host":  {func(h Header, _ []byte) []byte { return raw(TypeCreate, 16, h.ID, "") }, ErrProtocol, "Create"},
-		"unknown kind":         {func(h Header, _ []byte) []byte { return raw(0xf0000001, 16, h.ID, "") }, ErrProtocol, "0xf0000001"},
-		"broken JSON":          {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 18, h.ID, "{x") }, ErrProtocol, "invalid character"},
-		"JSON of another kind": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 18, h.ID, "[]") }, ErrProtocol, "array"},
-		"result too wide":      {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 37, h.ID, `{"Result":9999999999}`) }, ErrProtocol, "32 bits"},
-		"broken notification":  {func(Header, []byte) []byte { return raw(TypeNotification, 17, 0, "!") }, ErrProtocol, "notification"},
-		"cut off":              {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 100, h.ID, "{") }, nil, ""},
+		"request to the host": {func(h Header, _ []byte) []byte { return raw(TypeCreate, 16, h.ID, "") }, ErrProtocol,
+			"Create"},
+		"unknown kind": {func(h Header, _ []byte) []byte { return raw(0xf0000001, 16, h.ID, "") }, ErrProtocol,
+			"0xf0000001"},
+		"broken JSON": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 18, h.ID, "{x") },
+			ErrProtocol, "invalid character"},
+		"JSON of another kind": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 18, h.ID, "[]") },
+			ErrProtocol, "array"},
+		"result too wide": {func(h Header, _ []byte) []byte {
+			return raw(h.Type.Response(), 37, h.ID, `{"Result":9999999999}`)
+		}, ErrProtocol, "32 bits"},
+		"broken notification": {func(Header, []byte) []byte { return raw(TypeNotification, 17, 0, "!") }, ErrProtocol,
+			"notification"},
+		"cut off": {func(h Header, _ []byte) []byte { return raw(h.Type.Response(), 100, h.ID, "{") }, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, guest := against(t, tc.guest)
@@ -172,7 +181,8 @@ func TestGarbageGuests(t *testing.T) {
 			}
 			for _, err := range []error{err, c.Err(), after} {
 				broke := strings.Contains(err.Error(), "broke the protocol: ") && errors.Is(err, vmm.ErrProtocol)
-				if broke != (tc.want != nil) || !errors.Is(err, vmm.ErrGuestUnreachable) || strings.Contains(err.Error(), "does not answer") {
+				if broke != (tc.want != nil) || !errors.Is(err, vmm.ErrGuestUnreachable) ||
+					strings.Contains(err.Error(), "does not answer") {
 					t.Errorf("it is not said what happened: %v", err)
 				}
 			}
@@ -271,7 +281,9 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestErrorText(t *testing.T) {
 	var resp EmptyResponse
-	if err := json.Unmarshal([]byte(`{"Result":-2147467259,"ErrorMessage":"a\u001b[31mb","ErrorRecords":[{"Message":"umount /run/x: device or resource busy","Line":4294967295}]}`), &resp); err != nil {
+	if err := json.Unmarshal(
+		[]byte(
+			`{"Result":-2147467259,"ErrorMessage":"a\u001b[31mb","ErrorRecords":[{"Message":"umount /run/x: device or resource busy","Line":4294967295}]}`), &resp); err != nil {
 		t.Fatal(err)
 	}
 	err := errorFrom("ModifySettings", resp.Base())
@@ -339,7 +351,8 @@ func TestExecEndsWithItsContext(t *testing.T) {
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if _, err := c.Exec(ctx, vmm.ProcessSpec{Args: []string{"sleep"}, Stdout: io.Discard}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := c.Exec(ctx, vmm.ProcessSpec{Args: []string{"sleep"}, Stdout: io.Discard}); !errors.Is(err,
+			context.DeadlineExceeded) {
 			t.Errorf("exec: %v", err)
 		}
 		if took := time.Since(begun); took != time.Minute { // of the clock that runs when everybody waits
@@ -402,7 +415,8 @@ func TestRequestLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		if c.requests != tc.want || c.limit != DefaultMaxMessage {
-			t.Errorf("%+v: requests of %d bytes, answers of %d; want %d, %d", tc.caps, c.requests, c.limit, tc.want, DefaultMaxMessage)
+			t.Errorf("%+v: requests of %d bytes, answers of %d; want %d, %d", tc.caps, c.requests, c.limit, tc.want,
+				DefaultMaxMessage)
 		}
 		c.Close()
 		guest.Close()

@@ -71,7 +71,8 @@ func TestClientCloseWaits(t *testing.T) {
 		c, guest := against(t, nil)
 		log := newBlocked()
 		c.log = slog.New(log)
-		b, err := EncodeMessage(Header{TypeNotification, 0}, &Notification{ContainerId: "web", Type: "GracefulExit"}, LargestMaxMessage)
+		b, err := EncodeMessage(Header{TypeNotification, 0}, &Notification{ContainerId: "web", Type: "GracefulExit"},
+			LargestMaxMessage)
 		if err != nil {
 			t.Fatal(err)
 		}

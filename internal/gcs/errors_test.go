@@ -14,7 +14,8 @@ func TestErrorsMatchThoseOfTheContract(t *testing.T) {
 	answer := func(r HRESULT, text string) error {
 		return fmt.Errorf("add disk: %w", &Error{Op: "modify", Result: r, Message: text})
 	}
-	all := []error{vmm.ErrBusy, vmm.ErrOccupied, vmm.ErrInvalid, vmm.ErrGuestUnreachable, errors.ErrUnsupported, ErrNotFound, ErrTimeout,
+	all := []error{vmm.ErrBusy, vmm.ErrOccupied, vmm.ErrInvalid, vmm.ErrGuestUnreachable, errors.ErrUnsupported,
+		ErrNotFound, ErrTimeout,
 		vmm.ErrProgramNotFound, vmm.ErrNotExecutable}
 	for name, tt := range map[string]struct {
 		err     error
@@ -35,17 +36,18 @@ func TestErrorsMatchThoseOfTheContract(t *testing.T) {
 		"unknown resource, in words": {answer(ResultFail, "invalid resource type"), errors.ErrUnsupported, vmm.NotDone},
 		"no element":                 {answer(ResultElementNotFound, ""), ErrNotFound, vmm.NotDone},
 		"no program":                 {answer(ResultProgramNotFound, ""), vmm.ErrProgramNotFound, vmm.NotDone},
-		"no program, said in words":  {answer(ResultFail, `exec: "x": executable file not found in $PATH`), vmm.ErrProgramNotFound, vmm.NotDone},
-		"not executable":             {answer(ResultNotExecutable, ""), vmm.ErrNotExecutable, vmm.NotDone},
-		"a format, said in words":    {answer(ResultFail, "exec /x: exec format error"), vmm.ErrNotExecutable, vmm.NotDone},
-		"no container":               {answer(ResultContainerNotFound, ""), ErrNotFound, vmm.NotDone},
-		"a container that stopped":   {answer(ResultContainerStopped, ""), ErrNotFound, vmm.NotDone},
-		"the guest's own timeout":    {answer(ResultTimeout, ""), ErrTimeout, vmm.Unknown},
-		"a failure":                  {answer(ResultFail, "bad superblock"), nil, vmm.NotDone},
-		"the bridge broke":           {ErrClosed, vmm.ErrGuestUnreachable, vmm.Unknown},
-		"nonsense":                   {ErrProtocol, vmm.ErrGuestUnreachable, vmm.Unknown},
-		"never sent":                 {fmt.Errorf("%w: %w", ErrNotSent, ErrClosed), vmm.ErrGuestUnreachable, vmm.NotDone},
-		"given up":                   {context.DeadlineExceeded, nil, vmm.Unknown},
+		"no program, said in words": {answer(ResultFail, `exec: "x": executable file not found in $PATH`),
+			vmm.ErrProgramNotFound, vmm.NotDone},
+		"not executable":           {answer(ResultNotExecutable, ""), vmm.ErrNotExecutable, vmm.NotDone},
+		"a format, said in words":  {answer(ResultFail, "exec /x: exec format error"), vmm.ErrNotExecutable, vmm.NotDone},
+		"no container":             {answer(ResultContainerNotFound, ""), ErrNotFound, vmm.NotDone},
+		"a container that stopped": {answer(ResultContainerStopped, ""), ErrNotFound, vmm.NotDone},
+		"the guest's own timeout":  {answer(ResultTimeout, ""), ErrTimeout, vmm.Unknown},
+		"a failure":                {answer(ResultFail, "bad superblock"), nil, vmm.NotDone},
+		"the bridge broke":         {ErrClosed, vmm.ErrGuestUnreachable, vmm.Unknown},
+		"nonsense":                 {ErrProtocol, vmm.ErrGuestUnreachable, vmm.Unknown},
+		"never sent":               {fmt.Errorf("%w: %w", ErrNotSent, ErrClosed), vmm.ErrGuestUnreachable, vmm.NotDone},
+		"given up":                 {context.DeadlineExceeded, nil, vmm.Unknown},
 	} {
 		for _, target := range all {
 			if got, want := errors.Is(tt.err, target), tt.is == target; got != want {

@@ -62,7 +62,8 @@ type muxTransport struct {
 	going     []*muxConn // let go, and not yet ended
 }
 
-func newMuxTransport(conn io.ReadWriteCloser, log *slog.Logger, first ...uint32) (*muxTransport, []net.Listener, error) {
+func newMuxTransport(conn io.ReadWriteCloser, log *slog.Logger,
+	first ...uint32) (*muxTransport, []net.Listener, error) {
 	t := &muxTransport{log: log, listeners: map[uint32]*muxListener{}, ended: make(chan struct{})}
 	var listeners []net.Listener
 	for _, port := range first { // before the guest can dial them

@@ -108,8 +108,8 @@ func TestHostsAtOnce(t *testing.T) {
 	closed(t, two)
 }
 
-// TestHostsWithoutTheTokenAreTurnedAway: who does not know the token gets nothing, and strangers who say nothing do not keep
-// out a host for longer than they are there.
+// TestHostsWithoutTheTokenAreTurnedAway: who does not know the token gets nothing, and strangers who say nothing do
+// not keep out a host for longer than they are there.
 func TestHostsWithoutTheTokenAreTurnedAway(t *testing.T) {
 	leaktest.Check(t)
 	dial, token, _ := hosts(t)
