@@ -92,7 +92,8 @@ func TestDialHost(t *testing.T) {
 	<-done
 	mu.Lock()
 	defer mu.Unlock()
-	if want := []uint32{gcs.PortEntropy, gcs.PortLog, gcs.PortBridge}; !slices.Equal(ports[:3], want) || slices.Contains(ports[3:], gcs.PortEntropy) {
+	if want := []uint32{gcs.PortEntropy, gcs.PortLog, gcs.PortBridge}; !slices.Equal(ports[:3], want) ||
+		slices.Contains(ports[3:], gcs.PortEntropy) {
 		t.Errorf("dialled %d, want %d and then the bridge only", ports, want)
 	}
 	for line := range bytes.Lines(lines.Bytes()) {
