@@ -126,7 +126,8 @@ func (s *session) send(h gcs.Header, payload any) {
 
 // guarded routes a request. A panic becomes the request's error: the agent is PID 1, whose end is that of
 // the whole VM.
-func (s *session) guarded(ctx context.Context, t gcs.MessageType, b gcs.RequestBase, payload []byte) (r base, err error) {
+func (s *session) guarded(ctx context.Context, t gcs.MessageType, b gcs.RequestBase,
+	payload []byte) (r base, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.log.Error("panic", "request", t, "panic", v, "stack", string(debug.Stack()))

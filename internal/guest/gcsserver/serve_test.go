@@ -195,7 +195,8 @@ func TestModifyAndObserve(t *testing.T) {
 	c := connect(t, newMemory())
 	const n = 300 // more than fits in one message
 	for i := range n {
-		if err := c.Modify(t.Context(), disk(uint8(i%64), fmt.Sprintf("/run/mounts/scsi/%s/m%03d", strings.Repeat("x", 200), i))); err != nil {
+		if err := c.Modify(t.Context(), disk(uint8(i%64),
+			fmt.Sprintf("/run/mounts/scsi/%s/m%03d", strings.Repeat("x", 200), i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -227,11 +228,13 @@ func TestRefusals(t *testing.T) {
 	if !errors.Is(err, gcs.ErrUnsupported) {
 		t.Errorf("unknown resource: %v", err)
 	}
-	err = c.Modify(t.Context(), hcsschema.GuestRequest{RequestType: "Add", ResourceType: hcsschema.ResourceMappedVirtualDisk, Settings: []int{1}})
+	err = c.Modify(t.Context(), hcsschema.GuestRequest{RequestType: "Add",
+		ResourceType: hcsschema.ResourceMappedVirtualDisk, Settings: []int{1}})
 	if !errors.Is(err, gcs.ErrInvalid) {
 		t.Errorf("malformed settings: %v", err)
 	}
-	if err := c.Modify(t.Context(), disk(0, strings.Repeat("x", gcs.LargestMaxMessage))); !errors.Is(err, gcs.ErrTooLarge) || !errors.Is(err, gcs.ErrNotSent) {
+	if err := c.Modify(t.Context(), disk(0, strings.Repeat("x", gcs.LargestMaxMessage))); !errors.Is(err,
+		gcs.ErrTooLarge) || !errors.Is(err, gcs.ErrNotSent) {
 		t.Errorf("too large: %v", err)
 	}
 	if err := c.DeleteContainerState(t.Context(), "nobody"); err != nil {
@@ -322,7 +325,8 @@ func TestExec(t *testing.T) {
 	if code, err := p.Wait(t.Context()); code != 143 || err != nil {
 		t.Fatalf("sleep: %d, %v", code, err)
 	}
-	if _, err := c.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"nothing"}, Stdout: &out}); !errors.Is(err, gcs.ErrNotFound) {
+	if _, err := c.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"nothing"}, Stdout: &out}); !errors.Is(err,
+		gcs.ErrNotFound) {
 		t.Fatalf("unknown program: %v", err)
 	}
 }
@@ -421,12 +425,14 @@ func TestDialFails(t *testing.T) {
 			defer func() { host.Close(); <-ended }()
 			b := servertest.New(t, host)
 			b.Ask(gcs.TypeNegotiateProtocol, &gcs.NegotiateRequest{MinimumVersion: 4, MaximumVersion: 4})
-			text, err := gcs.EncodeText(gcs.ProcessParameters{CommandArgs: []string{"cat"}, CreateStdInPipe: true, CreateStdOutPipe: true})
+			text, err := gcs.EncodeText(gcs.ProcessParameters{CommandArgs: []string{"cat"}, CreateStdInPipe: true,
+				CreateStdOutPipe: true})
 			if err != nil {
 				t.Fatal(err)
 			}
 			exec := &gcs.ExecuteRequest{RequestBase: gcs.RequestBase{ContainerId: gcs.NullContainer},
-				Settings: gcs.ExecuteSettings{ProcessParameters: text, VsockStdioRelaySettings: &gcs.StdioPorts{StdIn: 7, StdOut: 8}}}
+				Settings: gcs.ExecuteSettings{ProcessParameters: text,
+					VsockStdioRelaySettings: &gcs.StdioPorts{StdIn: 7, StdOut: 8}}}
 			if resp := b.Ask(gcs.TypeExecuteProcess, exec); resp.Result == gcs.ResultOK {
 				t.Error("a process was started without its streams")
 			}
@@ -453,7 +459,8 @@ func TestCommandLine(t *testing.T) {
 		`a\`:                     nil,
 	} {
 		got, err := splitCommandLine(line)
-		if (err != nil) != (want == nil) || err != nil && !errors.Is(err, ErrInvalid) || err == nil && !slices.Equal(got, want) {
+		if (err != nil) != (want == nil) || err != nil && !errors.Is(err, ErrInvalid) || err == nil &&
+			!slices.Equal(got, want) {
 			t.Errorf("%s: %q, %v; want %q", line, got, err, want)
 		}
 	}

@@ -102,12 +102,14 @@ func splitCommandLine(line string) ([]string, error) {
 	case err != nil:
 		return nil, fmt.Errorf("command line %.200q: a quote or bracket is not closed: %w", line, ErrInvalid)
 	case parser.Position >= 0:
-		return nil, fmt.Errorf("command line %.200q: only a shell understands what comes at %d: %w", line, parser.Position, ErrInvalid)
+		return nil, fmt.Errorf("command line %.200q: only a shell understands what comes at %d: %w", line, parser.Position,
+			ErrInvalid)
 	}
 	return args, nil
 }
 
-func (s *session) connect(ctx context.Context, params gcs.ProcessParameters, ports gcs.StdioPorts) ([3]net.Conn, error) {
+func (s *session) connect(ctx context.Context, params gcs.ProcessParameters,
+	ports gcs.StdioPorts) ([3]net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	var conns [3]net.Conn
