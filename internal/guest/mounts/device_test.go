@@ -177,7 +177,8 @@ func TestMountDisks(t *testing.T) {
 	diskIn(t, r, 2, blank)
 
 	for lun, name := range []string{"ext4", "erofs"} {
-		s := hcsschema.LCOWMappedVirtualDisk{MountPath: r.base + "/mounts/" + name, Lun: uint8(lun), ReadOnly: true, Options: []string{"ro", "rshared"}}
+		s := hcsschema.LCOWMappedVirtualDisk{MountPath: r.base + "/mounts/" + name, Lun: uint8(lun), ReadOnly: true,
+			Options: []string{"ro", "rshared"}}
 		err := r.try(t, "Add", "MappedVirtualDisk", s)
 		if name == "erofs" && errors.Is(err, unix.ENODEV) {
 			t.Log("this kernel has no EROFS")
@@ -198,7 +199,8 @@ func TestMountDisks(t *testing.T) {
 		if err := r.try(t, "Add", "MappedVirtualDisk", other); !errors.Is(err, gcsserver.ErrExists) {
 			t.Errorf("another disk at the same path: %v", err)
 		}
-		if err := r.try(t, "Remove", "SCSIDevice", hcsschema.SCSIDevice{Lun: uint8(lun)}); !errors.Is(err, gcsserver.ErrBusy) {
+		if err := r.try(t, "Remove", "SCSIDevice", hcsschema.SCSIDevice{Lun: uint8(lun)}); !errors.Is(err,
+			gcsserver.ErrBusy) {
 			t.Errorf("eject of a mounted disk: %v", err)
 		}
 		r.must(t, "Remove", "MappedVirtualDisk", other) // is not there, so is gone
@@ -212,7 +214,8 @@ func TestMountDisks(t *testing.T) {
 	}
 
 	scratch := hcsschema.LCOWMappedVirtualDisk{MountPath: r.base + "/gcs/c/x", Lun: 2}
-	if err := r.try(t, "Add", "MappedVirtualDisk", scratch); err == nil || !strings.Contains(err.Error(), "no file system") {
+	if err := r.try(t, "Add", "MappedVirtualDisk", scratch); err == nil ||
+		!strings.Contains(err.Error(), "no file system") {
 		t.Errorf("a blank disk: %v", err)
 	}
 	if _, err := os.Lstat(scratch.MountPath); !os.IsNotExist(err) {
@@ -232,7 +235,8 @@ func TestMountDisks(t *testing.T) {
 		{MountPath: r.base + "/b", Encrypted: true}, {MountPath: r.base + "/b", Filesystem: "ntfs"},
 		{MountPath: r.base + "/b", EnsureFilesystem: true, Filesystem: "ext4", ReadOnly: true},
 		{MountPath: r.base + "/b", VerityInfo: &hcsschema.DeviceVerityInfo{}},
-		{MountPath: r.base + "/b", ReadOnly: true, VerityInfo: &hcsschema.DeviceVerityInfo{RootDigest: "zz", Ext4SizeInBytes: 4096}},
+		{MountPath: r.base + "/b", ReadOnly: true,
+			VerityInfo: &hcsschema.DeviceVerityInfo{RootDigest: "zz", Ext4SizeInBytes: 4096}},
 		{MountPath: "/etc/b"}, {MountPath: r.base + "/b", Lun: 2, Filesystem: "xfs"},
 	}
 	for _, s := range bad {
@@ -305,12 +309,14 @@ func TestRemoveEndsWaitingAdd(t *testing.T) {
 }
 
 func TestVerityParams(t *testing.T) {
-	got, err := verityParams("/dev/sda", hcsschema.DeviceVerityInfo{Ext4SizeInBytes: 8192, RootDigest: "ab", SuperBlock: true})
+	got, err := verityParams("/dev/sda",
+		hcsschema.DeviceVerityInfo{Ext4SizeInBytes: 8192, RootDigest: "ab", SuperBlock: true})
 	if want := "1 /dev/sda /dev/sda 4096 4096 2 3 sha256 ab -"; err != nil || got != want {
 		t.Errorf("got %q, %v; want %q", got, err, want)
 	}
 	for _, bad := range []hcsschema.DeviceVerityInfo{
-		{Ext4SizeInBytes: 4097, RootDigest: "ab"}, {Ext4SizeInBytes: 4096}, {Ext4SizeInBytes: 4096, RootDigest: "ab", Salt: "x"},
+		{Ext4SizeInBytes: 4097, RootDigest: "ab"}, {Ext4SizeInBytes: 4096},
+		{Ext4SizeInBytes: 4096, RootDigest: "ab", Salt: "x"},
 		{Ext4SizeInBytes: -4096, RootDigest: "ab"}, {Ext4SizeInBytes: 4096, RootDigest: "ab", BlockSize: 100},
 		{Ext4SizeInBytes: 4096, RootDigest: "ab", Algorithm: "sha256 1 evil"},
 	} {

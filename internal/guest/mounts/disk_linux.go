@@ -108,7 +108,8 @@ func (t *Table) mountDevice(ctx context.Context, device string, s hcsschema.LCOW
 	case s.Filesystem != "":
 		fstype = s.Filesystem
 	case fstype == "":
-		return fmt.Errorf("SCSI disk %d:%d partition %d holds no file system this guest knows (ext4, xfs, erofs, squashfs): %w",
+		return fmt.Errorf("SCSI disk %d:%d partition %d holds no file system this guest knows (ext4, xfs, erofs, "+
+			"squashfs): %w",
 			s.Controller, s.Lun, s.Partition, gcsserver.ErrInvalid)
 	}
 	return t.mountAt(device, s.MountPath, fstype, s.ReadOnly, "", s.Options)

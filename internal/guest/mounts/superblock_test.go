@@ -80,7 +80,8 @@ func TestForeignSuperblock(t *testing.T) {
 		p := image(strings.Fields(name)[0]+".img", tune...)
 		diskIn(t, r, lun, p)
 		s := hcsschema.LCOWMappedVirtualDisk{MountPath: r.base + "/mounts/refused", Lun: uint8(lun)}
-		if err := r.try(t, "Add", "MappedVirtualDisk", s); !errors.Is(err, gcsserver.ErrInvalid) || !strings.Contains(err.Error(), "tune2fs") {
+		if err := r.try(t, "Add", "MappedVirtualDisk", s); !errors.Is(err, gcsserver.ErrInvalid) ||
+			!strings.Contains(err.Error(), "tune2fs") {
 			t.Errorf("%s, in the guest: %v", name, err)
 		}
 		err := hostmount.MountImage(t.Context(), hostmount.Image{Path: p}, r.base+"/host")
