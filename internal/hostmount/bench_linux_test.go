@@ -27,13 +27,15 @@ func benchLayers(b *testing.B, n int) []string {
 	for i := range n {
 		var entries []treetest.Entry
 		for k := range benchFiles / n {
-			entries = append(entries, treetest.Entry{Name: fmt.Sprintf("usr/d%d/e%d/file-%d-%d", k%10, k/10%10, i, k), Body: strings.Repeat("x", 100+k%8000)})
+			entries = append(entries, treetest.Entry{Name: fmt.Sprintf("usr/d%d/e%d/file-%d-%d", k%10, k/10%10, i, k),
+				Body: strings.Repeat("x", 100+k%8000)})
 		}
 		f, err := os.Create(filepath.Join(dir, fmt.Sprintf("%d.erofs", i)))
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := erofs.WriteLayer(b.Context(), f, bytes.NewReader(treetest.Tar(b, entries...)), layertree.Options{}); err != nil {
+		if _, err := erofs.WriteLayer(b.Context(), f, bytes.NewReader(treetest.Tar(b, entries...)),
+			layertree.Options{}); err != nil {
 			b.Fatal(err)
 		}
 		if err := f.Close(); err != nil {
@@ -65,7 +67,8 @@ var ways = []way{
 		must(b, err)
 		return overlay(b, root, len(images), func(i int, dir string) {
 			p := l.Partitions[i]
-			must(b, hostmount.MountImage(b.Context(), hostmount.Image{Path: prepared.(string), Offset: p.Offset, Size: p.Size, ReadOnly: true}, dir))
+			must(b, hostmount.MountImage(b.Context(),
+				hostmount.Image{Path: prepared.(string), Offset: p.Offset, Size: p.Size, ReadOnly: true}, dir))
 		})
 	}},
 	{"one disk, merged index", concatenated, func(b *testing.B, images []string, prepared any, root string) func() {

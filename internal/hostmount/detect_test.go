@@ -65,7 +65,8 @@ func TestDetect(t *testing.T) {
 		{"squashfs", []byte("hsqs"), 0, "", "squashfs"},
 	} {
 		got, err := hostmount.Detect(bytes.NewReader(c.b), c.offset)
-		if got != c.want || (c.want == "") != errors.Is(err, hostmount.ErrNoFilesystem) || (err != nil && !strings.Contains(err.Error(), c.text)) {
+		if got != c.want || (c.want == "") != errors.Is(err, hostmount.ErrNoFilesystem) ||
+			(err != nil && !strings.Contains(err.Error(), c.text)) {
 			t.Errorf("%s: got %q, %v; want %q, %q", c.name, got, err, c.want, c.text)
 		}
 	}

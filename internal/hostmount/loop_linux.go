@@ -81,7 +81,8 @@ func openLoop(n, mode int) (*os.File, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return f, err
 	}
-	if err := unix.Mknod(path, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := unix.Mknod(path, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(n)))); err != nil &&
+		!errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("make %s: %w", path, err)
 	}
 	return os.OpenFile(path, mode, 0)

@@ -209,11 +209,13 @@ func explain(err error, fstype string) error {
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
 		hint := "mounting needs root, or a user namespace with mounts of its own (unshare --map-auto -Urm)"
 		if userns.Inside() && (fstype == "ext4" || fstype == "erofs") {
-			hint = fmt.Sprintf("the kernel mounts %s for no one in a user namespace: use a folder as scratch and layers in the format dir, run as root, or use a virtual machine", fstype)
+			hint = fmt.Sprintf("the kernel mounts %s for no one in a user namespace: use a folder as scratch and layers in "+
+				"the format dir, run as root, or use a virtual machine", fstype)
 		}
 		return fmt.Errorf("%w: %w: %s", fs.ErrPermission, err, hint)
 	case errors.Is(err, unix.ENODEV):
-		return fmt.Errorf("%w: this kernel has no %s: load its module (modprobe %[2]s), or use the other layer format", err, fstype)
+		return fmt.Errorf("%w: this kernel has no %s: load its module (modprobe %[2]s), or use the other layer format", err,
+			fstype)
 	}
 	return err
 }

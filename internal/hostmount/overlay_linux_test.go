@@ -55,7 +55,8 @@ func TestOverlayOfManyLayers(t *testing.T) {
 			t.Fatal(err)
 		}
 		o.Lowers = append(o.Lowers, make("too many"))
-		if err := hostmount.MountOverlay(t.Context(), o, target); err == nil || !strings.Contains(err.Error(), fmt.Sprint(hostmount.MaxLayers)) {
+		if err := hostmount.MountOverlay(t.Context(), o, target); err == nil ||
+			!strings.Contains(err.Error(), fmt.Sprint(hostmount.MaxLayers)) {
 			t.Errorf("%d layers: %v", len(o.Lowers), err)
 		}
 	}

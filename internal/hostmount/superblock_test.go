@@ -48,7 +48,8 @@ func TestCheckSuperblock(t *testing.T) {
 				clear(sb)
 			}
 			err := hostmount.CheckSuperblock(tc.fstype, strings.NewReader(string(image)), at, tc.readOnly)
-			if (err == nil) != (tc.want == "") || err != nil && (!errors.Is(err, hostmount.ErrSuperblock) || !strings.Contains(err.Error(), tc.want)) {
+			if (err == nil) != (tc.want == "") || err != nil &&
+				(!errors.Is(err, hostmount.ErrSuperblock) || !strings.Contains(err.Error(), tc.want)) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
 		})

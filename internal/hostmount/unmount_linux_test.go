@@ -45,7 +45,8 @@ func TestUnmountWithoutRights(t *testing.T) {
 	}
 	must(os.Mkdir(target, 0o755), os.Symlink(dir, link))
 	withoutRights(t, func() {
-		for _, path := range []string{target, filepath.Join(link, "target"), filepath.Join(dir, "none"), filepath.Join(dir, "none", "none")} {
+		for _, path := range []string{target, filepath.Join(link, "target"), filepath.Join(dir, "none"),
+			filepath.Join(dir, "none", "none")} {
 			if err := hostmount.Unmount(t.Context(), path); err != nil {
 				t.Errorf("nothing is mounted: %v", err)
 			}
