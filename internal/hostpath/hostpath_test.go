@@ -28,7 +28,8 @@ func TestNotLocal(t *testing.T) {
 	for p, want := range map[string]string{
 		`C:\l`: "", `\\?\C:\l`: "", `//?/c:/l`: "", `\\?\Volume{1}\l`: "", "/l": "", "//l": "", "": "",
 		`\\.\PHYSICALDRIVE1`: "a device", `\\?\PHYSICALDRIVE1`: "a device", `\\?\GLOBALROOT\Device\x`: "a device",
-		`\\server\share\l`: "on a network share", `\\?\UNC\server\share`: "on a network share", `//?/unc/s/l`: "on a network share",
+		`\\server\share\l`: "on a network share", `\\?\UNC\server\share`: "on a network share",
+		`//?/unc/s/l`: "on a network share",
 	} {
 		if got := NotLocal(p); got != want {
 			t.Errorf("NotLocal(%q) = %q, want %q", p, got, want)
