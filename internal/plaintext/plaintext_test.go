@@ -44,7 +44,8 @@ func TestHostileText(t *testing.T) {
 			if got := plaintext.Text(tt.in); got != tt.text {
 				t.Errorf("Text: %q, want %q", got, tt.text)
 			}
-			got := plaintext.Sprintf("image %s: %v, %v, %v, %-3d|", tt.in, errors.New(tt.in), []string{tt.in}, stringer(tt.in), 7)
+			got := plaintext.Sprintf("image %s: %v, %v, %v, %-3d|", tt.in, errors.New(tt.in), []string{tt.in}, stringer(tt.in),
+				7)
 			want := fmt.Sprintf("image %s: %s, [%s], %s, 7  |", tt.line, tt.text, tt.line, tt.line)
 			if got != want {
 				t.Errorf("Sprintf: %q, want %q", got, want)
