@@ -119,14 +119,17 @@ func (n *native) CimMergeMountImage(images []CIM, flags uint32, volume guid.GUID
 func (n *native) CimMountVerifiedImage(image CIM, flags uint32, volume guid.GUID, digest []byte) HRESULT {
 	return hcsapi.Call(n.cimfs, "CimMountVerifiedImage", uintptr(unsafe.Pointer(text(image.Dir))),
 		uintptr(unsafe.Pointer(text(image.Name))),
-		uintptr(flags), uintptr(unsafe.Pointer(&volume)), uintptr(len(digest)), uintptr(unsafe.Pointer(unsafe.SliceData(digest))))
+		uintptr(flags), uintptr(unsafe.Pointer(&volume)), uintptr(len(digest)),
+		uintptr(unsafe.Pointer(unsafe.SliceData(digest))))
 }
 
 func (n *native) CimMergeMountVerifiedImage(images []CIM, flags uint32, volume guid.GUID, digest []byte) HRESULT {
 	list := cimArray(images)
 	defer runtime.KeepAlive(list)
-	return hcsapi.Call(n.cimfs, "CimMergeMountVerifiedImage", uintptr(len(list)), uintptr(unsafe.Pointer(unsafe.SliceData(list))),
-		uintptr(flags), uintptr(unsafe.Pointer(&volume)), uintptr(len(digest)), uintptr(unsafe.Pointer(unsafe.SliceData(digest))))
+	return hcsapi.Call(n.cimfs, "CimMergeMountVerifiedImage", uintptr(len(list)),
+		uintptr(unsafe.Pointer(unsafe.SliceData(list))),
+		uintptr(flags), uintptr(unsafe.Pointer(&volume)), uintptr(len(digest)),
+		uintptr(unsafe.Pointer(unsafe.SliceData(digest))))
 }
 
 // Control codes of volumes.

@@ -168,7 +168,8 @@ func TestNativeImages(t *testing.T) {
 		{"CimMountImage", wclayer.CIMMount{Image: one}},
 		{"CimMergeMountImage", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: merged, Sources: []wclayer.CIM{one, two}}},
 		{"CimMountVerifiedImage", wclayer.CIMMount{Kind: wclayer.BlockDevice, Image: one, Digest: digest}},
-		{"CimMergeMountVerifiedImage", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: merged, Sources: []wclayer.CIM{one, two}, Digest: digest}},
+		{"CimMergeMountVerifiedImage", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: merged,
+			Sources: []wclayer.CIM{one, two}, Digest: digest}},
 	} {
 		volume, err := guid.NewV4()
 		must(t, err)
@@ -182,7 +183,8 @@ func TestNativeImages(t *testing.T) {
 		for _, i := range append([]wclayer.CIM{tt.m.Image}, tt.m.Sources...) {
 			images = append(images, map[string]any{"dir": i.Dir, "name": i.Name})
 		}
-		if d := cmp.Diff(images, got["images"]); d != "" || got["volume"] != volume.String() || (got["digest"] != nil) != (tt.m.Digest != nil) {
+		if d := cmp.Diff(images, got["images"]); d != "" || got["volume"] != volume.String() ||
+			(got["digest"] != nil) != (tt.m.Digest != nil) {
 			t.Errorf("%s: %v %s", tt.fn, got, d)
 		}
 	}

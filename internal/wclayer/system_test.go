@@ -266,7 +266,8 @@ func TestSecondCallOfMountPathFails(t *testing.T) {
 	r := newRig(t)
 	must(t, r.Activate(t.Context(), scratch))
 	r.svc.Step("ask", hcstest.Injection{Function: "GetLayerMountPath", Call: 2, HResult: "0x80070005"})
-	if _, err := r.MountPath(t.Context(), scratch); !errors.Is(err, vmm.ErrAccessDenied) || !strings.Contains(err.Error(), "second call") {
+	if _, err := r.MountPath(t.Context(), scratch); !errors.Is(err, vmm.ErrAccessDenied) ||
+		!strings.Contains(err.Error(), "second call") {
 		t.Errorf("error %v", err)
 	}
 	must(t, r.Deactivate(t.Context(), scratch))
