@@ -259,10 +259,11 @@ func (p *Platform) GrantVmAccess(vmID, file string) wclayer.HRESULT {
 
 // HcsRevokeVmAccess implements wclayer.API.
 func (p *Platform) HcsRevokeVmAccess(vmID, file string) wclayer.HRESULT {
-	return p.record("HcsRevokeVmAccess", map[string]any{"vmId": vmID, "filePath": file}, func() (map[string]any, wclayer.HRESULT) {
-		p.revoked = append(p.revoked, vmID+" "+file)
-		return nil, done
-	})
+	return p.record("HcsRevokeVmAccess", map[string]any{"vmId": vmID, "filePath": file},
+		func() (map[string]any, wclayer.HRESULT) {
+			p.revoked = append(p.revoked, vmID+" "+file)
+			return nil, done
+		})
 }
 
 // GrantGroup implements wclayer.API.

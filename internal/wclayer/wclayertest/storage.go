@@ -31,7 +31,8 @@ func (p *Platform) attach(fn, volume, layerData, want string) wclayer.HRESULT {
 	args := map[string]any{"layerPath": volume, "layerData": parse(layerData)}
 	return p.record(fn, args, func() (map[string]any, wclayer.HRESULT) {
 		var d data
-		if json.Unmarshal([]byte(layerData), &d) != nil || len(d.Layers) == 0 || d.FilterType != want || d.SchemaVersion.Major != 2 {
+		if json.Unmarshal([]byte(layerData), &d) != nil || len(d.Layers) == 0 || d.FilterType != want ||
+			d.SchemaVersion.Major != 2 {
 			return nil, 0xC037010D
 		}
 		if p.filters[key(volume)] != nil {
@@ -99,12 +100,13 @@ func (p *Platform) onDisk(fn string, d wclayer.Disk, do func(*disk) (map[string]
 
 // HcsFormatWritableLayerVhd implements wclayer.API.
 func (p *Platform) HcsFormatWritableLayerVhd(d wclayer.Disk) wclayer.HRESULT {
-	return p.record("HcsFormatWritableLayerVhd", map[string]any{"handle": "<disk>"}, func() (map[string]any, wclayer.HRESULT) {
-		if v := p.disks[d]; v == nil || v.plain != p.FormatsFiles {
-			return nil, badHandle
-		}
-		return nil, done
-	})
+	return p.record("HcsFormatWritableLayerVhd", map[string]any{"handle": "<disk>"},
+		func() (map[string]any, wclayer.HRESULT) {
+			if v := p.disks[d]; v == nil || v.plain != p.FormatsFiles {
+				return nil, badHandle
+			}
+			return nil, done
+		})
 }
 
 // HcsGetLayerVhdMountPath implements wclayer.API. As on the real platform the path has no backslash
@@ -260,11 +262,12 @@ func (p *Platform) CimMergeMountVerifiedImage(images []wclayer.CIM, flags uint32
 
 // CimDismountImage implements wclayer.API.
 func (p *Platform) CimDismountImage(volume guid.GUID) wclayer.HRESULT {
-	return p.record("CimDismountImage", map[string]any{"volume": volume.String()}, func() (map[string]any, wclayer.HRESULT) {
-		if _, found := p.cims[volume]; !found {
-			return nil, notFound
-		}
-		delete(p.cims, volume)
-		return nil, done
-	})
+	return p.record("CimDismountImage", map[string]any{"volume": volume.String()},
+		func() (map[string]any, wclayer.HRESULT) {
+			if _, found := p.cims[volume]; !found {
+				return nil, notFound
+			}
+			delete(p.cims, volume)
+			return nil, done
+		})
 }
