@@ -40,7 +40,8 @@ func rootTar(b *testing.B) (path string, size int64) {
 			if i%2 == 0 {
 				body = text[:size]
 			}
-			if err := w.WriteHeader(&tar.Header{Name: fmt.Sprintf("usr/d%d/e%d/f%d", i%20, i/20%20, i), Mode: 0o644, Size: int64(size), ModTime: time.Unix(1e9, 0)}); err != nil {
+			if err := w.WriteHeader(&tar.Header{Name: fmt.Sprintf("usr/d%d/e%d/f%d", i%20, i/20%20, i), Mode: 0o644,
+				Size: int64(size), ModTime: time.Unix(1e9, 0)}); err != nil {
 				b.Fatal(err)
 			}
 			if _, err := w.Write(body); err != nil {

@@ -59,7 +59,8 @@ func TestChain(t *testing.T) {
 		if c.ok != (err == nil) || (!c.ok && !errors.Is(err, layerdir.ErrChainOrder)) {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		if !c.ok && (!strings.Contains(err.Error(), strings.Join(c.order[1:], ", ")) || !strings.Contains(err.Error(), "says [")) {
+		if !c.ok && (!strings.Contains(err.Error(), strings.Join(c.order[1:], ", ")) ||
+			!strings.Contains(err.Error(), "says [")) {
 			t.Errorf("%s: the error does not show both orders: %v", c.name, err)
 		}
 	}
@@ -90,7 +91,8 @@ func BenchmarkCheckChain(b *testing.B) {
 
 func TestBadChains(t *testing.T) {
 	for name, text := range map[string]string{
-		"no JSON": "x", "object": `{"a":1}`, "numbers": "[1]", "empty path": `[""]`, "NUL": `["a\u0000b"]`, "twice": `["/a","/b","/a/."]`, "cut": `["/a"`,
+		"no JSON": "x", "object": `{"a":1}`, "numbers": "[1]", "empty path": `[""]`, "NUL": `["a\u0000b"]`,
+		"twice": `["/a","/b","/a/."]`, "cut": `["/a"`,
 	} {
 		if got, err := layerdir.ParseChain([]byte(text)); err == nil {
 			t.Errorf("%s: accepted as %q", name, got)

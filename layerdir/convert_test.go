@@ -75,7 +75,8 @@ func TestFailedConversionLeavesNothing(t *testing.T) {
 				case "cut":
 					in.err, want = io.EOF, io.ErrUnexpectedEOF
 				}
-				_, err := layerdir.Convert(ctx, layerdir.Options{Format: format, Tar: in, Dir: filepath.Join(base, "parent", "layer")})
+				_, err := layerdir.Convert(ctx,
+					layerdir.Options{Format: format, Tar: in, Dir: filepath.Join(base, "parent", "layer")})
 				if !errors.Is(err, want) {
 					t.Errorf("%s, %s after %d bytes: got %v, want %v", format, kind, after, err, want)
 				}
@@ -98,13 +99,18 @@ func TestConvertRefuses(t *testing.T) {
 		want error
 		text string
 	}{
-		{"format", layerdir.Options{Format: "squashfs", Tar: bytes.NewReader(good), Dir: filepath.Join(base, "l")}, nil, "squashfs"},
-		{"limit", layerdir.Options{Tar: bytes.NewReader(good), Dir: filepath.Join(base, "l"), MaxBytes: 4}, layertree.ErrTooLarge, "4 bytes"},
-		{"a file in the way", layerdir.Options{Tar: bytes.NewReader(good), Dir: filepath.Join(base, "file", "l")}, nil, "file"},
+		{"format", layerdir.Options{Format: "squashfs", Tar: bytes.NewReader(good), Dir: filepath.Join(base, "l")}, nil,
+			"squashfs"},
+		{"limit", layerdir.Options{Tar: bytes.NewReader(good), Dir: filepath.Join(base, "l"), MaxBytes: 4},
+			layertree.ErrTooLarge, "4 bytes"},
+		{"a file in the way", layerdir.Options{Tar: bytes.NewReader(good), Dir: filepath.Join(base, "file", "l")}, nil,
+			"file"},
 		{"a file as the folder", layerdir.Options{Tar: bytes.NewReader(good), Dir: filepath.Join(base, "file")}, nil, "file"},
-		{"unterminated", layerdir.Options{Tar: bytes.NewReader(good[:1536]), Dir: filepath.Join(base, "l")}, io.ErrUnexpectedEOF, "truncated"},
+		{"unterminated", layerdir.Options{Tar: bytes.NewReader(good[:1536]), Dir: filepath.Join(base, "l")},
+			io.ErrUnexpectedEOF, "truncated"},
 	} {
-		if _, err := layerdir.Convert(t.Context(), c.o); err == nil || (c.want != nil && !errors.Is(err, c.want)) || !strings.Contains(err.Error(), c.text) {
+		if _, err := layerdir.Convert(t.Context(), c.o); err == nil || (c.want != nil && !errors.Is(err, c.want)) ||
+			!strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 		empty(t, base, "file")
@@ -117,13 +123,14 @@ func TestConvertResult(t *testing.T) {
 		for _, check := range []bool{false, true} {
 			dir := filepath.Join(t.TempDir(), "layer ü,=")
 			var seen int64
-			res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Tar: bytes.NewReader(tar), Dir: dir, Verity: check,
-				Progress: func(n int64) {
-					if n < seen {
-						t.Errorf("progress goes back from %d to %d", seen, n)
-					}
-					seen = n
-				}})
+			res, err := layerdir.Convert(t.Context(),
+				layerdir.Options{Format: format, Tar: bytes.NewReader(tar), Dir: dir, Verity: check,
+					Progress: func(n int64) {
+						if n < seen {
+							t.Errorf("progress goes back from %d to %d", seen, n)
+						}
+						seen = n
+					}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -166,7 +173,8 @@ func TestConvertResult(t *testing.T) {
 				t.Fatalf("recorded %+v, %v; result %+v", info, err, res.Verity)
 			}
 			// A conversion without a tree takes the record away.
-			if _, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Tar: bytes.NewReader(tar), Dir: dir}); err != nil {
+			if _, err := layerdir.Convert(t.Context(),
+				layerdir.Options{Format: format, Tar: bytes.NewReader(tar), Dir: dir}); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := layerdir.ReadVerity(dir, format); !errors.Is(err, os.ErrNotExist) {

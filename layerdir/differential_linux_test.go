@@ -25,7 +25,8 @@ var formats = []struct {
 func convert(t *testing.T, format int, tar []byte) string {
 	t.Helper()
 	f := formats[format]
-	res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: f.format, Tar: bytes.NewReader(tar), Dir: filepath.Join(t.TempDir(), "layer")})
+	res, err := layerdir.Convert(t.Context(),
+		layerdir.Options{Format: f.format, Tar: bytes.NewReader(tar), Dir: filepath.Join(t.TempDir(), "layer")})
 	if err != nil {
 		t.Fatal(err)
 	}

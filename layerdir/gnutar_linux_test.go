@@ -57,18 +57,21 @@ func tarTree(t *testing.T) string {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	long := func(c string, n int) string { return strings.Repeat(c, n) }
 	deep := "beyond/" + long("a", 200) + "/" + long("b", 200) + "/" + long("c", 200)
-	for _, f := range []string{"file", "split/" + long("s", 90) + "/" + long("f", 80), "beyond/" + long("n", 101), "beyond/" + long("N", 255), deep} {
+	for _, f := range []string{"file", "split/" + long("s", 90) + "/" + long("f", 80), "beyond/" + long("n", 101),
+		"beyond/" + long("N", 255), deep} {
 		check(os.MkdirAll(filepath.Dir(at(f)), 0o755), os.WriteFile(at(f), []byte(f), 0o644))
 	}
 	check(os.Link(at("file"), at("link")), os.Link(at(deep), at("beyond/zlink"))) // the second names all of its target
-	check(os.Symlink(long("t", 100), at("symlink")), os.Symlink(long("t", 101), at("beyond/symlink101")), os.Symlink(long("t/", 150), at("beyond/symlink300")))
+	check(os.Symlink(long("t", 100), at("symlink")), os.Symlink(long("t", 101), at("beyond/symlink101")),
+		os.Symlink(long("t/", 150), at("beyond/symlink300")))
 	sparse(t, at("beyond/holes"), 3<<20, "data", 100_000, 1<<20)
 	check(os.Chown(at("beyond/holes"), 3_000_000, 4_000_000)) // more than seven octal digits
 	// Only POSIX keeps parts of seconds.
 	sec := int64(1_500_000_000)
 	check(filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		sec++
-		return errors.Join(err, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{{Sec: sec}, {Sec: sec}}, unix.AT_SYMLINK_NOFOLLOW))
+		return errors.Join(err, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{{Sec: sec}, {Sec: sec}},
+			unix.AT_SYMLINK_NOFOLLOW))
 	}))
 	return dir
 }

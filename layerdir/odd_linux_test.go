@@ -22,14 +22,16 @@ func xattr(name, value string) map[string]string {
 func acl(entries ...[3]uint32) string {
 	b := "\x02\x00\x00\x00"
 	for _, e := range entries {
-		b += string([]byte{byte(e[0]), byte(e[0] >> 8), byte(e[1]), byte(e[1] >> 8), byte(e[2]), byte(e[2] >> 8), byte(e[2] >> 16), byte(e[2] >> 24)})
+		b += string([]byte{byte(e[0]), byte(e[0] >> 8), byte(e[1]), byte(e[1] >> 8), byte(e[2]), byte(e[2] >> 8),
+			byte(e[2] >> 16), byte(e[2] >> 24)})
 	}
 	return b
 }
 
 const noID = 0xffffffff
 
-var goodACL = acl([3]uint32{1, 6, noID}, [3]uint32{2, 4, 1000}, [3]uint32{4, 4, noID}, [3]uint32{16, 4, noID}, [3]uint32{32, 0, noID})
+var goodACL = acl([3]uint32{1, 6, noID}, [3]uint32{2, 4, 1000}, [3]uint32{4, 4, noID}, [3]uint32{16, 4, noID},
+	[3]uint32{32, 0, noID})
 
 // oddEntries are entries that Linux restricts by type, and how they come out: as tar unpacks them.
 var oddEntries = []entry{
@@ -43,7 +45,8 @@ var oddEntries = []entry{
 	{Name: "d/acl", Body: "x", Mode: 0o640, PAX: xattr("system.posix_acl_access", goodACL)},
 	{Name: "d/no-acl", Body: "x", Mode: 0o640, PAX: xattr("system.posix_acl_access", acl())},
 	{Name: "d/acls/", Mode: 0o740, PAX: map[string]string{"SCHILY.xattr.system.posix_acl_default": goodACL,
-		"SCHILY.xattr.system.posix_acl_access": acl([3]uint32{1, 7, noID}, [3]uint32{4, 4, noID}, [3]uint32{8, 4, 5}, [3]uint32{16, 4, noID}, [3]uint32{32, 0, noID})}},
+		"SCHILY.xattr.system.posix_acl_access": acl([3]uint32{1, 7, noID}, [3]uint32{4, 4, noID}, [3]uint32{8, 4, 5},
+			[3]uint32{16, 4, noID}, [3]uint32{32, 0, noID})}},
 	{Name: "d/file-default", Body: "x", PAX: xattr("system.posix_acl_default", goodACL)},
 	{Name: "d/link-acl", Type: tar.TypeSymlink, Link: "file", PAX: xattr("system.posix_acl_access", goodACL)},
 	{Name: "d/unknown", Body: "x", PAX: xattr("unknown.space", "1")},
@@ -54,16 +57,28 @@ var oddEntries = []entry{
 
 // badEntries are entries that Linux would refuse, or read as garbage later on.
 var badEntries = map[string]entry{
-	"ACL that is cut off":       {Name: "f", PAX: xattr("system.posix_acl_access", goodACL[:15])},
-	"ACL of another version":    {Name: "f", PAX: xattr("system.posix_acl_access", "\x01"+goodACL[1:])},
-	"ACL of no bytes":           {Name: "f", PAX: xattr("system.posix_acl_access", "x")},
-	"ACL without others":        {Name: "f", PAX: xattr("system.posix_acl_access", acl([3]uint32{1, 6, noID}, [3]uint32{4, 4, noID}))},
-	"ACL without a mask":        {Name: "f", PAX: xattr("system.posix_acl_access", acl([3]uint32{1, 6, noID}, [3]uint32{2, 4, 7}, [3]uint32{4, 4, noID}, [3]uint32{32, 0, noID}))},
-	"ACL in another order":      {Name: "f", PAX: xattr("system.posix_acl_access", acl([3]uint32{4, 4, noID}, [3]uint32{1, 6, noID}, [3]uint32{32, 0, noID}))},
-	"ACL with an unknown type":  {Name: "f", PAX: xattr("system.posix_acl_access", acl([3]uint32{1, 6, noID}, [3]uint32{4, 4, noID}, [3]uint32{32, 0, noID}, [3]uint32{64, 0, noID}))},
-	"ACL with an owner twice":   {Name: "f", PAX: xattr("system.posix_acl_access", acl([3]uint32{1, 6, noID}, [3]uint32{1, 6, noID}, [3]uint32{4, 4, noID}, [3]uint32{32, 0, noID}))},
-	"ACL with a user of no id":  {Name: "f", PAX: xattr("system.posix_acl_access", acl([3]uint32{1, 6, noID}, [3]uint32{2, 4, noID}, [3]uint32{4, 4, noID}, [3]uint32{16, 4, noID}, [3]uint32{32, 0, noID}))},
-	"ACL with a permission 8":   {Name: "f", PAX: xattr("system.posix_acl_access", acl([3]uint32{1, 8, noID}, [3]uint32{4, 4, noID}, [3]uint32{32, 0, noID}))},
+	"ACL that is cut off":    {Name: "f", PAX: xattr("system.posix_acl_access", goodACL[:15])},
+	"ACL of another version": {Name: "f", PAX: xattr("system.posix_acl_access", "\x01"+goodACL[1:])},
+	"ACL of no bytes":        {Name: "f", PAX: xattr("system.posix_acl_access", "x")},
+	"ACL without others": {Name: "f",
+		PAX: xattr("system.posix_acl_access", acl([3]uint32{1, 6, noID}, [3]uint32{4, 4, noID}))},
+	"ACL without a mask": {Name: "f",
+		PAX: xattr("system.posix_acl_access",
+			acl([3]uint32{1, 6, noID}, [3]uint32{2, 4, 7}, [3]uint32{4, 4, noID}, [3]uint32{32, 0, noID}))},
+	"ACL in another order": {Name: "f",
+		PAX: xattr("system.posix_acl_access", acl([3]uint32{4, 4, noID}, [3]uint32{1, 6, noID}, [3]uint32{32, 0, noID}))},
+	"ACL with an unknown type": {Name: "f",
+		PAX: xattr("system.posix_acl_access",
+			acl([3]uint32{1, 6, noID}, [3]uint32{4, 4, noID}, [3]uint32{32, 0, noID}, [3]uint32{64, 0, noID}))},
+	"ACL with an owner twice": {Name: "f",
+		PAX: xattr("system.posix_acl_access",
+			acl([3]uint32{1, 6, noID}, [3]uint32{1, 6, noID}, [3]uint32{4, 4, noID}, [3]uint32{32, 0, noID}))},
+	"ACL with a user of no id": {Name: "f",
+		PAX: xattr("system.posix_acl_access",
+			acl([3]uint32{1, 6, noID}, [3]uint32{2, 4, noID}, [3]uint32{4, 4, noID}, [3]uint32{16, 4, noID},
+				[3]uint32{32, 0, noID}))},
+	"ACL with a permission 8": {Name: "f",
+		PAX: xattr("system.posix_acl_access", acl([3]uint32{1, 8, noID}, [3]uint32{4, 4, noID}, [3]uint32{32, 0, noID}))},
 	"default ACL cut off":       {Name: "d/", PAX: xattr("system.posix_acl_default", goodACL[:15])},
 	"capabilities cut off":      {Name: "f", PAX: xattr("security.capability", capability[:19])},
 	"capabilities of version 9": {Name: "f", PAX: xattr("security.capability", capability[:3]+"\x09"+capability[4:])},
@@ -79,12 +94,14 @@ func TestOddEntries(t *testing.T) {
 	b := treetest.Tar(t, oddEntries...)
 	check := func(t *testing.T, format layerdir.Format, show func(t testing.TB, path string) map[string]string) {
 		for name, e := range badEntries {
-			_, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Dir: filepath.Join(t.TempDir(), "bad"), Tar: bytes.NewReader(treetest.Tar(t, e))})
+			_, err := layerdir.Convert(t.Context(),
+				layerdir.Options{Format: format, Dir: filepath.Join(t.TempDir(), "bad"), Tar: bytes.NewReader(treetest.Tar(t, e))})
 			if !errors.Is(err, layertree.ErrInvalid) {
 				t.Errorf("%s: got %v, want %v", name, err, layertree.ErrInvalid)
 			}
 		}
-		res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Dir: filepath.Join(t.TempDir(), "layer"), Tar: bytes.NewReader(b)})
+		res, err := layerdir.Convert(t.Context(),
+			layerdir.Options{Format: format, Dir: filepath.Join(t.TempDir(), "layer"), Tar: bytes.NewReader(b)})
 		if err != nil {
 			t.Fatal(err)
 		}

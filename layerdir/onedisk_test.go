@@ -43,8 +43,9 @@ func TestOneDisk(t *testing.T) {
 	base := t.TempDir()
 	var layers, mixed []string // top first
 	for i, format := range []layerdir.Format{layerdir.EROFS, layerdir.EROFS, layerdir.VHD} {
-		res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Verity: i == 1, Dir: filepath.Join(base, fmt.Sprint(i)),
-			Tar: bytes.NewReader(treetest.Tar(t, entry{Name: fmt.Sprintf("f%d", i), Body: fmt.Sprint(i)}))})
+		res, err := layerdir.Convert(t.Context(),
+			layerdir.Options{Format: format, Verity: i == 1, Dir: filepath.Join(base, fmt.Sprint(i)),
+				Tar: bytes.NewReader(treetest.Tar(t, entry{Name: fmt.Sprintf("f%d", i), Body: fmt.Sprint(i)}))})
 		if err != nil {
 			t.Fatal(err)
 		}

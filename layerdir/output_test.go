@@ -19,7 +19,8 @@ const childDir = "STRATA_TEST_LAYERDIR"
 // layer that is made beside it. What one that lives is at stays.
 func TestKilledConvert(t *testing.T) {
 	if dir := os.Getenv(childDir); dir != "" {
-		if _, err := layerdir.Convert(t.Context(), layerdir.Options{Format: layerdir.EROFS, Tar: os.Stdin, Dir: dir}); err != nil {
+		if _, err := layerdir.Convert(t.Context(),
+			layerdir.Options{Format: layerdir.EROFS, Tar: os.Stdin, Dir: dir}); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -63,7 +64,9 @@ func TestKilledConvert(t *testing.T) {
 	}
 	convert := func(name string) {
 		t.Helper()
-		if _, err := layerdir.Convert(t.Context(), layerdir.Options{Format: layerdir.EROFS, Tar: bytes.NewReader(whole.Bytes()), Dir: filepath.Join(parent, name)}); err != nil {
+		if _, err := layerdir.Convert(t.Context(),
+			layerdir.Options{Format: layerdir.EROFS, Tar: bytes.NewReader(whole.Bytes()),
+				Dir: filepath.Join(parent, name)}); err != nil {
 			t.Fatal(err)
 		}
 	}

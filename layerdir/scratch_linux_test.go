@@ -113,13 +113,15 @@ func TestScratchAtOnce(t *testing.T) {
 func TestScratchRefused(t *testing.T) {
 	base := t.TempDir()
 	for _, size := range []int64{-1, 1, 1 << 20, 1<<30 + 1, 1 << 50} {
-		if _, err := layerdir.CreateScratch(t.Context(), layerdir.ScratchOptions{Dir: filepath.Join(base, "s"), Size: size}); err == nil {
+		if _, err := layerdir.CreateScratch(t.Context(),
+			layerdir.ScratchOptions{Dir: filepath.Join(base, "s"), Size: size}); err == nil {
 			t.Errorf("a size of %d bytes was accepted", size)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := layerdir.CreateScratch(ctx, layerdir.ScratchOptions{Dir: filepath.Join(base, "s"), Size: 64 << 20}); !errors.Is(err, context.Canceled) {
+	if _, err := layerdir.CreateScratch(ctx,
+		layerdir.ScratchOptions{Dir: filepath.Join(base, "s"), Size: 64 << 20}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	empty(t, base)
@@ -133,7 +135,8 @@ func TestDiskFull(t *testing.T) {
 	t.Cleanup(func() { treetest.Run(t, "umount", dir) })
 	tar := treetest.Tar(t, entry{Name: "big", Body: strings.Repeat("x", 4<<20)})
 	for _, f := range formats {
-		_, err := layerdir.Convert(t.Context(), layerdir.Options{Format: f.format, Tar: bytes.NewReader(tar), Dir: filepath.Join(dir, "l")})
+		_, err := layerdir.Convert(t.Context(),
+			layerdir.Options{Format: f.format, Tar: bytes.NewReader(tar), Dir: filepath.Join(dir, "l")})
 		if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "free some space") {
 			t.Errorf("%s: %v", f.format, err)
 		}

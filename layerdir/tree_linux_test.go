@@ -32,7 +32,8 @@ func inUserNamespaces(t *testing.T, f func(t *testing.T, one bool)) {
 
 func toTree(t *testing.T, dir string, entries ...entry) (layerdir.Result, error) {
 	t.Helper()
-	return layerdir.Convert(t.Context(), layerdir.Options{Format: layerdir.Tree, Dir: dir, Tar: bytes.NewReader(treetest.Tar(t, entries...))})
+	return layerdir.Convert(t.Context(),
+		layerdir.Options{Format: layerdir.Tree, Dir: dir, Tar: bytes.NewReader(treetest.Tar(t, entries...))})
 }
 
 const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -42,18 +43,24 @@ func TestTreeSameAsTar(t *testing.T) {
 	inUserNamespaces(t, func(t *testing.T, one bool) {
 		long := strings.Repeat(strings.Repeat("p", 200)+"/", 19)
 		entries := []entry{
-			{Name: "./", Mode: 0o751}, {Name: "etc/"}, {Name: "etc/passwd", Body: "root", UID: 1, GID: 42}, {Name: "etc/hard", Type: tar.TypeLink, Link: "etc/passwd"},
-			{Name: "empty"}, {Name: "block", Body: strings.Repeat("b", 4096)}, {Name: "more", Body: strings.Repeat("c", 200_001)},
+			{Name: "./", Mode: 0o751}, {Name: "etc/"}, {Name: "etc/passwd", Body: "root", UID: 1, GID: 42},
+			{Name: "etc/hard", Type: tar.TypeLink, Link: "etc/passwd"},
+			{Name: "empty"}, {Name: "block", Body: strings.Repeat("b", 4096)},
+			{Name: "more", Body: strings.Repeat("c", 200_001)},
 			{Name: "holes", Body: strings.Repeat("d", 64<<10) + strings.Repeat("\x00", 256<<10) + "end"},
-			{Name: "zero", Body: strings.Repeat("\x00", 1<<20)}, {Name: "setuid", Mode: 0o6755, UID: 1000, GID: 1000, Body: "#!"},
-			{Name: "sticky/", Mode: 0o1777, PAX: map[string]string{"SCHILY.xattr.user.d": "dir"}}, {Name: "closed/", Mode: 0o000},
+			{Name: "zero", Body: strings.Repeat("\x00", 1<<20)},
+			{Name: "setuid", Mode: 0o6755, UID: 1000, GID: 1000, Body: "#!"},
+			{Name: "sticky/", Mode: 0o1777, PAX: map[string]string{"SCHILY.xattr.user.d": "dir"}},
+			{Name: "closed/", Mode: 0o000},
 			{Name: "closed/in", Mode: 0o000, Body: "x", UID: 65535},
 			{Name: "old", Time: time.Unix(-86_400, 5), Body: "1969"},
-			{Name: "link", Type: tar.TypeSymlink, Link: "/etc/passwd", UID: 7}, {Name: "out", Type: tar.TypeSymlink, Link: "../../../etc"},
+			{Name: "link", Type: tar.TypeSymlink, Link: "/etc/passwd", UID: 7},
+			{Name: "out", Type: tar.TypeSymlink, Link: "../../../etc"},
 			{Name: "fifo", Type: tar.TypeFifo, Mode: 0o640},
 			{Name: "hard-fifo", Type: tar.TypeLink, Link: "fifo"}, {Name: "hard-link", Type: tar.TypeLink, Link: "link"},
 			{Name: "\xff not UTF-8", Body: "x"}, {Name: "n\nl"}, {Name: strings.Repeat("n", 255)},
-			{Name: "xattrs", Body: "x", PAX: map[string]string{"SCHILY.xattr.user.a": "hello", "SCHILY.xattr.user.z": strings.Repeat("w", 1200),
+			{Name: "xattrs", Body: "x", PAX: map[string]string{"SCHILY.xattr.user.a": "hello",
+				"SCHILY.xattr.user.z":              strings.Repeat("w", 1200),
 				"SCHILY.xattr.security.capability": capability}},
 		}
 		for i := range 19 { // all the way down, so that none is implied
@@ -94,9 +101,11 @@ func TestTreeRules(t *testing.T) {
 		"\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\xe8\x03\x00\x00" + "\x04\x00\x04\x00\xff\xff\xff\xff" +
 		"\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
 	inUserNamespaces(t, func(t *testing.T, one bool) {
-		res, err := toTree(t, filepath.Join(t.TempDir(), "layer"), entry{Name: "a/.wh.gone"}, entry{Name: "b/.wh..wh..opq"}, entry{Name: "c/in"}, entry{Name: ".wh.c"},
+		res, err := toTree(t, filepath.Join(t.TempDir(), "layer"), entry{Name: "a/.wh.gone"}, entry{Name: "b/.wh..wh..opq"},
+			entry{Name: "c/in"}, entry{Name: ".wh.c"},
 			entry{Name: "null", Type: tar.TypeChar, Major: 1, Minor: 3}, entry{Name: "disk", Type: tar.TypeBlock, Major: 8},
-			entry{Name: "x", Mode: 0o640, PAX: map[string]string{"SCHILY.xattr.trusted.t": "1", "SCHILY.xattr.security.x": "2", "SCHILY.xattr.system.posix_acl_access": acl}},
+			entry{Name: "x", Mode: 0o640, PAX: map[string]string{"SCHILY.xattr.trusted.t": "1", "SCHILY.xattr.security.x": "2",
+				"SCHILY.xattr.system.posix_acl_access": acl}},
 			entry{Name: "l", Type: tar.TypeSymlink, Link: "x", PAX: map[string]string{"SCHILY.xattr.user.x": "1"}})
 		if err != nil {
 			t.Fatal(err)
@@ -110,7 +119,8 @@ func TestTreeRules(t *testing.T) {
 				t.Errorf("%s: got %q, want %q", name, got[name], want)
 			}
 		}
-		if strings.Contains(got["a"]+got["l"]+got["x"], "overlay") || strings.Contains(got["x"], "trusted") || strings.Contains(got["x"], "security") ||
+		if strings.Contains(got["a"]+got["l"]+got["x"], "overlay") || strings.Contains(got["x"], "trusted") ||
+			strings.Contains(got["x"], "security") ||
 			strings.Contains(got["l"], "user.") || strings.Contains(got["x"], "posix_acl_access=") == one {
 			t.Errorf("attributes:\n%s\n%s\n%s", got["a"], got["x"], got["l"])
 		}
@@ -123,8 +133,10 @@ func TestTreeOwners(t *testing.T) {
 		return
 	}
 	top := t.TempDir()
-	_, err := toTree(t, filepath.Join(top, "new", "layer"), entry{Name: "fine", UID: 999}, entry{Name: "etc/shadow", GID: 1000})
-	if !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "/etc/shadow: owner 0:1000") || !strings.Contains(err.Error(), "unshare --map-auto") {
+	_, err := toTree(t, filepath.Join(top, "new", "layer"), entry{Name: "fine", UID: 999},
+		entry{Name: "etc/shadow", GID: 1000})
+	if !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "/etc/shadow: owner 0:1000") ||
+		!strings.Contains(err.Error(), "unshare --map-auto") {
 		t.Errorf("a group that is not mapped: %v", err)
 	}
 	if left, err := os.ReadDir(top); err != nil || len(left) > 0 {

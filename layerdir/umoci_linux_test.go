@@ -24,15 +24,23 @@ func TestSameAsUmoci(t *testing.T) {
 	caps := map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
 		"SCHILY.xattr.user.note": "n"}
 	layers := [][]byte{
-		treetest.Tar(t, entry{Name: "./"}, entry{Name: "etc/"}, entry{Name: "etc/a", Body: "a"}, entry{Name: "etc/b", Body: "b", UID: 100_000, GID: 70_000},
-			entry{Name: "opt/"}, entry{Name: "opt/x/"}, entry{Name: "opt/x/old", Body: "old"}, entry{Name: "bin/"}, entry{Name: "bin/ping", Mode: 0o4755, Body: "ping", PAX: caps},
-			link("bin/ping6", "bin/ping"), entry{Name: "lib", Type: tar.TypeSymlink, Link: "usr/lib"}, entry{Name: "usr/"}, entry{Name: "usr/lib/"}, entry{Name: "usr/lib/so", Body: "so"},
-			entry{Name: "dev/"}, entry{Name: "dev/null", Type: tar.TypeChar, Major: 1, Minor: 3, Mode: 0o666}, entry{Name: "run/"}, entry{Name: "run/fifo", Type: tar.TypeFifo},
+		treetest.Tar(t, entry{Name: "./"}, entry{Name: "etc/"}, entry{Name: "etc/a", Body: "a"},
+			entry{Name: "etc/b", Body: "b", UID: 100_000, GID: 70_000},
+			entry{Name: "opt/"}, entry{Name: "opt/x/"}, entry{Name: "opt/x/old", Body: "old"}, entry{Name: "bin/"},
+			entry{Name: "bin/ping", Mode: 0o4755, Body: "ping", PAX: caps},
+			link("bin/ping6", "bin/ping"), entry{Name: "lib", Type: tar.TypeSymlink, Link: "usr/lib"}, entry{Name: "usr/"},
+			entry{Name: "usr/lib/"}, entry{Name: "usr/lib/so", Body: "so"},
+			entry{Name: "dev/"}, entry{Name: "dev/null", Type: tar.TypeChar, Major: 1, Minor: 3, Mode: 0o666},
+			entry{Name: "run/"}, entry{Name: "run/fifo", Type: tar.TypeFifo},
 			entry{Name: "tmp/", Mode: 0o1777}, entry{Name: "kind", Body: "file"}),
-		treetest.Tar(t, entry{Name: "etc/"}, entry{Name: "etc/.wh.a"}, entry{Name: "opt/"}, entry{Name: "opt/x/", Mode: 0o700}, entry{Name: "opt/x/.wh..wh..opq"},
-			entry{Name: "opt/x/new", Body: "new"}, entry{Name: ".wh.kind"}, entry{Name: "kind/"}, entry{Name: "kind/inside", Body: "1"}),
-		treetest.Tar(t, entry{Name: "etc/"}, entry{Name: "etc/a", Body: "again"}, entry{Name: "etc/b", Body: "changed", Mode: 0o600}, entry{Name: "bin/"},
-			entry{Name: "bin/.wh.ping6"}, entry{Name: "run/"}, entry{Name: "run/.wh.fifo"}, entry{Name: "hard1", Body: "h"}, link("hard2", "hard1")),
+		treetest.Tar(t, entry{Name: "etc/"}, entry{Name: "etc/.wh.a"}, entry{Name: "opt/"},
+			entry{Name: "opt/x/", Mode: 0o700}, entry{Name: "opt/x/.wh..wh..opq"},
+			entry{Name: "opt/x/new", Body: "new"}, entry{Name: ".wh.kind"}, entry{Name: "kind/"},
+			entry{Name: "kind/inside", Body: "1"}),
+		treetest.Tar(t, entry{Name: "etc/"}, entry{Name: "etc/a", Body: "again"},
+			entry{Name: "etc/b", Body: "changed", Mode: 0o600}, entry{Name: "bin/"},
+			entry{Name: "bin/.wh.ping6"}, entry{Name: "run/"}, entry{Name: "run/.wh.fifo"}, entry{Name: "hard1", Body: "h"},
+			link("hard2", "hard1")),
 	}
 	dir := t.TempDir()
 	layout := filepath.Join(dir, "layout")
