@@ -221,7 +221,8 @@ func TestBadArgonRequests(t *testing.T) {
 		"no disk":    {func(r *Request) { r.names = hostNames{} }, fs.ErrNotExist, "sandbox.vhdx"},
 		"a hash tree": {func(r *Request) { r.Layers[0].Verity = &vmm.Verity{RootDigest: "one"} },
 			ErrUnchecked, "hash tree"},
-		"both": {func(r *Request) { r.CIM = &wclayer.CIMMount{Image: wclayer.CIM{Dir: `C:\c`, Name: "a"}} }, ErrInvalid, "not both"},
+		"both": {func(r *Request) { r.CIM = &wclayer.CIMMount{Image: wclayer.CIM{Dir: `C:\c`, Name: "a"}} }, ErrInvalid,
+			"not both"},
 		"no image": {func(r *Request) {
 			*r = argonRequest(r.VM, true)
 			r.names = onlyNames{`C:\c\a\sandbox.vhdx`}

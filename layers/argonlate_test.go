@@ -33,7 +33,8 @@ func TestArgonSlowCallLeavesNothing(t *testing.T) {
 				mounter, folders := layers.Mounter{Host: host}, []string{`C:\l`, `C:\s`}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
-				if _, err := mounter.MountContainerLayers(ctx, folders, "", nil); !errors.Is(err, wclayer.ErrUnfinished) || !errors.Is(err, context.DeadlineExceeded) {
+				if _, err := mounter.MountContainerLayers(ctx, folders, "", nil); !errors.Is(err, wclayer.ErrUnfinished) ||
+					!errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("error %v", err)
 				}
 				close(hang)

@@ -209,7 +209,8 @@ func TestCompressedLayers(t *testing.T) {
 	_, err := exec.LookPath("mkfs.erofs")
 	treetest.Need(t, err == nil, "mkfs.erofs", "apt-get install erofs-utils")
 	folder := t.TempDir()
-	if err := os.WriteFile(filepath.Join(folder, "text"), bytes.Repeat([]byte("compresses well\n"), 1<<14), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(folder, "text"), bytes.Repeat([]byte("compresses well\n"), 1<<14),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	compressed := Layer{Folder: t.TempDir()}
@@ -236,7 +237,8 @@ func TestCompressedLayers(t *testing.T) {
 				t.Errorf("%d device operations and %d guest round trips, want %d and %d", d, g, c.devices, len(c.layers)+1)
 			}
 			if c.devices == 1 {
-				if parts, err := gpt.Read(bytes.NewReader(s.disks[0]), int64(len(s.disks[0]))); err != nil || len(parts) != len(c.layers) {
+				if parts, err := gpt.Read(bytes.NewReader(s.disks[0]), int64(len(s.disks[0]))); err != nil ||
+					len(parts) != len(c.layers) {
 					t.Errorf("partitions: %+v, %v", parts, err)
 				}
 			}
@@ -258,7 +260,8 @@ func TestOneDiskFaults(t *testing.T) {
 		for _, fault := range vmmtest.Faults() {
 			for k := 1; k <= 6; k++ {
 				w := newWorld(t, vmm.Linux, vmmtest.LinuxLimits(), 0)
-				m, err := Mount(w.failNth(k, fault), Request{VM: w.vm, ID: "a", Layers: chain, Scratch: w.scratch("a"), Attach: AttachOneDisk})
+				m, err := Mount(w.failNth(k, fault),
+					Request{VM: w.vm, ID: "a", Layers: chain, Scratch: w.scratch("a"), Attach: AttachOneDisk})
 				failed := len(w.f.Log()) >= k
 				w.f.Script(nil)
 				switch {

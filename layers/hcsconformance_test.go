@@ -68,7 +68,8 @@ func runScenario(t *testing.T, r *replay) {
 func (r *replay) check(st step, result any, err error) {
 	r.t.Helper()
 	d := deviation{unseen: true}
-	if i := slices.IndexFunc(deviations, func(d deviation) bool { return d.scenario == r.s.Name && d.step == st.Step }); i >= 0 {
+	if i := slices.IndexFunc(deviations,
+		func(d deviation) bool { return d.scenario == r.s.Name && d.step == st.Step }); i >= 0 {
 		d = deviations[i]
 	}
 	theirs := compared(r.s.trace, st.Step)

@@ -36,7 +36,8 @@ const (
 		"and is no error."
 	whyClean = "An unmount goes by what was mounted, not by what is to be found on the host now."
 	whyCheck = "All files are looked at before anything is done."
-	whyNone  = "Nothing of this container is in the VM, so nothing is asked of the guest; the error matches ErrNotAttached all the same."
+	whyNone  = "Nothing of this container is in the VM, so nothing is asked of the guest; the error matches " +
+		"ErrNotAttached all the same."
 	whyGrant = "The VM may open the scratch since it was attached; access is granted once for each attachment."
 	whySpell = "A path has one identity however it is spelled."
 	whyOne   = "A container is one claim on its VM: it has to be unmounted in full before its id can be mounted again, " +
@@ -86,8 +87,10 @@ var deviations = []deviation{
 		replace: [][2]string{{`"ImageFormat":"Vhd1"`, `"ImageFormat":"Vhdx"`}}},
 
 	// Marked defects: bookkeeping.
-	{scenario: "lcow-arguments", step: "mount with nothing", why: "An empty list is an error, not a fault of the program.", outcome: fails},
-	{scenario: "lcow-no-scsi-controller", step: "mount a", why: whySlot + " No access is granted where there is no controller.",
+	{scenario: "lcow-arguments", step: "mount with nothing", why: "An empty list is an error, not a fault of the program.",
+		outcome: fails},
+	{scenario: "lcow-no-scsi-controller", step: "mount a", why: whySlot +
+		" No access is granted where there is no controller.",
 		calls: []string{addLayer("0"), addLayer("1"), removeLayer("0"), removeLayer("1")}},
 	{scenario: "lcow-no-scsi-controller", step: "unmount a", why: whyNone, calls: none, sentinel: "ErrNotAttached"},
 	{scenario: "lcow-rollback-k4", step: "mount a again", why: whySlot,
@@ -113,14 +116,16 @@ var deviations = []deviation{
 	{scenario: "lcow-unmount-scratch-gone", step: "unmount a", why: whyClean,
 		calls: []string{rmRoot, removeDisk("0"), removeLayer("0"), removeLayer("1")}, outcome: succeeds},
 	{scenario: "wcow-xenon-unmount-layer-gone", step: "unmount a", why: whyClean, outcome: succeeds,
-		calls: []string{`HcsModifyComputeSystem Remove CombinedLayers C:\c\a`, removeDisk("1"), rmShare + "1", rmShare + "2"}},
+		calls: []string{`HcsModifyComputeSystem Remove CombinedLayers C:\c\a`, removeDisk("1"), rmShare + "1", rmShare +
+			"2"}},
 	{scenario: "lcow-path-spelling", step: "mount b, other case and trailing separators", why: whySpell,
 		calls: []string{grantB, addDisk("1"), rootB}, replace: [][2]string{{"/run/layers/p2", "/run/layers/p1"}}},
 	{scenario: "lcow-path-spelling", step: "mount c, slashes and dots, scratch of a in other case", why: whyGrant,
 		calls: []string{rootC}},
 	{scenario: "lcow-path-spelling", step: "unmount b", why: whySpell,
 		calls: []string{"HcsModifyComputeSystem Remove CombinedLayers /run/gcs/c/b/rootfs", removeDisk("1")}},
-	{scenario: "wcow-gethcslayers", step: "trailing separator", why: whySpell + " The identity is that of the folder's name.",
+	{scenario: "wcow-gethcslayers", step: "trailing separator", why: whySpell +
+		" The identity is that of the folder's name.",
 		calls: []string{"NameToGuid app2"},
 		result: `[{"Id":"3d73f6aa-c814-5828-818e-1b30be808f88",` +
 			`"Path":"\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\s1"}]`},
@@ -142,7 +147,9 @@ var deviations = []deviation{
 	{scenario: "lcow-vpmem-unmount-partial", step: "unmount a vpmem 3", why: whyNone, calls: none},
 	{scenario: "lcow-vpmem-unmount-partial", step: "unmount a scsi 2", why: whyNone, outcome: fails, calls: none},
 	{scenario: "lcow-vpmem-unmount-partial", step: "unmount a scsi 3", why: whyNone, calls: none},
-	{scenario: "lcow-vpmem-unmount-partial", step: "unmount a vsmb (nothing for linux)", why: whyNone, outcome: fails, calls: none},
-	{scenario: "wcow-argon-fail-unprepare", step: "unmount a", why: "Both halves of the unmount are attempted, whatever becomes of the first.",
+	{scenario: "lcow-vpmem-unmount-partial", step: "unmount a vsmb (nothing for linux)", why: whyNone, outcome: fails,
+		calls: none},
+	{scenario: "wcow-argon-fail-unprepare", step: "unmount a",
+		why:   "Both halves of the unmount are attempted, whatever becomes of the first.",
 		calls: []string{`UnprepareLayer C:\containers\a 0x80070005`, `DeactivateLayer C:\containers\a`}},
 }

@@ -30,7 +30,8 @@ type headDeviation struct {
 var headDeviations = []headDeviation{
 	{"VMs are driven through vmcompute.dll, whose calls have no operation objects; only what changes " +
 		"something, and what the guest is asked, can be compared.", keepEffects},
-	{"Guest mount paths count up and are not used again; they are compared by the order of their appearance.", renumberMounts},
+	{"Guest mount paths count up and are not used again; they are compared by the order of their appearance.",
+		renumberMounts},
 	{"The scratch is named by its drive letter, not in volume form: links are resolved, mount points are not.", noVolumes},
 	{"A read-only mount is asked for with ReadOnly alone; the guest takes that for the option ro.", noOptionRO},
 	{"A removal repeats the configuration of the mount, so that the guest finds all that lies below it.", bareRemovals},
@@ -45,12 +46,15 @@ var headSteps = []struct {
 }{
 	{"lcow-shared-scratch", "mount b", whyGrant,
 		[]string{"(guest) ModifySettings Add CombinedLayers"}, false},
-	{"wcow-argon-no-scratch", "mount a", "A mount creates nothing: the platform refuses to activate a scratch that is not there, " +
-		"and creating one is a call of its own.",
+	{"wcow-argon-no-scratch", "mount a",
+		"A mount creates nothing: the platform refuses to activate a scratch that is not there, " +
+			"and creating one is a call of its own.",
 		[]string{`ActivateLayer C:\containers\a`, "NameToGuid app1", "NameToGuid base", `PrepareLayer C:\containers\a`,
 			`GetLayerMountPath C:\containers\a`, `GetLayerMountPath C:\containers\a`}, false},
-	{"wcow-xenon-3layers", "create wcow-uvm", "As in 2021 the VM's scratch is made ready before the service is asked for anything.",
-		[]string{`GrantVmAccess C:\uvm\scratch\vm\sandbox.vhdx`, "HcsGetServiceProperties", "HcsCreateComputeSystem wcow-uvm"}, false},
+	{"wcow-xenon-3layers", "create wcow-uvm",
+		"As in 2021 the VM's scratch is made ready before the service is asked for anything.",
+		[]string{`GrantVmAccess C:\uvm\scratch\vm\sandbox.vhdx`, "HcsGetServiceProperties",
+			"HcsCreateComputeSystem wcow-uvm"}, false},
 }
 
 func TestHCSConformanceHead(t *testing.T) {

@@ -90,7 +90,8 @@ func overLibraries(t *testing.T, c *standin.Client, lenient bool) func(*replay) 
 	return func(r *replay) {
 		t.Helper()
 		s := r.s
-		err := c.Reset(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS, OldGuest: !s.head, Lenient: lenient})
+		err := c.Reset(hcstest.Options{Processors: s.Processors, Synchronous: s.SynchronousHCS, OldGuest: !s.head,
+			Lenient: lenient})
 		if err != nil {
 			t.Fatal(err)
 		}

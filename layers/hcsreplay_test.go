@@ -211,7 +211,8 @@ func (r *replay) do(ctx context.Context, st step) (any, error) {
 	case "MountContainerLayers", "MountLCOWLayers", "MountWCOWLayers":
 		return r.mounter.MountContainerLayers(ctx, st.Inputs.LayerFolders, st.Inputs.GuestRoot, vm)
 	case "UnmountContainerLayers":
-		return nil, r.mounter.UnmountContainerLayers(ctx, st.Inputs.LayerFolders, st.Inputs.ContainerRootPath, vm, operation(st.Inputs.Operation))
+		return nil, r.mounter.UnmountContainerLayers(ctx, st.Inputs.LayerFolders, st.Inputs.ContainerRootPath, vm,
+			operation(st.Inputs.Operation))
 	case "ImageLayers.Release":
 		return nil, r.mounter.NewImageLayers(vm, st.Inputs.GuestRoot, st.Inputs.LayerFolders).Release(ctx, st.Inputs.All)
 	case "GetHCSLayers":

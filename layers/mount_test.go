@@ -107,7 +107,8 @@ func TestWarmMountCounts(t *testing.T) {
 			}
 		}
 		if devices != 0 || guests != 1 {
-			t.Errorf("%d layers: a warm mount took %d device operations and %d guest round trips, want 0 and 1", n, devices, guests)
+			t.Errorf("%d layers: a warm mount took %d device operations and %d guest round trips, want 0 and 1", n, devices,
+				guests)
 		}
 	}
 }
@@ -185,11 +186,16 @@ func TestPartialUnmount(t *testing.T) {
 		ops  []UnmountOperation
 		left []int // in the machine after each
 	}{
-		{"lcow scratch first", vmm.Linux, vmmtest.LinuxLimits(), []UnmountOperation{UnmountOperationSCSI, UnmountOperationVPMEM}, []int{4, 0}},
-		{"lcow layers first", vmm.Linux, vmmtest.LinuxLimits(), []UnmountOperation{UnmountOperationVPMEM, UnmountOperationAll}, []int{2, 0}},
-		{"lcow no shares", vmm.Linux, vmmtest.LinuxLimits(), []UnmountOperation{UnmountOperationVSMB, UnmountOperationAll}, []int{6, 0}},
-		{"wcow scratch first", vmm.Windows, vmmtest.WindowsLimits(), []UnmountOperation{UnmountOperationSCSI, UnmountOperationVSMB}, []int{2, 0}},
-		{"wcow layers first", vmm.Windows, vmmtest.WindowsLimits(), []UnmountOperation{UnmountOperationVSMB, UnmountOperationSCSI}, []int{2, 0}},
+		{"lcow scratch first", vmm.Linux, vmmtest.LinuxLimits(),
+			[]UnmountOperation{UnmountOperationSCSI, UnmountOperationVPMEM}, []int{4, 0}},
+		{"lcow layers first", vmm.Linux, vmmtest.LinuxLimits(),
+			[]UnmountOperation{UnmountOperationVPMEM, UnmountOperationAll}, []int{2, 0}},
+		{"lcow no shares", vmm.Linux, vmmtest.LinuxLimits(), []UnmountOperation{UnmountOperationVSMB, UnmountOperationAll},
+			[]int{6, 0}},
+		{"wcow scratch first", vmm.Windows, vmmtest.WindowsLimits(),
+			[]UnmountOperation{UnmountOperationSCSI, UnmountOperationVSMB}, []int{2, 0}},
+		{"wcow layers first", vmm.Windows, vmmtest.WindowsLimits(),
+			[]UnmountOperation{UnmountOperationVSMB, UnmountOperationSCSI}, []int{2, 0}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, c.os, c.lim, 2)
@@ -261,8 +267,10 @@ func TestBadRequests(t *testing.T) {
 		{"relative layer", func(r *Request) { r.Layers = []Layer{{Folder: "l"}} }, ErrInvalid, "absolute"},
 		{"empty layer", func(r *Request) { r.Layers = []Layer{{Folder: emptyFile}} }, ErrInvalid, "import the layer again"},
 		{"folder for a file", func(r *Request) { r.Layers = []Layer{{Folder: dir}} }, ErrInvalid, "not a regular file"},
-		{"folder and file", func(r *Request) { r.Layers = []Layer{{Folder: "/a", File: "/b"}} }, ErrInvalid, "folder or a file"},
-		{"duplicate", func(r *Request) { r.Layers = []Layer{w.layers[0], {Folder: w.layers[0].Folder + "/."}} }, ErrDuplicateLayer, "also given"},
+		{"folder and file", func(r *Request) { r.Layers = []Layer{{Folder: "/a", File: "/b"}} }, ErrInvalid,
+			"folder or a file"},
+		{"duplicate", func(r *Request) { r.Layers = []Layer{w.layers[0], {Folder: w.layers[0].Folder + "/."}} },
+			ErrDuplicateLayer, "also given"},
 		{"wrong order", func(r *Request) { r.Layers = reversed }, ErrLayerOrder, chained[0].Folder},
 		{"missing scratch", func(r *Request) { r.Scratch = "/no/such" }, fs.ErrNotExist, "create it first"},
 		{"relative scratch", func(r *Request) { r.Scratch = "s" }, ErrInvalid, "absolute"},
@@ -293,7 +301,9 @@ func TestNoEROFS(t *testing.T) {
 	limits.EROFS = false
 	w := newWorld(t, vmm.Linux, limits, 0)
 	_, err := Mount(t.Context(), Request{VM: w.vm, ID: "a", Layers: []Layer{{Folder: w.folder("erofs", layerEROFS)}}})
-	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "holds layer.erofs, which this machine cannot mount; import the layer as layer.vhd") {
+	if !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(fmt.Sprint(err),
+			"holds layer.erofs, which this machine cannot mount; import the layer as layer.vhd") {
 		t.Errorf("Mount: %v", err)
 	}
 }
@@ -323,7 +333,8 @@ func TestReferenceAPI(t *testing.T) {
 		t.Fatalf("MountContainerLayers: %q, %v", root, err)
 	}
 	for _, other := range []string{"/run/other/a", "/run/gcs/c/a/rootfs/a", "a", "/a/rootfs"} {
-		if err := UnmountContainerLayers(ctx, folders, other, w.vm, UnmountOperationAll); !errors.Is(err, uvm.ErrNotAttached) {
+		if err := UnmountContainerLayers(ctx, folders, other, w.vm, UnmountOperationAll); !errors.Is(err,
+			uvm.ErrNotAttached) {
 			t.Errorf("unmount of %q, where nothing is: %v", other, err)
 		}
 	}
@@ -334,7 +345,8 @@ func TestReferenceAPI(t *testing.T) {
 		}
 	}
 	w.checkEmpty()
-	if err := UnmountContainerLayers(ctx, folders, "/run/gcs/c/a", w.vm, UnmountOperationAll); !errors.Is(err, uvm.ErrNotAttached) {
+	if err := UnmountContainerLayers(ctx, folders, "/run/gcs/c/a", w.vm, UnmountOperationAll); !errors.Is(err,
+		uvm.ErrNotAttached) {
 		t.Errorf("unmount of what is not mounted: %v", err)
 	}
 

@@ -19,7 +19,8 @@ func TestExecInContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []*Mounted{m, found} {
-		if code, err := c.Run(t.Context(), vmm.ProcessSpec{Args: []string{"id"}, ContainerID: "other", Root: "/"}); code != 0 || err != nil {
+		if code, err := c.Run(t.Context(),
+			vmm.ProcessSpec{Args: []string{"id"}, ContainerID: "other", Root: "/"}); code != 0 || err != nil {
 			t.Errorf("Run: code %d, %v", code, err)
 		}
 	}
@@ -90,7 +91,8 @@ func TestLookup(t *testing.T) {
 		!slices.Equal(c.Layers, []string{w.layers[0].Folder}) || c.Phase != uvm.Mounted {
 		t.Errorf("found %+v", c)
 	}
-	if spec, err := c.Process(vmm.ProcessSpec{Args: []string{"id"}}); err != nil || spec.Root != m.Root || spec.ContainerID != "a" {
+	if spec, err := c.Process(vmm.ProcessSpec{Args: []string{"id"}}); err != nil || spec.Root != m.Root ||
+		spec.ContainerID != "a" {
 		t.Errorf("a program in it: %+v, %v", spec, err)
 	}
 	if all, err := List(w.state); err != nil || len(all) != 2 || all[1].ID != "b" {

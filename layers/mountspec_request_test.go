@@ -21,10 +21,13 @@ func TestDescribedForTheWrongVM(t *testing.T) {
 		{RootfsMount{Type: MountLCOWLayer, Source: `C:\s`, Options: []string{parents}}, windows, "runs windows"},
 		{RootfsMount{Type: MountWindowsLayer, Source: `C:\s`, Options: []string{parents}}, linux, "runs linux"},
 		{RootfsMount{Type: MountWindowsLayer, Source: `C:\s`, Options: []string{parents}}, windows, ""},
-		{RootfsMount{Type: MountCimFS, Source: `C:\s`, Options: []string{parents, `parentCimPaths=["C:\\c\\1.cim"]`}}, windows, "on the host itself"},
-		{RootfsMount{Type: MountCimFS, Source: `C:\s`, Options: []string{parents, `parentCimPaths=["C:\\c\\1.cim"]`}}, nil, ""},
+		{RootfsMount{Type: MountCimFS, Source: `C:\s`, Options: []string{parents, `parentCimPaths=["C:\\c\\1.cim"]`}},
+			windows, "on the host itself"},
+		{RootfsMount{Type: MountCimFS, Source: `C:\s`, Options: []string{parents, `parentCimPaths=["C:\\c\\1.cim"]`}}, nil,
+			""},
 		{RootfsMount{Type: MountLCOWLayer, Source: `C:\s`, Options: []string{parents}}, nil, "in a VM"},
-		{RootfsMount{Type: MountLCOWPartitioned, Options: []string{`scratch=C:\s`, `parent-partitioned-layers=[{"Path":"C:\\l.vhd"}]`}}, nil, "in a VM"},
+		{RootfsMount{Type: MountLCOWPartitioned,
+			Options: []string{`scratch=C:\s`, `parent-partitioned-layers=[{"Path":"C:\\l.vhd"}]`}}, nil, "in a VM"},
 	} {
 		d, err := ParseRoot(nil, []RootfsMount{tt.mount})
 		if err != nil {

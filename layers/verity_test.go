@@ -44,7 +44,8 @@ func TestUnchecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := Layer{Folder: realLayers(t, layerdir.EROFS, 1)[0].Folder, Verity: &vmm.Verity{DataBytes: 4096, RootDigest: "told"}}
+	told := Layer{Folder: realLayers(t, layerdir.EROFS, 1)[0].Folder,
+		Verity: &vmm.Verity{DataBytes: 4096, RootDigest: "told"}}
 	noPMEM := func(l vmm.Limits) vmm.Limits { l.VPMEMDevices = 0; return l }
 	blind := func(l vmm.Limits) vmm.Limits { l.Verity = false; return l }
 	for _, machine := range []struct {
@@ -75,7 +76,8 @@ func TestUnchecked(t *testing.T) {
 					r.AllowUnchecked = allow
 					m, err := Mount(t.Context(), r)
 					if !machine.limits.Verity && !allow {
-						if !errors.Is(err, ErrUnchecked) || !errors.Is(err, uvm.ErrNotSupported) || !strings.Contains(err.Error(), l.layer.Folder) {
+						if !errors.Is(err, ErrUnchecked) || !errors.Is(err, uvm.ErrNotSupported) ||
+							!strings.Contains(err.Error(), l.layer.Folder) {
 							t.Errorf("mounting where nobody can check: %v", err)
 						}
 						if len(w.f.Log()) > 0 {
@@ -152,7 +154,9 @@ func TestNoLookupIsSkipped(t *testing.T) {
 		{name: "folder", layer: func(_ *testing.T, f string) Layer { return Layer{Folder: f} }},
 		{name: "folder, names from elsewhere", names: otherNames{},
 			layer: func(_ *testing.T, f string) Layer { return Layer{Folder: f} }},
-		{name: "file in the folder", layer: func(_ *testing.T, f string) Layer { return Layer{File: filepath.Join(f, layerEROFS)} }},
+		{name: "file in the folder", layer: func(_ *testing.T, f string) Layer {
+			return Layer{File: filepath.Join(f, layerEROFS)}
+		}},
 		{name: "file with a name of its own", layer: func(t *testing.T, f string) Layer {
 			own := filepath.Join(t.TempDir(), "own.erofs")
 			must(t, os.Rename(filepath.Join(f, layerEROFS), own))
