@@ -27,21 +27,33 @@ func hardLink(name, to string) tarEntry { return tarEntry{Name: name, Type: tar.
 
 // stacks are layers, the base first, of which the upper ones depend on the lower ones.
 var stacks = map[string][][]tarEntry{
-	"implied over a link":           {{{Name: "t/"}, {Name: "t/k", Body: "k"}, symlink("s", "t")}, {{Name: "s/n", Body: "n"}}},
-	"implied over a deep link":      {{{Name: "opt/"}, {Name: "opt/v1/", Mode: 0o711}, {Name: "opt/v1/k"}, symlink("opt/cur", "/opt/v1")}, {{Name: "opt/cur/sub/n", Body: "n"}}},
-	"implied over two links":        {{{Name: "usr/"}, {Name: "usr/lib/"}, symlink("lib", "usr/lib"), symlink("lib64", "lib")}, {{Name: "lib64/ld.so", Body: "ld"}}, {{Name: "lib/.wh.ld.so"}, {Name: "lib64/x", Body: "x"}}},
-	"a whiteout through a link":     {{{Name: "t/"}, {Name: "t/k"}, {Name: "t/j"}, symlink("s", "t")}, {{Name: "s/.wh.k"}}},
-	"opaque through a link":         {{{Name: "target/"}, {Name: "target/keep"}, symlink("link", "/target")}, {{Name: "link/.wh..wh..opq"}, {Name: "link/new", Body: "n"}}},
-	"an entry over a link":          {{{Name: "t/"}, {Name: "t/k"}, symlink("s", "t")}, {{Name: "s/"}, {Name: "s/n"}}},
-	"opaque in nothing":             {{{Name: "k"}}, {{Name: "var/cache/.wh..wh..opq"}}},
-	"a directory and what is in it": {{{Name: "test/"}, {Name: "test/test"}}, {{Name: ".wh.test"}, {Name: "test/.wh.test"}}},
-	"a hard link below": {{{Name: "data", Body: strings.Repeat("data", 50_000) + strings.Repeat("\x00", 300_000) + "end", Mode: 0o640, UID: 5, PAX: map[string]string{"SCHILY.xattr.user.k": "v"}}},
+	"implied over a link": {{{Name: "t/"}, {Name: "t/k", Body: "k"}, symlink("s", "t")},
+		{{Name: "s/n", Body: "n"}}},
+	"implied over a deep link": {{{Name: "opt/"}, {Name: "opt/v1/", Mode: 0o711}, {Name: "opt/v1/k"},
+		symlink("opt/cur", "/opt/v1")}, {{Name: "opt/cur/sub/n", Body: "n"}}},
+	"implied over two links": {{{Name: "usr/"}, {Name: "usr/lib/"}, symlink("lib", "usr/lib"),
+		symlink("lib64", "lib")}, {{Name: "lib64/ld.so", Body: "ld"}},
+		{{Name: "lib/.wh.ld.so"}, {Name: "lib64/x", Body: "x"}}},
+	"a whiteout through a link": {{{Name: "t/"}, {Name: "t/k"}, {Name: "t/j"}, symlink("s", "t")},
+		{{Name: "s/.wh.k"}}},
+	"opaque through a link": {{{Name: "target/"}, {Name: "target/keep"}, symlink("link", "/target")},
+		{{Name: "link/.wh..wh..opq"}, {Name: "link/new", Body: "n"}}},
+	"an entry over a link": {{{Name: "t/"}, {Name: "t/k"}, symlink("s", "t")}, {{Name: "s/"}, {Name: "s/n"}}},
+	"opaque in nothing":    {{{Name: "k"}}, {{Name: "var/cache/.wh..wh..opq"}}},
+	"a directory and what is in it": {{{Name: "test/"}, {Name: "test/test"}},
+		{{Name: ".wh.test"}, {Name: "test/.wh.test"}}},
+	"a hard link below": {{{Name: "data", Body: strings.Repeat("data", 50_000) + strings.Repeat("\x00", 300_000) + "end",
+		Mode: 0o640, UID: 5, PAX: map[string]string{"SCHILY.xattr.user.k": "v"}}},
 		{hardLink("again", "data")}},
-	"a hard link through a link":     {{{Name: "t/"}, {Name: "t/k", Body: "k"}, symlink("s", "t")}, {hardLink("h", "s/k")}},
-	"a hard link two below":          {{{Name: "t/", Mode: 0o700, GID: 9}, {Name: "t/k", Body: "k"}}, {{Name: "other"}}, {hardLink("t/h", "t/k"), {Name: "t/n", Body: "n"}}},
-	"a hard link to a changed file":  {{{Name: "t/"}, {Name: "t/k", Body: "old"}}, {{Name: "t/"}, {Name: "t/k", Body: "new"}}, {hardLink("h", "t/k")}},
-	"a hard link to a copied file":   {{{Name: "k", Body: "k"}}, {hardLink("h", "k")}, {hardLink("i", "h")}},
-	"a link that an upper one hides": {{{Name: "usr/"}, {Name: "usr/lib/"}, symlink("lib", "usr/lib")}, {{Name: "lib/"}, {Name: "lib/own"}}, {{Name: "lib/x"}}},
+	"a hard link through a link": {{{Name: "t/"}, {Name: "t/k", Body: "k"}, symlink("s", "t")},
+		{hardLink("h", "s/k")}},
+	"a hard link two below": {{{Name: "t/", Mode: 0o700, GID: 9}, {Name: "t/k", Body: "k"}}, {{Name: "other"}},
+		{hardLink("t/h", "t/k"), {Name: "t/n", Body: "n"}}},
+	"a hard link to a changed file": {{{Name: "t/"}, {Name: "t/k", Body: "old"}},
+		{{Name: "t/"}, {Name: "t/k", Body: "new"}}, {hardLink("h", "t/k")}},
+	"a hard link to a copied file": {{{Name: "k", Body: "k"}}, {hardLink("h", "k")}, {hardLink("i", "h")}},
+	"a link that an upper one hides": {{{Name: "usr/"}, {Name: "usr/lib/"}, symlink("lib", "usr/lib")},
+		{{Name: "lib/"}, {Name: "lib/own"}}, {{Name: "lib/x"}}},
 }
 
 // TestBelowAsUmoci: what depends on the layers below comes out in all formats as umoci unpacks it.
@@ -71,7 +83,8 @@ func TestBelowInUserNamespace(t *testing.T) {
 			lower = append(lower, filepath.Join(dir, layerdir.Tree.FileName()))
 		}
 		root := t.TempDir()
-		treetest.Run(t, "mount", "-t", "overlay", "overlay", "-o", "ro,userxattr,lowerdir="+strings.Join(append(lower, t.TempDir()), ":"), root)
+		treetest.Run(t, "mount", "-t", "overlay", "overlay", "-o", "ro,userxattr,lowerdir="+
+			strings.Join(append(lower, t.TempDir()), ":"), root)
 		t.Cleanup(func() { treetest.Run(t, "umount", root) })
 		return treetest.Describe(t, root)
 	}}
@@ -84,7 +97,8 @@ func TestBelowInUserNamespace(t *testing.T) {
 }
 
 // compareBelow imports layers and compares what each view shows of them with what umoci unpacked.
-func compareBelow(t *testing.T, stack [][]tarEntry, views []view, formats []store.Format, want map[string]string, implied map[string]bool) {
+func compareBelow(t *testing.T, stack [][]tarEntry, views []view, formats []store.Format, want map[string]string,
+	implied map[string]bool) {
 	t.Helper()
 	s := open(t, t.TempDir(), store.Options{})
 	r := store.Request{Name: "x", Digest: "x", Formats: formats}
@@ -151,7 +165,8 @@ func unpacked(t *testing.T, stack [][]tarEntry) (tree map[string]string, implied
 // TestChained: a layer is served to another chain when it is the same there, and made again only when it is not.
 func TestChained(t *testing.T) {
 	base := func(to string) store.Layer {
-		return layer(treetest.Tar(t, tarEntry{Name: "usr/"}, tarEntry{Name: "usr/lib/"}, tarEntry{Name: "opt/"}, symlink("lib", to), tarEntry{Name: "f", Body: to}))
+		return layer(treetest.Tar(t, tarEntry{Name: "usr/"}, tarEntry{Name: "usr/lib/"}, tarEntry{Name: "opt/"},
+			symlink("lib", to), tarEntry{Name: "f", Body: to}))
 	}
 	upper := layer(treetest.Tar(t, tarEntry{Name: "lib/x", Body: "x"}))
 	linked := layer(treetest.Tar(t, hardLink("g", "f")))

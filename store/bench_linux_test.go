@@ -56,10 +56,12 @@ var contenders = []struct {
 		return []string{os.Args[0], "-test.run=^TestBenchChild$", out, "oci:" + img.layout + ":v1"}
 	}},
 	{name: "decompression", command: func(img packedImage, _ string, procs int) []string {
-		return append([]string{"sh", "-c", `printf '%s\0' "$@" | xargs -0 -n 1 -P ` + fmt.Sprint(procs) + ` sh -c '` + img.how + ` -d -c < "$0" > /dev/null'`, "sh"}, img.blobs...)
+		return append([]string{"sh", "-c", `printf '%s\0' "$@" | xargs -0 -n 1 -P ` + fmt.Sprint(procs) + ` sh -c '` +
+			img.how + ` -d -c < "$0" > /dev/null'`, "sh"}, img.blobs...)
 	}},
 	{name: "tar", command: func(img packedImage, out string, _ int) []string {
-		return append([]string{"sh", "-e", "-c", `out=$1; shift; for f; do ` + img.how + ` -d -c < "$f" | tar -x -p -C "$out"; done; sync -f "$out"`, "sh", out}, img.blobs...)
+		return append([]string{"sh", "-e", "-c", `out=$1; shift; for f; do ` + img.how +
+			` -d -c < "$f" | tar -x -p -C "$out"; done; sync -f "$out"`, "sh", out}, img.blobs...)
 	}},
 	{name: "umoci", only: "gzip", command: func(img packedImage, out string, _ int) []string {
 		return []string{"umoci", "unpack", "--image", img.layout + ":v1", filepath.Join(out, "bundle")}
@@ -98,7 +100,8 @@ func BenchmarkImportImage(b *testing.B) {
 					var fastest usage
 					for b.Loop() {
 						out := b.TempDir()
-						u := measured(b, []string{benchJob + "=" + p.job, fmt.Sprintf("GOMAXPROCS=%d", c.procs)}, p.command(img, out, c.procs)...)
+						u := measured(b, []string{benchJob + "=" + p.job, fmt.Sprintf("GOMAXPROCS=%d", c.procs)},
+							p.command(img, out, c.procs)...)
 						if err := os.RemoveAll(out); err != nil {
 							b.Fatal(err)
 						}
@@ -163,7 +166,8 @@ func pack(b *testing.B, dir string, s shape) packedImage {
 	}
 	if s.how != "gzip" {
 		other := filepath.Join(dir, s.how)
-		treetest.Run(b, "skopeo", "--insecure-policy", "copy", "-q", "--dest-compress-format", s.how, "oci:"+img.layout+":v1", "oci:"+other+":v1")
+		treetest.Run(b, "skopeo", "--insecure-policy", "copy", "-q", "--dest-compress-format", s.how, "oci:"+img.layout+":v1",
+			"oci:"+other+":v1")
 		img.layout = other
 	}
 	for _, l := range openImage(b, "oci:"+img.layout+":v1").Layers {

@@ -90,7 +90,8 @@ func change(t testing.TB, root string) {
 	must(os.Link(at("srv/linked"), at("opt/linked")))
 	must(os.Symlink("../srv/linked", at("opt/symlink")))
 	must(unix.Lsetxattr(at("srv/linked"), "user.note", []byte("value"), 0))
-	must(unix.Lsetxattr(at("bin/cat"), "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
+	must(unix.Lsetxattr(at("bin/cat"), "security.capability",
+		[]byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
 	must(os.WriteFile(at("srv/"+strings.Repeat("n", 250)), nil, 0o600))
 }
 
@@ -129,14 +130,17 @@ func thirdParty(t *testing.T) (layout string, sources map[string]string) {
 	treetest.Run(t, "umoci", "repack", "--refresh-bundle", "--image", layout+":middle", bundle)
 	change(t, bundle+"/rootfs")
 	treetest.Run(t, "umoci", "repack", "--image", layout+":umoci", bundle)
-	treetest.Run(t, "umoci", "config", "--image", layout+":umoci", "--config.user", "daemon", "--config.workingdir", "/srv", "--config.cmd", "/bin/ls")
+	treetest.Run(t, "umoci", "config", "--image", layout+":umoci", "--config.user", "daemon", "--config.workingdir",
+		"/srv", "--config.cmd", "/bin/ls")
 	sources = map[string]string{"umoci": "oci:" + layout + ":umoci"}
 
 	archive := filepath.Join(dir, "docker.tar")
-	treetest.Run(t, "skopeo", "--insecure-policy", "copy", "-q", "oci:"+layout+":umoci", "docker-archive:"+archive+":app:v1")
+	treetest.Run(t, "skopeo", "--insecure-policy", "copy", "-q", "oci:"+layout+":umoci", "docker-archive:"+archive+
+		":app:v1")
 	sources["skopeo docker-archive"] = archive
 	zstd := filepath.Join(dir, "zstd.oci")
-	treetest.Run(t, "skopeo", "--insecure-policy", "copy", "-q", "--dest-compress-format", "zstd", "oci:"+layout+":umoci", "oci:"+zstd+":v1")
+	treetest.Run(t, "skopeo", "--insecure-policy", "copy", "-q", "--dest-compress-format", "zstd", "oci:"+layout+":umoci",
+		"oci:"+zstd+":v1")
 	sources["skopeo zstd"] = zstd
 	ociArchive := filepath.Join(dir, "oci.tar")
 	treetest.Run(t, "skopeo", "--insecure-policy", "copy", "-q", "oci:"+layout+":umoci", "oci-archive:"+ociArchive+":v1")
@@ -150,7 +154,8 @@ func buildahImage(t *testing.T, layout string) {
 	storage := t.TempDir()
 	b := func(args ...string) string {
 		t.Helper()
-		return strings.TrimSpace(treetest.Run(t, "buildah", append([]string{"--root", storage + "/root", "--runroot", storage + "/run", "--storage-driver", "vfs"}, args...)...))
+		return strings.TrimSpace(treetest.Run(t, "buildah",
+			append([]string{"--root", storage + "/root", "--runroot", storage + "/run", "--storage-driver", "vfs"}, args...)...))
 	}
 	from := b("from", "--quiet", "--isolation", "chroot", "oci:"+layout+":middle")
 	mnt := b("mount", from)

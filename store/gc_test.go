@@ -175,8 +175,10 @@ func TestCheckAndRepair(t *testing.T) {
 			}
 			return os.WriteFile(layer+".verity.json", bytes.ToUpper(b), 0o644)
 		},
-		"root digest gone":         func(layer, _ string) error { return os.Remove(layer + ".verity.json") },
-		"link to root digest gone": func(_, chain string) error { return os.Remove(filepath.Join(chain, "layer.erofs.verity.json")) },
+		"root digest gone": func(layer, _ string) error { return os.Remove(layer + ".verity.json") },
+		"link to root digest gone": func(_, chain string) error {
+			return os.Remove(filepath.Join(chain, "layer.erofs.verity.json"))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, t.TempDir(), store.Options{})
@@ -221,7 +223,8 @@ func TestCheckAndRepair(t *testing.T) {
 func TestRepairWithoutSource(t *testing.T) {
 	s := open(t, t.TempDir(), store.Options{})
 	mustImport(t, s, request(t, "a", 0, 1))
-	file := filepath.Join(s.Dir(), "layers", "sha256", strings.TrimPrefix(imagetest.Digest(tarball(t, 0)), "sha256:"), "erofs", "layer.erofs")
+	file := filepath.Join(s.Dir(), "layers", "sha256", strings.TrimPrefix(imagetest.Digest(tarball(t, 0)), "sha256:"),
+		"erofs", "layer.erofs")
 	if err := os.Truncate(file, 100); err != nil {
 		t.Fatal(err)
 	}

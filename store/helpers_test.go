@@ -28,9 +28,10 @@ func tarball(t testing.TB, n int) []byte {
 
 // layer is a layer whose stream is right.
 func layer(b []byte) store.Layer {
-	return store.Layer{DiffID: imagetest.Digest(b), Size: int64(len(b)), Open: func(context.Context, func(int64)) (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(b)), nil
-	}}
+	return store.Layer{DiffID: imagetest.Digest(b), Size: int64(len(b)),
+		Open: func(context.Context, func(int64)) (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(b)), nil
+		}}
 }
 
 // request asks for an image of n layers, counted from first.

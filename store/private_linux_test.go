@@ -36,7 +36,8 @@ func TestPrivate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := layerdir.IndexDisk(filepath.Join(dir, "index"), []string{filepath.Join(folders[1], "layer.erofs"), filepath.Join(folders[0], "layer.erofs")}); err != nil {
+	if _, err := layerdir.IndexDisk(filepath.Join(dir, "index"),
+		[]string{filepath.Join(folders[1], "layer.erofs"), filepath.Join(folders[0], "layer.erofs")}); err != nil {
 		t.Fatal(err)
 	}
 	files := 0

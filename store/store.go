@@ -223,7 +223,8 @@ func commit(from, to string) error {
 		}
 	}
 	// The folders above may be new as well: layers/sha256/<id>.
-	return errors.Join(atomicfile.SyncDir(parent), atomicfile.SyncDir(filepath.Dir(parent)), atomicfile.SyncDir(filepath.Dir(filepath.Dir(parent))))
+	return errors.Join(atomicfile.SyncDir(parent), atomicfile.SyncDir(filepath.Dir(parent)),
+		atomicfile.SyncDir(filepath.Dir(filepath.Dir(parent))))
 }
 
 // Scratch creates a scratch folder, from a template that the store keeps; on Windows, which has no tool for

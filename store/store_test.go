@@ -54,7 +54,8 @@ func TestImport(t *testing.T) {
 			t.Errorf("%s: wrong order: %v", f, err)
 		}
 		for _, dir := range folders {
-			if st, err := os.Stat(filepath.Join(dir, f.File.FileName())); err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
+			if st, err := os.Stat(filepath.Join(dir, f.File.FileName())); err != nil || !st.Mode().IsRegular() ||
+				st.Size() == 0 {
 				t.Errorf("%s: %v, %v", f, st, err)
 			}
 			if _, err := layerdir.ReadVerity(dir, f.File); (err == nil) != f.Verity {
@@ -135,7 +136,8 @@ func TestWaiters(t *testing.T) {
 		cancelFirst, firstFails, cancelAll bool
 	}
 	for name, p := range map[string]plan{
-		"a waiter gives up": {}, "the first gives up": {cancelFirst: true}, "the first fails": {firstFails: true}, "all give up": {cancelAll: true},
+		"a waiter gives up": {}, "the first gives up": {cancelFirst: true}, "the first fails": {firstFails: true},
+		"all give up": {cancelAll: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			entered, goOn := make(chan struct{}), make(chan struct{})

@@ -32,12 +32,15 @@ func TestCheckTree(t *testing.T) {
 	}
 	type entry = treetest.Entry
 	r := request(t, "x", 0, 0)
-	r.Layers = []store.Layer{layer(treetest.Tar(t, entry{Name: "d/"}, entry{Name: "d/f", Body: strings.Repeat("f", 100_000), UID: 3, PAX: map[string]string{"SCHILY.xattr.user.a": "1"}},
-		entry{Name: "d/g", Body: "g"}, entry{Name: "d/h", Type: tar.TypeLink, Link: "d/g"}, entry{Name: "l", Type: tar.TypeSymlink, Link: "d"}, entry{Name: ".wh.w"}))}
+	r.Layers = []store.Layer{layer(treetest.Tar(t, entry{Name: "d/"},
+		entry{Name: "d/f", Body: strings.Repeat("f", 100_000), UID: 3, PAX: map[string]string{"SCHILY.xattr.user.a": "1"}},
+		entry{Name: "d/g", Body: "g"}, entry{Name: "d/h", Type: tar.TypeLink, Link: "d/g"},
+		entry{Name: "l", Type: tar.TypeSymlink, Link: "d"}, entry{Name: ".wh.w"}))}
 	for name, change := range map[string]func(at func(string) string) error{
 		"nothing": func(at func(string) string) error { _, err := os.ReadFile(at("d/f")); return err },
 		"content": func(at func(string) string) error {
-			return errors.Join(os.WriteFile(at("d/f"), []byte(strings.Repeat("f", 99_999)+"x"), 0o644), os.Chtimes(at("d/f"), time.Time{}, time.Unix(1_600_000_000, 123_456_789)))
+			return errors.Join(os.WriteFile(at("d/f"), []byte(strings.Repeat("f", 99_999)+"x"), 0o644),
+				os.Chtimes(at("d/f"), time.Time{}, time.Unix(1_600_000_000, 123_456_789)))
 		},
 		"mode":      func(at func(string) string) error { return os.Chmod(at("d/f"), 0o640) },
 		"owner":     func(at func(string) string) error { return os.Lchown(at("l"), 5, -1) },
@@ -47,7 +50,8 @@ func TestCheckTree(t *testing.T) {
 		"new name":  func(at func(string) string) error { return os.WriteFile(at("new"), nil, 0o644) },
 		"hard link": func(at func(string) string) error {
 			b, err := os.ReadFile(at("d/g"))
-			return errors.Join(err, os.Remove(at("d/h")), os.WriteFile(at("d/h"), b, 0o644), os.Chtimes(at("d/h"), time.Time{}, time.Unix(1_600_000_000, 123_456_789)),
+			return errors.Join(err, os.Remove(at("d/h")), os.WriteFile(at("d/h"), b, 0o644),
+				os.Chtimes(at("d/h"), time.Time{}, time.Unix(1_600_000_000, 123_456_789)),
 				os.Chtimes(at("d"), time.Time{}, time.Unix(1_600_000_000, 123_456_789)))
 		},
 	} {

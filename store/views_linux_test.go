@@ -141,10 +141,11 @@ func guestView(t *testing.T) view {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if disk := fmt.Sprintf("index of %d layers", len(folders)); !slices.ContainsFunc(obs.Devices, func(d vmm.Device) bool {
-			scsi, ok := d.(vmm.SCSIDisk)
-			return ok && scsi.Path == disk
-		}) {
+		if disk := fmt.Sprintf("index of %d layers", len(folders)); !slices.ContainsFunc(obs.Devices,
+			func(d vmm.Device) bool {
+				scsi, ok := d.(vmm.SCSIDisk)
+				return ok && scsi.Path == disk
+			}) {
 			t.Errorf("the VM has %v, want a disk that is the %s", obs.Devices, disk)
 		}
 		return vmmtest.Tree(t, vm.Machine(), program.Root+"/tree", root.Root)
