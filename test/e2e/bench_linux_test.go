@@ -109,11 +109,13 @@ func oneByOne(b *testing.B, vm *uvm.UtilityVM, top []layers.Layer, scratchDir st
 		add := func(d vmm.Device, g vmm.Mount) {
 			changes = append(changes, vmm.Change{Op: vmm.Add, Device: d}, vmm.Change{Op: vmm.Add, Mount: g})
 		}
-		combined := vmm.CombinedLayers{ContainerID: "bench", RootPath: "/run/gcs/c/bench/rootfs", ScratchPath: "/run/gcs/c/bench/scratch/bench"}
+		combined := vmm.CombinedLayers{ContainerID: "bench", RootPath: "/run/gcs/c/bench/rootfs",
+			ScratchPath: "/run/gcs/c/bench/scratch/bench"}
 		for i, l := range top {
 			controller, lun := uint8((i+1)/64), uint8((i+1)%64)
 			path := fmt.Sprintf("/run/mounts/one%d", i)
-			add(vmm.SCSIDisk{Controller: controller, LUN: lun, Path: filepath.Join(l.Folder, layerdir.VHD.FileName()), ReadOnly: true},
+			add(vmm.SCSIDisk{Controller: controller, LUN: lun, Path: filepath.Join(l.Folder, layerdir.VHD.FileName()),
+				ReadOnly: true},
 				vmm.MappedDisk{MountPath: path, Controller: controller, LUN: lun, ReadOnly: true, Filesystem: "ext4"})
 			combined.Layers = append(combined.Layers, vmm.GuestLayer{Path: path})
 		}

@@ -35,10 +35,11 @@ func BenchmarkSecondRun(b *testing.B) {
 	const layerCount = 10
 	vm, changes := recordedVM(b)
 	var converted atomic.Int32
-	st, err := store.Open(b.Context(), b.TempDir(), store.Options{Convert: func(ctx context.Context, o layerdir.Options) (layerdir.Result, error) {
-		converted.Add(1)
-		return layerdir.Convert(ctx, o)
-	}})
+	st, err := store.Open(b.Context(), b.TempDir(),
+		store.Options{Convert: func(ctx context.Context, o layerdir.Options) (layerdir.Result, error) {
+			converted.Add(1)
+			return layerdir.Convert(ctx, o)
+		}})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -98,7 +99,9 @@ func smallImage(b *testing.B, n int) image.Source {
 	blobs := imagetest.Blobs{}
 	var in []imagetest.Layer
 	for i := range n {
-		in = append(in, imagetest.Layer{Compression: "gzip", Tar: treetest.Tar(b, treetest.Entry{Name: "data/"}, treetest.Entry{Name: fmt.Sprintf("data/f%d", i), Body: "a line\n"})})
+		in = append(in, imagetest.Layer{Compression: "gzip",
+			Tar: treetest.Tar(b, treetest.Entry{Name: "data/"},
+				treetest.Entry{Name: fmt.Sprintf("data/f%d", i), Body: "a line\n"})})
 	}
 	src, err := image.ParseSource("oci:" + blobs.Layout(b, imagetest.Tagged(blobs.Image(b, nil, in...), "v1")) + ":v1")
 	if err != nil {

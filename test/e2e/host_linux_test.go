@@ -82,7 +82,8 @@ func TestHost(t *testing.T) {
 func TestHostRuns(t *testing.T) {
 	treetest.NeedRoot(t, "to mount")
 	leaktest.Check(t)
-	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.OpenOptions{}) // this program carries the agent and is found
+	// this program carries the agent and is found
+	vm, err := strata.OpenHost(t.Context(), filepath.Join(t.TempDir(), "host"), strata.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,8 @@ func TestParallelRuns(t *testing.T) {
 		if err != nil {
 			return fmt.Errorf("mount: %w", err)
 		}
-		p, err := vm.Machine().Exec(t.Context(), vmm.ProcessSpec{ContainerID: m.ID, Root: m.Root, Args: []string{"/bin/busybox", "true"}})
+		p, err := vm.Machine().Exec(t.Context(),
+			vmm.ProcessSpec{ContainerID: m.ID, Root: m.Root, Args: []string{"/bin/busybox", "true"}})
 		if err != nil {
 			return fmt.Errorf("exec: %w", err)
 		}

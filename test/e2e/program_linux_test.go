@@ -19,7 +19,8 @@ func TestOtherProgram(t *testing.T) {
 	goBuild(t, filepath.Join(dir, "program"), "./testdata/otherprogram")
 	state := filepath.Join(dir, "state")
 	run := func() (string, int) {
-		cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "program"), filepath.Join(state, "vm"), filepath.Join(dir, "cache", "boot"))
+		cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "program"), filepath.Join(state, "vm"),
+			filepath.Join(dir, "cache", "boot"))
 		cmd.Env = append(os.Environ(), "STRATA_INIT=")
 		out, err := cmd.CombinedOutput()
 		if err != nil && cmd.ProcessState == nil {
@@ -33,7 +34,8 @@ func TestOtherProgram(t *testing.T) {
 		}
 	}
 	out, code := run()
-	if code != 3 || !strings.Contains(out, "program does not carry it") && !strings.Contains(out, "/proc/self/exe does not carry it") ||
+	if code != 3 || !strings.Contains(out, "program does not carry it") &&
+		!strings.Contains(out, "/proc/self/exe does not carry it") ||
 		!strings.Contains(out, "cmd/strata-init@latest") {
 		t.Errorf("without strata-init: exit code %d, %s", code, out)
 	}

@@ -42,16 +42,24 @@ func hostInUserNamespace(t *testing.T, one bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	note := map[string]string{"SCHILY.xattr.user.note": "n", "SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"}
-	base := []entry{{Name: "./"}, {Name: "bin/"}, {Name: "bin/busybox", Mode: 0o755, Body: string(busybox)}, {Name: "proc/"}, {Name: "sys/"}, {Name: "dev/"},
-		{Name: "tmp/", Mode: 0o1777}, {Name: "srv/", UID: 33, GID: 33, Mode: 0o2750}, {Name: "srv/owned", UID: 1000, GID: 50, Body: "o", Mode: 0o640},
-		{Name: "noted", Body: "x", PAX: note}, {Name: "first", Body: "two names"}, {Name: "etc/"}, {Name: "etc/second", Type: tar.TypeLink, Link: "first"}}
+	note := map[string]string{"SCHILY.xattr.user.note": "n",
+		"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"}
+	base := []entry{{Name: "./"}, {Name: "bin/"}, {Name: "bin/busybox", Mode: 0o755, Body: string(busybox)},
+		{Name: "proc/"}, {Name: "sys/"}, {Name: "dev/"},
+		{Name: "tmp/", Mode: 0o1777}, {Name: "srv/", UID: 33, GID: 33, Mode: 0o2750},
+		{Name: "srv/owned", UID: 1000, GID: 50, Body: "o", Mode: 0o640},
+		{Name: "noted", Body: "x", PAX: note}, {Name: "first", Body: "two names"}, {Name: "etc/"},
+		{Name: "etc/second", Type: tar.TypeLink, Link: "first"}}
 	stack := [][]entry{
-		slices.Concat(base, []entry{{Name: "gone", Body: "x"}, {Name: "opaque/"}, {Name: "opaque/old", Body: "x"}, {Name: "kind", Body: "file"}, {Name: "node", Body: "x"}}),
-		{{Name: "./"}, {Name: ".wh.gone"}, {Name: "opaque/", Mode: 0o711}, {Name: "opaque/.wh..wh..opq"}, {Name: "opaque/new", Body: "new"}, {Name: "kind/"}},
-		{{Name: "./"}, {Name: ".wh.kind"}, {Name: "kind/"}, {Name: "kind/in", Body: "1"}, {Name: "node", Type: tar.TypeChar, Major: 1, Minor: 3}},
+		slices.Concat(base, []entry{{Name: "gone", Body: "x"}, {Name: "opaque/"}, {Name: "opaque/old", Body: "x"},
+			{Name: "kind", Body: "file"}, {Name: "node", Body: "x"}}),
+		{{Name: "./"}, {Name: ".wh.gone"}, {Name: "opaque/", Mode: 0o711}, {Name: "opaque/.wh..wh..opq"},
+			{Name: "opaque/new", Body: "new"}, {Name: "kind/"}},
+		{{Name: "./"}, {Name: ".wh.kind"}, {Name: "kind/"}, {Name: "kind/in", Body: "1"},
+			{Name: "node", Type: tar.TypeChar, Major: 1, Minor: 3}},
 	}
-	sum := slices.Concat(base, []entry{{Name: "opaque/", Mode: 0o711}, {Name: "opaque/new", Body: "new"}, {Name: "kind/"}, {Name: "kind/in", Body: "1"}})
+	sum := slices.Concat(base, []entry{{Name: "opaque/", Mode: 0o711}, {Name: "opaque/new", Body: "new"}, {Name: "kind/"},
+		{Name: "kind/in", Body: "1"}})
 	file, unpacked := filepath.Join(t.TempDir(), "sum.tar"), t.TempDir()
 	if err := os.WriteFile(file, treetest.Tar(t, sum...), 0o644); err != nil {
 		t.Fatal(err)
@@ -73,9 +81,10 @@ func hostInUserNamespace(t *testing.T, one bool) {
 	r := store.Request{Name: "x", Digest: imagetest.Digest(nil), Source: "file:/none", Formats: []store.Format{trees}}
 	for _, l := range stack {
 		b := treetest.Tar(t, l...)
-		r.Layers = append(r.Layers, store.Layer{DiffID: imagetest.Digest(b), Size: -1, Open: func(context.Context, func(int64)) (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(b)), nil
-		}})
+		r.Layers = append(r.Layers, store.Layer{DiffID: imagetest.Digest(b), Size: -1,
+			Open: func(context.Context, func(int64)) (io.ReadCloser, error) {
+				return io.NopCloser(bytes.NewReader(b)), nil
+			}})
 	}
 	img, err := s.Import(t.Context(), r)
 	if err != nil {
@@ -113,17 +122,20 @@ func hostInUserNamespace(t *testing.T, one bool) {
 	if d := treetest.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	if out := sh(t, m, "cd /; busybox id -u; busybox cat opaque/new etc/second; busybox rm -r opaque first; busybox mkdir opaque; echo mine >opaque/mine; busybox ls opaque; echo x >/dev/null; busybox ls -d /sys/class"); out != "0\nnewtwo namesmine\n/sys/class\n" {
+	if out := sh(t, m, "cd /; busybox id -u; busybox cat opaque/new etc/second; busybox rm -r opaque first; busybox "+
+		"mkdir opaque; echo mine >opaque/mine; busybox ls opaque; echo x >/dev/null; busybox ls -d /sys/class"); out != "0\nnewtwo namesmine\n/sys/class\n" {
 		t.Errorf("a program says %q", out)
 	}
 	readOnly := mount(t, layers.Request{VM: vm, ID: "b", Layers: top})
 	if got := treetest.Describe(t, strata.HostPath(vm, readOnly.Root)); got["opaque/new"] != want["opaque/new"] {
 		t.Errorf("another container sees %q", got["opaque/new"])
 	}
-	if out, err := runAs(t, m, "1000:50", "/bin/busybox", "id", "-u"); one != (err != nil) || err == nil && out != "1000\n" {
+	if out, err := runAs(t, m, "1000:50", "/bin/busybox", "id", "-u"); one != (err != nil) || err == nil &&
+		out != "1000\n" {
 		t.Errorf("as another user: %q, %v", out, err)
 	}
-	if _, err := runAs(t, m, "70000", "/bin/busybox", "true"); err == nil || !strings.Contains(err.Error(), "user namespace") {
+	if _, err := runAs(t, m, "70000", "/bin/busybox", "true"); err == nil ||
+		!strings.Contains(err.Error(), "user namespace") {
 		t.Errorf("as a user that there is not: %v", err)
 	}
 	if err := errors.Join(m.EndPrograms(t.Context()), vm.Close()); err != nil {
@@ -167,14 +179,16 @@ func TestNoDisksInUserNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer vm.Close()
-	if _, err := layers.Mount(t.Context(), layers.Request{VM: vm, ID: "a", Layers: top}); err == nil || !strings.Contains(err.Error(), "format dir") {
+	if _, err := layers.Mount(t.Context(), layers.Request{VM: vm, ID: "a", Layers: top}); err == nil ||
+		!strings.Contains(err.Error(), "format dir") {
 		t.Errorf("a layer that is a disk: %v", err)
 	}
 	trees, _ := stackAs(t, 2, layerdir.Options{Format: layerdir.Tree})
 	if err := os.WriteFile(filepath.Join(trees[0].Folder, "layer.dir.ids"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := layers.Mount(t.Context(), layers.Request{VM: vm, ID: "a", Layers: trees}); !errors.Is(err, layerdir.ErrOtherIDs) {
+	if _, err := layers.Mount(t.Context(), layers.Request{VM: vm, ID: "a", Layers: trees}); !errors.Is(err,
+		layerdir.ErrOtherIDs) {
 		t.Errorf("a tree of a namespace with other ids: %v", err)
 	}
 	empty(t, vm)

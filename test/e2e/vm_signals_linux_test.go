@@ -79,7 +79,8 @@ func TestRealQEMUKilledWhileMounting(t *testing.T) {
 	vm, dir, _, arm := signalled(t, syscall.SIGKILL)
 	top, _ := stack(t, 5)
 	arm(2)
-	_, err := layers.Mount(t.Context(), layers.Request{VM: vm, ID: "a", Layers: top, Scratch: scratch(t), Attach: layers.AttachSeparate})
+	_, err := layers.Mount(t.Context(),
+		layers.Request{VM: vm, ID: "a", Layers: top, Scratch: scratch(t), Attach: layers.AttachSeparate})
 	if !errors.Is(err, vmm.ErrGone) {
 		t.Fatalf("Mount: %v, want %v", err, vmm.ErrGone)
 	}
