@@ -136,7 +136,8 @@ func (s Blobs) Image(t testing.TB, p *Platform, layers ...Layer) Descriptor {
 		"os": p.OS, "architecture": p.Architecture, "variant": p.Variant, "os.version": p.OSVersion, "config": Config,
 		"created": "2024-05-06T07:08:09Z", "rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs},
 	})
-	return s.AddJSON(t, OCIManifest, map[string]any{"schemaVersion": 2, "mediaType": OCIManifest, "config": config, "layers": list})
+	return s.AddJSON(t, OCIManifest, map[string]any{"schemaVersion": 2, "mediaType": OCIManifest, "config": config,
+		"layers": list})
 }
 
 // Index adds an index.
