@@ -115,7 +115,8 @@ func TestWineArgonBadInput(t *testing.T) {
 		{`--scratch scratch --cim images\app.cim --cim-kind tape web`, 1, []string{"tape"}},
 		{`--scratch bare --cim images\app.cim web`, 1, []string{p.path("bare")}},
 	} {
-		p.run(command{args: append([]string{"mount", "--vm", "host"}, strings.Fields(tt.args)...), code: tt.code, want: tt.want})
+		p.run(command{args: append([]string{"mount", "--vm", "host"}, strings.Fields(tt.args)...), code: tt.code,
+			want: tt.want})
 		if calls := p.server.Service().Trace(); len(calls) > 0 {
 			t.Fatalf("mount %s: called %q", tt.args, calls[0].Fn)
 		}

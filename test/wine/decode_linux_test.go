@@ -40,7 +40,8 @@ var ops = map[hcsschema.RequestType]vmm.Op{
 	hcsschema.RequestAdd: vmm.Add, hcsschema.RequestRemove: vmm.Remove, hcsschema.RequestUpdate: vmm.Update,
 }
 
-// decodeChange returns the change of a machine that a request asks for. It is empty for what the machine does by itself.
+// decodeChange returns the change of a machine that a request asks for. It is empty for what the machine does by
+// itself.
 func decodeChange(text string) (c vmm.Change, err error) {
 	var r modification
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
@@ -82,7 +83,8 @@ func decodeDevice(path string, settings json.RawMessage) (vmm.Device, error) {
 		}
 	}
 	var d vmm.SCSIDisk
-	if _, err := fmt.Sscanf(path, "VirtualMachine/Devices/Scsi/%d/Attachments/%d", &d.Controller, &d.LUN); err == nil && d.Controller != pmemController {
+	if _, err := fmt.Sscanf(path, "VirtualMachine/Devices/Scsi/%d/Attachments/%d", &d.Controller, &d.LUN); err == nil &&
+		d.Controller != pmemController {
 		d.Path, d.ReadOnly = unixPath(s.Path), s.ReadOnly
 		return d, nil
 	}

@@ -79,7 +79,8 @@ func (r *realVM) CloseComputeSystem(handle hcs.Handle) hcs.HRESULT {
 	id, vm, m := r.handles[handle], r.id, r.machine
 	delete(r.handles, handle)
 	r.mu.Unlock()
-	if id == vm || m == nil || slices.ContainsFunc(r.Systems(), func(s string) bool { return strings.HasPrefix(s, id+" ") }) {
+	if id == vm || m == nil || slices.ContainsFunc(r.Systems(),
+		func(s string) bool { return strings.HasPrefix(s, id+" ") }) {
 		return hr
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

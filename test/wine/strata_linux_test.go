@@ -152,7 +152,8 @@ func TestWineStrata(t *testing.T) {
 		command{args: []string{"ls"}, want: []string{"web", "mounted", "/run/gcs/c/web/rootfs", "scratch"}},
 		command{args: mount, code: 1, want: []string{"in use"}},
 		command{args: []string{"vm", "inspect"}, want: []string{"container", "web (mounted", `app\layer.vhd`}},
-		command{args: []string{"exec", "--in-vm", "-i", "--", "echo", "a"}, stdin: "words", code: copyCode, want: []string{"words", "echo a"}},
+		command{args: []string{"exec", "--in-vm", "-i", "--", "echo", "a"}, stdin: "words", code: copyCode,
+			want: []string{"words", "echo a"}},
 		command{args: []string{"recover"}},
 		command{args: []string{"unmount", "--keep-layers", "web"}, want: []string{"unmounted in part"}},
 		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
@@ -178,7 +179,8 @@ func TestWineTwoStates(t *testing.T) {
 	}
 	// The folder is there already, so that the start does not remove all of it.
 	p.files(map[string]string{"other/vms/default/mine": ""})
-	p.server.Service().Step("create", hcstest.Injection{Function: "HcsCreateComputeSystem", Call: 1, HResult: "0x80070005"})
+	p.server.Service().Step("create", hcstest.Injection{Function: "HcsCreateComputeSystem", Call: 1,
+		HResult: "0x80070005"})
 	p.run(
 		command{args: start, state: "other", code: 1, want: []string{"0x80070005"}},
 		command{args: []string{"vm", "inspect"}, state: "other", code: 1, want: []string{"there is no utility VM"}},
@@ -211,19 +213,25 @@ func TestWineDeafGuest(t *testing.T) {
 // TestWineWindowsGuest: a Windows guest starts from its image, with a scratch of its own, and takes layers.
 func TestWineWindowsGuest(t *testing.T) {
 	p := newProgram(t, standin.ServerOptions{Service: hcstest.Options{Exec: copyProcess}})
-	p.files(map[string]string{"uvm/UtilityVM/SystemTemplate.vhdx": "t", "base/Files/a": "", "app/Files/b": "", "scratch/sandbox.vhdx": "s"})
+	p.files(map[string]string{"uvm/UtilityVM/SystemTemplate.vhdx": "t", "base/Files/a": "", "app/Files/b": "",
+		"scratch/sandbox.vhdx": "s"})
 	p.run(
 		command{args: []string{"vm", "start", "--guest", "windows"}, code: 2, want: []string{"--uvm-layer"}},
-		command{args: []string{"vm", "start", "--guest", "windows", "--uvm-layer", "base"}, code: 1, want: []string{"UtilityVM"}},
-		command{args: []string{"vm", "start", "--guest", "windows", "--uvm-layer", "app", "--uvm-layer", "uvm"}, want: []string{"default: ready in "}},
+		command{args: []string{"vm", "start", "--guest", "windows", "--uvm-layer", "base"}, code: 1,
+			want: []string{"UtilityVM"}},
+		command{args: []string{"vm", "start", "--guest", "windows", "--uvm-layer", "app", "--uvm-layer", "uvm"},
+			want: []string{"default: ready in "}},
 		command{args: []string{"mount", "--scratch", "scratch", "web", "app", "base"}, want: []string{"web: 2 layers at C:"}},
 		command{args: []string{"ls"}, want: []string{"web", "mounted"}},
 		command{args: []string{"vm", "ls"}, want: []string{"running", "1024 MiB"}},
-		command{args: []string{"exec", "--in-vm", "-i", "--", "echo", "a"}, stdin: "words", code: copyCode, want: []string{"words"}},
-		command{args: []string{"exec", "web", "echo", "a"}, code: 125, want: []string{"programs in Windows containers", "not supported"}},
+		command{args: []string{"exec", "--in-vm", "-i", "--", "echo", "a"}, stdin: "words", code: copyCode,
+			want: []string{"words"}},
+		command{args: []string{"exec", "web", "echo", "a"}, code: 125,
+			want: []string{"programs in Windows containers", "not supported"}},
 		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
 	)
-	if b, err := os.ReadFile(filepath.Join(p.folder, "state", "vms", "default", "scratch", "sandbox.vhdx")); string(b) != "t" {
+	if b, err := os.ReadFile(filepath.Join(p.folder, "state", "vms", "default", "scratch",
+		"sandbox.vhdx")); string(b) != "t" {
 		t.Errorf("the VM's scratch: %q, %v", b, err)
 	}
 	p.run(
@@ -236,7 +244,8 @@ func TestWineWindowsGuest(t *testing.T) {
 // TestWineOldGuest: that a guest knows no request to eject a disk is found out once, not by every command.
 func TestWineOldGuest(t *testing.T) {
 	p := newProgram(t, standin.ServerOptions{Service: hcstest.Options{OldGuest: true}})
-	p.files(map[string]string{"boot/kernel": "k", "boot/initrd.img": "i", "base/layer.vhd": "b", "scratch/sandbox.vhdx": "s"})
+	p.files(map[string]string{"boot/kernel": "k", "boot/initrd.img": "i", "base/layer.vhd": "b",
+		"scratch/sandbox.vhdx": "s"})
 	mount := command{args: []string{"mount", "--scratch", "scratch", "web", "base"}, want: []string{"web: 1 layer at"}}
 	unmount := command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}}
 	p.run(command{args: []string{"vm", "start"}, want: []string{"default: ready in "}}, mount, unmount, mount, unmount,

@@ -121,7 +121,8 @@ func TestFiles(t *testing.T) {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after RemoveAll: %v", err)
 	}
-	if out, err := exec.CommandContext(within(t), "cmd", "/c", "echo hello").CombinedOutput(); err != nil || !bytes.Contains(out, []byte("hello")) {
+	if out, err := exec.CommandContext(within(t), "cmd", "/c", "echo hello").CombinedOutput(); err != nil ||
+		!bytes.Contains(out, []byte("hello")) {
 		t.Errorf("child process: %q, %v", out, err)
 	}
 }
@@ -178,7 +179,8 @@ func TestFailuresCarryEverything(t *testing.T) {
 	h, c := host(t, hcstest.Options{})
 	m := running(t, h)
 	err := c.Step("fail", hcstest.Injection{Function: "HcsModifyComputeSystem", Call: 1, HResult: "0xc037010d",
-		ResultDocument: []byte(`{"Error":-1070137075,"ErrorMessage":"не то","ErrorEvents":[{"Message":"at C:\\layers\\100%d","Provider":"p","EventId":7}]}`)})
+		ResultDocument: []byte(
+			`{"Error":-1070137075,"ErrorMessage":"не то","ErrorEvents":[{"Message":"at C:\\layers\\100%d","Provider":"p","EventId":7}]}`)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +197,8 @@ func TestFailuresCarryEverything(t *testing.T) {
 
 func TestCreateFailsLate(t *testing.T) {
 	h, c := host(t, hcstest.Options{})
-	if err := c.Step("create", hcstest.Injection{Function: "(create-completed)", Call: 1, HResult: "0x80070005"}); err != nil {
+	if err := c.Step("create", hcstest.Injection{Function: "(create-completed)", Call: 1,
+		HResult: "0x80070005"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := hcs.CreateLCOW(within(t), h, options(t)); !errors.Is(err, vmm.ErrAccessDenied) {
@@ -210,7 +213,8 @@ func TestStartNeverCompletes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Step("start", hcstest.Injection{Function: "HcsStartComputeSystem", Call: 1, HResult: "0xc0370103"}); err != nil {
+	if err := c.Step("start", hcstest.Injection{Function: "HcsStartComputeSystem", Call: 1,
+		HResult: "0xc0370103"}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)

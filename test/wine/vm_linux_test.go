@@ -73,8 +73,9 @@ func TestWineRealVM(t *testing.T) {
 	})
 	t.Cleanup(real.abandon)
 	p.files(map[string]string{
-		"base.tar": tarball(t, map[string]string{"bin/": "", "bin/busybox": busybox, "etc/": "", "etc/motd": "base", "etc/issue": "base"}),
-		"app.tar":  tarball(t, map[string]string{"etc/": "", "etc/motd": "app", "etc/.wh.issue": ""}),
+		"base.tar": tarball(t, map[string]string{"bin/": "", "bin/busybox": busybox, "etc/": "", "etc/motd": "base",
+			"etc/issue": "base"}),
+		"app.tar": tarball(t, map[string]string{"etc/": "", "etc/motd": "app", "etc/.wh.issue": ""}),
 	})
 	if err := os.Mkdir(filepath.Join(p.folder, "boot"), 0o700); err != nil {
 		t.Fatal(err)
@@ -88,16 +89,19 @@ func TestWineRealVM(t *testing.T) {
 	program := func(shell string) []string {
 		return []string{"exec", "-i", "--env", "A=b c", "web", "/bin/busybox", "sh", "-c", shell}
 	}
-	mount := command{args: []string{"mount", "--scratch", "scratch", "web", `layers\app`, `layers\base`}, want: []string{"web: 2 layers at " + root}}
+	mount := command{args: []string{"mount", "--scratch", "scratch", "web", `layers\app`, `layers\base`},
+		want: []string{"web: 2 layers at " + root}}
 	p.run(
 		command{args: []string{"import", "base.tar", `layers\base`}},
 		command{args: []string{"import", "--parent", `layers\base`, "app.tar", `layers\app`}},
 		command{args: []string{"scratch", "create", "--size", "64M", "scratch"}, want: []string{"sandbox.vhdx", "64"}},
 		command{args: []string{"vm", "start"}, want: []string{"default: ready in "}},
 		mount, // the guest formats the scratch
-		command{args: program(`read word; busybox cat /etc/motd; echo $A; echo $word > /note; echo oops >&2; exit 7`), stdin: "kept\n",
-			want: []string{"app", "b c", "oops"}, code: 7},
-		command{args: []string{"exec", "--in-vm", "--", root + "/bin/busybox", "cat", root + "/note"}, want: []string{"kept"}},
+		command{args: program(`read word; busybox cat /etc/motd; echo $A; echo $word > /note; echo oops >&2; exit 7`),
+			stdin: "kept\n",
+			want:  []string{"app", "b c", "oops"}, code: 7},
+		command{args: []string{"exec", "--in-vm", "--", root + "/bin/busybox", "cat", root + "/note"},
+			want: []string{"kept"}},
 		command{args: []string{"recover"}, want: []string{"default: in order, 1 container"}},
 		command{args: []string{"unmount", "web"}, want: []string{"web: unmounted"}},
 		command{args: []string{"exec", "--in-vm", "--", root + "/bin/busybox", "true"}, code: 125},

@@ -21,7 +21,8 @@ const module = "github.com/stratavm/strata"
 // open thousands of files, which is slow under Wine, with code that is the same as here.
 var packages = []struct{ path, skip string }{
 	{"/internal/hostpath", ""}, {"/internal/lockfile", ""}, {"/layerdir", ""}, {"/uvm", "JournalTorn"}, {"/store", ""},
-	{"/image", ""}, {"/cmd/strata", ""}, {"/hcsschema", ""}, {"/vmm/hcs", ""}, {"/vmm/argon", ""}, {"/internal/wclayer", ""},
+	{"/image", ""}, {"/cmd/strata", ""}, {"/hcsschema", ""}, {"/vmm/hcs", ""}, {"/vmm/argon", ""},
+	{"/internal/wclayer", ""},
 	{"/layers", "PairsOfFaults|CompressedLayers"}, {"/test/wine", ""},
 }
 
@@ -88,7 +89,8 @@ func TestWine(t *testing.T) {
 			cmd := prefix.Command(ctx, exe, "-test.v", "-test.skip="+p.skip, "-test.timeout="+limit.String())
 			cmd.Dir = filepath.Join("..", "..", filepath.FromSlash(strings.TrimPrefix(pkg, "/")))
 			// The tests for hosts with Hyper-V run here on the stand-in, so that they are known to work.
-			cmd.Env = append(cmd.Env, server.Env(), "STRATA_HYPERV=1", "STRATA_BOOT_FILES="+Path(bootFiles(t)), `STRATA_BASE_LAYER=C:\base`)
+			cmd.Env = append(cmd.Env, server.Env(), "STRATA_HYPERV=1", "STRATA_BOOT_FILES="+Path(bootFiles(t)),
+				`STRATA_BASE_LAYER=C:\base`)
 			out, err := cmd.CombinedOutput()
 			report(t, string(out))
 			if err != nil {
@@ -124,7 +126,8 @@ func report(t *testing.T, out string) {
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	for i, line := range lines {
-		if failed > 0 || strings.HasPrefix(line, "--- PASS: TestHCSConformanceNative") || strings.Contains(line, "--- SKIP") || strings.HasPrefix(line, "panic") || strings.HasPrefix(line, "fatal") {
+		if failed > 0 || strings.HasPrefix(line, "--- PASS: TestHCSConformanceNative") ||
+			strings.Contains(line, "--- SKIP") || strings.HasPrefix(line, "panic") || strings.HasPrefix(line, "fatal") {
 			t.Log(strings.TrimRight(line, "\r"))
 			if failed == 0 && i+1 < len(lines) {
 				t.Log(lines[i+1])
