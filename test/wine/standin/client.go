@@ -25,7 +25,8 @@ func Find() *Client {
 // Reset forgets all that was and begins with an empty service. Of o the fields Processors, Synchronous,
 // OldGuest and Lenient count.
 func (c *Client) Reset(o hcstest.Options) error {
-	_, err := c.do(order{Op: "reset", Processors: o.Processors, Sync: o.Synchronous, OldGuest: o.OldGuest, Lenient: o.Lenient})
+	_, err := c.do(order{Op: "reset", Processors: o.Processors, Sync: o.Synchronous, OldGuest: o.OldGuest,
+		Lenient: o.Lenient})
 	return err
 }
 

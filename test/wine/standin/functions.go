@@ -124,7 +124,8 @@ func onDisk(do func(w *world, d wclayer.Disk) answer) function {
 	}
 }
 
-func mountImages(mount func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID, digest []byte) wclayer.HRESULT) function {
+func mountImages(mount func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID,
+	digest []byte) wclayer.HRESULT) function {
 	return func(w *world, r *reader) answer {
 		var images []wclayer.CIM
 		for n := min(r.number(), maxEntries); n > 0 && r.err == nil; n-- {
@@ -180,16 +181,20 @@ var storageFunctions = map[string]function{
 		}
 		return answer{then: func(c net.Conn) error { return w.hold(c, d) }}
 	},
-	"CimMountImage": mountImages(func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID, _ []byte) wclayer.HRESULT {
+	"CimMountImage": mountImages(func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID,
+		_ []byte) wclayer.HRESULT {
 		return w.platform.CimMountImage(images[0], flags, volume)
 	}),
-	"CimMergeMountImage": mountImages(func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID, _ []byte) wclayer.HRESULT {
+	"CimMergeMountImage": mountImages(func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID,
+		_ []byte) wclayer.HRESULT {
 		return w.platform.CimMergeMountImage(images, flags, volume)
 	}),
-	"CimMountVerifiedImage": mountImages(func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID, digest []byte) wclayer.HRESULT {
+	"CimMountVerifiedImage": mountImages(func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID,
+		digest []byte) wclayer.HRESULT {
 		return w.platform.CimMountVerifiedImage(images[0], flags, volume, digest)
 	}),
-	"CimMergeMountVerifiedImage": mountImages(func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID, digest []byte) wclayer.HRESULT {
+	"CimMergeMountVerifiedImage": mountImages(func(w *world, images []wclayer.CIM, flags uint32, volume guid.GUID,
+		digest []byte) wclayer.HRESULT {
 		return w.platform.CimMergeMountVerifiedImage(images, flags, volume, digest)
 	}),
 	"CimDismountImage": func(w *world, r *reader) answer { return hr(w.platform.CimDismountImage(takeGUID(r))) },

@@ -77,7 +77,8 @@ func (s *Server) Env() string {
 func (s *Server) reset(o hcstest.Options) {
 	o.Sockets = hcstest.NewSockets()
 	svc := hcstest.New(o)
-	w := &world{svc: svc, sockets: o.Sockets, platform: wclayertest.New(svc), systems: svc, watches: map[hcs.Handle]net.Conn{},
+	w := &world{svc: svc, sockets: o.Sockets, platform: wclayertest.New(svc), systems: svc,
+		watches: map[hcs.Handle]net.Conn{},
 		streams: map[streamKey]io.Closer{}, disks: map[uint64]diskRef{}}
 	if s.wrap != nil {
 		w.systems = s.wrap(svc)

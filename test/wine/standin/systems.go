@@ -108,8 +108,12 @@ var systemFunctions = map[string]function{
 		}
 		return answer{then: func(c net.Conn) error { return pump(c, s) }}
 	},
-	"HcsSignalProcess": onHandle(func(s hcs.API) func(hcs.Handle, string) (string, hcs.HRESULT) { return s.SignalProcess }),
-	"HcsModifyProcess": onHandle(func(s hcs.API) func(hcs.Handle, string) (string, hcs.HRESULT) { return s.ModifyProcess }),
+	"HcsSignalProcess": onHandle(func(s hcs.API) func(hcs.Handle, string) (string, hcs.HRESULT) {
+		return s.SignalProcess
+	}),
+	"HcsModifyProcess": onHandle(func(s hcs.API) func(hcs.Handle, string) (string, hcs.HRESULT) {
+		return s.ModifyProcess
+	}),
 	"HcsTerminateProcess": onHandle(func(s hcs.API) func(hcs.Handle, string) (string, hcs.HRESULT) {
 		return func(h hcs.Handle, _ string) (string, hcs.HRESULT) { return s.TerminateProcess(h) }
 	}),
@@ -143,7 +147,8 @@ const queued = 256
 
 // register passes notifications on over the connection of the registration. They come one by one:
 // the next is sent when the program's function has returned from the last.
-func (w *world) register(about hcs.Handle, register func(hcs.Handle, func(hcs.Notification)) (hcs.Handle, hcs.HRESULT)) answer {
+func (w *world) register(about hcs.Handle,
+	register func(hcs.Handle, func(hcs.Notification)) (hcs.Handle, hcs.HRESULT)) answer {
 	queue := make(chan hcs.Notification, queued)
 	callback, code := register(about, func(n hcs.Notification) {
 		select {
