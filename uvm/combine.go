@@ -9,7 +9,8 @@ import (
 
 // CombineLayersLCOW creates one root of mounted layers, top-most first, and a scratch directory in a
 // Linux guest. An empty scratch makes a read-only root. Releasing the lease takes the root away.
-func (vm *UtilityVM) CombineLayersLCOW(ctx context.Context, c *Claim, root string, layers []string, scratch string) (*Lease, error) {
+func (vm *UtilityVM) CombineLayersLCOW(ctx context.Context, c *Claim, root string, layers []string,
+	scratch string) (*Lease, error) {
 	guest := make([]vmm.GuestLayer, len(layers))
 	for i, p := range layers {
 		guest[i].Path = p
@@ -20,7 +21,8 @@ func (vm *UtilityVM) CombineLayersLCOW(ctx context.Context, c *Claim, root strin
 
 // CombineLayersWCOW attaches the layer filter to a mounted scratch volume in a Windows guest, with
 // the layers' identities and paths top-most first. filter is empty for WCIFS or "UnionFS".
-func (vm *UtilityVM) CombineLayersWCOW(ctx context.Context, c *Claim, root string, layers []vmm.GuestLayer, filter string) (*Lease, error) {
+func (vm *UtilityVM) CombineLayersWCOW(ctx context.Context, c *Claim, root string, layers []vmm.GuestLayer,
+	filter string) (*Lease, error) {
 	return vm.combine(ctx, c, vmm.Windows, vmm.CombinedLayers{RootPath: root, Layers: layers, Filter: filter})
 }
 

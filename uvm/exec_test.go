@@ -70,7 +70,8 @@ func TestExecInClosedVM(t *testing.T) {
 	if err := vm.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := vm.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"id"}}); !errors.Is(err, ErrClosed) || len(f.Execs()) > 0 {
+	if _, err := vm.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"id"}}); !errors.Is(err, ErrClosed) ||
+		len(f.Execs()) > 0 {
 		t.Errorf("Exec: %v, ran %v", err, f.Execs())
 	}
 }

@@ -83,7 +83,8 @@ func (m *model) ctx() context.Context {
 }
 
 func (m *model) open() {
-	vm, err := Open(m.t.Context(), m.dir, func(context.Context) (vmm.Machine, error) { return m.f, m.f.Err() }, Options{RollbackTimeout: patience})
+	vm, err := Open(m.t.Context(), m.dir, func(context.Context) (vmm.Machine, error) { return m.f, m.f.Err() },
+		Options{RollbackTimeout: patience})
 	if errors.Is(err, vmm.ErrGone) {
 		m.f = vmmtest.New("vm", vmm.Linux, m.f.Limits())
 		m.open()

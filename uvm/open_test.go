@@ -10,7 +10,8 @@ import (
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
-// TestNewMachineDiscardsJournal: a new machine has nothing of the one before; when it does not come to be, the ledger stays.
+// TestNewMachineDiscardsJournal: a new machine has nothing of the one before; when it does not come to be, the ledger
+// stays.
 func TestNewMachineDiscardsJournal(t *testing.T) {
 	dir := t.TempDir()
 	old := vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())
@@ -21,14 +22,16 @@ func TestNewMachineDiscardsJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	no := errors.New("it runs already")
-	if _, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return nil, no }, Options{DiscardJournal: true}); !errors.Is(err, no) {
+	if _, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return nil, no },
+		Options{DiscardJournal: true}); !errors.Is(err, no) {
 		t.Errorf("got %v", err)
 	}
 	if s, err := ReadStatus(dir); err != nil || len(s.Claims) != 1 {
 		t.Errorf("the ledger after a machine that did not come to be: %+v, %v", s, err)
 	}
 	f := vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())
-	vm, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return f, nil }, Options{DiscardJournal: true})
+	vm, err := Open(t.Context(), dir, func(context.Context) (vmm.Machine, error) { return f, nil },
+		Options{DiscardJournal: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +59,8 @@ func TestNoAnswer(t *testing.T) {
 			return mute{vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())}, nil
 		},
 	} {
-		if _, err := Open(t.Context(), t.TempDir(), connect, Options{ResponseTimeout: time.Millisecond}); !errors.Is(err, ErrNoAnswer) {
+		if _, err := Open(t.Context(), t.TempDir(), connect, Options{ResponseTimeout: time.Millisecond}); !errors.Is(err,
+			ErrNoAnswer) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}

@@ -54,7 +54,8 @@ func (l *ledger) recover(ctx context.Context, records []record, obs vmm.Observat
 		// On a full disk things can still be taken away; nothing is added before the rewriting succeeds.
 		if cerr := l.journal.compact(l.snapshot()); cerr != nil {
 			l.journal.stale = true
-			l.log.Error("the journal could not be rewritten: nothing can be mounted until it can; free some space", "error", cerr)
+			l.log.Error("the journal could not be rewritten: nothing can be mounted until it can; free some space", "error",
+				cerr)
 		}
 	}
 	l.mu.Unlock()

@@ -112,7 +112,8 @@ func (d Disk) key() string {
 	if m := d.Mount; m != nil && m.Verity != nil && m.Partition == 0 {
 		fmt.Fprintf(&ext, "|verity=%s", m.Verity.RootDigest) // a guest does not mount one disk both ways
 	}
-	return fmt.Sprintf("scsi|%s|%s|ro=%t|%s|%s%s", hostpath.Identity(d.Path), d.Version, d.ReadOnly, d.Kind, d.ExtensibleType, &ext)
+	return fmt.Sprintf("scsi|%s|%s|ro=%t|%s|%s%s", hostpath.Identity(d.Path), d.Version, d.ReadOnly, d.Kind,
+		d.ExtensibleType, &ext)
 }
 
 // key is the identity of a mount on its disk. The guest path is not part of it, nor is how a blank

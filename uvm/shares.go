@@ -67,7 +67,8 @@ func (v VSMB) ShareFile(ctx context.Context, c *Claim, role, file string, o vmm.
 	return le, nil
 }
 
-func (v VSMB) share(ctx context.Context, c *Claim, role, folder string, o vmm.VSMBOptions, file string) (*Lease, error) {
+func (v VSMB) share(ctx context.Context, c *Claim, role, folder string, o vmm.VSMBOptions,
+	file string) (*Lease, error) {
 	l, lim := v.vm.l, v.vm.Limits()
 	if !lim.VSMB {
 		return nil, fmt.Errorf("share %s over VSMB: %w", folder, ErrNotSupported)
@@ -107,7 +108,8 @@ func (l *ledger) allow(ctx context.Context, le *Lease, file string) error {
 			continue
 		}
 		share := r.device.(vmm.VSMBShare)
-		if slices.ContainsFunc(share.AllowedFiles, func(f string) bool { return hostpath.Identity(f) == hostpath.Identity(file) }) {
+		if slices.ContainsFunc(share.AllowedFiles,
+			func(f string) bool { return hostpath.Identity(f) == hostpath.Identity(file) }) {
 			l.mu.Unlock()
 			return nil
 		}
@@ -139,7 +141,8 @@ func (vm *UtilityVM) Plan9() Plan9 { return Plan9{vm} }
 
 // Share shares a folder, or with files only those names in it, and mounts it at guestPath; empty: one is
 // chosen. The same folder with the same options is shared and mounted once.
-func (p Plan9) Share(ctx context.Context, c *Claim, role, folder, guestPath string, readOnly bool, files ...string) (*Lease, error) {
+func (p Plan9) Share(ctx context.Context, c *Claim, role, folder, guestPath string, readOnly bool,
+	files ...string) (*Lease, error) {
 	l := p.vm.l
 	if !p.vm.Limits().Plan9 {
 		return nil, fmt.Errorf("share %s over Plan9: %w", folder, ErrNotSupported)

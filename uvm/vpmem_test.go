@@ -59,7 +59,8 @@ func TestVerityIsNotDropped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		disk, err := vm.SCSI().Attach(t.Context(), c, "layer", Disk{Path: "/l/disk", ReadOnly: true, Mount: &DiskMount{Verity: v}})
+		disk, err := vm.SCSI().Attach(t.Context(), c, "layer",
+			Disk{Path: "/l/disk", ReadOnly: true, Mount: &DiskMount{Verity: v}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,8 +79,10 @@ func TestVerityIsNotDropped(t *testing.T) {
 	f = vmmtest.New("blind", vmm.Linux, limits)
 	vm = openFake(t, f, "")
 	c = mustClaim(t, vm, "c")
-	_, err1 := vm.VPMEM().Attach(t.Context(), c, "layer", PMEM{Path: "/l/pmem", Bytes: 4096, Verity: &vmm.Verity{RootDigest: "one"}})
-	_, err2 := vm.SCSI().Attach(t.Context(), c, "layer", Disk{Path: "/l/disk", ReadOnly: true, Mount: &DiskMount{Verity: &vmm.Verity{RootDigest: "one"}}})
+	_, err1 := vm.VPMEM().Attach(t.Context(), c, "layer",
+		PMEM{Path: "/l/pmem", Bytes: 4096, Verity: &vmm.Verity{RootDigest: "one"}})
+	_, err2 := vm.SCSI().Attach(t.Context(), c, "layer",
+		Disk{Path: "/l/disk", ReadOnly: true, Mount: &DiskMount{Verity: &vmm.Verity{RootDigest: "one"}}})
 	if !errors.Is(err1, ErrNotSupported) || !errors.Is(err2, ErrNotSupported) || len(f.Log()) > 0 {
 		t.Errorf("a guest that cannot check: %v, %v, %q", err1, err2, f.Log())
 	}
