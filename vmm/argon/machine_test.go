@@ -121,7 +121,8 @@ func TestForeignChanges(t *testing.T) {
 			t.Errorf("%s: %v", c, err)
 		}
 	}
-	for _, g := range []vmm.Mount{vmm.CIMVolume{VolumeGUID: "x"}, vmm.CIMVolume{VolumeGUID: "00000000-0000-0000-0000-000000000001"},
+	for _, g := range []vmm.Mount{vmm.CIMVolume{VolumeGUID: "x"},
+		vmm.CIMVolume{VolumeGUID: "00000000-0000-0000-0000-000000000001"},
 		vmm.CombinedLayers{RootPath: `C:\x`, Filter: argon.UnionFS, Layers: []vmm.GuestLayer{{ID: "x"}}}} {
 		if err := m.Apply(t.Context(), vmm.Change{Op: vmm.Add, Mount: g}); err == nil {
 			t.Errorf("%+v: no error", g)
@@ -149,13 +150,15 @@ func TestDriver(t *testing.T) {
 	if err := d.Kill(ctx, dir); !errors.Is(err, vmm.ErrNoVM) {
 		t.Errorf("kill before start: %v", err)
 	}
-	if _, err := d.Start(ctx, vmm.StartOptions{Dir: dir, OS: vmm.Linux, Logger: log}); !errors.Is(err, errors.ErrUnsupported) {
+	if _, err := d.Start(ctx, vmm.StartOptions{Dir: dir, OS: vmm.Linux, Logger: log}); !errors.Is(err,
+		errors.ErrUnsupported) {
 		t.Errorf("a Linux system: %v", err)
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "argon"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if info, err := d.Inspect(ctx, dir); err != nil || !info.Idle || !info.Running || info.OS != vmm.Windows || info.Driver != "argon" {
+	if info, err := d.Inspect(ctx, dir); err != nil || !info.Idle || !info.Running || info.OS != vmm.Windows ||
+		info.Driver != "argon" {
 		t.Errorf("inspect: %+v, %v", info, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "argon", "machine.json"), []byte("{"), 0o600); err != nil {
