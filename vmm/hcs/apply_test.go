@@ -318,7 +318,8 @@ func TestGrant(t *testing.T) {
 	r.s.Step("refused", hcstest.Injection{Function: "GrantVmAccess", Call: 1, HResult: "0x80070005"})
 	before := r.calls("HcsModifyComputeSystem")
 	err := m.Apply(t.Context(), c)
-	if host, guest := ending(t, err); host != vmm.NotDone || guest != vmm.NotDone || !strings.Contains(err.Error(), d.Path) {
+	if host, guest := ending(t, err); host != vmm.NotDone || guest != vmm.NotDone ||
+		!strings.Contains(err.Error(), d.Path) {
 		t.Errorf("host %v, guest %v: %v", host, guest, err)
 	}
 	if n := r.calls("HcsModifyComputeSystem"); n != before {

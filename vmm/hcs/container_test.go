@@ -43,7 +43,8 @@ func TestExecInContainer(t *testing.T) {
 	const system = "vm+web Running"
 	start := func(arg string, out io.Writer) (end func()) {
 		stdin, input := io.Pipe()
-		p, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{arg}, ContainerID: "web", Root: "/root", Stdin: stdin, Stdout: out})
+		p, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{arg}, ContainerID: "web", Root: "/root", Stdin: stdin,
+			Stdout: out})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +125,8 @@ func TestExecInContainerRefuses(t *testing.T) {
 		}
 		return v
 	})
-	if _, err := m.Exec(ctx, vmm.ProcessSpec{Args: []string{"x"}, ContainerID: "web", Root: "/r"}); !errors.Is(err, context.Canceled) {
+	if _, err := m.Exec(ctx, vmm.ProcessSpec{Args: []string{"x"}, ContainerID: "web", Root: "/r"}); !errors.Is(err,
+		context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -40,12 +40,13 @@ func TestEveryCallEndsWithItsContext(t *testing.T) {
 		hangs, then string // the call that hangs, and the last one that gives things back
 		fails       string // the call whose failure leads there; none: the hanging one succeeds in the end
 	}{
-		"register after create":   {create, register, "HcsCloseComputeSystem", ""},
-		"end what was created":    {create, "HcsTerminateComputeSystem", "HcsCloseComputeSystem", register},
-		"close what was created":  {create, "HcsCloseComputeSystem", "HcsCloseComputeSystem", register},
-		"register after open":     {open, register, "HcsCloseComputeSystem", ""},
-		"close what was opened":   {open, "HcsCloseComputeSystem", "HcsCloseComputeSystem", register},
-		"unregister after open":   {open, "HcsUnregisterComputeSystemCallback", "HcsCloseComputeSystem", "HcsGetComputeSystemProperties"},
+		"register after create":  {create, register, "HcsCloseComputeSystem", ""},
+		"end what was created":   {create, "HcsTerminateComputeSystem", "HcsCloseComputeSystem", register},
+		"close what was created": {create, "HcsCloseComputeSystem", "HcsCloseComputeSystem", register},
+		"register after open":    {open, register, "HcsCloseComputeSystem", ""},
+		"close what was opened":  {open, "HcsCloseComputeSystem", "HcsCloseComputeSystem", register},
+		"unregister after open": {open, "HcsUnregisterComputeSystemCallback", "HcsCloseComputeSystem",
+			"HcsGetComputeSystemProperties"},
 		"register for a process":  {exec, registerProcess, "HcsCloseProcess", ""},
 		"end a process":           {exec, "HcsTerminateProcess", "HcsCloseProcess", registerProcess},
 		"close a process":         {exec, "HcsCloseProcess", "HcsCloseProcess", registerProcess},

@@ -48,7 +48,8 @@ func TestDriver(t *testing.T) {
 	}
 	r.s.Script(nil)
 
-	m, err := d.Start(ctx, vmm.StartOptions{Dir: dir, Name: "web", MemoryMiB: 512, CPUs: 1, BootFiles: `C:\boot`, Logger: quiet})
+	m, err := d.Start(ctx, vmm.StartOptions{Dir: dir, Name: "web", MemoryMiB: 512, CPUs: 1, BootFiles: `C:\boot`,
+		Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,8 @@ func TestDriver(t *testing.T) {
 		t.Fatal(err)
 	}
 	info, err := d.Inspect(ctx, dir)
-	if err != nil || !info.Running || info.Driver != "hcs" || info.OS != vmm.Linux || info.Memory != 512 || info.CPUs != 1 {
+	if err != nil || !info.Running || info.Driver != "hcs" || info.OS != vmm.Linux || info.Memory != 512 ||
+		info.CPUs != 1 {
 		t.Errorf("inspected: %+v, %v", info, err)
 	}
 	again, err := d.Open(ctx, dir, vmm.OpenOptions{Logger: quiet})
@@ -67,7 +69,8 @@ func TestDriver(t *testing.T) {
 		t.Errorf("opened %s, started %s", again.ID(), m.ID())
 	}
 	limits, err := d.Limits(info)
-	if got := again.Limits(); err != nil || limits.SCSIControllers != got.SCSIControllers || limits.VPMEMDevices != got.VPMEMDevices || limits.Plan9 != got.Plan9 {
+	if got := again.Limits(); err != nil || limits.SCSIControllers != got.SCSIControllers ||
+		limits.VPMEMDevices != got.VPMEMDevices || limits.Plan9 != got.Plan9 {
 		t.Errorf("planned %+v, is %+v, %v", limits, got, err)
 	}
 	if err := again.Close(); err != nil {

@@ -17,7 +17,8 @@ import (
 // TestHyperV has the Host Compute Service of this Windows start a VM, attach a disk to it, detach it, and end it.
 func TestHyperV(t *testing.T) {
 	if os.Getenv("STRATA_HYPERV") != "1" {
-		t.Skip("it starts a VM: set STRATA_HYPERV=1 on a host with Hyper-V (and STRATA_BOOT_FILES, where the kernel is elsewhere)")
+		t.Skip("it starts a VM: set STRATA_HYPERV=1 on a host with Hyper-V (and STRATA_BOOT_FILES, where the kernel is " +
+			"elsewhere)")
 	}
 	host, err := hcs.NativeHost()
 	if err != nil {

@@ -262,7 +262,8 @@ func TestServicesOfTheGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{`{"level":"warning","msg":"two\nlines \u001b[31m"}`, strings.Repeat("x", 1<<20), `{"level":"error","msg":"last"}`} {
+	for _, line := range []string{`{"level":"warning","msg":"two\nlines \u001b[31m"}`, strings.Repeat("x", 1<<20),
+		`{"level":"error","msg":"last"}`} {
 		if _, err := io.WriteString(out, line+"\n"); err != nil {
 			t.Fatal(err)
 		}

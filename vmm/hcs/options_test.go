@@ -43,11 +43,13 @@ func TestBadOptions(t *testing.T) {
 	r := newRig(t, hcstest.Options{})
 	r.host.Build = 18000
 	o := r.lcow(false)
-	if _, err := hcs.CreateLCOW(t.Context(), r.host, o); !errors.Is(err, hcs.ErrOptions) || !strings.Contains(err.Error(), "KernelDirect") {
+	if _, err := hcs.CreateLCOW(t.Context(), r.host, o); !errors.Is(err, hcs.ErrOptions) ||
+		!strings.Contains(err.Error(), "KernelDirect") {
 		t.Error(err)
 	}
 	r.host.Build = 14393
-	if _, err := hcs.CreateLCOW(t.Context(), r.host, o); !errors.Is(err, hcs.ErrOptions) || !strings.Contains(err.Error(), "14393") {
+	if _, err := hcs.CreateLCOW(t.Context(), r.host, o); !errors.Is(err, hcs.ErrOptions) ||
+		!strings.Contains(err.Error(), "14393") {
 		t.Error(err)
 	}
 	if _, err := hcs.CreateLCOW(t.Context(), hcs.Host{}, o); !errors.Is(err, errors.ErrUnsupported) {
@@ -59,11 +61,13 @@ func TestMissingFiles(t *testing.T) {
 	r := newRig(t, hcstest.Options{})
 	o := r.lcow(false)
 	o.RootFSFile = "other.img"
-	if _, err := hcs.CreateLCOW(t.Context(), r.host, o); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), `C:\boot\other.img`) {
+	if _, err := hcs.CreateLCOW(t.Context(), r.host, o); !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(err.Error(), `C:\boot\other.img`) {
 		t.Error(err)
 	}
 	w := hcs.DefaultWCOW("vm", "test", []string{`C:\thin`, `C:\uvm`})
-	if _, err := hcs.CreateWCOW(t.Context(), r.host, w); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "UtilityVM") {
+	if _, err := hcs.CreateWCOW(t.Context(), r.host, w); !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(err.Error(), "UtilityVM") {
 		t.Error(err)
 	}
 	if n := len(r.s.Trace()); n != 0 {
