@@ -100,7 +100,8 @@ func (g *guest) modify(r guestRequest) (hcs.HRESULT, string) {
 		}
 		return g.mount(r.RequestType, target, g.disk(s.Controller, s.Lun))
 	case r.ResourceType == hcsschema.ResourceVPMemDevice && linux:
-		return g.mount(r.RequestType, s.MountPath, "VirtualMachine/Devices/VirtualPMem/Devices/"+strconv.FormatUint(uint64(s.DeviceNumber), 10))
+		return g.mount(r.RequestType, s.MountPath, "VirtualMachine/Devices/VirtualPMem/Devices/"+
+			strconv.FormatUint(uint64(s.DeviceNumber), 10))
 	case r.ResourceType == hcsschema.ResourceMappedDirectory && linux:
 		return g.mount(r.RequestType, s.MountPath, hcsschema.Plan9SharesPath+"#"+s.ShareName)
 	case r.ResourceType == hcsschema.ResourceCombinedLayers:

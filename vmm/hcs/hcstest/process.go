@@ -120,7 +120,8 @@ type eof struct{}
 
 func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 
-func (s *Service) onProcess(fn string, handle hcs.Handle, args map[string]any, do func(p *process) (map[string]any, hcs.HRESULT)) hcs.HRESULT {
+func (s *Service) onProcess(fn string, handle hcs.Handle, args map[string]any,
+	do func(p *process) (map[string]any, hcs.HRESULT)) hcs.HRESULT {
 	return s.Record(fn, args, func() (map[string]any, hcs.HRESULT) {
 		p := s.processes[handle]
 		if p == nil {
@@ -144,9 +145,10 @@ func (p *process) kill() hcs.HRESULT {
 
 // SignalProcess implements hcs.API: every signal ends the process.
 func (s *Service) SignalProcess(handle hcs.Handle, options string) (string, hcs.HRESULT) {
-	return "", s.onProcess("HcsSignalProcess", handle, map[string]any{"options": parse(options)}, func(p *process) (map[string]any, hcs.HRESULT) {
-		return nil, p.kill()
-	})
+	return "", s.onProcess("HcsSignalProcess", handle, map[string]any{"options": parse(options)},
+		func(p *process) (map[string]any, hcs.HRESULT) {
+			return nil, p.kill()
+		})
 }
 
 // TerminateProcess implements hcs.API.
@@ -158,9 +160,10 @@ func (s *Service) TerminateProcess(handle hcs.Handle) (string, hcs.HRESULT) {
 
 // ModifyProcess implements hcs.API.
 func (s *Service) ModifyProcess(handle hcs.Handle, settings string) (string, hcs.HRESULT) {
-	return "", s.onProcess("HcsModifyProcess", handle, map[string]any{"settings": parse(settings)}, func(*process) (map[string]any, hcs.HRESULT) {
-		return nil, ok
-	})
+	return "", s.onProcess("HcsModifyProcess", handle, map[string]any{"settings": parse(settings)},
+		func(*process) (map[string]any, hcs.HRESULT) {
+			return nil, ok
+		})
 }
 
 // GetProcessProperties implements hcs.API.

@@ -270,7 +270,8 @@ func (s *Service) grant(path, who string) {
 // mayOpen reports whether a VM may open the file that a request attaches; the service is locked.
 func (s *Service) mayOpen(y *system, r modification) (file string, may bool) {
 	var d struct{ Path, HostPath string } // of a disk, of persistent memory
-	if !s.opts.Access || r.RequestType != hcsschema.RequestAdd || strings.HasSuffix(r.ResourcePath, "/Shares") || json.Unmarshal(r.Settings, &d) != nil {
+	if !s.opts.Access || r.RequestType != hcsschema.RequestAdd || strings.HasSuffix(r.ResourcePath, "/Shares") ||
+		json.Unmarshal(r.Settings, &d) != nil {
 		return "", true
 	}
 	file = d.Path + d.HostPath

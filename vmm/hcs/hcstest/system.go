@@ -113,16 +113,17 @@ func (s *Service) find(id string) *system {
 
 // OpenComputeSystem implements hcs.API.
 func (s *Service) OpenComputeSystem(id string) (handle hcs.Handle, result string, hr hcs.HRESULT) {
-	result, hr = s.call("HcsOpenComputeSystem", nil, map[string]any{"id": id}, func() (map[string]any, string, hcs.HRESULT) {
-		y := s.find(id)
-		if y == nil {
-			return nil, "", noSystem
-		}
-		y.refs++
-		handle, _ = s.newHandle("system")
-		s.systems[handle] = y
-		return map[string]any{"computeSystem": y.name}, "", ok
-	})
+	result, hr = s.call("HcsOpenComputeSystem", nil, map[string]any{"id": id},
+		func() (map[string]any, string, hcs.HRESULT) {
+			y := s.find(id)
+			if y == nil {
+				return nil, "", noSystem
+			}
+			y.refs++
+			handle, _ = s.newHandle("system")
+			s.systems[handle] = y
+			return map[string]any{"computeSystem": y.name}, "", ok
+		})
 	return handle, result, hr
 }
 
@@ -375,30 +376,33 @@ func (y *system) properties(connection bool) string {
 
 // EnumerateComputeSystems implements hcs.API.
 func (s *Service) EnumerateComputeSystems(query string) (systems, result string, hr hcs.HRESULT) {
-	result, hr = s.call("HcsEnumerateComputeSystems", nil, map[string]any{"query": parse(query)}, func() (map[string]any, string, hcs.HRESULT) {
-		seen := map[string]string{}
-		for _, y := range s.systems {
-			seen[y.id] = y.properties(false)
-		}
-		var all []string
-		for _, id := range slices.Sorted(maps.Keys(seen)) {
-			all = append(all, seen[id])
-		}
-		systems = "[" + strings.Join(all, ",") + "]"
-		return map[string]any{"systems": parse(systems)}, "", ok
-	})
+	result, hr = s.call("HcsEnumerateComputeSystems", nil, map[string]any{"query": parse(query)},
+		func() (map[string]any, string, hcs.HRESULT) {
+			seen := map[string]string{}
+			for _, y := range s.systems {
+				seen[y.id] = y.properties(false)
+			}
+			var all []string
+			for _, id := range slices.Sorted(maps.Keys(seen)) {
+				all = append(all, seen[id])
+			}
+			systems = "[" + strings.Join(all, ",") + "]"
+			return map[string]any{"systems": parse(systems)}, "", ok
+		})
 	return systems, result, hr
 }
 
 // GetServiceProperties implements hcs.API.
 func (s *Service) GetServiceProperties(query string) (properties, result string, hr hcs.HRESULT) {
-	result, hr = s.call("HcsGetServiceProperties", nil, map[string]any{"propertyQuery": parse(query)}, func() (map[string]any, string, hcs.HRESULT) {
-		text, err := json.Marshal(map[string]any{"Properties": []any{hcsschema.ProcessorTopology{LogicalProcessorCount: s.opts.Processors}}})
-		if err != nil {
-			return nil, "", fail
-		}
-		properties = string(text)
-		return map[string]any{"properties": parse(properties)}, "", ok
-	})
+	result, hr = s.call("HcsGetServiceProperties", nil, map[string]any{"propertyQuery": parse(query)},
+		func() (map[string]any, string, hcs.HRESULT) {
+			text, err := json.Marshal(
+				map[string]any{"Properties": []any{hcsschema.ProcessorTopology{LogicalProcessorCount: s.opts.Processors}}})
+			if err != nil {
+				return nil, "", fail
+			}
+			properties = string(text)
+			return map[string]any{"properties": parse(properties)}, "", ok
+		})
 	return properties, result, hr
 }
