@@ -264,10 +264,12 @@ func (m *Machine) checkPMEM(d vmm.VPMEMDevice, f hostFile) error {
 		return fmt.Errorf("%s: a block device is no persistent memory: %w; attach it as a SCSI disk",
 			d.Path, vmm.ErrNotPluggable)
 	case f.size%pmemAlign != 0:
-		return fmt.Errorf("%s: its %d bytes are no multiple of %d, as persistent memory must be: %w; attach it as a SCSI disk",
+		return fmt.Errorf(
+			"%s: its %d bytes are no multiple of %d, as persistent memory must be: %w; attach it as a SCSI disk",
 			d.Path, f.size, int64(pmemAlign), vmm.ErrNotPluggable)
 	case uint64(f.size) > m.Limits().VPMEMMaxBytes:
-		return fmt.Errorf("%s: %d bytes are more than the %d that a device of this machine may have: %w; attach it as a SCSI disk",
+		return fmt.Errorf("%s: %d bytes are more than the %d that a device of this machine may have: %w; attach it as a "+
+			"SCSI disk",
 			d.Path, f.size, m.Limits().VPMEMMaxBytes, vmm.ErrNotPluggable)
 	case m.desc.UID != 0 && f.mode&0o004 == 0: // QEMU opens it once more, by the descriptor
 		return fmt.Errorf("%s: QEMU runs as user %d, who may not read it: %w; attach it as a SCSI disk",
@@ -280,5 +282,6 @@ func (m *Machine) detachPMEM(d vmm.VPMEMDevice) (vmm.Outcome, error) {
 	if m.known.Device(d.Addr()) == nil {
 		return vmm.Done, nil
 	}
-	return vmm.NotDone, fmt.Errorf("QEMU cannot unplug persistent memory, the device stays in its slot until the machine ends: %w", errors.ErrUnsupported)
+	return vmm.NotDone, fmt.Errorf("QEMU cannot unplug persistent memory, the device stays in its slot until the "+
+		"machine ends: %w", errors.ErrUnsupported)
 }

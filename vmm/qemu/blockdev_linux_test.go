@@ -65,7 +65,8 @@ func TestCompositeDescriptor(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d := vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{{Path: path, Offset: 512, Length: 1024}, {Length: 512}, {Path: path, Length: 4096}}}
+	d := vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{{Path: path, Offset: 512, Length: 1024}, {Length: 512},
+		{Path: path, Length: 4096}}}
 	var lent []*os.File
 	var mu sync.Mutex
 	defer func() {

@@ -30,7 +30,8 @@ func TestConfigsThatAreRefused(t *testing.T) {
 }
 
 func TestArguments(t *testing.T) {
-	c, err := Config{Dir: "/state/odd,name", Kernel: "/k,1", Initrd: "/i,1", Cmdline: []string{"quiet"}, ExecPorts: 1}.withDefaults()
+	c, err := Config{Dir: "/state/odd,name", Kernel: "/k,1", Initrd: "/i,1", Cmdline: []string{"quiet"},
+		ExecPorts: 1}.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +49,8 @@ func TestArguments(t *testing.T) {
 	}
 	for option, want := range map[string]string{
 		"-kernel": "/proc/self/fd/6", "-initrd": "/proc/self/fd/7", "-nic": "none", "-display": "none",
-		"-append":  "console=ttyS0 swiotlb=noforce strata.pmem=pci:0000:00:10.0 strata.vsock=" + gcs.TokenDigest(v.token) + " quiet",
+		"-append": "console=ttyS0 swiotlb=noforce strata.pmem=pci:0000:00:10.0 strata.vsock=" + gcs.TokenDigest(v.token) +
+			" quiet",
 		"-sandbox": "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	} {
 		if got := value(option); got != want {

@@ -58,7 +58,8 @@ func ext4File(t testing.TB, dir string, n int, size int64, programs ...string) s
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-d", root, path, fmt.Sprint(size/1024, "k")).CombinedOutput()
+	out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-d", root, path,
+		fmt.Sprint(size/1024, "k")).CombinedOutput()
 	if err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}
@@ -80,7 +81,8 @@ func TestVMContract(t *testing.T) {
 		m := realVM(t, img)
 		env := contractEnv(t, m, func(n int) string { return filepath.Join(dir, fmt.Sprintf("%d.raw", n)) })
 		bad := vmm.SCSIDisk{LUN: 9, Path: diskFile(t, t.TempDir(), "garbage.raw", 1<<20), ReadOnly: true}
-		env.Bad = vmm.Change{Op: vmm.Add, Device: bad, Mount: vmm.MappedDisk{LUN: 9, MountPath: "/run/contract/bad", ReadOnly: true}}
+		env.Bad = vmm.Change{Op: vmm.Add, Device: bad,
+			Mount: vmm.MappedDisk{LUN: 9, MountPath: "/run/contract/bad", ReadOnly: true}}
 		env.Program = vmm.ProcessSpec{Args: []string{"/run/contract/0/busybox", "sleep", "1000"}}
 		return env
 	})

@@ -32,8 +32,8 @@ func needQEMU(t testing.TB) {
 	}
 }
 
-// fakeGuest is an agent that believes everything and keeps a list of mounts. It stands in for the guest of a QEMU that has no
-// kernel, so that the host's half is tried out on the real QEMU without booting.
+// fakeGuest is an agent that believes everything and keeps a list of mounts. It stands in for the guest of a QEMU
+// that has no kernel, so that the host's half is tried out on the real QEMU without booting.
 type fakeGuest struct {
 	mu     sync.Mutex
 	log    []hcsschema.GuestRequest

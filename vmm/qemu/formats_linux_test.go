@@ -29,11 +29,14 @@ func TestFormats(t *testing.T) {
 		t.Fatal(err)
 	}
 	base := treetest.Everything(t)
-	upper := treetest.Tar(t, treetest.Entry{Name: "./"}, treetest.Entry{Name: "tree", Mode: 0o755, Body: string(body)}, treetest.Entry{Name: "etc/"},
-		treetest.Entry{Name: "etc/.wh.passwd"}, treetest.Entry{Name: "etc/new", Body: "n"}, treetest.Entry{Name: "many/"}, treetest.Entry{Name: "many/.wh..wh..opq"},
+	upper := treetest.Tar(t, treetest.Entry{Name: "./"}, treetest.Entry{Name: "tree", Mode: 0o755, Body: string(body)},
+		treetest.Entry{Name: "etc/"},
+		treetest.Entry{Name: "etc/.wh.passwd"}, treetest.Entry{Name: "etc/new", Body: "n"}, treetest.Entry{Name: "many/"},
+		treetest.Entry{Name: "many/.wh..wh..opq"},
 		treetest.Entry{Name: "hard3", Type: tar.TypeLink, Link: "etc/new"})
 	convert := func(b []byte, format layerdir.Format, name string) (string, int64) {
-		res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Tar: bytes.NewReader(b), Dir: filepath.Join(dir, name)})
+		res, err := layerdir.Convert(t.Context(),
+			layerdir.Options{Format: format, Tar: bytes.NewReader(b), Dir: filepath.Join(dir, name)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +54,8 @@ func TestFormats(t *testing.T) {
 	implied := treetest.Implied(t, bytes.NewReader(base))
 	unpack(base, "base")
 	wantBase := treetest.WithoutTimes(treetest.Describe(t, root), implied)
-	if err := errors.Join(os.Remove(filepath.Join(root, "etc/passwd")), os.RemoveAll(filepath.Join(root, "many"))); err != nil {
+	if err := errors.Join(os.Remove(filepath.Join(root, "etc/passwd")),
+		os.RemoveAll(filepath.Join(root, "many"))); err != nil {
 		t.Fatal(err)
 	}
 	unpack(upper, "upper", "--exclude=.wh.*")
@@ -75,20 +79,28 @@ func TestFormats(t *testing.T) {
 		lun++
 		d.LUN, d.ReadOnly = lun, true
 		if len(partitions) == 0 {
-			return []vmm.Change{{Op: vmm.Add, Device: d, Mount: vmm.MappedDisk{LUN: lun, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%d", lun)}}}
+			return []vmm.Change{{Op: vmm.Add, Device: d,
+				Mount: vmm.MappedDisk{LUN: lun, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%d", lun)}}}
 		}
 		out := []vmm.Change{{Op: vmm.Add, Device: d}}
 		for _, p := range partitions {
-			out = append(out, vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{LUN: lun, Partition: p, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%dp%d", lun, p)}})
+			out = append(out, vmm.Change{Op: vmm.Add,
+				Mount: vmm.MappedDisk{LUN: lun, Partition: p, ReadOnly: true, MountPath: fmt.Sprintf("/run/f/%dp%d", lun, p)}})
 		}
 		return out
 	}
-	changes := disk(vmm.SCSIDisk{Path: files[0].path})                                                                     // 1: the program and the upper layer
-	changes = append(changes, disk(vmm.SCSIDisk{Path: files[1].path})...)                                                  // 2
-	changes = append(changes, disk(vmm.SCSIDisk{Path: files[2].path})...)                                                  // 3
-	changes = append(changes, disk(partitions(t, dir, files[1:]), 1, 2)...)                                                // 4
-	changes = append(changes, disk(indexDisk(t, dir, files[:2]))...)                                                       // 5
-	changes = append(changes, vmm.Change{Op: vmm.Add, Mount: vmm.CombinedLayers{ContainerID: "c", RootPath: "/run/f/root", // the same, as an overlay
+	// 1: the program and the upper layer
+	changes := disk(vmm.SCSIDisk{Path: files[0].path})
+	// 2
+	changes = append(changes, disk(vmm.SCSIDisk{Path: files[1].path})...)
+	// 3
+	changes = append(changes, disk(vmm.SCSIDisk{Path: files[2].path})...)
+	// 4
+	changes = append(changes, disk(partitions(t, dir, files[1:]), 1, 2)...)
+	// 5
+	changes = append(changes, disk(indexDisk(t, dir, files[:2]))...)
+	// the same, as an overlay
+	changes = append(changes, vmm.Change{Op: vmm.Add, Mount: vmm.CombinedLayers{ContainerID: "c", RootPath: "/run/f/root",
 		Layers: []vmm.GuestLayer{{Path: "/run/f/1"}, {Path: "/run/f/3"}}}})
 	for _, c := range changes {
 		if err := m.Apply(t.Context(), c); err != nil {
@@ -101,7 +113,8 @@ func TestFormats(t *testing.T) {
 		delete(got, "lost+found")
 		return treetest.WithoutTimes(got, implied)
 	}
-	for path, got := range map[string]map[string]string{"/run/f/2": treetest.Unmarked(list("/run/f/2")), "/run/f/3": list("/run/f/3"),
+	for path, got := range map[string]map[string]string{"/run/f/2": treetest.Unmarked(list("/run/f/2")),
+		"/run/f/3":   list("/run/f/3"),
 		"/run/f/4p1": treetest.Unmarked(list("/run/f/4p1")), "/run/f/4p2": list("/run/f/4p2")} {
 		if d := treetest.Diff(wantBase, got); d != "" {
 			t.Errorf("%s differs from what tar unpacks:\n%s", path, d)
@@ -153,7 +166,8 @@ func partitions(t *testing.T, dir string, layers []layerFile) vmm.SCSIDisk {
 			extents = append(extents, vmm.Extent{Length: rest})
 		}
 	}
-	return vmm.SCSIDisk{Path: "partitions", Extents: append(extents, vmm.Extent{Path: tail, Length: int64(len(plan.Tail))})}
+	return vmm.SCSIDisk{Path: "partitions",
+		Extents: append(extents, vmm.Extent{Path: tail, Length: int64(len(plan.Tail))})}
 }
 
 // indexDisk is a disk with an index over layers, top first, and these behind it.

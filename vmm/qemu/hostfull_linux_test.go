@@ -103,8 +103,9 @@ func TestHostFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { end(t, m) })
-	apply(t, m, vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: 1, ReadOnly: true, Path: ext4File(t, t.TempDir(), 1, 16<<20, fill)},
-		Mount: vmm.MappedDisk{LUN: 1, MountPath: "/run/tool", ReadOnly: true}})
+	apply(t, m, vmm.Change{Op: vmm.Add,
+		Device: vmm.SCSIDisk{LUN: 1, ReadOnly: true, Path: ext4File(t, t.TempDir(), 1, 16<<20, fill)},
+		Mount:  vmm.MappedDisk{LUN: 1, MountPath: "/run/tool", ReadOnly: true}})
 	apply(t, m, vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: 2, Path: disk},
 		Mount: vmm.MappedDisk{LUN: 2, MountPath: "/run/data", Filesystem: "ext4", EnsureFilesystem: true}})
 
@@ -118,7 +119,8 @@ func TestHostFull(t *testing.T) {
 	write := func(r runner, name string, mib int) <-chan error {
 		ended := make(chan error, 1)
 		var errs bytes.Buffer
-		p, err := r.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"/run/tool/fill", "/run/data/" + name, fmt.Sprint(mib)}, Stderr: &errs})
+		p, err := r.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"/run/tool/fill", "/run/data/" + name, fmt.Sprint(mib)},
+			Stderr: &errs})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +173,8 @@ func TestHostFull(t *testing.T) {
 		return log.count("the host's disk is full") > before
 	})
 	// Opening it says what is wrong instead of waiting for an answer, and resumes it when there is room.
-	if _, err := Open(t.Context(), c.Dir, logger); !errors.Is(err, vmm.ErrHostFull) || !strings.Contains(err.Error(), disk) {
+	if _, err := Open(t.Context(), c.Dir, logger); !errors.Is(err, vmm.ErrHostFull) ||
+		!strings.Contains(err.Error(), disk) {
 		t.Errorf("Open: %v, want one that matches ErrHostFull and names %s", err, disk)
 	}
 	host.resize(400)

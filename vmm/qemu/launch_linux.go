@@ -93,12 +93,13 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	if c.rewrite != nil {
 		args = c.rewrite(args)
 	}
-	child, err := os.StartProcess(shell, append([]string{shell, "-c", raiseFileLimit, shell, program}, args...), &os.ProcAttr{
-		Dir: "/", Files: append([]*os.File{null, log, log}, files...),
-		// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
-		// detach is not possible inside its sandbox.)
-		Sys: &syscall.SysProcAttr{Setsid: true, Credential: credentials(uid)},
-	})
+	child, err := os.StartProcess(shell, append([]string{shell, "-c", raiseFileLimit, shell, program}, args...),
+		&os.ProcAttr{
+			Dir: "/", Files: append([]*os.File{null, log, log}, files...),
+			// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
+			// detach is not possible inside its sandbox.)
+			Sys: &syscall.SysProcAttr{Setsid: true, Credential: credentials(uid)},
+		})
 	if err != nil {
 		return nil, fmt.Errorf("qemu: start %s: %w", program, err)
 	}

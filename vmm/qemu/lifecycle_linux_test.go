@@ -134,7 +134,9 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	leaktest.Check(t, dir)
 	g := &fakeGuest{}
-	c := Config{Dir: filepath.Join(dir, "vm"), Accel: AccelTCG, connect: g.connect, rewrite: func(args []string) []string { return append(args, "-device", "no-such-device") }}
+	c := Config{Dir: filepath.Join(dir, "vm"), Accel: AccelTCG, connect: g.connect, rewrite: func(args []string) []string {
+		return append(args, "-device", "no-such-device")
+	}}
 	if _, err := Start(t.Context(), c); err == nil || !strings.Contains(err.Error(), "no-such-device") {
 		t.Errorf("QEMU's reason is missing: %v", err)
 	}
@@ -192,7 +194,8 @@ func TestReusedProcessIDIsNotKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Our own number, but of a process that began at another time.
-	if err := os.WriteFile(filepath.Join(dir, "pid"), fmt.Appendf(nil, "%d %d\n", os.Getpid(), start-1), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "pid"), fmt.Appendf(nil, "%d %d\n", os.Getpid(), start-1),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := Kill(t.Context(), dir); err != nil {

@@ -45,8 +45,10 @@ type Machine struct {
 var _ vmm.Machine = (*Machine)(nil)
 
 // connect takes control of a running QEMU. proc and lock belong to the machine, also on failure.
-func connect(ctx context.Context, dir string, desc description, proc *process, lock *portLock, c Config) (*Machine, error) {
-	m := &Machine{dir: dir, desc: desc, log: c.Logger.With("vm", desc.ID), proc: proc, lock: lock, done: make(chan struct{}),
+func connect(ctx context.Context, dir string, desc description, proc *process, lock *portLock,
+	c Config) (*Machine, error) {
+	m := &Machine{dir: dir, desc: desc, log: c.Logger.With("vm", desc.ID), proc: proc, lock: lock,
+		done:      make(chan struct{}),
 		unplugged: map[string]chan struct{}{}, stopped: make(chan struct{}, 1)}
 	m.port = &guestPort{reach: desc.reach(dir, controlPort), connect: c.connect, log: m.log}
 	m.base, m.cancel = context.WithCancelCause(context.Background())
@@ -128,8 +130,9 @@ func (m *Machine) watch() {
 			return // closed by us
 		case <-time.After(endGrace):
 			m.log.Error("QEMU runs on but its control connection broke", "error", m.qmp.closedErr())
-			m.end(fmt.Errorf("machine %s: QEMU (process %d) runs on but its control connection broke; open the machine again: %w",
-				m.desc.ID, m.proc.pid, m.qmp.closedErr()))
+			m.end(
+				fmt.Errorf("machine %s: QEMU (process %d) runs on but its control connection broke; open the machine again: %w",
+					m.desc.ID, m.proc.pid, m.qmp.closedErr()))
 			return
 		}
 	case <-m.base.Done():
@@ -161,7 +164,8 @@ func (m *Machine) reason() string {
 	case "host-signal":
 		return "QEMU was told to end by a signal" + logTail(m.dir)
 	case "":
-		return fmt.Sprintf("QEMU (process %d) was killed or crashed%s; dmesg tells whether the host ran out of memory", m.proc.pid, m.proc.ending) + logTail(m.dir)
+		return fmt.Sprintf("QEMU (process %d) was killed or crashed%s; dmesg tells whether the host ran out of memory",
+			m.proc.pid, m.proc.ending) + logTail(m.dir)
 	}
 	return "QEMU ended: " + m.shutdown + logTail(m.dir)
 }

@@ -64,7 +64,8 @@ func devices(t testing.TB, m vmm.Machine) []string {
 }
 
 // Names that would end an option, a string or a line, if a path were ever put into one.
-var oddNames = []string{"plain.vhd", "comma,readonly=off.vhd", `quo"te.vhd`, "sp ace.vhd", "new\nline.vhd", "per%cent.vhd",
+var oddNames = []string{"plain.vhd", "comma,readonly=off.vhd", `quo"te.vhd`, "sp ace.vhd", "new\nline.vhd",
+	"per%cent.vhd",
 	`back\slash.vhd`, "colon:nbd:x.vhd", "ümlaut.vhd", strings.Repeat("long", 50) + ".vhd"}
 
 func TestDisksOfAllNamesComeAndGo(t *testing.T) {
@@ -127,19 +128,21 @@ func TestDisksThatAreRefused(t *testing.T) {
 		want string
 		is   error
 	}{
-		"missing":         {vmm.SCSIDisk{Path: filepath.Join(dir, "nothing.vhd"), ReadOnly: true}, "nothing.vhd", os.ErrNotExist},
-		"dynamic":         {vmm.SCSIDisk{Path: dynamic, ReadOnly: true}, "fixed", vhd.ErrNotFixed},
-		"truncated":       {vmm.SCSIDisk{Path: truncated, ReadOnly: true}, "truncated", vhd.ErrNotVHD},
-		"pipe":            {vmm.SCSIDisk{Path: pipe, ReadOnly: true}, "pipe.vhd", nil},
-		"directory":       {vmm.SCSIDisk{Path: dir, ReadOnly: true}, "not a disk image", nil},
-		"empty":           {vmm.SCSIDisk{Path: zero, ReadOnly: true}, "empty", nil},
-		"relative":        {vmm.SCSIDisk{Path: "layer.vhd", ReadOnly: true}, "absolute", nil},
-		"not UTF-8":       {vmm.SCSIDisk{Path: dir + "/\xff.vhd", ReadOnly: true}, "UTF-8", nil},
-		"no VHDX":         {vmm.SCSIDisk{Path: raw, Format: vmm.FormatVHDX}, "create it again", vhd.ErrNotVHDX},
-		"controller 4":    {vmm.SCSIDisk{Controller: 4, Path: raw}, "4 controllers", nil},
-		"LUN 64":          {vmm.SCSIDisk{LUN: 64, Path: raw}, "64 LUNs", nil},
-		"pass-through":    {vmm.SCSIDisk{Path: raw, Kind: vmm.PassThru}, "no block device", nil},
-		"evd":             {vmm.SCSIDisk{Path: raw, Kind: vmm.ExtensibleVirtualDisk}, "ExtensibleVirtualDisk", errors.ErrUnsupported},
+		"missing": {vmm.SCSIDisk{Path: filepath.Join(dir, "nothing.vhd"), ReadOnly: true}, "nothing.vhd",
+			os.ErrNotExist},
+		"dynamic":      {vmm.SCSIDisk{Path: dynamic, ReadOnly: true}, "fixed", vhd.ErrNotFixed},
+		"truncated":    {vmm.SCSIDisk{Path: truncated, ReadOnly: true}, "truncated", vhd.ErrNotVHD},
+		"pipe":         {vmm.SCSIDisk{Path: pipe, ReadOnly: true}, "pipe.vhd", nil},
+		"directory":    {vmm.SCSIDisk{Path: dir, ReadOnly: true}, "not a disk image", nil},
+		"empty":        {vmm.SCSIDisk{Path: zero, ReadOnly: true}, "empty", nil},
+		"relative":     {vmm.SCSIDisk{Path: "layer.vhd", ReadOnly: true}, "absolute", nil},
+		"not UTF-8":    {vmm.SCSIDisk{Path: dir + "/\xff.vhd", ReadOnly: true}, "UTF-8", nil},
+		"no VHDX":      {vmm.SCSIDisk{Path: raw, Format: vmm.FormatVHDX}, "create it again", vhd.ErrNotVHDX},
+		"controller 4": {vmm.SCSIDisk{Controller: 4, Path: raw}, "4 controllers", nil},
+		"LUN 64":       {vmm.SCSIDisk{LUN: 64, Path: raw}, "64 LUNs", nil},
+		"pass-through": {vmm.SCSIDisk{Path: raw, Kind: vmm.PassThru}, "no block device", nil},
+		"evd": {vmm.SCSIDisk{Path: raw, Kind: vmm.ExtensibleVirtualDisk}, "ExtensibleVirtualDisk",
+			errors.ErrUnsupported},
 		"writable extent": {vmm.SCSIDisk{Extents: []vmm.Extent{{Length: 512}}}, "read-only", nil},
 		"short extent": {vmm.SCSIDisk{ReadOnly: true, Extents: []vmm.Extent{{Path: raw, Offset: 1 << 19, Length: 1 << 20}}},
 			"truncated", nil},
@@ -152,7 +155,8 @@ func TestDisksThatAreRefused(t *testing.T) {
 	} {
 		err := m.Apply(t.Context(), add(tc.d))
 		host, _ := vmm.Outcomes(add(tc.d), err)
-		if err == nil || host != vmm.NotDone || !strings.Contains(err.Error(), tc.want) || tc.is != nil && !errors.Is(err, tc.is) {
+		if err == nil || host != vmm.NotDone || !strings.Contains(err.Error(), tc.want) || tc.is != nil &&
+			!errors.Is(err, tc.is) {
 			t.Errorf("%s: host %s, error %v; want one about %q matching %v", name, host, err, tc.want, tc.is)
 		}
 	}
@@ -338,7 +342,8 @@ func TestGuestHalves(t *testing.T) {
 
 	g.setAnswer(func(hcsschema.GuestRequest) error { return &gcs.Error{Op: "mount", Message: "bad superblock"} })
 	err := m.Apply(t.Context(), both)
-	if host, guest := vmm.Outcomes(both, err); host != vmm.Done || guest != vmm.NotDone || !strings.Contains(err.Error(), "bad superblock") {
+	if host, guest := vmm.Outcomes(both, err); host != vmm.Done || guest != vmm.NotDone ||
+		!strings.Contains(err.Error(), "bad superblock") {
 		t.Errorf("refused mount: host %s, guest %s, %v", host, guest, err)
 	}
 	g.setAnswer(nil)
@@ -348,7 +353,8 @@ func TestGuestHalves(t *testing.T) {
 		return &gcs.Error{Op: "unmount", Result: gcs.ResultBusy, Message: "pid 7"}
 	})
 	err = m.Apply(t.Context(), both.Inverse())
-	if host, guest := vmm.Outcomes(both, err); host != vmm.NotDone || guest != vmm.NotDone || !errors.Is(err, vmm.ErrBusy) {
+	if host, guest := vmm.Outcomes(both, err); host != vmm.NotDone || guest != vmm.NotDone ||
+		!errors.Is(err, vmm.ErrBusy) {
 		t.Errorf("busy unmount: host %s, guest %s, %v", host, guest, err)
 	}
 	if got := devices(t, m); len(got) != 1 {

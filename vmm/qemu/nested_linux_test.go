@@ -49,7 +49,8 @@ func nested(t *testing.T, img vmm.BootImage, disk string) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	m, err := Start(ctx, Config{Dir: t.TempDir(), ID: "outer", Kernel: img.Kernel, Initrd: img.Initrd, Cmdline: img.Cmdline,
+	m, err := Start(ctx, Config{Dir: t.TempDir(), ID: "outer", Kernel: img.Kernel, Initrd: img.Initrd,
+		Cmdline:   img.Cmdline,
 		MemoryMiB: 2048, CPUs: 2, Transport: TransportSerial, rewrite: func(args []string) []string {
 			// A VMM that translates code is itself code that changes all the time.
 			args[slices.Index(args, "tcg,tb-size=128")] = "tcg,tb-size=1024"
@@ -68,7 +69,8 @@ func nested(t *testing.T, img vmm.BootImage, disk string) {
 	script += "exec .$BB chroot . /vsock.test -test.run '^TestVSock$' -test.v -test.timeout " + patience.String() + "\n"
 	begin := time.Now()
 	var out bytes.Buffer
-	p, err := m.Exec(ctx, vmm.ProcessSpec{Args: []string{"/run/outer" + busybox, "sh", "-c", script}, Stdout: &out, Stderr: &out,
+	p, err := m.Exec(ctx, vmm.ProcessSpec{Args: []string{"/run/outer" + busybox, "sh", "-c", script}, Stdout: &out,
+		Stderr: &out,
 		Env: []string{"BB=" + busybox, envKernel + "=" + img.Kernel, envInitrd + "=" + img.Initrd, envDisk + "=" + disk,
 			envCmdline + "=" + strings.Join(img.Cmdline, " ")}})
 	if err != nil {
@@ -113,7 +115,8 @@ func qemuFiles(t *testing.T) []string {
 			files = append(files, word)
 		}
 	}
-	for _, pattern := range []string{"/usr/lib/*/qemu/accel-*.so", "/usr/share/*/bios-256k.bin", "/usr/share/qemu/kvmvapic.bin",
+	for _, pattern := range []string{"/usr/lib/*/qemu/accel-*.so", "/usr/share/*/bios-256k.bin",
+		"/usr/share/qemu/kvmvapic.bin",
 		"/usr/share/qemu/linuxboot_dma.bin", "/usr/share/qemu/pvh.bin"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {

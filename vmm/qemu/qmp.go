@@ -264,8 +264,8 @@ func (q *qmpClient) doWith(ctx context.Context, command string, args, result any
 	return nil
 }
 
-// send writes one whole line, and hands over f unless that is nil. When ctx ends in the middle of it the connection cannot be used any
-// more and is closed.
+// send writes one whole line, and hands over f unless that is nil. When ctx ends in the middle of it the connection
+// cannot be used any more and is closed.
 func (q *qmpClient) send(ctx context.Context, line []byte, f *os.File) error {
 	select {
 	case q.sending <- struct{}{}:

@@ -130,7 +130,8 @@ func TestQMPErrorsMatchSentinels(t *testing.T) {
 			return fmt.Sprintf(`{"error":{"class":"GenericError","desc":%s},"id":%d}`, b, id)
 		}, nil)
 		err := q.do(t.Context(), "blockdev-add", nil, nil)
-		if !errors.Is(err, want) || !known(err) || !strings.Contains(err.Error(), "blockdev-add") || !strings.Contains(err.Error(), desc) {
+		if !errors.Is(err, want) || !known(err) || !strings.Contains(err.Error(), "blockdev-add") ||
+			!strings.Contains(err.Error(), desc) {
 			t.Errorf("%s: %v", desc, err)
 		}
 	}

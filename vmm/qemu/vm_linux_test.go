@@ -93,8 +93,10 @@ func TestVM(t *testing.T) {
 		layer := ext4File(t, dir, 7, 4<<20, say)
 		// A file system in the middle of zeroes, as a partition is; here the guest only reads bytes.
 		d := vmm.SCSIDisk{Controller: 2, LUN: 40, Path: "composite", ReadOnly: true,
-			Extents: []vmm.Extent{{Path: layer, Length: 1 << 19}, {Path: layer, Offset: 1 << 19, Length: 7 << 19}, {Length: 1 << 20}}}
-		both := vmm.Change{Op: vmm.Add, Device: d, Mount: vmm.MappedDisk{Controller: 2, LUN: 40, MountPath: "/run/c", ReadOnly: true}}
+			Extents: []vmm.Extent{{Path: layer, Length: 1 << 19}, {Path: layer, Offset: 1 << 19, Length: 7 << 19},
+				{Length: 1 << 20}}}
+		both := vmm.Change{Op: vmm.Add, Device: d,
+			Mount: vmm.MappedDisk{Controller: 2, LUN: 40, MountPath: "/run/c", ReadOnly: true}}
 		apply(t, m, both)
 		checkName(t, m, "/run/c", 7)
 		apply(t, m, both.Inverse())
@@ -139,7 +141,8 @@ func TestVM(t *testing.T) {
 			t.Fatal(err)
 		}
 		obs, err := m.Observe(t.Context())
-		if err != nil || obs.Device("scsi 0:3") != vmm.Device(nil) && obs.Device("scsi 0:3").String() != d.String() || obs.Mount(both.Mount) == nil {
+		if err != nil || obs.Device("scsi 0:3") != vmm.Device(nil) && obs.Device("scsi 0:3").String() != d.String() ||
+			obs.Mount(both.Mount) == nil {
 			t.Errorf("the machine has %v %v", obs, err)
 		}
 		apply(t, m, both.Inverse())

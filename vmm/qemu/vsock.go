@@ -43,7 +43,8 @@ func (m *Machine) overVSock(ctx context.Context, c Config, desc description) err
 	err := m.withGuest(ctx, func(ctx context.Context, _ guest) error {
 		trial, cancel := ctx, func() {}
 		if c.Transport == TransportAuto {
-			trial, cancel = context.WithTimeoutCause(ctx, vsockTrial, fmt.Errorf("nothing within %s: %w", vsockTrial, context.DeadlineExceeded))
+			trial, cancel = context.WithTimeoutCause(ctx, vsockTrial,
+				fmt.Errorf("nothing within %s: %w", vsockTrial, context.DeadlineExceeded))
 		}
 		defer cancel()
 		conn, err := reach(trial)
@@ -59,7 +60,8 @@ func (m *Machine) overVSock(ctx context.Context, c Config, desc description) err
 		m.log.Warn("the guest is reached by serial ports, since vsock does not work", "error", err)
 		return nil
 	case m.Err() == nil:
-		err = errors.Join(err, errors.New("the guest's kernel may lack vmw_vsock_virtio_transport; the transport serial needs none"))
+		err = errors.Join(err, errors.New("the guest's kernel may lack vmw_vsock_virtio_transport; the transport serial "+
+			"needs none"))
 	}
 	if err != nil {
 		return fmt.Errorf("machine %s: %w", m.desc.ID, err)

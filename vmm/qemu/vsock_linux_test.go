@@ -37,7 +37,8 @@ const patience = 12 * time.Minute // emulated emulation is slow
 
 // TestVSock reaches a VM over vsock. On a host without it, make test-vsock does that in a VM which has it.
 func TestVSock(t *testing.T) {
-	img := vmm.BootImage{Kernel: os.Getenv(envKernel), Initrd: os.Getenv(envInitrd), Cmdline: strings.Fields(os.Getenv(envCmdline))}
+	img := vmm.BootImage{Kernel: os.Getenv(envKernel), Initrd: os.Getenv(envInitrd),
+		Cmdline: strings.Fields(os.Getenv(envCmdline))}
 	disk := os.Getenv(envDisk)
 	// In a VM the clock of the inner one goes with its instructions: by that of the wall it would do little
 	// else than handle the ticks.
@@ -66,7 +67,8 @@ func TestVSock(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	begin := time.Now()
-	c := Config{Dir: t.TempDir(), ID: "test", rewrite: rewrite, Kernel: img.Kernel, Initrd: img.Initrd, Cmdline: img.Cmdline, ExecPorts: 1}
+	c := Config{Dir: t.TempDir(), ID: "test", rewrite: rewrite, Kernel: img.Kernel, Initrd: img.Initrd,
+		Cmdline: img.Cmdline, ExecPorts: 1}
 	m, err := Start(ctx, c)
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +78,8 @@ func TestVSock(t *testing.T) {
 	if info, err := Inspect(m.dir); err != nil || info.Transport != TransportVSock {
 		t.Fatalf("%+v %v", info, err)
 	}
-	mount := vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{Path: disk, ReadOnly: true}, Mount: vmm.MappedDisk{MountPath: "/run/b", ReadOnly: true}}
+	mount := vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{Path: disk, ReadOnly: true},
+		Mount: vmm.MappedDisk{MountPath: "/run/b", ReadOnly: true}}
 	if err := m.Apply(ctx, mount); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +177,8 @@ func TestVSock(t *testing.T) {
 func checkStreams(ctx context.Context, t *testing.T, r runner, size int) {
 	in, out := make([]byte, size), &bytes.Buffer{}
 	_, _ = rand.Read(in) // never fails
-	p, err := r.Exec(ctx, vmm.ProcessSpec{Args: []string{"/run/b/busybox", "cat"}, Stdin: bytes.NewReader(in), Stdout: out})
+	p, err := r.Exec(ctx, vmm.ProcessSpec{Args: []string{"/run/b/busybox", "cat"}, Stdin: bytes.NewReader(in),
+		Stdout: out})
 	if err != nil {
 		t.Error(err)
 		return
@@ -240,7 +244,8 @@ func TestVSockHost(t *testing.T) {
 	}
 	in, send := io.Pipe()
 	receive, out := io.Pipe()
-	if _, err := s.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"/run/b/busybox", "cat"}, Stdin: in, Stdout: out}); err != nil {
+	if _, err := s.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"/run/b/busybox", "cat"}, Stdin: in,
+		Stdout: out}); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -285,7 +290,8 @@ func testNoDriver(t *testing.T) {
 	c.Dir, c.Transport = filepath.Join(t.TempDir(), "vm"), TransportVSock
 	limited, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	if _, err := Start(limited, c); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "vmw_vsock_virtio_transport") {
+	if _, err := Start(limited, c); !errors.Is(err, context.DeadlineExceeded) ||
+		!strings.Contains(err.Error(), "vmw_vsock_virtio_transport") {
 		t.Errorf("vsock without a driver: %v", err)
 	}
 }
