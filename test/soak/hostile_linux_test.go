@@ -44,6 +44,9 @@ type place struct {
 	asks gcs.MessageType
 }
 
+// breaks are the modes in which a guest sends what no agent ever sends.
+var breaks = map[string]bool{"huge": true, "garbage": true, "noise": true}
+
 var places = []place{
 	{"open", gcs.TypeNegotiateProtocol},
 	{"open", gcs.TypeGetProperties},
@@ -270,6 +273,9 @@ func (v *victim) suffer(a attack) {
 		return m.Release(ctx)
 	})
 	v.t.Logf("%s, %s, %v: %v", a.mode, a.call, a.asks, short(err))
+	if breaks[a.mode] && !errors.Is(err, vmm.ErrProtocol) {
+		v.t.Errorf("%v breaks the protocol, which the error does not match: %v", a, short(err))
+	}
 	v.close()
 	v.must("open", v.open)
 	if !v.order("", 0) {
