@@ -32,7 +32,8 @@ func execCommands(e *env) []*cli.Command {
 		Name: "exec", Usage: "run a program in a container's root", ArgsUsage: "ID [--] PROGRAM [ARG...]",
 		Description: "The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such " +
 			"program, 126 when\n" +
-			"it cannot be executed, 125 when it was not started for another reason. Signals are as for strata run.\n\n" +
+			"it cannot be executed, 125 when it was not started for another reason. Signals are as for strata run, but\n" +
+			"the program is asked to end by TERM: the stop signal of an image is for its own program, not for one beside it.\n\n" +
 			examples("strata exec web cat /etc/os-release", "strata exec -it web sh",
 				"strata exec --env LANG=C --workdir /srv --user www-data web -- id",
 				"strata exec --in-vm -- cat /proc/mounts   # in the VM itself"),
