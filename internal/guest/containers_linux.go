@@ -1,27 +1,28 @@
 package guest
 
 import (
-	"fmt"
 	"log/slog"
-	"os"
 
-	"github.com/stratavm/strata/internal/guest/gcsserver"
+	"github.com/stratavm/strata/internal/crun"
 	"github.com/stratavm/strata/internal/guest/mounts"
 	"github.com/stratavm/strata/internal/guest/procs"
 )
 
 // NewContainers returns a Runtime for containers in this very system, without a guest: of its methods
-// those about containers and processes are of use. Roots lie below base. self is the program that is
-// started as the first process of each container; its main calls [Stage] first thing. Containers end
-// with this process.
-func NewContainers(log *slog.Logger, base, self string) (gcsserver.Runtime, error) {
-	if os.Args[0] == procs.StageName {
-		// Without this check such a program would start itself without end.
-		return nil, fmt.Errorf("this program was started as the first process of a container, "+
-			"but its main does not call Stage: %w", gcsserver.ErrInvalid)
+// those about containers and processes are of use. Roots lie below base, and what belongs to containers that run below
+// state. Containers of a process that ends before them run on until the next process with the same state finds them.
+// Without crun and runc on this system the error matches crun.ErrNoRuntime.
+//
+// While a container's process is being started this process is a subreaper: see prctl(2).
+func NewContainers(log *slog.Logger, base, state string) (Containers, error) {
+	spawn := procs.NewSpawner(false)
+	r, err := crun.New(spawn.Starter())
+	if err != nil {
+		return nil, err
 	}
-	return newLinuxRuntime(log, self, procs.NewSpawner(false),
-		mounts.Config{Base: base, Devices: &mounts.Devices{}}), nil
+	rt := newLinuxRuntime(log, "", spawn, mounts.Config{Base: base, Devices: &mounts.Devices{}})
+	rt.UseRuntime(r, state)
+	return rt, nil
 }
 
 // Stage is to be called first thing in main with os.Args: see [procs.Stage].

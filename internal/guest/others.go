@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-
-	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
 // Main is the agent of a Linux guest; elsewhere it fails at once.
@@ -20,6 +18,6 @@ func Run(context.Context, Config) error { return errors.ErrUnsupported }
 func Stage([]string) (exit int, handled bool) { return 0, false }
 
 // NewContainers is about Linux; elsewhere it answers errors.ErrUnsupported.
-func NewContainers(*slog.Logger, string, string) (gcsserver.Runtime, error) {
+func NewContainers(*slog.Logger, string, string) (Containers, error) {
 	return nil, errors.ErrUnsupported
 }

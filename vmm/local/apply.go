@@ -103,6 +103,9 @@ func (m *Machine) changeMount(ctx context.Context, op vmm.Op, g vmm.Mount) error
 			if err := m.checkUnused(target); err != nil {
 				return err
 			}
+			if err := m.checkPrograms(ctx, path); err != nil {
+				return err
+			}
 		}
 		return m.removeMount(ctx, target, path)
 	}

@@ -1,18 +1,22 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/internal/guest"
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/vmm"
 )
@@ -36,6 +40,9 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 		return nil, errors.New("no program is given")
 	case (spec.ContainerID == "") != (spec.Root == ""):
 		return nil, errors.New("a container needs an id and a root, the machine itself neither")
+	}
+	if err := m.checkInit(); err != nil {
+		return nil, err
 	}
 	run, err := m.runtime()
 	if err != nil {
@@ -90,7 +97,7 @@ func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Proc
 }
 
 // runtime returns what runs processes, which is started for the first one.
-func (m *Machine) runtime() (gcsserver.Runtime, error) {
+func (m *Machine) runtime() (guest.Containers, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.run == nil {
@@ -114,8 +121,13 @@ func (m *Machine) container(ctx context.Context, run gcsserver.Runtime, spec vmm
 	case ok:
 		return fmt.Errorf("container %s has another root than %s: %w", spec.ContainerID, spec.Root, vmm.ErrOccupied)
 	}
-	err := run.Create(ctx, spec.ContainerID, gcs.ContainerConfig{OciSpecification: &specs.Spec{
-		Version: specs.Version, Hostname: spec.Hostname, Root: &specs.Root{Path: root}}})
+	doc := &specs.Spec{}
+	if spec.Spec != nil {
+		*doc = *spec.Spec
+	}
+	doc.Root = &specs.Root{Path: root, Readonly: doc.Root != nil && doc.Root.Readonly}
+	doc.Hostname = cmp.Or(spec.Hostname, doc.Hostname)
+	err := run.Create(ctx, spec.ContainerID, gcs.ContainerConfig{OciSpecification: doc})
 	if err == nil {
 		m.roots[spec.ContainerID] = root
 	}
@@ -133,11 +145,12 @@ func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
 	if err := m.Err(); err != nil {
 		return err
 	}
-	m.mu.Lock()
-	run := m.run
-	m.mu.Unlock()
-	if run == nil {
-		return nil // no process of this Machine is in it
+	if m.noPrograms() {
+		return nil
+	}
+	run, err := m.runtime()
+	if err != nil {
+		return fmt.Errorf("end container %s on host machine %s: %w", id, m.id, err)
 	}
 	if err := run.Delete(ctx, id); err != nil {
 		return fmt.Errorf("end container %s on host machine %s: %w", id, m.id, err)
@@ -145,6 +158,35 @@ func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.roots, id)
+	return nil
+}
+
+// noPrograms reports whether nothing runs in a container, whoever started it, and this process has started nothing.
+func (m *Machine) noPrograms() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run != nil {
+		return false
+	}
+	entries, err := os.ReadDir(filepath.Join(m.dir, containersDir))
+	return len(entries) == 0 && (err == nil || errors.Is(err, os.ErrNotExist))
+}
+
+// checkPrograms ends what processes that were killed left running in a root, and refuses when something else runs
+// in it: the kernel would let us unmount the root, and what is below would stay in use unseen.
+func (m *Machine) checkPrograms(ctx context.Context, root string) error {
+	if m.noPrograms() {
+		return nil
+	}
+	run, err := m.runtime()
+	if err != nil {
+		return err
+	}
+	if err := run.InUse(ctx, root); errors.Is(err, gcsserver.ErrBusy) {
+		return fmt.Errorf("%w: %w", vmm.ErrBusy, err)
+	} else if err != nil {
+		return err
+	}
 	return nil
 }
 

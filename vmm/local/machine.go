@@ -15,7 +15,6 @@ import (
 
 	"github.com/stratavm/strata/internal/applyengine"
 	"github.com/stratavm/strata/internal/guest"
-	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/vmm"
 )
@@ -82,10 +81,11 @@ type Machine struct {
 	end    context.CancelCauseFunc
 	dirs   sync.Mutex // held while directories of mounts are made or removed
 
-	containersOf func() (gcsserver.Runtime, error) // starts what runs processes
+	containersOf func() (guest.Containers, error) // starts what runs processes
+	checkInit    func() error                     // whether there is what Exec is to have
 
 	mu    sync.Mutex
-	run   gcsserver.Runtime // nil: there were no processes yet
+	run   guest.Containers  // nil: there were no processes yet
 	roots map[string]string // of containers that this process has made
 }
 
@@ -171,18 +171,20 @@ func open(o Options) (*Machine, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	m.containersOf = func() (gcsserver.Runtime, error) {
-		path := o.InitPath
-		if path == "" && o.FindInit == nil {
-			return nil, fmt.Errorf("%w: there is no first process for containers: set InitPath", errors.ErrUnsupported)
+	m.checkInit = func() error {
+		if o.InitPath != "" {
+			return nil
 		}
-		if path == "" {
-			var err error
-			if path, err = o.FindInit(); err != nil {
-				return nil, fmt.Errorf("%w: the first process of containers: %w", errors.ErrUnsupported, err)
-			}
+		if o.FindInit == nil {
+			return fmt.Errorf("%w: there is no first process for containers: set InitPath", errors.ErrUnsupported)
 		}
-		return guest.NewContainers(log, filepath.Join(dir, fsDir), path)
+		if _, err := o.FindInit(); err != nil {
+			return fmt.Errorf("%w: the first process of containers: %w", errors.ErrUnsupported, err)
+		}
+		return nil
+	}
+	m.containersOf = func() (guest.Containers, error) {
+		return guest.NewContainers(log, filepath.Join(dir, fsDir), filepath.Join(dir, containersDir))
 	}
 	return m, nil
 }

@@ -19,6 +19,8 @@ const (
 	devicesDir = "devices"
 	mountsDir  = "mounts"
 	fsDir      = "fs"
+	// containersDir has a folder for each container that runs; the first one makes it.
+	containersDir = "containers"
 )
 
 // recordPath is the file of the record of something with a name.

@@ -30,7 +30,9 @@ func document(root string, args ...string) gcs.ContainerConfig {
 }
 
 // TestFirstProcess: a container begins with the process of its document, and ends with it.
-func TestFirstProcess(t *testing.T) {
+func TestFirstProcess(t *testing.T) { eachEngine(t, testFirstProcess) }
+
+func testFirstProcess(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		script string
@@ -105,7 +107,9 @@ func TestFirstProcess(t *testing.T) {
 }
 
 // TestNeverBegun: a container that is deleted before its first process was started does not end.
-func TestNeverBegun(t *testing.T) {
+func TestNeverBegun(t *testing.T) { eachEngine(t, testNeverBegun) }
+
+func testNeverBegun(t *testing.T) {
 	r := testRuntime(t)
 	root := r.testContainer(t, "c1") // without a process in its document
 	_ = root
@@ -135,7 +139,9 @@ func TestNeverBegun(t *testing.T) {
 
 // TestExitNotification: the host that created a container hears of its end, once, after the answers that
 // came before, and a program is started by a request that does not name one.
-func TestExitNotification(t *testing.T) {
+func TestExitNotification(t *testing.T) { eachEngine(t, testExitNotification) }
+
+func testExitNotification(t *testing.T) {
 	r := testRuntime(t)
 	root := r.testContainer(t, "other")
 	r.must(t, "Remove", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root})
@@ -179,7 +185,9 @@ func TestExitNotification(t *testing.T) {
 
 // TestNotServed: what Microsoft's host may ask for and this agent does not have is answered as not
 // supported, by its name.
-func TestNotServed(t *testing.T) {
+func TestNotServed(t *testing.T) { eachEngine(t, testNotServed) }
+
+func testNotServed(t *testing.T) {
 	r := testRuntime(t)
 	r.testContainer(t, "c1")
 	host, guest := net.Pipe()

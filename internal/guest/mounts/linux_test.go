@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/crun"
 	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/internal/guest/procs"
@@ -106,13 +107,30 @@ func testRuntime(t *testing.T) *testGuest {
 	log := slog.New(slog.DiscardHandler)
 	table := New(Config{Base: dir, Devices: &Devices{Sys: filepath.Join(dir, "sys"), Dev: "/dev",
 		Events: &Uevents{wake: make(chan struct{})}}})
-	ps := procs.New(log, self, procs.NewSpawner(false), table)
+	spawn := procs.NewSpawner(false)
+	ps := procs.New(log, self, spawn, table)
+	if !strings.HasSuffix(t.Name(), stageEngine) && !strings.Contains(t.Name(), stageEngine+"/") {
+		runtime, err := crun.New(spawn.Starter())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ps.UseRuntime(runtime, filepath.Join(dir, "containers"))
+	}
 	table.SetProcesses(ps)
 	r := &testGuest{Table: table, processes: processes{ps}, log: log}
 	for _, d := range []string{"layers", layersDir, "scratch"} {
 		r.mounts[filepath.Join(dir, d)] = mounted{what: gcs.Mount{Kind: "pretended"}}
 	}
 	return r
+}
+
+// stageEngine ends the name of a test, or of one that it is part of, in which this program is the first process of
+// containers. Otherwise crun runs them.
+const stageEngine = "/stage"
+
+func eachEngine(t *testing.T, f func(*testing.T)) {
+	t.Run("crun", f)
+	t.Run(stageEngine[1:], f)
 }
 
 const layersDir = "layers-with-a-name-of-some-length"

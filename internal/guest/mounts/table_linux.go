@@ -290,6 +290,12 @@ func (t *Table) Hold(root string) (release func(), err error) {
 	return t.copying.RUnlock, nil
 }
 
+// Still keeps all mounts as they are until release is called.
+func (t *Table) Still() (release func()) {
+	t.copying.RLock()
+	return t.copying.RUnlock
+}
+
 // usable fails when a container's root is not mounted, or will not be for long. t.copying is held.
 func (t *Table) usable(root string) error {
 	t.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/internal/gcs"
@@ -22,14 +23,42 @@ type container struct {
 	id, root, hostname string
 	temporary          []SystemMount      // file systems in memory that its document asks for
 	first              *gcsserver.Process // of its document, or nil
+	doc                *specs.Spec        // a whole one, or nil
 
 	mu   sync.Mutex // held while processes are started or all are stopped
-	init *containerProcess
+	init namespaces // nil: none
 
 	life containerLife
 	// ended is closed when the first process of the document and all others have ended, or when the
 	// container is deleted.
 	ended chan struct{}
+}
+
+// namespaces are those of a container while a process is in them.
+type namespaces interface {
+	// exec starts a process. The error is errEnding when the namespaces are about to go.
+	exec(p *process, cmd command, pipes *stdioPipes) (*os.File, error)
+	end()                  // kills all processes, without waiting
+	ending() bool          // they are about to go
+	over() <-chan struct{} // closed once they are gone
+}
+
+// gone waits for namespaces that are on their way out, not for ever: a process may hang in the kernel.
+func gone(n namespaces) bool {
+	select {
+	case <-n.over():
+		return true
+	case <-time.After(waitTime):
+		return false
+	}
+}
+
+// newNamespaces creates namespaces.
+func (c *container) newNamespaces(t *Table) (namespaces, error) {
+	if t.crun != nil {
+		return newInstance(t, c)
+	}
+	return startContainer(t, c)
 }
 
 // containerProcess is the first process of a container's namespaces, as the agent sees it.
@@ -59,7 +88,7 @@ func (c *container) exec(t *Table, p *process, cmd command, pipes *stdioPipes) (
 	defer c.mu.Unlock()
 	for {
 		if c.init == nil {
-			init, err := startContainer(t, c)
+			init, err := c.newNamespaces(t)
 			if err != nil {
 				return nil, err
 			}
@@ -69,7 +98,7 @@ func (c *container) exec(t *Table, p *process, cmd command, pipes *stdioPipes) (
 		if !errors.Is(err, errEnding) {
 			return master, err
 		}
-		if !c.init.gone() {
+		if !gone(c.init) {
 			return nil, fmt.Errorf("container %s: what ran last in it does not end: %w", c.id, gcsserver.ErrBusy)
 		}
 		c.init = nil
@@ -85,7 +114,7 @@ func (c *container) stop(ctx context.Context) error {
 	}
 	c.init.end()
 	select {
-	case <-c.init.exited:
+	case <-c.init.over():
 		c.init = nil
 		return nil
 	case <-ctx.Done():
@@ -101,15 +130,12 @@ func (c *container) settle() bool {
 	if c.init == nil {
 		return false
 	}
-	c.init.mu.Lock()
-	closing := c.init.closing
-	c.init.mu.Unlock()
 	ended := false
-	if closing {
-		ended = c.init.gone()
+	if c.init.ending() {
+		ended = gone(c.init)
 	} else {
 		select {
-		case <-c.init.exited:
+		case <-c.init.over():
 			ended = true
 		default:
 		}
@@ -173,7 +199,7 @@ func startContainer(t *Table, c *container) (*containerProcess, error) {
 	}
 	if err != nil {
 		conn.Close()
-		ip.gone()
+		gone(ip)
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
 	go ip.listen()
@@ -233,14 +259,12 @@ func (ip *containerProcess) exec(p *process, cmd command, pipes *stdioPipes) (*o
 	return r.master, nil
 }
 
-// gone waits for namespaces that are on their way out, not for ever: a process may hang in the kernel.
-func (ip *containerProcess) gone() bool {
-	select {
-	case <-ip.exited:
-		return true
-	case <-time.After(waitTime):
-		return false
-	}
+func (ip *containerProcess) over() <-chan struct{} { return ip.exited }
+
+func (ip *containerProcess) ending() bool {
+	ip.mu.Lock()
+	defer ip.mu.Unlock()
+	return ip.closing
 }
 
 // end lets the first process go, and with it all others.

@@ -29,9 +29,12 @@ func (t *Table) Create(_ context.Context, id string, config gcs.ContainerConfig)
 	if err := t.roots.CheckPath(root); err != nil {
 		return err
 	}
-	temporary, err := temporaryMounts(spec.Mounts)
-	if err != nil {
-		return fmt.Errorf("container %s: %w", id, err)
+	var temporary []SystemMount
+	if t.crun == nil || !whole(spec) {
+		var err error
+		if temporary, err = temporaryMounts(spec.Mounts); err != nil {
+			return fmt.Errorf("container %s: %w", id, err)
+		}
 	}
 	hostname := spec.Hostname
 	if hostname == "" {
@@ -51,6 +54,9 @@ func (t *Table) Create(_ context.Context, id string, config gcs.ContainerConfig)
 		old.end()
 	}
 	c := &container{id: id, root: root, hostname: hostname, temporary: temporary, ended: make(chan struct{})}
+	if whole(spec) {
+		c.doc = spec
+	}
 	if spec.Process != nil && len(spec.Process.Args) > 0 {
 		c.first = &gcsserver.Process{Container: id, MakeDir: true}
 		c.first.Describe(spec.Process)
@@ -225,12 +231,12 @@ func (t *Table) Ended(ctx context.Context, container string) (string, error) {
 
 // Delete implements gcsserver.Runtime. What is mounted stays mounted.
 func (t *Table) Delete(ctx context.Context, id string) error {
-	c, err := t.container(id)
-	if err != nil {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, waitTime)
 	defer cancel()
+	c, err := t.container(id)
+	if err != nil {
+		return t.endOthers(ctx, id)
+	}
 	c.asked(int(syscall.SIGKILL))
 	if err := c.stop(ctx); err != nil {
 		return err
@@ -240,5 +246,5 @@ func (t *Table) Delete(ctx context.Context, id string) error {
 	delete(t.containers, id)
 	t.mu.Unlock()
 	t.roots.RemoveDir(id)
-	return nil
+	return t.endOthers(ctx, id)
 }

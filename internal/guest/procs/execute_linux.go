@@ -39,15 +39,16 @@ type command struct {
 // are not used and the master of the terminal is returned. The working directory of the caller's thread
 // changes for the time of the call.
 func (s *Spawner) execute(c command, files [3]*os.File, exited func(status syscall.WaitStatus, last bool)) (pid int, master *os.File, err error) {
-	who, err := lookupUser("/", c.User)
+	root, err := openRoot("/")
 	if err != nil {
 		return 0, nil, err
 	}
-	for _, g := range c.Groups {
-		if !slices.Contains(who.groups, g) {
-			who.groups = append(who.groups, g)
-		}
+	defer root.close()
+	who, err := lookupUser(root, c.User)
+	if err != nil {
+		return 0, nil, err
 	}
+	who.addGroups(c.Groups)
 	env := c.Env
 	if lookupEnv(env, "PATH") == "" {
 		env = append(env, "PATH="+defaultPath)
@@ -228,9 +229,17 @@ type identity struct {
 // maxAccounts bounds what is read of passwd and group, in bytes.
 const maxAccounts = 4 << 20
 
-// lookupUser resolves "", "name", "uid", "uid:gid" and "name:group" with the files below root, which
-// must be trusted not to lead elsewhere.
-func lookupUser(root, spec string) (identity, error) {
+// addGroups adds more groups than the user's own.
+func (id *identity) addGroups(groups []uint32) {
+	for _, g := range groups {
+		if !slices.Contains(id.groups, g) {
+			id.groups = append(id.groups, g)
+		}
+	}
+}
+
+// lookupUser resolves "", "name", "uid", "uid:gid" and "name:group" with the files in a root.
+func lookupUser(root rootDir, spec string) (identity, error) {
 	id := identity{home: "/"}
 	user, group, hasGroup := strings.Cut(spec, ":")
 	if user == "" {
@@ -238,7 +247,7 @@ func lookupUser(root, spec string) (identity, error) {
 	}
 	number, notNumber := strconv.ParseUint(user, 10, 32)
 	found, name := false, ""
-	err := accounts(root+"/etc/passwd", 4, 7, func(f []string) bool {
+	err := accounts(root, "/etc/passwd", 4, 7, func(f []string) bool {
 		uid, err := strconv.ParseUint(f[2], 10, 32)
 		if err != nil || (notNumber == nil && uid != number) || (notNumber != nil && f[0] != user) {
 			return true
@@ -264,7 +273,7 @@ func lookupUser(root, spec string) (identity, error) {
 	}
 	groupNumber, groupNotNumber := strconv.ParseUint(group, 10, 32)
 	found = groupNotNumber == nil || !hasGroup
-	err = accounts(root+"/etc/group", 3, 4, func(f []string) bool {
+	err = accounts(root, "/etc/group", 3, 4, func(f []string) bool {
 		gid, err := strconv.ParseUint(f[2], 10, 32)
 		if err != nil {
 			return true
@@ -300,8 +309,8 @@ func lookupUser(root, spec string) (identity, error) {
 // It reads as glibc does: blanks before an entry, comments, and entries for NIS ("+", "-") are passed over.
 // moby/sys/user is not used: it takes a number that cannot be read, or that is missing, for 0, so that a
 // torn line makes its user root.
-func accounts(path string, least, most int, f func([]string) bool) error {
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+func accounts(root rootDir, path string, least, most int, f func([]string) bool) error {
+	file, err := root.open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}

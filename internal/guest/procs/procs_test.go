@@ -83,7 +83,12 @@ func TestAccounts(t *testing.T) {
 		{"torn", ""}, {"three", ""}, {"word", ""}, {"none", ""}, {"#web", ""}, {"+nis", ""}, {"-nis", ""},
 		{"four:torn", ""}, {"four:word", ""}, {"four:#web", ""},
 	} {
-		id, err := lookupUser(root, tc.spec)
+		dir, err := openRoot(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := lookupUser(dir, tc.spec)
+		dir.close()
 		got := fmt.Sprintf("%d %d %v %s", id.uid, id.gid, id.groups, id.home)
 		if (err != nil) != (tc.want == "") || err == nil && got != tc.want {
 			t.Errorf("%q: %s, %v; want %s", tc.spec, got, err, tc.want)

@@ -22,6 +22,12 @@ type Spawner struct {
 	init bool // reap everything
 	// orphan, if set, hears of children that were not started here.
 	orphan func(last bool)
+
+	// While children of others are expected:
+	expecting int
+	strays    map[int]stray // exits of those that were not adopted yet
+	inspect   map[int]*bool // of adopted ones: whether they never executed a program, known before their exit is told
+	subreaper bool          // this process was one before
 }
 
 // NewSpawner creates a spawner. With all it collects every child of this process, as PID 1 has to; the
@@ -61,6 +67,7 @@ func (s *Spawner) start(path string, args []string, attr *syscall.ProcAttr, exit
 func (s *Spawner) await(pid int) {
 	var status syscall.WaitStatus
 	for {
+		s.look(pid)
 		if _, err := syscall.Wait4(pid, &status, 0, nil); !errors.Is(err, syscall.EINTR) {
 			break
 		}
@@ -84,7 +91,13 @@ func (s *Spawner) reap() {
 	none := false
 	for {
 		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		which, noexec := -1, false
+		if s.expecting+len(s.inspect) > 0 {
+			if dead := deadChild(); dead > 0 {
+				which, noexec = dead, neverExecuted(dead)
+			}
+		}
+		pid, err := syscall.Wait4(which, &status, syscall.WNOHANG, nil)
 		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
@@ -95,8 +108,17 @@ func (s *Spawner) reap() {
 		if f := s.pids[pid]; f != nil {
 			exits = append(exits, exit{f, status})
 			delete(s.pids, pid)
+			if note := s.inspect[pid]; note != nil {
+				*note = noexec
+				delete(s.inspect, pid)
+			}
 		} else if s.orphan != nil {
 			exits = append(exits, exit{func(_ syscall.WaitStatus, last bool) { s.orphan(last) }, status})
+		} else if s.expecting > 0 {
+			if s.strays == nil {
+				s.strays = map[int]stray{}
+			}
+			s.strays[pid] = stray{status, noexec}
 		}
 	}
 	s.mu.Unlock()

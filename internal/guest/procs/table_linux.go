@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/stratavm/strata/internal/crun"
 )
 
 // waitTime bounds the wait for processes that begin or end.
@@ -21,6 +23,8 @@ type Roots interface {
 	// Hold keeps all mounts as they are until release is called. It fails when nothing is mounted at root, or
 	// will not be for long.
 	Hold(root string) (release func(), err error)
+	// Still keeps all mounts as they are until release is called.
+	Still() (release func())
 	// RemoveDir removes the directory of a container if it is empty.
 	RemoveDir(container string)
 }
@@ -32,6 +36,8 @@ type Table struct {
 	spawn *Spawner
 	roots Roots
 	procs processes
+	crun  *crun.Runtime // nil: the containers' first process is this program
+	state string        // the folder of instances
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -42,6 +48,10 @@ type Table struct {
 func New(log *slog.Logger, self string, spawn *Spawner, roots Roots) *Table {
 	return &Table{log: log, self: self, spawn: spawn, roots: roots, containers: map[string]*container{}}
 }
+
+// UseRuntime has containers run by crun, or a program like it, from now on. What belongs to those that run is in a
+// folder of its own below dir, by which other processes find it.
+func (t *Table) UseRuntime(r *crun.Runtime, dir string) { t.crun, t.state = r, dir }
 
 // Any reports whether any process runs.
 func (t *Table) Any() bool { return len(t.procs.running("", true)) > 0 }

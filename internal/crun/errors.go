@@ -1,0 +1,116 @@
+package crun
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/stratavm/strata/internal/plaintext"
+	"github.com/stratavm/strata/vmm"
+)
+
+// Failures that the program's errors match, besides vmm.ErrProgramNotFound and vmm.ErrNotExecutable.
+var (
+	// ErrDir: the working directory cannot be entered.
+	ErrDir = errors.New("the working directory cannot be entered")
+	// ErrNotRunning: the container has ended, or is about to.
+	ErrNotRunning = errors.New("the container does not run")
+	// ErrProc: the kernel does not let this process mount a /proc.
+	ErrProc = errors.New("a new /proc cannot be mounted")
+)
+
+// maxLog bounds what is read of the program's log, and maxWords what is taken of one message, in bytes.
+const (
+	maxLog   = 64 << 10
+	maxWords = 1000
+)
+
+// failure is the error of a call that ended with code.
+func (b Bundle) failure(name string, code int, from int64) error {
+	words := b.complaint(from)
+	if words == "" {
+		return fmt.Errorf("%s %s: it ended with %d and did not say why", b.Runtime.name(), name, code)
+	}
+	return b.explain(name, words)
+}
+
+// explain is the error with the program's words.
+func (b Bundle) explain(name, words string) error {
+	if len(words) > maxWords {
+		words = words[:maxWords] + "..."
+	}
+	said := plaintext.Line(words)
+	if kind := kindOf(words); kind != nil {
+		return fmt.Errorf("%w: %s %s: %s", kind, b.Runtime.name(), name, said)
+	}
+	return fmt.Errorf("%s %s: %s", b.Runtime.name(), name, said)
+}
+
+// kinds tell the failures apart by the words of crun and runc. The first that fits counts.
+var kinds = []struct {
+	all []string // in small letters
+	is  error
+}{
+	{[]string{"executable file", "not found"}, vmm.ErrProgramNotFound},
+	{[]string{"open executable", "not a directory"}, vmm.ErrProgramNotFound},
+	{[]string{"open executable"}, vmm.ErrNotExecutable},
+	{[]string{"exec: ", "no such file"}, vmm.ErrProgramNotFound},
+	{[]string{"exec: ", "not a directory"}, vmm.ErrProgramNotFound},
+	{[]string{"exec: ", "executable file not found"}, vmm.ErrProgramNotFound},
+	{[]string{"exec: ", "permission denied"}, vmm.ErrNotExecutable},
+	{[]string{"exec: ", "is a directory"}, vmm.ErrNotExecutable},
+	{[]string{"chdir"}, ErrDir},
+	{[]string{"mkdir", "container init"}, ErrDir},
+	{[]string{"is not running"}, ErrNotRunning},
+	{[]string{"container not running"}, ErrNotRunning},
+	{[]string{"cannot exec in a stopped container"}, ErrNotRunning},
+	{[]string{"container does not exist"}, ErrNotRunning},
+	{[]string{"open `/proc/", "no such file"}, ErrNotRunning}, // its first process has just ended
+	{[]string{"mount `proc`", "not permitted"}, ErrProc},
+	{[]string{"mounting \"proc\"", "not permitted"}, ErrProc},
+}
+
+func kindOf(words string) error {
+	words = strings.ToLower(words)
+next:
+	for _, k := range kinds {
+		for _, part := range k.all {
+			if !strings.Contains(words, part) {
+				continue next
+			}
+		}
+		return k.is
+	}
+	return nil
+}
+
+// complaint is the last error in the log from an offset on, or "".
+func (b Bundle) complaint(from int64) string {
+	text, err := readTail(b.log(), from)
+	if err != nil {
+		return ""
+	}
+	last := ""
+	for line := range strings.Lines(string(text)) {
+		var entry struct {
+			Level, Msg string
+		}
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Level == "error" && entry.Msg != "" {
+			last = entry.Msg
+		}
+	}
+	return last
+}
+
+// readTail reads a file from an offset on, so many bytes at most.
+func readTail(path string, from int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.NewSectionReader(f, from, maxLog))
+}

@@ -1,0 +1,235 @@
+package crun
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// ErrNoRuntime says that there is neither crun nor runc.
+var ErrNoRuntime = errors.New("no program that runs containers is found: install crun (apt-get install crun), or runc")
+
+// Runtime is a program that runs containers. Its methods may be called concurrently.
+type Runtime struct {
+	Path string // of the program
+	// Start starts it.
+	Start Starter
+	// NoCgroups: containers get no cgroup of their own, as in a user namespace to which none was delegated.
+	NoCgroups bool
+	// HideUnified: crun is not shown the second hierarchy of cgroups, beside the first: it refuses a mixture of both.
+	HideUnified bool
+}
+
+// Command is one start of the program.
+type Command struct {
+	Path  string
+	Args  []string // without the program's name
+	Dir   string
+	Env   []string
+	Stdio [3]*os.File // nil: /dev/null
+	Extra []*os.File  // more files, from descriptor 3 on
+	// HideUnified: see Runtime.
+	HideUnified bool
+}
+
+// Starter starts programs.
+type Starter interface {
+	// Run runs a command to its end and returns its exit code. When ctx ends the command and what it started in
+	// its session are killed; the error then matches the cause of ctx. Other errors mean that it was not started,
+	// or killed by a signal.
+	Run(ctx context.Context, c Command) (code int, err error)
+}
+
+// Find returns the path of crun, else of runc. The error matches ErrNoRuntime.
+func Find() (string, error) {
+	for _, name := range []string{"crun", "runc"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+		for _, dir := range []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"} {
+			path := filepath.Join(dir, name)
+			if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
+				return path, nil
+			}
+		}
+	}
+	return "", ErrNoRuntime
+}
+
+func (r *Runtime) runc() bool { return strings.HasPrefix(filepath.Base(r.Path), "runc") }
+
+// name is what errors call the program.
+func (r *Runtime) name() string { return filepath.Base(r.Path) }
+
+// stateDir is the folder in a bundle that belongs to the program.
+const stateDir = "state"
+
+// id is the container's name for the program: there is one in each folder of state.
+const id = "c"
+
+// Process is a process that is to run.
+type Process struct {
+	Stdio [3]*os.File // nil: /dev/null
+	// Terminal: the process gets a terminal, and Stdio is not used.
+	Terminal bool
+	// Extra are files that stay open while the program is at work, and never reach the process.
+	Extra []*os.File
+}
+
+// Bundle is a container in a folder of its own, which holds its document in config.json.
+type Bundle struct {
+	Runtime *Runtime
+	Dir     string // absolute
+}
+
+// WriteConfig writes the document.
+func (b Bundle) WriteConfig(spec any) error {
+	return writeJSON(filepath.Join(b.Dir, "config.json"), spec)
+}
+
+func writeJSON(path string, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, text, 0o600)
+}
+
+// Run creates the container and starts its process. It returns the process's number and the master of its terminal.
+// After an error something may be left of it until Delete.
+func (b Bundle) Run(ctx context.Context, p Process) (pid int, master *os.File, err error) {
+	return b.start(ctx, p, "pid", "run", "--bundle", b.Dir)
+}
+
+// Exec starts another process, described by spec, in the container. Name is that of its files in the folder, and
+// unique.
+func (b Bundle) Exec(ctx context.Context, name string, spec any, p Process) (pid int, master *os.File, err error) {
+	file := filepath.Join(b.Dir, name+".json")
+	if err := writeJSON(file, spec); err != nil {
+		return 0, nil, err
+	}
+	defer os.Remove(file)
+	return b.start(ctx, p, name+".pid", "exec", "--process", file)
+}
+
+// Delete ends the container and removes what the program keeps of it. One that does not exist is no error.
+func (b Bundle) Delete(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(b.Dir, stateDir, id)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return b.call(ctx, "delete", nil, "--force", id)
+}
+
+// Kill sends a signal to the first process of the container.
+func (b Bundle) Kill(ctx context.Context, signal string) error {
+	return b.call(ctx, "kill", nil, id, signal)
+}
+
+// Pause stops all processes of the container where they are, and Resume lets them go on. Both need a cgroup.
+func (b Bundle) Pause(ctx context.Context) error { return b.call(ctx, "pause", nil, id) }
+
+// Resume is the opposite of Pause.
+func (b Bundle) Resume(ctx context.Context) error { return b.call(ctx, "resume", nil, id) }
+
+// Update sets other limits, as in the document's linux.resources.
+func (b Bundle) Update(ctx context.Context, resources any) error {
+	file := filepath.Join(b.Dir, "resources.json")
+	if err := writeJSON(file, resources); err != nil {
+		return err
+	}
+	defer os.Remove(file)
+	return b.call(ctx, "update", nil, "--resources", file, id)
+}
+
+// State is what the program says of the container.
+type State struct {
+	Status string `json:"status"` // created, running, paused or stopped
+	Pid    int    `json:"pid"`
+}
+
+// State asks for the state of the container.
+func (b Bundle) State(ctx context.Context) (State, error) {
+	var s State
+	err := b.ask(ctx, &s, "state", id)
+	return s, err
+}
+
+// Ps returns the numbers of the container's processes. It needs a cgroup.
+func (b Bundle) Ps(ctx context.Context) ([]int, error) {
+	var pids []int
+	err := b.ask(ctx, &pids, "ps", "--format", "json", id)
+	return pids, err
+}
+
+// ask reads a document that the program writes.
+func (b Bundle) ask(ctx context.Context, v any, command string, args ...string) error {
+	out, err := os.CreateTemp(b.Dir, "answer")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
+	if err := b.call(ctx, command, out, args...); err != nil {
+		return err
+	}
+	text, err := readTail(out.Name(), 0)
+	if err == nil {
+		err = json.Unmarshal(text, v)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", b.Runtime.name(), command, err)
+	}
+	return nil
+}
+
+// command is a call of the program.
+func (b Bundle) command(name string, args ...string) Command {
+	r := b.Runtime
+	// The log by a name relative to the working directory: crun takes what is before a colon for a kind of log.
+	global := []string{"--root", filepath.Join(b.Dir, stateDir), "--log", logName, "--log-format", "json"}
+	switch {
+	case r.runc():
+	case r.NoCgroups:
+		global = append(global, "--cgroup-manager=disabled")
+	default:
+		global = append(global, "--cgroup-manager=cgroupfs")
+	}
+	return Command{Path: r.Path, Args: append(append(global, name), args...), Dir: b.Dir,
+		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, HideUnified: r.HideUnified}
+}
+
+const logName = "log"
+
+func (b Bundle) log() string { return filepath.Join(b.Dir, logName) }
+
+func (b Bundle) call(ctx context.Context, name string, out *os.File, args ...string) error {
+	c := b.command(name, args...)
+	c.Stdio[1] = out
+	return b.run(ctx, name, c)
+}
+
+// run runs a call to its end and returns its failure in the program's own words.
+func (b Bundle) run(ctx context.Context, name string, c Command) error {
+	from := size(b.log())
+	code, err := b.Runtime.Start.Run(ctx, c)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s %s: %w", b.Runtime.name(), name, err)
+	case code != 0:
+		return b.failure(name, code, from)
+	}
+	return nil
+}
+
+func size(path string) int64 {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return fi.Size()
+}

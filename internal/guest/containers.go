@@ -1,0 +1,15 @@
+package guest
+
+import (
+	"context"
+
+	"github.com/stratavm/strata/internal/guest/gcsserver"
+)
+
+// Containers runs containers in this very system.
+type Containers interface {
+	gcsserver.Runtime
+	// InUse ends what processes that were killed left running in containers, and fails when something runs in a
+	// root on behalf of any that lives. The error matches gcsserver.ErrBusy.
+	InUse(ctx context.Context, root string) error
+}

@@ -1,0 +1,250 @@
+package procs
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/crun"
+	"github.com/stratavm/strata/internal/guest/gcsserver"
+	"github.com/stratavm/strata/internal/userns"
+)
+
+// ociVersion is what documents say they are: crun 1.8 refuses newer ones.
+const ociVersion = "1.0.2"
+
+// whole reports whether a document describes a container in full: one that does not say which capabilities its
+// processes have names the root and little else, and the defaults count.
+func whole(doc *specs.Spec) bool { return doc.Process != nil && doc.Process.Capabilities != nil }
+
+// document returns the document by which an instance of the container is created.
+func (c *container) document(r *crun.Runtime, instance string) (*specs.Spec, error) {
+	spec := defaultDocument()
+	if c.doc != nil {
+		given := *c.doc
+		spec = &given
+		if spec.Hooks != nil {
+			return nil, fmt.Errorf("its document has hooks, which are programs outside of the container: %w",
+				gcsserver.ErrUnsupported)
+		}
+	} else {
+		spec.Mounts = append(spec.Mounts, temporaryDocument(c.temporary)...)
+	}
+	spec.Version, spec.Hostname, spec.Annotations = ociVersion, c.hostname, nil
+	readOnly := spec.Root != nil && spec.Root.Readonly
+	spec.Root = &specs.Root{Path: c.root, Readonly: readOnly}
+	linux := specs.Linux{}
+	if spec.Linux != nil {
+		linux = *spec.Linux
+	}
+	spec.Linux = &linux
+	for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.MountNamespace} {
+		if !slices.ContainsFunc(linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind && n.Path == "" }) {
+			return nil, fmt.Errorf("its document has no %s namespace of its own: %w", kind, gcsserver.ErrInvalid)
+		}
+	}
+	linux.CgroupsPath = "/strata-" + instance
+	if r.NoCgroups {
+		if limited(linux.Resources) {
+			return nil, fmt.Errorf("limits need cgroups, and this process may create none: run strata as root: %w",
+				gcsserver.ErrUnsupported)
+		}
+		linux.CgroupsPath, linux.Resources = "", nil
+	}
+	process := *spec.Process
+	process.Rlimits = possibleRlimits(process.Rlimits)
+	spec.Process = &process
+	if userns.Inside() {
+		spec.Mounts = nestedMounts(spec.Mounts)
+	}
+	return spec, nil
+}
+
+// defaultDocument is the document of a container about which nothing else is said. The network is that of the
+// system.
+func defaultDocument() *specs.Spec {
+	quiet := []string{"nosuid", "noexec", "nodev"}
+	rule := specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"}
+	return &specs.Spec{
+		Process: &specs.Process{Cwd: "/",
+			Capabilities: &specs.LinuxCapabilities{Bounding: kept, Effective: kept, Permitted: kept},
+			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1 << 20, Hard: 1 << 20},
+				{Type: "RLIMIT_NPROC", Soft: unix.RLIM_INFINITY, Hard: unix.RLIM_INFINITY}}},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: quiet},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
+				Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
+				Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+				Options: append([]string{"mode=1777", "size=65536k"}, quiet...)},
+			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: quiet},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: append([]string{"ro"}, quiet...)},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: append([]string{"ro"}, quiet...)},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
+				{Type: specs.UTSNamespace}, {Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace}},
+			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{rule}},
+			MaskedPaths: []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+				"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+				"/sys/devices/virtual/powercap", "/sys/firmware"},
+			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		},
+	}
+}
+
+// kept are the capabilities that root has in a container: the customary ones except the making of
+// device nodes, by which the layers of others could be read.
+var kept = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
+	"CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+}
+
+// temporaryDocument writes the file systems in memory that a document of few words asks for.
+func temporaryDocument(mounts []SystemMount) (out []specs.Mount) {
+	for _, m := range mounts {
+		out = append(out, specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Type, Options: m.options()})
+	}
+	return out
+}
+
+func (m SystemMount) options() (out []string) {
+	for name, flag := range mountFlags {
+		if m.Flags&flag != 0 {
+			out = append(out, name)
+		}
+	}
+	if m.Data != "" {
+		out = append(out, strings.Split(m.Data, ",")...)
+	}
+	return out
+}
+
+// nestedMounts are mounts as a user namespace can have them: no new /sys, which belongs to the network, no cgroups,
+// and perhaps no group of terminals.
+func nestedMounts(mounts []specs.Mount) (out []specs.Mount) {
+	ids, err := userns.Current()
+	for _, m := range mounts {
+		switch m.Type {
+		case "sysfs":
+			m = specs.Mount{Destination: m.Destination, Type: "bind", Source: "/sys",
+				Options: []string{"rbind", "ro", "rro", "nosuid", "noexec", "nodev"}}
+		case "cgroup", "cgroup2":
+			continue
+		case "devpts":
+			if err != nil || ids.One {
+				m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "gid=5" })
+			}
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// limited reports whether a document asks for a limit besides rules for devices.
+func limited(r *specs.LinuxResources) bool {
+	return r != nil && (r.Memory != nil || r.CPU != nil || r.Pids != nil || r.BlockIO != nil || r.Network != nil ||
+		len(r.HugepageLimits)+len(r.Rdma)+len(r.Unified) > 0)
+}
+
+// rlimits are the limits that may have to be lower than asked for.
+var rlimits = map[string]int{"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC}
+
+// possibleRlimits are limits as far as this process may raise its own.
+func possibleRlimits(want []specs.POSIXRlimit) (out []specs.POSIXRlimit) {
+	for _, l := range want {
+		if resource, ok := rlimits[l.Type]; ok {
+			l.Hard = min(l.Hard, highest(resource, l.Hard))
+			l.Soft = min(l.Soft, l.Hard)
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// highest returns a limit if this process may have it, else the highest that it may have.
+func highest(resource int, want uint64) uint64 {
+	var old unix.Rlimit
+	if err := unix.Getrlimit(resource, &old); err != nil || old.Max >= want {
+		return want
+	}
+	raised := unix.Rlimit{Cur: old.Cur, Max: want}
+	if unix.Setrlimit(resource, &raised) != nil {
+		return old.Max
+	}
+	_ = unix.Setrlimit(resource, &old) // lowering is always possible
+	return want
+}
+
+// processSpec describes a process as crun takes it: by numbers.
+func processSpec(root rootDir, cmd command, like *specs.Process) (*specs.Process, error) {
+	if cmd.Args[0] == "" {
+		return nil, fmt.Errorf("the program's name is empty: %w", gcsserver.ErrInvalid)
+	}
+	who, err := lookupUser(root, cmd.User)
+	if err != nil {
+		return nil, err
+	}
+	who.addGroups(cmd.Groups)
+	p := *like
+	p.Args, p.Env, p.Terminal = cmd.Args, slices.Clone(cmd.Env), cmd.Terminal
+	p.User = specs.User{UID: who.uid, GID: who.gid, AdditionalGids: who.groups}
+	if !maySetGroups() {
+		p.User.AdditionalGids = nil
+	}
+	for name, value := range map[string]string{"PATH": defaultPath, "HOME": who.home} {
+		if lookupEnv(p.Env, name) == "" {
+			p.Env = append(p.Env, name+"="+value)
+		}
+	}
+	if cmd.Terminal {
+		if lookupEnv(p.Env, "TERM") == "" {
+			p.Env = append(p.Env, "TERM=xterm")
+		}
+		if p.ConsoleSize = nil; cmd.Width > 0 && cmd.Height > 0 {
+			p.ConsoleSize = &specs.Box{Width: uint(cmd.Width), Height: uint(cmd.Height)}
+		}
+	}
+	if p.Cwd = cmd.Dir; p.Cwd == "" {
+		p.Cwd = "/"
+	}
+	if !filepath.IsAbs(p.Cwd) {
+		return nil, fmt.Errorf("working directory %q is not absolute: %w", p.Cwd, gcsserver.ErrInvalid)
+	}
+	if strings.Contains(p.Args[0], "/") && !filepath.IsAbs(p.Args[0]) && !root.searchable(p.Cwd, who) {
+		// It would be looked for by its whole path, on which the user has no right to search.
+		p.Args = append([]string{"/proc/self/cwd/" + p.Args[0]}, p.Args[1:]...)
+	}
+	return &p, nil
+}
+
+// checkDir looks for the working directory in a root, and creates it where the command wants that. What lies below
+// one of mounts cannot be seen yet.
+func checkDir(root rootDir, cmd command, mounts []specs.Mount) error {
+	dir := filepath.Clean("/" + cmd.Dir)
+	for _, m := range mounts {
+		if to := filepath.Clean("/" + m.Destination); dir == to || strings.HasPrefix(dir, to+"/") {
+			return nil
+		}
+	}
+	var err error
+	if cmd.MakeDir {
+		err = root.makeDir(dir)
+	} else {
+		err = root.isDir(dir)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("working directory %q: no such directory in the root: %w", cmd.Dir, gcsserver.ErrNotFound)
+	}
+	return fmt.Errorf("working directory %q: %w", cmd.Dir, err)
+}

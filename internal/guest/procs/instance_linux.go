@@ -1,0 +1,363 @@
+package procs
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata/internal/crun"
+	"github.com/stratavm/strata/internal/guest/gcsserver"
+	"github.com/stratavm/strata/internal/lockfile"
+)
+
+// runtimeTime bounds a call of the program that runs containers.
+const runtimeTime = time.Minute
+
+// instance is a container that runs, from its first process's start to that process's end. It has a folder:
+//
+//	owner          its lock tells that the process that supervises the instance lives, or a start is under way
+//	instance.json  an instanceRecord
+//	config.json    the container's document
+//	state, log     of the program that runs it
+type instance struct {
+	t      *Table
+	c      *container
+	bundle crun.Bundle
+	owner  *os.File
+	spec   *specs.Spec
+	exited chan struct{} // closed when nothing of it is left
+
+	mu      sync.Mutex
+	pid     int // of the first process; 0: not started yet
+	files   int // numbers those of exec
+	closing bool
+	instead syscall.Signal // what the first process was killed for
+}
+
+// instanceRecord says what runs, to whoever finds the folder.
+type instanceRecord struct {
+	Container string `json:"container"`
+	Root      string `json:"root"`
+	Program   string `json:"program"`
+}
+
+const (
+	ownerName  = "owner"
+	recordName = "instance.json"
+)
+
+// newInstance creates the folder of an instance that has not begun.
+func newInstance(t *Table, c *container) (*instance, error) {
+	for {
+		name := make([]byte, 8)
+		_, _ = rand.Read(name) // it does not fail
+		dir := filepath.Join(t.state, hex.EncodeToString(name))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		owner, err := lockfile.Try(filepath.Join(dir, ownerName), false, os.O_CREATE)
+		if errors.Is(err, os.ErrNotExist) || err == nil && owner == nil {
+			continue // swept away, for it was empty
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &instance{t: t, c: c, bundle: crun.Bundle{Runtime: t.crun, Dir: dir}, owner: owner,
+			exited: make(chan struct{})}, nil
+	}
+}
+
+func (i *instance) over() <-chan struct{} { return i.exited }
+
+func (i *instance) ending() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.closing
+}
+
+// end kills the first process, and with it all others.
+func (i *instance) end() {
+	i.mu.Lock()
+	pid := i.pid
+	i.mu.Unlock()
+	if pid != 0 {
+		_ = i.t.spawn.signal(pid, syscall.SIGKILL) // it may just have ended
+	}
+}
+
+// exec starts the first process, and any that follow in the same namespaces.
+func (i *instance) exec(p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), runtimeTime)
+	defer cancel()
+	i.mu.Lock()
+	begun, closing := i.pid != 0, i.closing
+	i.mu.Unlock()
+	switch {
+	case closing:
+		return nil, errEnding
+	case begun:
+		return i.another(ctx, p, cmd, pipes)
+	}
+	master, err := i.begin(ctx, p, cmd, pipes)
+	if err != nil {
+		i.mu.Lock()
+		i.closing = true
+		i.mu.Unlock()
+		err = errors.Join(err, i.remove())
+		close(i.exited)
+	}
+	return master, err
+}
+
+// begin starts the first process.
+func (i *instance) begin(ctx context.Context, p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
+	// The new namespace begins with a copy of all mounts. Until it has released them nothing can be
+	// unmounted for good.
+	release, err := i.t.roots.Hold(i.c.root)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", i.c.id, err)
+	}
+	defer release()
+	if err := i.describe(cmd, p.name, pipes); err != nil {
+		return nil, err
+	}
+	started := make(chan struct{})
+	var failed error
+	pid, master, err := i.start(ctx, cmd, pipes, i.bundle.Run, func(st syscall.WaitStatus) {
+		i.mu.Lock()
+		i.closing = true
+		i.mu.Unlock()
+		<-started
+		if failed == nil {
+			i.finish(p, st)
+		}
+	})
+	failed = err
+	if err == nil {
+		i.mu.Lock()
+		i.pid = pid
+		i.mu.Unlock()
+		p.started(i.signalFirst, master)
+	}
+	close(started)
+	return master, i.programNamed(cmd, err)
+}
+
+// another starts a further process.
+func (i *instance) another(ctx context.Context, p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
+	i.mu.Lock()
+	i.files++
+	name := fmt.Sprintf("exec%d", i.files)
+	root, err := openRoot(fmt.Sprintf("/proc/%d/root", i.pid)) // with what is mounted in it
+	i.mu.Unlock()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, errEnding
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer root.close()
+	spec, err := processSpec(root, cmd, i.spec.Process)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkDir(root, cmd, nil); err != nil {
+		return nil, err
+	}
+	own(pipes, spec)
+	started := make(chan struct{})
+	run := func(ctx context.Context, o crun.Process) (int, *os.File, error) {
+		defer i.t.still()()
+		return i.bundle.Exec(ctx, name, spec, o)
+	}
+	pid, master, err := i.start(ctx, cmd, pipes, run, func(st syscall.WaitStatus) {
+		<-started
+		i.t.procs.finish(p, exitCode(st))
+	})
+	if err == nil {
+		p.started(func(sig syscall.Signal) error { return i.t.spawn.signal(pid, sig) }, master)
+	}
+	close(started)
+	if errors.Is(err, crun.ErrNotRunning) || err != nil && i.ending() {
+		return nil, errEnding
+	}
+	return master, i.programNamed(cmd, err)
+}
+
+// errNotExecuted: a process ended before it became the program that was asked for.
+var errNotExecuted = errors.New("the program cannot be executed")
+
+// start starts a process by run. What becomes of it is told to exited, which may block.
+func (i *instance) start(ctx context.Context, cmd command, pipes *stdioPipes,
+	run func(context.Context, crun.Process) (int, *os.File, error), exited func(syscall.WaitStatus),
+) (int, *os.File, error) {
+	defer i.t.spawn.expect()()
+	ended := make(chan struct{})
+	var noexec bool
+	pid, master, err := run(ctx, crun.Process{Stdio: pipes.child, Terminal: cmd.Terminal,
+		Extra: []*os.File{i.owner}})
+	if pid == 0 {
+		return 0, nil, err
+	}
+	adopted := i.t.spawn.adopt(ctx, pid, &noexec, func(st syscall.WaitStatus, _ bool) {
+		close(ended)
+		go exited(st)
+	})
+	err = errors.Join(err, adopted)
+	if err == nil && hasEnded(pid) {
+		select {
+		case <-ended:
+			if noexec {
+				err = errNotExecuted
+			}
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	if err == nil {
+		return pid, master, nil
+	}
+	if master != nil {
+		master.Close()
+	}
+	if adopted == nil {
+		_ = i.t.spawn.signal(pid, syscall.SIGKILL) // it may have ended
+		select {
+		case <-ended:
+		case <-time.After(waitTime):
+		}
+	}
+	return 0, nil, err
+}
+
+// hasEnded reports whether a process has ended: it has no program any more.
+func hasEnded(pid int) bool {
+	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return errors.Is(err, os.ErrNotExist)
+}
+
+// describe writes the container's document and the record.
+func (i *instance) describe(cmd command, program string, pipes *stdioPipes) error {
+	root, err := openRoot(i.c.root)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", i.c.id, err)
+	}
+	defer root.close()
+	if err := root.checkSystemDirs(); err != nil {
+		return fmt.Errorf("container %s: %w", i.c.id, err)
+	}
+	spec, err := i.c.document(i.t.crun, filepath.Base(i.bundle.Dir))
+	if err != nil {
+		return fmt.Errorf("container %s: %w", i.c.id, err)
+	}
+	if spec.Process, err = processSpec(root, cmd, spec.Process); err != nil {
+		return err
+	}
+	if err := checkDir(root, cmd, spec.Mounts); err != nil {
+		return err
+	}
+	i.spec = spec
+	own(pipes, spec.Process)
+	b, err := json.Marshal(instanceRecord{Container: i.c.id, Root: i.c.root, Program: program})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(i.bundle.Dir, recordName), b, 0o600)
+	}
+	return errors.Join(err, i.bundle.WriteConfig(spec))
+}
+
+// finish takes away what is left of the instance once its first process has ended. Its namespaces are gone by then.
+func (i *instance) finish(p *process, st syscall.WaitStatus) {
+	if err := i.remove(); err != nil { // whoever finds the folder does it
+		i.t.log.Error("container", "id", i.c.id, "err", err)
+	}
+	code := exitCode(st)
+	i.mu.Lock()
+	if i.instead != 0 && st.Signaled() && st.Signal() == syscall.SIGKILL {
+		code = 128 + int(i.instead)
+	}
+	i.mu.Unlock()
+	i.t.procs.finish(p, code)
+	close(i.exited)
+}
+
+// still keeps all mounts as they are where the program that runs containers gets a copy of them, until release is
+// called: see crun.Runtime.HideUnified.
+func (t *Table) still() (release func()) {
+	if !t.crun.HideUnified {
+		return func() {}
+	}
+	return t.roots.Still()
+}
+
+// remove ends what may be left of the instance and removes its folder.
+func (i *instance) remove() error {
+	ctx, cancel := context.WithTimeout(context.Background(), waitTime)
+	defer cancel()
+	defer i.t.still()()
+	err := removeBundle(ctx, i.bundle)
+	return errors.Join(err, i.owner.Close())
+}
+
+// removeBundle ends an instance and removes its folder, the lock last.
+func removeBundle(ctx context.Context, b crun.Bundle) error {
+	if err := b.Delete(ctx); err != nil {
+		return fmt.Errorf("end the container in %s: %w", b.Dir, err)
+	}
+	return os.RemoveAll(b.Dir)
+}
+
+// signalFirst sends a signal to the first process. The kernel keeps from the first process of a namespace what it has
+// no handler for: what would end any other process then ends this one, too.
+func (i *instance) signalFirst(sig syscall.Signal) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if endsByDefault(sig) && !handles(i.pid, sig) {
+		if i.instead == 0 {
+			i.instead = sig
+		}
+		sig = syscall.SIGKILL
+	}
+	return i.t.spawn.signal(i.pid, sig)
+}
+
+// own makes the streams those of the process's user, who may open them again by name.
+func own(pipes *stdioPipes, p *specs.Process) {
+	if p.User.UID == 0 || p.Terminal {
+		return
+	}
+	for _, f := range pipes.child {
+		if f != nil {
+			_ = f.Chown(int(p.User.UID), -1) // in a user namespace without such a user the start fails
+		}
+	}
+}
+
+// programNamed adds what the caller knows to an error of the program that runs containers.
+func (i *instance) programNamed(cmd command, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errNotExecuted):
+		return i.whyNotExecuted(cmd)
+	case errors.Is(err, crun.ErrDir):
+		return fmt.Errorf("working directory %q: %w: %w", cmd.Dir, gcsserver.ErrNotFound, err)
+	case errors.Is(err, crun.ErrProc):
+		return fmt.Errorf("%w (%s)", err, coveredProc)
+	}
+	return fmt.Errorf("program %q: %w", cmd.Args[0], err)
+}
+
+// coveredProc explains why a user namespace gets no /proc.
+const coveredProc = "parts of this system's own /proc are covered, as in containers, and the kernel then gives a " +
+	"user namespace no other: run strata outside of that container, or start it with a whole /proc " +
+	"(podman run --security-opt unmask=ALL, docker run --security-opt systempaths=unconfined)"

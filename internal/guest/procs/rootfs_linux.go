@@ -1,0 +1,205 @@
+package procs
+
+import (
+	"bytes"
+	"cmp"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/guest/gcsserver"
+	"github.com/stratavm/strata/vmm"
+)
+
+// rootDir is the root of a container, seen from outside. No symbolic link in it leads out of it.
+type rootDir struct{ dir *os.File }
+
+func openRoot(path string) (rootDir, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return rootDir{}, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return rootDir{os.NewFile(uintptr(fd), path)}, nil
+}
+
+func (r rootDir) close() { r.dir.Close() }
+
+// open opens a path as a process in the root would find it.
+func (r rootDir) open(path string, flags int) (*os.File, error) {
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for range 100 { // the kernel gives up when a directory is moved meanwhile
+		fd, err := unix.Openat2(int(r.dir.Fd()), path, &how)
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
+	return nil, &os.PathError{Op: "open", Path: path, Err: unix.EAGAIN}
+}
+
+// isDir returns nil when there is a directory.
+func (r rootDir) isDir(path string) error {
+	f, err := r.open(path, unix.O_PATH|unix.O_DIRECTORY)
+	if err == nil {
+		f.Close()
+	}
+	return err
+}
+
+// makeDir creates a directory and those above it as far as they are missing.
+func (r rootDir) makeDir(path string) error {
+	at := "/"
+	for name := range strings.SplitSeq(strings.Trim(filepath.Clean(path), "/"), "/") {
+		parent, err := r.open(at, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		at = filepath.Join(at, name)
+		err = r.isDir(at)
+		if errors.Is(err, unix.ENOENT) {
+			if err = unix.Mkdirat(int(parent.Fd()), name, 0o755); err == nil || errors.Is(err, unix.EEXIST) {
+				err = r.isDir(at)
+			}
+		}
+		parent.Close()
+		if err != nil {
+			return fmt.Errorf("make directory %q: %w", at, err)
+		}
+	}
+	return nil
+}
+
+// searchable reports whether a user has the right to search all directories on the way to one, as far as their modes
+// tell.
+func (r rootDir) searchable(path string, who identity) bool {
+	if who.uid == 0 {
+		return true
+	}
+	for at := filepath.Dir(filepath.Clean(path)); ; at = filepath.Dir(at) {
+		f, err := r.open(at, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return true // whoever goes there finds out
+		}
+		var st unix.Stat_t
+		err = unix.Fstat(int(f.Fd()), &st)
+		f.Close()
+		need := uint32(unix.S_IXOTH)
+		if st.Uid == who.uid {
+			need = unix.S_IXUSR
+		} else if st.Gid == who.gid || slices.Contains(who.groups, st.Gid) {
+			need = unix.S_IXGRP
+		}
+		if err == nil && st.Mode&need == 0 {
+			return false
+		}
+		if at == "/" {
+			return true
+		}
+	}
+}
+
+// checkSystemDirs refuses a root in which a mount point of the kernel's own file systems leads elsewhere: they would
+// be seen there without what is masked and read-only in them.
+func (r rootDir) checkSystemDirs() error {
+	for _, name := range []string{"proc", "sys", "dev"} {
+		f, err := r.open(name, unix.O_PATH|unix.O_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		fi, err := f.Stat()
+		f.Close()
+		if err != nil {
+			return err
+		}
+		if !fi.IsDir() {
+			return fmt.Errorf("the root's /%s is no directory (%v): nothing can be mounted there safely: %w",
+				name, fi.Mode().Type(), gcsserver.ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// whyNotExecuted looks for the reason why the kernel did not execute a program.
+func (i *instance) whyNotExecuted(cmd command) error {
+	root, err := openRoot(i.c.root)
+	if err != nil {
+		return err
+	}
+	defer root.close()
+	interpreter := root.interpreter(cmd)
+	if interpreter == "" {
+		return fmt.Errorf("program %q: %w: the kernel knows no such format", cmd.Args[0], vmm.ErrNotExecutable)
+	}
+	f, err := root.open(interpreter, unix.O_PATH)
+	if err != nil {
+		return fmt.Errorf("program %q: %w: its interpreter %q: %w", cmd.Args[0], vmm.ErrProgramNotFound, interpreter, err)
+	}
+	f.Close()
+	return fmt.Errorf("program %q: %w, or its interpreter %q", cmd.Args[0], vmm.ErrNotExecutable, interpreter)
+}
+
+// interpreter returns the program that the kernel starts in place of a script or a dynamic executable, or "".
+func (r rootDir) interpreter(cmd command) string {
+	f := r.find(cmd)
+	if f == nil {
+		return ""
+	}
+	defer f.Close()
+	head := make([]byte, 256) // as much as the kernel looks at
+	n, _ := f.ReadAt(head, 0)
+	if line, ok := bytes.CutPrefix(head[:n], []byte("#!")); ok {
+		line, _, _ = bytes.Cut(line, []byte("\n"))
+		if fields := bytes.Fields(line); len(fields) > 0 {
+			return string(fields[0])
+		}
+		return ""
+	}
+	program, err := elf.NewFile(f)
+	if err != nil {
+		return ""
+	}
+	for _, p := range program.Progs {
+		if p.Type == elf.PT_INTERP && p.Filesz < unix.PathMax {
+			text, _ := io.ReadAll(p.Open())
+			return strings.TrimRight(string(text), "\x00")
+		}
+	}
+	return ""
+}
+
+// find opens the regular file of a program, or returns nil.
+func (r rootDir) find(cmd command) *os.File {
+	names := []string{filepath.Join("/", cmd.Dir, cmd.Args[0])}
+	if filepath.IsAbs(cmd.Args[0]) {
+		names[0] = cmd.Args[0]
+	} else if !strings.Contains(cmd.Args[0], "/") {
+		names = nil
+		for d := range strings.SplitSeq(cmp.Or(lookupEnv(cmd.Env, "PATH"), defaultPath), ":") {
+			names = append(names, filepath.Join("/", d, cmd.Args[0]))
+		}
+	}
+	for _, name := range names {
+		f, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+		if err != nil {
+			continue
+		}
+		if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
+			return f
+		}
+		f.Close()
+	}
+	return nil
+}

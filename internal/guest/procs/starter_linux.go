@@ -1,0 +1,226 @@
+package procs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/crun"
+)
+
+// Run implements crun.Starter.
+func (r starter) Run(ctx context.Context, c crun.Command) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, context.Cause(ctx)
+	}
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	attr := &syscall.ProcAttr{Dir: c.Dir, Env: c.Env, Sys: &syscall.SysProcAttr{Setsid: true}}
+	for _, f := range c.Stdio {
+		if f == nil {
+			f = null
+		}
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	for _, f := range c.Extra {
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	done := make(chan syscall.WaitStatus, 1)
+	var pid int
+	start := func() error {
+		pid, err = r.s.start(c.Path, append([]string{c.Path}, c.Args...), attr,
+			func(st syscall.WaitStatus, _ bool) { done <- st })
+		return err
+	}
+	if c.HideUnified {
+		err = withoutUnified(start)
+	} else {
+		err = start()
+	}
+	runtime.KeepAlive(c)
+	if err != nil {
+		return 0, err
+	}
+	var st syscall.WaitStatus
+	select {
+	case st = <-done:
+	case <-ctx.Done():
+		// With all that it has started in its session: containers have another.
+		if err := unix.Kill(-pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return 0, fmt.Errorf("kill %s: %w", c.Path, err)
+		}
+		<-done
+		return 0, fmt.Errorf("it was killed, for it did not end: %w", context.Cause(ctx))
+	}
+	if st.Signaled() {
+		return 0, fmt.Errorf("it was killed by signal %d (%v)", st.Signal(), st.Signal())
+	}
+	return st.ExitStatus(), nil
+}
+
+// starter is a Spawner as crun.Starter: Spawner.Run is another method.
+type starter struct{ s *Spawner }
+
+// Starter returns what starts programs that run containers.
+func (s *Spawner) Starter() crun.Starter { return starter{s} }
+
+// unified is the second hierarchy of cgroups where systems have both.
+const unified = "/sys/fs/cgroup/unified"
+
+// withoutUnified calls start in a mount namespace in which the second hierarchy is covered. The namespace ends with
+// what is started.
+func withoutUnified(start func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends
+		result <- func() error {
+			own, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(own)
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return err
+			}
+			if err := unix.Mount("tmpfs", unified, "tmpfs", NoSUIDDevExec, "size=64k"); err != nil {
+				return err
+			}
+			// Back, so that the copies of all mounts end with what is started, and not with this thread.
+			return errors.Join(start(), unix.Setns(own, unix.CLONE_NEWNS))
+		}()
+	}()
+	return <-result
+}
+
+// expect prepares for children that others start for this process, until release is called: the processes of
+// containers, whose parent has ended.
+func (s *Spawner) expect() (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.expecting++; s.expecting == 1 && !s.init {
+		var was int32
+		err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&was)), 0, 0, 0)
+		s.subreaper = err == nil && was != 0
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // adopt says what comes of it
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.expecting--; s.expecting > 0 {
+			return
+		}
+		s.strays = nil
+		if !s.init && !s.subreaper {
+			_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+		}
+	}
+}
+
+// adopt awaits the exit of a process that became, or is about to become, a child of this one, as start does. It
+// is to be called between expect and release. When exited is called noexec says whether the process ended without
+// having executed a program.
+func (s *Spawner) adopt(ctx context.Context, pid int, noexec *bool, exited func(status syscall.WaitStatus, last bool)) error {
+	if s.init {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if st, ok := s.strays[pid]; ok {
+			delete(s.strays, pid)
+			*noexec = st.noexec
+			exited(st.status, false)
+			return nil
+		}
+		s.note(pid, noexec, exited)
+		return nil
+	}
+	// Its parent may be about to end.
+	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.ECHILD) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("process %d: %w", pid, err)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return fmt.Errorf("process %d is not a child of this one: %w", pid, context.Cause(ctx))
+		}
+	}
+	s.mu.Lock()
+	s.note(pid, noexec, exited)
+	s.mu.Unlock()
+	go s.await(pid)
+	return nil
+}
+
+// note notes who awaits a process that was adopted. s.mu is held.
+func (s *Spawner) note(pid int, noexec *bool, exited func(syscall.WaitStatus, bool)) {
+	if s.inspect == nil {
+		s.inspect = map[int]*bool{}
+	}
+	s.pids[pid], s.inspect[pid] = exited, noexec
+}
+
+// stray is the exit of a child that nobody awaits yet.
+type stray struct {
+	status syscall.WaitStatus
+	noexec bool
+}
+
+// look waits for the exit of an adopted process and notes how far it came, before its exit is collected.
+func (s *Spawner) look(pid int) {
+	s.mu.Lock()
+	note := s.inspect[pid]
+	delete(s.inspect, pid)
+	s.mu.Unlock()
+	if note == nil {
+		return
+	}
+	for errors.Is(unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+	}
+	*note = neverExecuted(pid)
+}
+
+// deadChild returns a child that has exited and was not collected yet, or 0.
+func deadChild() int {
+	var info unix.Siginfo
+	if unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) != nil {
+		return 0
+	}
+	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16))) // si_pid follows three numbers, aligned to 8
+}
+
+// forkNoExec is PF_FORKNOEXEC of the kernel, a flag of processes in their stat file.
+const forkNoExec = 0x40
+
+// neverExecuted reports whether a process has executed no program since it was forked.
+func neverExecuted(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, after, ok := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ")
+	fields := strings.Fields(after)
+	if !ok || len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return err == nil && flags&forkNoExec != 0
+}
