@@ -43,6 +43,9 @@ func (b Bundle) explain(name, words string) error {
 		words = words[:maxWords] + "..."
 	}
 	said := plaintext.Line(words)
+	if at := strings.LastIndex(said, ": "); at >= 0 { // what the kernel says, as it is written elsewhere here
+		said = said[:at] + strings.ToLower(said[at:])
+	}
 	if kind := kindOf(words); kind != nil {
 		return fmt.Errorf("%w: %s %s: %s", kind, b.Runtime.name(), name, said)
 	}
