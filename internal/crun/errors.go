@@ -18,6 +18,8 @@ var (
 	ErrDir = errors.New("the working directory cannot be entered")
 	// ErrNotRunning: the container has ended, or is about to.
 	ErrNotRunning = errors.New("the container does not run")
+	// ErrUser: the kernel does not let a process become the user, or a member of the groups.
+	ErrUser = errors.New("the process cannot get its user and groups")
 	// ErrProc: the kernel does not let this process mount a /proc.
 	ErrProc = errors.New("a new /proc cannot be mounted")
 )
@@ -67,6 +69,11 @@ var kinds = []struct {
 	{[]string{"exec: ", "is a directory"}, vmm.ErrNotExecutable},
 	{[]string{"chdir"}, ErrDir},
 	{[]string{"mkdir", "container init"}, ErrDir},
+	{[]string{"setresuid"}, ErrUser},
+	{[]string{"setresgid"}, ErrUser},
+	{[]string{"setgroups"}, ErrUser},
+	{[]string{"setuid"}, ErrUser},
+	{[]string{"setgid"}, ErrUser},
 	{[]string{"is not running"}, ErrNotRunning},
 	{[]string{"container not running"}, ErrNotRunning},
 	{[]string{"cannot exec in a stopped container"}, ErrNotRunning},

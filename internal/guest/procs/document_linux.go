@@ -24,7 +24,7 @@ const ociVersion = "1.0.2"
 func whole(doc *specs.Spec) bool { return doc.Process != nil && doc.Process.Capabilities != nil }
 
 // document returns the document by which an instance of the container is created.
-func (c *container) document(r *crun.Runtime, instance string) (*specs.Spec, error) {
+func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, error) {
 	spec := defaultDocument()
 	if c.doc != nil {
 		given := *c.doc
@@ -49,7 +49,7 @@ func (c *container) document(r *crun.Runtime, instance string) (*specs.Spec, err
 			return nil, fmt.Errorf("its document has no %s namespace of its own: %w", kind, gcsserver.ErrInvalid)
 		}
 	}
-	linux.CgroupsPath = "/strata-" + instance
+	linux.CgroupsPath = cgroup
 	if r.NoCgroups {
 		if limited(linux.Resources) {
 			return nil, fmt.Errorf("limits need cgroups, and this process may create none: run strata as root: %w",

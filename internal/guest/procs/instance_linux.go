@@ -18,6 +18,7 @@ import (
 	"github.com/stratavm/strata/internal/crun"
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/internal/lockfile"
+	"github.com/stratavm/strata/internal/userns"
 )
 
 // runtimeTime bounds a call of the program that runs containers.
@@ -256,7 +257,7 @@ func (i *instance) describe(cmd command, program string, pipes *stdioPipes) erro
 	if err := root.checkSystemDirs(); err != nil {
 		return fmt.Errorf("container %s: %w", i.c.id, err)
 	}
-	spec, err := i.c.document(i.t.crun, filepath.Base(i.bundle.Dir))
+	spec, err := i.c.document(i.t.crun, cgroupOf(i.bundle.Dir))
 	if err != nil {
 		return fmt.Errorf("container %s: %w", i.c.id, err)
 	}
@@ -313,8 +314,17 @@ func removeBundle(ctx context.Context, b crun.Bundle) error {
 	if err := b.Delete(ctx); err != nil {
 		return fmt.Errorf("end the container in %s: %w", b.Dir, err)
 	}
+	// Where its creation failed half-way. One that is in use, which is an error above, stays.
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroupOf(b.Dir)); !b.Runtime.NoCgroups {
+		for _, dir := range append(left, "/sys/fs/cgroup"+cgroupOf(b.Dir)) {
+			_ = os.Remove(dir)
+		}
+	}
 	return os.RemoveAll(b.Dir)
 }
+
+// cgroupOf is the cgroup of an instance with a folder.
+func cgroupOf(dir string) string { return "/strata-" + filepath.Base(dir) }
 
 // signalFirst sends a signal to the first process. The kernel keeps from the first process of a namespace what it has
 // no handler for: what would end any other process then ends this one, too.
@@ -351,6 +361,9 @@ func (i *instance) programNamed(cmd command, err error) error {
 		return i.whyNotExecuted(cmd)
 	case errors.Is(err, crun.ErrDir):
 		return fmt.Errorf("working directory %q: %w: %w", cmd.Dir, gcsserver.ErrNotFound, err)
+	case errors.Is(err, crun.ErrUser) && userns.Inside():
+		return fmt.Errorf("%w (user %q: has the user namespace such ids? unshare --map-auto -Urm makes one that has more)",
+			err, cmd.User)
 	case errors.Is(err, crun.ErrProc):
 		return fmt.Errorf("%w (%s)", err, coveredProc)
 	}

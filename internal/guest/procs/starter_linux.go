@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -38,6 +39,7 @@ func (r starter) Run(ctx context.Context, c crun.Command) (int, error) {
 	for _, f := range c.Extra {
 		attr.Files = append(attr.Files, f.Fd())
 	}
+	defer r.s.expect()() // its helpers are children of this process once it has ended
 	done := make(chan syscall.WaitStatus, 1)
 	var pid int
 	start := func() error {
@@ -63,12 +65,84 @@ func (r starter) Run(ctx context.Context, c crun.Command) (int, error) {
 			return 0, fmt.Errorf("kill %s: %w", c.Path, err)
 		}
 		<-done
+		r.s.reapHelpers(filepath.Base(c.Path))
 		return 0, fmt.Errorf("it was killed, for it did not end: %w", context.Cause(ctx))
 	}
+	r.s.reapHelpers(filepath.Base(c.Path))
 	if st.Signaled() {
 		return 0, fmt.Errorf("it was killed by signal %d (%v)", st.Signal(), st.Signal())
 	}
 	return st.ExitStatus(), nil
+}
+
+// reapHelpers collects the helpers of a program that has ended, which this process was made the parent of and which
+// are about to end: processes that were forked, and are not those of containers, which have numbers of their own.
+func (s *Spawner) reapHelpers(name string) {
+	if s.init {
+		return // everything is collected
+	}
+	own := namespaceDepth(os.Getpid())
+	end := time.Now().Add(waitTime)
+	for pause := 100 * time.Microsecond; time.Now().Before(end); pause = min(2*pause, 10*time.Millisecond) {
+		living := false
+		procs, _ := filepath.Glob("/proc/[0-9]*")
+		for _, proc := range procs {
+			pid, _ := strconv.Atoi(filepath.Base(proc))
+			st, ok := readStat(pid)
+			if !ok || st.parent != os.Getpid() || st.name != name || !st.noexec || namespaceDepth(pid) != own {
+				continue
+			}
+			if st.state != "Z" {
+				living = true
+				continue
+			}
+			s.mu.Lock()
+			if s.pids[pid] == nil {
+				_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+			}
+			s.mu.Unlock()
+		}
+		if !living {
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// namespaceDepth returns how many namespaces of process numbers a process is in, as far as they are seen here, or 0.
+func namespaceDepth(pid int) int {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(text)) {
+		if numbers, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			return len(strings.Fields(numbers))
+		}
+	}
+	return 0
+}
+
+// processStat is what is of interest in a process's stat file.
+type processStat struct {
+	name, state string
+	parent      int
+	noexec      bool // it has executed no program since it was forked
+}
+
+// forkNoExec is PF_FORKNOEXEC of the kernel, one of the flags there.
+const forkNoExec = 0x40
+
+func readStat(pid int) (st processStat, ok bool) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	open, end := bytes.IndexByte(text, '('), bytes.LastIndexByte(text, ')')
+	if err != nil || open < 0 || end < open {
+		return st, false
+	}
+	fields := strings.Fields(string(text[end+1:]))
+	if len(fields) < 7 {
+		return st, false
+	}
+	parent, err1 := strconv.Atoi(fields[1])
+	flags, err2 := strconv.ParseUint(fields[6], 10, 64)
+	return processStat{string(text[open+1 : end]), fields[0], parent, flags&forkNoExec != 0}, err1 == nil && err2 == nil
 }
 
 // starter is a Spawner as crun.Starter: Spawner.Run is another method.
@@ -207,20 +281,8 @@ func deadChild() int {
 	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16))) // si_pid follows three numbers, aligned to 8
 }
 
-// forkNoExec is PF_FORKNOEXEC of the kernel, a flag of processes in their stat file.
-const forkNoExec = 0x40
-
 // neverExecuted reports whether a process has executed no program since it was forked.
 func neverExecuted(pid int) bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	_, after, ok := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ")
-	fields := strings.Fields(after)
-	if !ok || len(fields) < 7 {
-		return false
-	}
-	flags, err := strconv.ParseUint(fields[6], 10, 64)
-	return err == nil && flags&forkNoExec != 0
+	st, ok := readStat(pid)
+	return ok && st.noexec
 }
