@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/internal/crun"
 	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/internal/userns"
 )
@@ -39,6 +40,7 @@ func hostQuestions() []question {
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
 		{"vsock", false, "guests are reached by serial ports instead, by eight processes at a time; or: sudo modprobe vhost_vsock", askVsock},
 		{"layers without a VM", false, "run strata as root, or in a user namespace: unshare --map-auto -Urm strata ...", askHost},
+		{"container runtime", false, "sudo apt-get install crun; programs in layers without a VM need it, or runc", askRuntime},
 		{"memory", false, "a VM takes 256 MiB by default; --memory 128M takes less", askMemory},
 	}
 }
@@ -104,6 +106,15 @@ func askHost(context.Context, *env, *cli.Command) (string, error) {
 		return "a user namespace with one id: layers are directory trees (format dir), and all files belong to root", nil
 	}
 	return "a user namespace: layers are directory trees (format dir)", nil
+}
+
+// askRuntime asks for the program that runs containers on this system.
+func askRuntime(ctx context.Context, e *env, cmd *cli.Command) (string, error) {
+	path, err := crun.Find()
+	if err != nil {
+		return "", err
+	}
+	return program(path, "--version")(ctx, e, cmd)
 }
 
 func askMemory(context.Context, *env, *cli.Command) (string, error) {

@@ -33,7 +33,7 @@ var levels = []struct {
 	{"what drivers share", []string{"internal/hcsapi", "internal/gcs", "internal/applyengine"}},
 	{"what a guest boots, and its agent", []string{
 		"internal/bootimage", "internal/hostmount", "internal/guest/gcsserver", "internal/guest/mounts",
-		"internal/guest/procs", "internal/guest", "internal/guest/guestmain", "cmd/strata-init",
+		"internal/crun", "internal/guest/procs", "internal/guest", "internal/guest/guestmain", "cmd/strata-init",
 	}},
 	{"layers of a Windows host", []string{"internal/wclayer"}},
 	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/local", "vmm/argon"}},

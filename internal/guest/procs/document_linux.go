@@ -13,11 +13,9 @@ import (
 
 	"github.com/stratavm/strata/internal/crun"
 	"github.com/stratavm/strata/internal/guest/gcsserver"
+	"github.com/stratavm/strata/internal/ocispec"
 	"github.com/stratavm/strata/internal/userns"
 )
-
-// ociVersion is what documents say they are: crun 1.8 refuses newer ones.
-const ociVersion = "1.0.2"
 
 // whole reports whether a document describes a container in full: one that does not say which capabilities its
 // processes have names the root and little else, and the defaults count.
@@ -25,7 +23,7 @@ func whole(doc *specs.Spec) bool { return doc.Process != nil && doc.Process.Capa
 
 // document returns the document by which an instance of the container is created.
 func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, error) {
-	spec := defaultDocument()
+	var spec *specs.Spec
 	if c.doc != nil {
 		given := *c.doc
 		spec = &given
@@ -34,9 +32,13 @@ func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, error
 				gcsserver.ErrUnsupported)
 		}
 	} else {
+		var err error
+		if spec, err = defaultDocument(); err != nil {
+			return nil, err
+		}
 		spec.Mounts = append(spec.Mounts, temporaryDocument(c.temporary)...)
 	}
-	spec.Version, spec.Hostname, spec.Annotations = ociVersion, c.hostname, nil
+	spec.Version, spec.Hostname, spec.Annotations = ocispec.Version, c.hostname, nil
 	readOnly := spec.Root != nil && spec.Root.Readonly
 	spec.Root = &specs.Root{Path: c.root, Readonly: readOnly}
 	linux := specs.Linux{}
@@ -67,44 +69,19 @@ func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, error
 }
 
 // defaultDocument is the document of a container about which nothing else is said. The network is that of the
-// system.
-func defaultDocument() *specs.Spec {
-	quiet := []string{"nosuid", "noexec", "nodev"}
-	rule := specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"}
-	return &specs.Spec{
-		Process: &specs.Process{Cwd: "/",
-			Capabilities: &specs.LinuxCapabilities{Bounding: kept, Effective: kept, Permitted: kept},
-			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1 << 20, Hard: 1 << 20},
-				{Type: "RLIMIT_NPROC", Soft: unix.RLIM_INFINITY, Hard: unix.RLIM_INFINITY}}},
-		Mounts: []specs.Mount{
-			{Destination: "/proc", Type: "proc", Source: "proc", Options: quiet},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
-				Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
-				Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-				Options: append([]string{"mode=1777", "size=65536k"}, quiet...)},
-			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: quiet},
-			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: append([]string{"ro"}, quiet...)},
-			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: append([]string{"ro"}, quiet...)},
-		},
-		Linux: &specs.Linux{
-			Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
-				{Type: specs.UTSNamespace}, {Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace}},
-			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{rule}},
-			MaskedPaths: []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-				"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
-				"/sys/devices/virtual/powercap", "/sys/firmware"},
-			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-		},
-	}
-}
-
-// kept are the capabilities that root has in a container: the customary ones except the making of
-// device nodes, by which the layers of others could be read.
-var kept = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
-	"CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+// system, and there is no capability to make device nodes, by which the layers of others could be read.
+func defaultDocument() (*specs.Spec, error) {
+	spec := ocispec.Default()
+	caps := slices.DeleteFunc(ocispec.DefaultCapabilities(), func(c string) bool { return c == "CAP_MKNOD" })
+	spec.Process.Capabilities = ocispec.Capabilities(caps)
+	spec.Process.Rlimits = append(spec.Process.Rlimits,
+		specs.POSIXRlimit{Type: "RLIMIT_NPROC", Soft: unix.RLIM_INFINITY, Hard: unix.RLIM_INFINITY})
+	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces,
+		func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+	spec.Linux.Sysctl = nil // of the network
+	var err error
+	spec.Linux.Seccomp, err = ocispec.DefaultSeccomp(caps)
+	return spec, err
 }
 
 // temporaryDocument writes the file systems in memory that a document of few words asks for.

@@ -90,8 +90,9 @@ func mountSystem(b borrowed, temporary []SystemMount) error {
 	return nil
 }
 
-// keptNumbers are those of kept.
-var keptNumbers = []uintptr{
+// kept are the capabilities that root has in a container: the customary ones except the making of
+// device nodes, by which the layers of others could be read.
+var kept = []uintptr{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FSETID, unix.CAP_FOWNER, unix.CAP_SETGID, unix.CAP_SETUID,
 	unix.CAP_SETFCAP, unix.CAP_SETPCAP, unix.CAP_NET_BIND_SERVICE, unix.CAP_NET_RAW, unix.CAP_SYS_CHROOT,
 	unix.CAP_KILL, unix.CAP_AUDIT_WRITE,
@@ -101,7 +102,7 @@ var keptNumbers = []uintptr{
 // thread itself keeps its own until it executes a program.
 func dropCapabilities() error {
 	keep := map[uintptr]bool{}
-	for _, c := range keptNumbers {
+	for _, c := range kept {
 		keep[c] = true
 	}
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
