@@ -106,23 +106,29 @@ func processes(dirs []string) (map[string]int, error) {
 	return out, nil
 }
 
+// kernelThread is PF_KTHREAD of the kernel.
+const kernelThread = 0x00200000
+
 func process(pid int, dirs []string) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return "", err
 	}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil {
-		return "", err
-	}
-	// pid (name, which may hold anything) state parent ...
+	// pid (name, which may hold anything) state parent group session terminal its-group flags ...
 	end := bytes.LastIndexByte(stat, ')')
 	if end < 0 {
 		return "", fmt.Errorf("stat of process %d: %q", pid, stat)
 	}
 	f := strings.Fields(string(stat[end+1:]))
-	if len(f) < 2 {
+	if len(f) < 7 {
 		return "", fmt.Errorf("stat of process %d: %q", pid, stat)
+	}
+	if flags, err := strconv.ParseUint(f[6], 10, 64); err == nil && flags&kernelThread != 0 {
+		return "", nil // it has neither a command line nor files
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return "", err
 	}
 	args := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
 	ours := f[1] == strconv.Itoa(os.Getpid())
