@@ -14,9 +14,10 @@ import (
 // ErrRefused is matched by the error of Check about a field that is refused, whatever its value.
 var ErrRefused = errors.New("not supported")
 
-// maxList bounds each list and map of a document, and maxText each of its strings, in bytes.
+// maxList bounds each list and map of a document, as many as Linux takes arguments, and maxText each of its strings, in
+// bytes.
 const (
-	maxList = 4096
+	maxList = 1 << 18
 	maxText = 128 << 10
 )
 

@@ -89,8 +89,8 @@ func TestCheckRefuses(t *testing.T) {
 		"process.args[0]: it is not UTF-8": func(s *specs.Spec) {
 			s.Process.Args = []string{"a\xff"}
 		},
-		"process.args: it has 5000 entries, and may have 4096": func(s *specs.Spec) {
-			s.Process.Args = make([]string, 5000)
+		"process.args: it has 300000 entries, and may have 262144": func(s *specs.Spec) {
+			s.Process.Args = make([]string, 300000)
 		},
 		"process.args[0]: it has 200000 bytes, and may have 131072": func(s *specs.Spec) {
 			s.Process.Args = []string{strings.Repeat("x", 200000)}

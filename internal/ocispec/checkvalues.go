@@ -67,7 +67,7 @@ func isTrue(v reflect.Value) bool { return reflect.Indirect(v).Bool() }
 
 var (
 	checkVersion  = matching(`1\.[0-9]{1,3}\.[0-9]{1,3}([-+].*)?`, "version that Strata knows; use 1.0.2")
-	checkHostname = matching(`[A-Za-z0-9]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?`, "host name")
+	checkHostname = matching(`[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`, "host name")
 	checkAccess   = matching(`[rwm]{1,3}`, "access to a device; use some of r, w and m")
 	checkCPUList  = matching(`[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*`, "list of numbers such as 0-2,5")
 	checkPageSize = matching(`[0-9]{1,9}[KMG]B`, "size of pages such as 2MB")

@@ -42,6 +42,9 @@ func Decode(r io.Reader) (*specs.Spec, error) {
 	if err := Check(&s); err != nil {
 		return nil, err
 	}
+	if s.Process.Capabilities == nil { // none are given, which is not that nothing is said
+		s.Process.Capabilities = &specs.LinuxCapabilities{}
+	}
 	return &s, nil
 }
 
