@@ -32,7 +32,27 @@ func (c *Client) documents(spec *vmm.ProcessSpec) (*specs.Spec, *specs.Process, 
 		return ContainerSpec(*spec)
 	}
 	process := ociProcess(spec)
+	if spec.Spec != nil {
+		return wholeSpec(spec, process), process, nil
+	}
 	return containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), process), process, nil
+}
+
+// wholeSpec is the caller's document, with the root that the guest has and the process of the specification, whose
+// rights and limits are those of the document.
+func wholeSpec(spec *vmm.ProcessSpec, process *specs.Process) *specs.Spec {
+	doc := *spec.Spec
+	doc.Root = &specs.Root{Path: spec.Root, Readonly: doc.Root != nil && doc.Root.Readonly}
+	doc.Hostname = cmp.Or(spec.Hostname, doc.Hostname, spec.ContainerID)
+	first := specs.Process{}
+	if doc.Process != nil {
+		first = *doc.Process
+	}
+	first.Args, first.Env, first.Cwd = process.Args, process.Env, process.Cwd
+	first.Terminal, first.ConsoleSize = process.Terminal, process.ConsoleSize
+	first.User.UID, first.User.GID, first.User.Username = 0, 0, process.User.Username
+	doc.Process = &first
+	return &doc
 }
 
 // ContainerSpec is the document of a container for one process in a root, and that process, for Microsoft's guest.

@@ -61,6 +61,9 @@ func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, error
 	}
 	process := *spec.Process
 	process.Rlimits = possibleRlimits(process.Rlimits)
+	if r.NoCgroups { // without which nothing says what devices may be opened
+		process.Capabilities = withoutNodes(process.Capabilities)
+	}
 	spec.Process = &process
 	if userns.Inside() {
 		spec.Mounts = nestedMounts(spec.Mounts)
@@ -82,6 +85,18 @@ func defaultDocument() (*specs.Spec, error) {
 	var err error
 	spec.Linux.Seccomp, err = ocispec.DefaultSeccomp(caps)
 	return spec, err
+}
+
+// withoutNodes are capabilities but for the making of device nodes.
+func withoutNodes(c *specs.LinuxCapabilities) *specs.LinuxCapabilities {
+	if c == nil {
+		return nil
+	}
+	but := func(list []string) []string {
+		return slices.DeleteFunc(slices.Clone(list), func(name string) bool { return name == "CAP_MKNOD" })
+	}
+	return &specs.LinuxCapabilities{Bounding: but(c.Bounding), Effective: but(c.Effective), Permitted: but(c.Permitted),
+		Inheritable: but(c.Inheritable), Ambient: but(c.Ambient)}
 }
 
 // temporaryDocument writes the file systems in memory that a document of few words asks for.
@@ -170,9 +185,10 @@ func processSpec(root rootDir, cmd command, like *specs.Process) (*specs.Process
 		return nil, err
 	}
 	who.addGroups(cmd.Groups)
+	who.addGroups(like.User.AdditionalGids)
 	p := *like
 	p.Args, p.Env, p.Terminal = cmd.Args, slices.Clone(cmd.Env), cmd.Terminal
-	p.User = specs.User{UID: who.uid, GID: who.gid, AdditionalGids: who.groups}
+	p.User = specs.User{UID: who.uid, GID: who.gid, AdditionalGids: who.groups, Umask: like.User.Umask}
 	if !maySetGroups() {
 		p.User.AdditionalGids = nil
 	}
