@@ -41,6 +41,7 @@ const onWindows = runtime.GOOS == "windows"
 // groups are the commands in the order of the help. Each group is one file.
 var groups = []func(*env) []*cli.Command{
 	runCommands,
+	specCommands,
 	vmCommands,
 	imageCommands,
 	importCommands,
@@ -78,6 +79,9 @@ func (e *env) root() *cli.Command {
 		UseShortOptionHandling:    true,
 		ExitErrHandler:            func(_ context.Context, _ *cli.Command, _ error) {}, // run does it
 		OnUsageError: func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
+			if cmd.Name == "run" || cmd.Name == "spec" {
+				return dockerUsage(cmd, err)
+			}
 			return usage(cmd, "%w", err)
 		},
 		Flags: []cli.Flag{

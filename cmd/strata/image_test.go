@@ -55,8 +55,8 @@ func TestImageScripts(t *testing.T) {
 		}})
 }
 
-// TestApplyConfig: what the image says, and what the command line says instead.
-func TestApplyConfig(t *testing.T) {
+// TestDescribe: what the image says, and what the command line says instead.
+func TestDescribe(t *testing.T) {
 	full := image.Config{Entrypoint: []string{"/entry", "-x"}, Cmd: []string{"serve"}, Env: []string{"PATH=/opt/bin", "A=image"}, WorkingDir: "/srv", User: "app:staff"}
 	for _, tt := range []struct {
 		name string
@@ -76,7 +76,8 @@ func TestApplyConfig(t *testing.T) {
 			want: vmm.ProcessSpec{Args: []string{"id"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
 		{name: "flags win", cfg: full, args: []string{"--user", "0", "--workdir", "/", "--env", "A=flag", "--env", "B=1"},
 			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "serve"}, Dir: "/", User: "0", Env: []string{"PATH=/opt/bin", "A=flag", "B=1"}}},
-		{name: "an image that says nothing", cmd: []string{"true"}, want: vmm.ProcessSpec{Args: []string{"true"}, Env: []string{defaultPath}}},
+		{name: "an image that says nothing", cmd: []string{"true"},
+			want: vmm.ProcessSpec{Args: []string{"true"}, Dir: "/", Env: []string{defaultPath}}},
 		{name: "nothing to run", fail: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -85,11 +86,12 @@ func TestApplyConfig(t *testing.T) {
 			i := slices.IndexFunc(app.Commands, func(c *cli.Command) bool { return c.Name == "run" })
 			var got vmm.ProcessSpec
 			app.Commands[i].Action = func(_ context.Context, cmd *cli.Command) error {
-				spec, err := e.spec(cmd, tt.cmd)
+				in := runInput{command: tt.cmd}
+				err := e.documentInput(cmd, &in)
 				if err == nil {
-					err = applyConfig(cmd, &spec, tt.cfg, tt.cmd)
+					err = e.describe(cmd, &in, tt.cfg)
 				}
-				got = vmm.ProcessSpec{Args: spec.Args, Env: spec.Env, Dir: spec.Dir, User: spec.User}
+				got = vmm.ProcessSpec{Args: in.spec.Args, Env: in.spec.Env, Dir: in.spec.Dir, User: in.spec.User}
 				return err
 			}
 			err := app.Run(t.Context(), append([]string{"strata", "run"}, tt.args...))

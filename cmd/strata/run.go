@@ -13,9 +13,11 @@ import (
 	"strings"
 	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/layers"
@@ -27,15 +29,15 @@ func runCommands(e *env) []*cli.Command {
 	flags := []cli.Flag{
 		&cli.StringFlag{Name: "vm", Sources: cli.EnvVars("STRATA_VM"), Usage: "use the running VM `NAME` (default: one of its own, stopped at the end)"},
 		&cli.StringFlag{Name: "isolation", Value: "hypervisor", Usage: "hypervisor: in a VM; process: on this Linux system itself, as root or in a user namespace"},
-		&cli.StringFlag{Name: "id", Usage: "of the container (default: made up)"},
+		&cli.StringFlag{Name: "id", Aliases: []string{"name"}, Usage: "of the container (default: made up)"},
 		&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
 		&cli.StringFlag{Name: "scratch-size", Value: defaultScratchSize, Usage: "of the disk of its own, which grows with what is written, such as 512M"},
-		&cli.BoolFlag{Name: "read-only", Usage: "no scratch: the root cannot be written"},
 		uncheckedFlag(),
-		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
 		stopSignalFlag(),
+		&cli.StringFlag{Name: "spec", TakesFile: true, Usage: "`FILE` with the container's whole OCI document, instead of what the image says"},
+		&cli.BoolFlag{Name: "rm", Hidden: true, Usage: "what run makes it removes anyway"},
 	}
-	flags = append(append(flags, startFlags()...), imageFlags()...)
+	flags = slices.Concat(flags, containerFlags(), startFlags("vm-memory", "vm-cpus"), imageFlags())
 	one := 1
 	return []*cli.Command{{
 		Name: "run", Usage: "start a VM, mount an image or layers, run a program, and take all away again",
@@ -44,11 +46,16 @@ func runCommands(e *env) []*cli.Command {
 			"user are those of the image where the command line does not say otherwise.\n" +
 			"LAYERs are folders or tars, the top-most first. What run makes for itself it removes.\n" +
 			"Flags come before the IMAGE or the first LAYER.\n\n" +
+			"The container is as docker's is where no flag says otherwise: its rights, what it sees of /proc and /sys, its\n" +
+			"seccomp profile (strata spec shows the document). Flags for its rights and limits are for --isolation=process so\n" +
+			"far. The VM's own size is --vm-memory and --vm-cpus.\n\n" +
 			"The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such program, 126 when\n" +
 			"it cannot be executed, 125 when it was not started for another reason. Ctrl-C, TERM, a terminal that goes away\n" +
 			"and output that nobody reads any more end the program: the stop signal, and KILL after 10 seconds. QUIT is passed on.\n\n" +
 			examples("strata run debian:12 cat /etc/os-release", "strata run rootfs.tar -- cat /etc/os-release",
-				"strata run -it /layers/app /layers/debian -- bash", "strata run --vm default /layers/debian -- ls -l /"),
+				"strata run -it /layers/app /layers/debian -- bash",
+				"strata run --isolation=process -m 512m --cpus 1.5 --cap-drop ALL debian:12 id",
+				"strata run --vm default /layers/debian -- ls -l /"),
 		Flags:        append(flags, processFlags()...),
 		StopOnNthArg: &one,
 		Action:       e.runAll,
@@ -61,6 +68,9 @@ type runInput struct {
 	roots       []string // an image, or layers
 	command     []string
 	spec        vmm.ProcessSpec
+	options     strata.SpecOptions // of the container's document
+	document    *specs.Spec        // the caller's, instead
+	vm          strata.VMOptions
 	scratchSize int64
 	stop        syscall.Signal // that asks the program to end
 }
@@ -79,7 +89,10 @@ func (e *env) runInput(cmd *cli.Command) (in runInput, err error) {
 	if in.spec, err = e.spec(cmd, in.command); err != nil {
 		return in, err
 	}
-	if _, err = e.vmOptions(cmd, ""); err != nil {
+	if err = e.documentInput(cmd, &in); err != nil {
+		return in, err
+	}
+	if in.vm, err = e.vmOptions(cmd, ""); err != nil {
 		return in, err
 	}
 	if inProcess(cmd) {
@@ -156,7 +169,7 @@ func (e *env) runArgs(cmd *cli.Command) (roots, program []string, err error) {
 	default:
 		roots = args
 	}
-	if len(program) == 0 && !isImage(roots) {
+	if len(program) == 0 && !isImage(roots) && !cmd.IsSet("spec") {
 		err = usage(cmd, "give a program after --, such as: strata run %s -- /bin/sh", strings.Join(roots, " "))
 	}
 	return roots, program, err
@@ -211,15 +224,20 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 			return err
 		}
 		defer func() { err = errors.Join(err, use.lease.Release()) }()
-		if err := applyConfig(cmd, &in.spec, use.config, in.command); err != nil {
+		if err := e.describe(cmd, in, use.config); err != nil {
 			return err
 		}
 		if in.stop, err = stopSignal(cmd, use.config.StopSignal); err != nil {
 			return err
 		}
 		folders = use.folders
-	} else if folders, err = e.layerFolders(ctx, cmd, r, in.roots); err != nil {
-		return err
+	} else {
+		if err := e.describe(cmd, in, image.Config{}); err != nil {
+			return err
+		}
+		if folders, err = e.layerFolders(ctx, cmd, r, in.roots); err != nil {
+			return err
+		}
 	}
 	in.spec.MakeDir = true // images name working directories that they do not have
 	if err := gcs.CheckArguments(in.spec.Args, in.spec.Env); err != nil {
@@ -229,7 +247,8 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	if err != nil {
 		return err
 	}
-	if req.Scratch == "" && !cmd.Bool("read-only") {
+	// A root that is read-only needs a scratch for the places of mounts that the image does not have.
+	if req.Scratch == "" && (!cmd.Bool("read-only") || len(in.options.Mounts) > 0) {
 		if req.Scratch, err = e.runScratch(ctx, cmd, r, in); err != nil {
 			return err
 		}
@@ -237,7 +256,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	if err := checkLayers(cmd, folders); err != nil {
 		return err
 	}
-	vm, err := e.runVM(ctx, cmd, r, in.id)
+	vm, err := e.runVM(ctx, cmd, r, in)
 	if err != nil {
 		return err
 	}
@@ -310,7 +329,8 @@ func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, r *strata.Run,
 }
 
 // runVM opens the VM that was asked for, or starts one. In a dry run, r is nil.
-func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *strata.Run, id string) (*uvm.UtilityVM, error) {
+func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (*uvm.UtilityVM, error) {
+	id := in.id
 	name := cmd.String("vm")
 	if inProcess(cmd) {
 		name = hostVM
@@ -326,12 +346,8 @@ func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *strata.Run, id str
 		vm, err := r.OpenVM(ctx, name)
 		return vm, e.advise(err, name, id)
 	}
-	o, err := e.vmOptions(cmd, "")
-	if err != nil {
-		return nil, err
-	}
 	done := e.status("starting a VM ...")
-	vm, err := r.StartVM(ctx, o)
+	vm, err := r.StartVM(ctx, in.vm)
 	done()
 	if errors.Is(err, strata.ErrRunID) {
 		err = fmt.Errorf("%w; choose another --id, or to run in it: --vm %s", err, id)

@@ -13,7 +13,6 @@ import (
 
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/store"
-	"github.com/stratavm/strata/vmm"
 )
 
 // isImage reports whether the layers on a command line are one image: not a layer folder.
@@ -75,51 +74,6 @@ func (e *env) useImage(ctx context.Context, cmd *cli.Command, ref, owner string)
 		return use, errors.Join(err, use.lease.Release())
 	}
 	return use, nil
-}
-
-// applyConfig fills in what the image says and the command line does not.
-func applyConfig(cmd *cli.Command, spec *vmm.ProcessSpec, cfg image.Config, command []string) error {
-	entry := cfg.Entrypoint
-	if cmd.IsSet("entrypoint") {
-		entry = nil
-		if p := cmd.String("entrypoint"); p != "" {
-			entry = []string{p}
-		}
-	}
-	if len(command) == 0 && !cmd.IsSet("entrypoint") {
-		command = cfg.Cmd
-	}
-	spec.Args = append(slices.Clone(entry), command...)
-	if len(spec.Args) == 0 {
-		return usage(cmd, "the image does not say what to run; give a program after --, such as: -- /bin/sh")
-	}
-	if spec.Dir == "" {
-		spec.Dir = cfg.WorkingDir
-	}
-	if spec.User == "" {
-		spec.User = cfg.User
-	}
-	// The order is: what is usual, what the image says, what the command line says.
-	spec.Env = mergeEnv(spec.Env[:1], cfg.Env, spec.Env[1:])
-	return nil
-}
-
-// mergeEnv joins lists of KEY=VALUE; later ones win and keep the place of the first.
-func mergeEnv(lists ...[]string) []string {
-	var out []string
-	at := map[string]int{}
-	for _, list := range lists {
-		for _, kv := range list {
-			key, _, _ := strings.Cut(kv, "=")
-			if i, seen := at[key]; seen {
-				out[i] = kv
-				continue
-			}
-			at[key] = len(out)
-			out = append(out, kv)
-		}
-	}
-	return out
 }
 
 // importToStore is import with one argument.

@@ -27,7 +27,7 @@ func vmCommands(e *env) []*cli.Command {
 				Description: "The VM boots the newest kernel installed here and runs on after this command.\n\n" +
 					examples("strata vm start", "strata vm start --memory 512M --cpus 4 big",
 						`strata vm start --guest windows --uvm-layer C:\layers\nanoserver win   # on a Windows host`),
-				Flags:  startFlags(),
+				Flags:  startFlags("memory", "cpus"),
 				Action: e.vmStart,
 			},
 			{
@@ -59,11 +59,11 @@ const leastMemoryMiB = 96
 // windowsMemoryMiB is the default for Windows guests, which do not boot with that of Linux guests.
 const windowsMemoryMiB = 1024
 
-// startFlags are the flags of what starts VMs.
-func startFlags() []cli.Flag {
+// startFlags are the flags of what starts VMs. Those for its size are called memory and cpus.
+func startFlags(memory, cpus string) []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "memory", Value: "256M", Usage: "of the guest; 1G for a Windows guest where it is not given"},
-		&cli.IntFlag{Name: "cpus", HideDefault: true, Usage: "of the guest (default: those of the host, at most 2)"},
+		&cli.StringFlag{Name: memory, Value: "256M", Usage: "of the guest; 1G for a Windows guest where it is not given"},
+		&cli.IntFlag{Name: cpus, HideDefault: true, Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "transport", Value: "auto", Usage: "to a guest under QEMU: auto, vsock or serial"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
@@ -75,14 +75,18 @@ func startFlags() []cli.Flag {
 }
 
 func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) {
-	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int("cpus"), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
+	memory, cpus := "memory", "cpus"
+	if cmd.Name == "run" { // where these are the container's
+		memory, cpus = "vm-memory", "vm-cpus"
+	}
+	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int(cpus), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
 		OS: vmm.OS(cmd.String("guest")), RollbackTimeout: e.grace, Logger: e.logger(cmd)}
-	bytes, err := parseSize(cmd.String("memory"))
+	bytes, err := parseSize(cmd.String(memory))
 	if err != nil {
-		return o, usage(cmd, "--memory: %w", err)
+		return o, usage(cmd, "--%s: %w", memory, err)
 	}
 	o.MemoryMiB = int(bytes >> 20)
-	if o.OS == vmm.Windows && !cmd.IsSet("memory") {
+	if o.OS == vmm.Windows && !cmd.IsSet(memory) {
 		o.MemoryMiB = windowsMemoryMiB
 	}
 	state, err := e.stateDir(cmd)
@@ -106,15 +110,19 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 	for _, f := range []string{"kernel", "init"} {
 		if path := cmd.String(f); path != "" {
 			if err := regularFile(path); err != nil {
+				if f == "init" && cmd.Name == "run" {
+					err = fmt.Errorf("%w (this is the guest's agent; docker's --init is not supported)", err)
+				}
 				return o, fmt.Errorf("--%s: %w", f, err)
 			}
 		}
 	}
 	switch {
 	case o.MemoryMiB < leastMemoryMiB:
-		return o, usage(cmd, "--memory %s: %w, which takes %dM at least", cmd.String("memory"), strata.ErrMemory, leastMemoryMiB)
+		return o, usage(cmd, "--%s %s: %w, which takes %dM at least", memory, cmd.String(memory), strata.ErrMemory,
+			leastMemoryMiB)
 	case o.CPUs < 0:
-		return o, usage(cmd, "--cpus %d: give 1 or more", o.CPUs)
+		return o, usage(cmd, "--%s %d: give 1 or more", cpus, o.CPUs)
 	case o.OS != vmm.Linux && o.OS != vmm.Windows:
 		return o, usage(cmd, "--guest %q: use linux or windows", o.OS)
 	case (o.OS == vmm.Windows) != (len(o.UVMLayers) > 0):

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/image"
+	"github.com/stratavm/strata/vmm"
+)
+
+func specCommands(e *env) []*cli.Command {
+	one := 1
+	return []*cli.Command{{
+		Name: "spec", Usage: "print the OCI document of a container of an image",
+		ArgsUsage: "IMAGE [PROGRAM [ARG...]]",
+		Description: "The document is what strata run starts the container by. Changed or not, strata run --spec takes\n" +
+			"it, as other runtimes do. " + sources + "It is imported into the store when it is not there.\n\n" +
+			examples("strata spec debian:12", "strata spec --cap-drop ALL -m 512m debian:12 sh >config.json",
+				"strata run --spec config.json debian:12"),
+		Flags:        append(append(containerFlags(), processFlags()...), imageFlags()...),
+		StopOnNthArg: &one,
+		Action:       e.printSpec,
+	}}
+}
+
+// printSpec is the command spec.
+func (e *env) printSpec(ctx context.Context, cmd *cli.Command) (err error) {
+	args := cmd.Args().Slice()
+	if len(args) == 0 {
+		return usage(cmd, "give an image")
+	}
+	if !isImage(args[:1]) {
+		return usage(cmd, "%s is no image", printable(args[0]))
+	}
+	o, err := e.specOptions(cmd)
+	if err != nil {
+		return err
+	}
+	if _, err := strata.ContainerSpec(image.Config{}, withProgram(o)); err != nil {
+		return err
+	}
+	use, err := e.useImage(ctx, cmd, args[0], "spec of "+args[0])
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, use.lease.Release()) }()
+	o.Args, o.Terminal = e.program(args[1:]), cmd.Bool("tty")
+	s, err := strata.ContainerSpec(use.config, o)
+	if err != nil {
+		return err
+	}
+	if o.SeccompUnconfined && len(cmd.StringSlice("security-opt")) == 0 {
+		e.say("strata: the document has no seccomp profile: it is added on Linux hosts only")
+	}
+	return writeJSON(e.stdout, s, "  ")
+}
+
+// documentInput reads and checks what a command line says of the container's document.
+func (e *env) documentInput(cmd *cli.Command, in *runInput) (err error) {
+	if set := setFlags(cmd, onlyDocument); len(set) > 0 && !inProcess(cmd) {
+		return &exitError{exitNotRun, fmt.Errorf("%s: not supported in a VM yet, only with --isolation=process: %w",
+			set[0], errors.ErrUnsupported)}
+	}
+	if in.options, err = e.specOptions(cmd); err != nil {
+		return notRun(err)
+	}
+	if !cmd.IsSet("spec") {
+		// All but what the image says, before it is imported.
+		_, err = e.containerSpec(cmd, image.Config{}, withProgram(in.options))
+		return notRun(err)
+	}
+	also := append(setFlags(cmd, onlyDocument[:len(onlyDocument)-1]),
+		setFlags(cmd, []string{"entrypoint", "env", "workdir", "user"})...)
+	if len(also) > 0 {
+		return usage(cmd, "--spec and %s exclude each other: the document says it", also[0])
+	}
+	if len(in.command) > 0 {
+		return usage(cmd, "--spec and a program exclude each other: the document says which")
+	}
+	in.document, err = readSpec(cmd.String("spec"))
+	if err == nil && in.document.Process.Terminal != cmd.Bool("tty") {
+		return usage(cmd, "--spec: process.terminal is %v, and --tty is %[2]v: set both or none",
+			in.document.Process.Terminal, cmd.Bool("tty"))
+	}
+	return notRun(err)
+}
+
+// withProgram are options that can be checked before the program is known.
+func withProgram(o strata.SpecOptions) strata.SpecOptions {
+	o.Args = []string{"sh"}
+	return o
+}
+
+// describe fills in what the image and the command line say of the container, or the document.
+func (e *env) describe(cmd *cli.Command, in *runInput, c image.Config) error {
+	s, o := in.document, in.options
+	if cmd.String("guest") == string(vmm.Windows) { // whose containers have another document
+		return nil
+	}
+	if s == nil {
+		entry := c.Entrypoint
+		if o.Entrypoint != nil {
+			entry, c.Cmd = o.Entrypoint, nil
+		}
+		if len(entry)+len(c.Cmd)+len(in.command) == 0 {
+			return usage(cmd, "the image does not say what to run; give a program after --, such as: -- /bin/sh")
+		}
+		o.Args, o.Terminal = in.command, in.spec.Terminal
+		o.Width, o.Height = uint(in.spec.Width), uint(in.spec.Height)
+		if o.Hostname == "" {
+			o.Hostname = in.id
+		}
+		if t := e.getenv("TERM"); t != "" && o.Terminal {
+			o.Env = append([]string{"TERM=" + t}, o.Env...)
+		}
+		var err error
+		if s, err = e.containerSpec(cmd, c, o); err != nil {
+			return err
+		}
+	}
+	p := s.Process
+	in.spec.Args, in.spec.Env, in.spec.Dir, in.spec.Hostname = p.Args, p.Env, p.Cwd, s.Hostname
+	in.spec.User = userName(p.User)
+	if inProcess(cmd) {
+		in.spec.Spec = s
+	}
+	return nil
+}
+
+// userName is a document's user as vmm.ProcessSpec writes it.
+func userName(u specs.User) string {
+	if u.Username != "" || u.UID == 0 && u.GID == 0 {
+		return u.Username
+	}
+	return fmt.Sprintf("%d:%d", u.UID, u.GID)
+}
