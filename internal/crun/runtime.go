@@ -1,6 +1,7 @@
 package crun
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // ErrNoRuntime says that there is neither crun nor runc.
@@ -19,6 +21,8 @@ type Runtime struct {
 	Path string // of the program
 	// Start starts it.
 	Start Starter
+	// Timeout bounds each call; 0: a minute.
+	Timeout time.Duration
 	// NoCgroups: containers get no cgroup of their own, as in a user namespace to which none was delegated.
 	NoCgroups bool
 	// HideUnified: crun is not shown the second hierarchy of cgroups, beside the first: it refuses a mixture of both.
@@ -215,6 +219,8 @@ func (b Bundle) call(ctx context.Context, name string, out *os.File, args ...str
 
 // run runs a call to its end and returns its failure in the program's own words.
 func (b Bundle) run(ctx context.Context, name string, c Command) error {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(b.Runtime.Timeout, time.Minute))
+	defer cancel()
 	from := size(b.log())
 	code, err := b.Runtime.Start.Run(ctx, c)
 	switch {

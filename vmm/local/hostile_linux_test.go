@@ -242,3 +242,21 @@ func reopenForExec(t *testing.T, m *local.Machine) *local.Machine {
 	}
 	return other
 }
+
+// TestTerminalInAFolderWithALongName: the socket for a terminal has a name that is longer than those of sockets may be.
+func TestTerminalInAFolderWithALongName(t *testing.T) {
+	m := hostileRoot(t)
+	if n := len(m.HostPath("/")) + len("containers/0123456789abcdef/console.sock"); n < 108 {
+		t.Fatalf("the name has %d bytes only", n)
+	}
+	var out bytes.Buffer
+	p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: shell("/bin/busybox stty size"),
+		Terminal: true, Width: 90, Height: 30, Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := p.Wait(t.Context())
+	if err := errors.Join(err, p.Close()); code != 0 || err != nil || out.String() != "30 90\r\n" {
+		t.Errorf("%q, code %d, %v", out.String(), code, err)
+	}
+}

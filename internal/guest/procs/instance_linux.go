@@ -1,6 +1,7 @@
 package procs
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -98,7 +99,7 @@ func (i *instance) end() {
 
 // exec starts the first process, and any that follow in the same namespaces.
 func (i *instance) exec(p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), runtimeTime)
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(i.t.crun.Timeout, runtimeTime))
 	defer cancel()
 	i.mu.Lock()
 	begun, closing := i.pid != 0, i.closing
@@ -305,8 +306,18 @@ func (i *instance) remove() error {
 	ctx, cancel := context.WithTimeout(context.Background(), waitTime)
 	defer cancel()
 	defer i.t.still()()
-	err := removeBundle(ctx, i.bundle)
-	return errors.Join(err, i.owner.Close())
+	// Where the runtime was killed its helpers may be at work yet: they have the lock, too.
+	if err := i.owner.Close(); err != nil {
+		return err
+	}
+	lock, err := lockfile.Wait(ctx, filepath.Join(i.bundle.Dir, ownerName), false)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // another process has just swept it away
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(removeBundle(ctx, i.bundle), lock.Close())
 }
 
 // removeBundle ends an instance and removes its folder, the lock last.
