@@ -34,8 +34,6 @@ func hostQuestions() []question {
 		{"VMM", true, "sudo apt-get install " + vmm[0], program(vmm[1], "--version")},
 		{"disk tool", true, "sudo apt-get install qemu-utils", program("qemu-img", "--version")},
 		{"file system tool", true, "sudo apt-get install e2fsprogs", program("mkfs.ext4", "-V")},
-		{"container runtime", false, "sudo apt-get install crun",
-			either(program("crun", "--version"), program("runc", "--version"))},
 		{"guest kernel", true, "name one with --kernel", askKernel},
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
 		{"vsock", false, "guests are reached by serial ports instead, by eight processes at a time; or: sudo modprobe vhost_vsock", askVsock},
@@ -163,19 +161,6 @@ func program(name string, args ...string) ask {
 			return "", fmt.Errorf("%s: %w", path, err)
 		}
 		return path + ": " + firstLine(out), nil
-	}
-}
-
-// either asks the second question where the first has no answer. The error is that of the first.
-func either(first, second ask) ask {
-	return func(ctx context.Context, e *env, c *cli.Command) (string, error) {
-		text, err := first(ctx, e, c)
-		if err != nil {
-			if other, oerr := second(ctx, e, c); oerr == nil {
-				return other, nil
-			}
-		}
-		return text, err
 	}
 }
 
