@@ -7,6 +7,7 @@
 //	machine.json   its name, and the boot of the system that it belongs to
 //	devices/       one record for each device
 //	mounts/        one record for each mount
+//	containers/    one folder for each container that runs
 //	fs/            guest paths: what is mounted at /run/x in the machine is at fs/run/x
 //
 // A device is a record and nothing else: the kernel learns of a disk when it is mounted, and forgets
@@ -23,6 +24,9 @@
 // In a user namespace, where the kernel mounts no disks, layers are directory trees, through Plan9 shares
 // too: Limits.LayerFolders says so. Its mounts end with the namespace.
 //
-// Processes run in namespaces like those of a container in a VM, by the code of the same agent; they
-// see the network and the kernel of this system, and end with the program that started them.
+// Containers are run by crun, else runc, from documents with docker's defaults; they see the kernel of this system,
+// and its network unless their document says otherwise. The first process of a container is its PID 1, and the others
+// end with it. What belongs to a container that runs is in containers/, one folder for each, which also holds the
+// state of crun. A program outlives the process that started it only where that was killed: whoever unmounts the root
+// next, or ends the container, ends it.
 package local

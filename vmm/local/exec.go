@@ -21,9 +21,10 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Exec implements vmm.Machine. A process in a container has namespaces of its own for processes,
-// mounts, host name and IPC, shared with what else this program runs in the container. Without
-// Options.InitPath and FindInit the error matches errors.ErrUnsupported.
+// Exec implements vmm.Machine. The first process in a container begins it, by crun or runc, and ends it with what else
+// this program runs in it; the next one begins it anew. Without either of the two on this system the error matches
+// crun.ErrNoRuntime of internal/crun and says what to install; without Options.InitPath and FindInit it matches
+// errors.ErrUnsupported.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	p, err := m.exec(ctx, spec)
 	if err != nil {
@@ -88,7 +89,8 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 	return p, nil
 }
 
-// FindProcess implements vmm.Machine. Processes are children of the program that started them and end with it.
+// FindProcess implements vmm.Machine. Processes are children of the program that started them, and nobody else can wait
+// for them.
 func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Process, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
