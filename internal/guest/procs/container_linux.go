@@ -147,6 +147,15 @@ func (c *container) settle() bool {
 }
 
 func startContainer(t *Table, c *container) (*containerProcess, error) {
+	root, err := openRoot(c.root)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.id, err)
+	}
+	err = root.checkSystemDirs()
+	root.close()
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.id, err)
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
