@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,17 +46,31 @@ func listenSocket(dir, name string) (*os.File, error) {
 	return f, nil
 }
 
+// dialSocket connects to a socket of QEMU, which takes no connection while it is stopped. Once those that
+// wait fill the queue the next one fails instead of waiting; it is to wait as well, until ctx ends.
 func dialSocket(ctx context.Context, dir, name string) (conn net.Conn, err error) {
-	err = inDir(dir, func(short string) error {
-		var d net.Dialer
-		conn, err = d.DialContext(ctx, "unix", short+"/"+name)
-		return err
-	})
+	for {
+		err = inDir(dir, func(short string) error {
+			var d net.Dialer
+			conn, err = d.DialContext(context.WithoutCancel(ctx), "unix", short+"/"+name) // it never waits
+			return err
+		})
+		if !errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("socket %s in %s: %w", name, dir, context.Cause(ctx))
+		case <-time.After(dialPause):
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("socket %s in %s: %w", name, dir, err)
 	}
 	return conn, nil
 }
+
+const dialPause = 50 * time.Millisecond
 
 // launch starts QEMU, detached from us, as the user given (0: as we are), and returns the process. The
 // state directory holds nothing of an earlier one.
