@@ -56,6 +56,54 @@ var stacks = map[string][][]tarEntry{
 		{{Name: "lib/"}, {Name: "lib/own"}}, {{Name: "lib/x"}}},
 }
 
+// whiteouts are layers that take things away, in all the ways that tools have written it.
+var whiteouts = map[string][][]tarEntry{
+	"no opaque mark": {{{Name: "e/"}, {Name: "e/passwd", Body: "p"}}, {{Name: "e/.wh..wh..opqX"}}},
+	"made again two layers up": {{{Name: "d/"}, {Name: "d/old"}}, {{Name: ".wh.d"}},
+		{{Name: "d/"}, {Name: "d/new"}}},
+	"made again deep": {{{Name: "a/"}, {Name: "a/b/"}, {Name: "a/b/foo"}}, {{Name: ".wh.a"}},
+		{{Name: "a/"}, {Name: "a/b/"}}},
+	"made again by what is in it": {{{Name: "a/"}, {Name: "a/b/"}, {Name: "a/b/foo"}}, {{Name: ".wh.a"}},
+		{{Name: "a/b/bar"}}},
+	"of a name that is below too": {{{Name: "test"}, {Name: "r/"}, {Name: "r/test"}}, {{Name: ".wh.test"}}},
+	"before its replacement": {{{Name: "a/"}, {Name: "a/b/"}, {Name: "a/b/old"}, {Name: "a/x"}},
+		{{Name: "a/.wh.b"}, {Name: "a/b/c/d"}}},
+	"a directory becomes a link": {{{Name: "a/"}, {Name: "a/a/"}, {Name: "b/"}, {Name: "a/a/f"}, {Name: "b/keep"}},
+		{{Name: "a/.wh.a"}, symlink("a", "b"), {Name: "b/"}}},
+	"a directory becomes a link first": {{{Name: "a/"}, {Name: "a/a/"}, {Name: "b/"}, {Name: "a/a/f"}, {Name: "b/a"}},
+		{symlink("a", "b"), {Name: "a/.wh.a"}, {Name: "b/"}}},
+	"beside an opaque mark": {{{Name: "d/"}, {Name: "d/x"}, {Name: "d/y"}},
+		{{Name: "d/"}, {Name: "d/.wh..wh..opq"}, {Name: "d/.wh.x"}, {Name: "d/z"}}},
+	"below an opaque mark": {{{Name: "d/"}, {Name: "d/e/"}, {Name: "d/e/x"}},
+		{{Name: "d/"}, {Name: "d/.wh..wh..opq"}, {Name: "d/e/"}, {Name: "d/e/.wh.x"}, {Name: "d/e/y"}}},
+	"beside a directory that replaces another": {{{Name: "d/"}, {Name: "d/x"}},
+		{{Name: ".wh.d"}, {Name: "d/"}, {Name: "d/.wh.x"}, {Name: "d/y"}}},
+	"far below what replaces another": {{{Name: "d/"}, {Name: "d/e/"}, {Name: "d/e/f/"}, {Name: "d/e/f/h"}, {Name: "d/e/g"}},
+		{{Name: ".wh.d"}, {Name: "d/e/f/.wh.h"}, {Name: "d/e/.wh.g"}, {Name: "d/e/i/j"}}},
+	"of a link beside an opaque mark": {{{Name: "u/"}, {Name: "u/doc/"}, {Name: "u/doc/curl/"}, {Name: "u/doc/curl/old"}},
+		{{Name: "u/doc/curl/"}, {Name: "u/doc/curl/.wh..wh..opq"}, symlink("u/doc/curl/NEWS", "../x"),
+			{Name: "u/doc/curl/.wh.NEWS"}}},
+	"by a hard link":             {{{Name: "a"}, {Name: "b"}, {Name: "c"}}, {{Name: ".wh.a"}, hardLink(".wh.b", ".wh.a")}},
+	"that is a directory":        {{{Name: "d/"}, {Name: "d/f"}}, {{Name: ".wh.d/"}}},
+	"that is a link":             {{{Name: "f"}}, {symlink(".wh.f", "nowhere")}},
+	"in the middle of a name":    {{{Name: "a.wh.b"}, {Name: "x.wh./"}, {Name: "x.wh./y"}}, {{Name: "c"}}},
+	"a file becomes a directory": {{{Name: "p"}}, {{Name: "p/"}, {Name: "p/q"}}},
+	"a directory becomes a file": {{{Name: "p/"}, {Name: "p/r/"}, {Name: "p/r/q"}}, {{Name: "p"}}},
+}
+
+// TestWhiteoutsAsUmoci: what layers take away is away in all formats as it is when umoci unpacks them.
+func TestWhiteoutsAsUmoci(t *testing.T) {
+	treetest.NeedRoot(t, "to mount")
+	_, err := exec.LookPath("umoci")
+	treetest.Need(t, err == nil, "umoci", "install the package umoci")
+	for name, stack := range whiteouts {
+		t.Run(name, func(t *testing.T) {
+			want, implied := unpacked(t, stack)
+			compareBelow(t, stack, hostViews, []store.Format{erofs, vhd, {File: layerdir.EROFS, Verity: true}}, want, implied)
+		})
+	}
+}
+
 // TestBelowAsUmoci: what depends on the layers below comes out in all formats as umoci unpacks it.
 func TestBelowAsUmoci(t *testing.T) {
 	treetest.NeedRoot(t, "to mount")

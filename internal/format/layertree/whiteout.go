@@ -46,6 +46,33 @@ func (rd *reader) whiteouts() {
 		}
 		d.hidden, d.opaque = nil, false
 	}
+	for _, d := range rd.whited {
+		d.dropWhiteouts(bare)
+		for _, c := range d.children {
+			c.dropWhiteouts(bare)
+		}
+	}
+}
+
+// dropWhiteouts removes the whiteouts in an opaque directory, and the directories that are there for them alone: nothing
+// is below it that they could hide, and overlayfs lists their names there. It does nothing to others.
+func (n *Node) dropWhiteouts(bare bareness) {
+	if !n.IsDir() || !n.IsOpaque() {
+		return
+	}
+	stack := []*Node{n}
+	for len(stack) > 0 {
+		d := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		for name, c := range d.children {
+			switch {
+			case c.IsWhiteout() || bare.of(c):
+				d.RemoveChild(name)
+			case c.IsDir() && !c.IsOpaque(): // an opaque one is looked at by itself
+				stack = append(stack, c)
+			}
+		}
+	}
 }
 
 // bareness remembers which directories are bare: made up, because nothing is in them but whiteouts and
