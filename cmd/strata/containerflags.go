@@ -53,7 +53,7 @@ func containerFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "volume", Aliases: []string{"v"}, Local: true,
 			Usage: "`DIR:TARGET[:ro]`: a folder or file of this host in the container, with --isolation=process (repeat)"},
 		&cli.BoolFlag{Name: "privileged",
-			Usage: "every capability and device, nothing hidden; not with --isolation=process"},
+			Usage: "every capability and device, nothing hidden: for strata spec, not supported in a run yet"},
 		&cli.StringFlag{Name: "network", Aliases: []string{"net"}, Value: "none",
 			Usage: "none: a network of its own, without a way out; host: that of the machine"},
 	}
@@ -288,7 +288,7 @@ func temporary(cmd *cli.Command, o *strata.SpecOptions) error {
 func (e *env) containerSpec(cmd *cli.Command, c image.Config, o strata.SpecOptions) (*specs.Spec, error) {
 	if o.Privileged && inProcess(cmd) {
 		return nil, fmt.Errorf("--privileged: not supported with --isolation=process, where the program would be root "+
-			"of this system; leave --isolation out to run it in a VM: %w", errors.ErrUnsupported)
+			"of this system: %w", errors.ErrUnsupported)
 	}
 	s, err := strata.ContainerSpec(c, o)
 	if err != nil {

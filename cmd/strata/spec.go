@@ -62,6 +62,9 @@ func (e *env) printSpec(ctx context.Context, cmd *cli.Command) (err error) {
 
 // documentInput reads and checks what a command line says of the container's document.
 func (e *env) documentInput(cmd *cli.Command, in *runInput) (err error) {
+	if cmd.Bool("privileged") && !inProcess(cmd) {
+		return &exitError{exitNotRun, fmt.Errorf("--privileged: not supported yet: %w", errors.ErrUnsupported)}
+	}
 	if set := setFlags(cmd, onlyDocument); len(set) > 0 && !inProcess(cmd) {
 		return &exitError{exitNotRun, fmt.Errorf("%s: not supported in a VM yet, only with --isolation=process: %w",
 			set[0], errors.ErrUnsupported)}
