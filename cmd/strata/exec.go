@@ -239,6 +239,9 @@ func (e *env) process(
 		defer r.Close()
 		spec.Stdin = r
 	}
+	// A program that is being started may run already: SIGQUIT waits for it.
+	quit := make(chan struct{}, 1)
+	defer e.interrupts.passQuit(func() { quit <- struct{}{} })()
 	p, err := m.Exec(ctx, spec)
 	if err != nil {
 		return 0, err
@@ -252,9 +255,13 @@ func (e *env) process(
 		stop := e.followSize(alive, p)
 		defer stop()
 	}
-	defer e.interrupts.passQuit(func() {
-		go e.signal(alive, p, syscall.SIGQUIT) // a program that does not hear it is interrupted by the next signal
-	})()
+	go func() {
+		select {
+		case <-quit: // a program that does not hear it is interrupted by the next signal
+			_ = e.signal(alive, p, syscall.SIGQUIT)
+		case <-alive.Done():
+		}
+	}()
 	ended := context.AfterFunc(ctx, func() { cancel(e.end(alive, p, stop)) })
 	defer ended()
 	return p.Wait(alive)

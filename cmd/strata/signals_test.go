@@ -21,17 +21,23 @@ import (
 // guestProcess is a program in a guest that heeds no signal but those in ends. A silent guest answers nothing.
 type guestProcess struct {
 	vmm.Process
-	ends   []syscall.Signal
-	silent bool
-	refuse error // of each signal
+	starting func() // called while it is started
+	ends     []syscall.Signal
+	silent   bool
+	refuse   error // of each signal
 
 	mu   sync.Mutex
 	got  []syscall.Signal
 	over chan struct{}
 }
 
-func (p *guestProcess) Exec(context.Context, vmm.ProcessSpec) (vmm.Process, error) { return p, nil }
-func (p *guestProcess) Close() error                                               { return nil }
+func (p *guestProcess) Exec(context.Context, vmm.ProcessSpec) (vmm.Process, error) {
+	if p.starting != nil {
+		p.starting()
+	}
+	return p, nil
+}
+func (p *guestProcess) Close() error { return nil }
 func (p *guestProcess) FindProcess(context.Context, string, uint32) (vmm.Process, error) {
 	return p, nil
 }
@@ -135,6 +141,21 @@ func TestQuit(t *testing.T) {
 	}
 	if i.got(ctx, syscall.SIGQUIT) || ctx.Err() == nil {
 		t.Error("nothing is interrupted when no program runs")
+	}
+}
+
+// TestQuitAtTheStart: a program runs, and may have written something, before its start is over. SIGQUIT in between
+// goes to it all the same.
+func TestQuitAtTheStart(t *testing.T) {
+	i := &interrupts{}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	i.cancel = cancel
+	p := &guestProcess{ends: []syscall.Signal{syscall.SIGQUIT}, over: make(chan struct{})}
+	p.starting = func() { i.got(ctx, syscall.SIGQUIT) }
+	e := &env{stderr: io.Discard, grace: time.Second, interrupts: i}
+	_, err := e.process(ctx, p, vmm.ProcessSpec{Args: []string{"x"}}, syscall.SIGTERM)
+	if got := p.signals(); err != nil || !slices.Equal(got, []syscall.Signal{syscall.SIGQUIT}) {
+		t.Errorf("the program got %v, %v", got, err)
 	}
 }
 
