@@ -126,69 +126,12 @@ func (b Bundle) Delete(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(b.Dir, stateDir, id)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return b.call(ctx, "delete", nil, "--force", id)
+	return b.call(ctx, "delete", "--force", id)
 }
 
 // Kill sends a signal to the first process of the container.
 func (b Bundle) Kill(ctx context.Context, signal string) error {
-	return b.call(ctx, "kill", nil, id, signal)
-}
-
-// Pause stops all processes of the container where they are, and Resume lets them go on. Both need a cgroup.
-func (b Bundle) Pause(ctx context.Context) error { return b.call(ctx, "pause", nil, id) }
-
-// Resume is the opposite of Pause.
-func (b Bundle) Resume(ctx context.Context) error { return b.call(ctx, "resume", nil, id) }
-
-// Update sets other limits, as in the document's linux.resources.
-func (b Bundle) Update(ctx context.Context, resources any) error {
-	file := filepath.Join(b.Dir, "resources.json")
-	if err := writeJSON(file, resources); err != nil {
-		return err
-	}
-	defer os.Remove(file)
-	return b.call(ctx, "update", nil, "--resources", file, id)
-}
-
-// State is what the program says of the container.
-type State struct {
-	Status string `json:"status"` // created, running, paused or stopped
-	Pid    int    `json:"pid"`
-}
-
-// State asks for the state of the container.
-func (b Bundle) State(ctx context.Context) (State, error) {
-	var s State
-	err := b.ask(ctx, &s, "state", id)
-	return s, err
-}
-
-// Ps returns the numbers of the container's processes. It needs a cgroup.
-func (b Bundle) Ps(ctx context.Context) ([]int, error) {
-	var pids []int
-	err := b.ask(ctx, &pids, "ps", "--format", "json", id)
-	return pids, err
-}
-
-// ask reads a document that the program writes.
-func (b Bundle) ask(ctx context.Context, v any, command string, args ...string) error {
-	out, err := os.CreateTemp(b.Dir, "answer")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(out.Name())
-	defer out.Close()
-	if err := b.call(ctx, command, out, args...); err != nil {
-		return err
-	}
-	text, err := readTail(out.Name(), 0)
-	if err == nil {
-		err = json.Unmarshal(text, v)
-	}
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", b.Runtime.name(), command, err)
-	}
-	return nil
+	return b.call(ctx, "kill", id, signal)
 }
 
 // command is a call of the program.
@@ -211,10 +154,8 @@ const logName = "log"
 
 func (b Bundle) log() string { return filepath.Join(b.Dir, logName) }
 
-func (b Bundle) call(ctx context.Context, name string, out *os.File, args ...string) error {
-	c := b.command(name, args...)
-	c.Stdio[1] = out
-	return b.run(ctx, name, c)
+func (b Bundle) call(ctx context.Context, name string, args ...string) error {
+	return b.run(ctx, name, b.command(name, args...))
 }
 
 // run runs a call to its end and returns its failure in the program's own words.

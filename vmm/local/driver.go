@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -104,7 +105,7 @@ func idle(dir string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	boot, err := bootID()
+	boot, err := bootid.Read()
 	if err != nil || have.Boot != boot {
 		return err == nil, err
 	}

@@ -10,10 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 
 	"github.com/stratavm/strata/internal/applyengine"
+	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/internal/guest"
 	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/vmm"
@@ -128,7 +128,7 @@ func open(o Options) (*Machine, error) {
 		return nil, err
 	}
 	if o.BootID == "" {
-		if o.BootID, err = bootID(); err != nil {
+		if o.BootID, err = bootid.Read(); err != nil {
 			return nil, err
 		}
 	}
@@ -187,15 +187,6 @@ func open(o Options) (*Machine, error) {
 		return guest.NewContainers(log, filepath.Join(dir, fsDir), filepath.Join(dir, containersDir))
 	}
 	return m, nil
-}
-
-// bootID tells this boot of the system from others.
-func bootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("tell this boot from others: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
 }
 
 func limits(m Mounter) vmm.Limits {

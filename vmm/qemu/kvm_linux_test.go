@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/test/leaktest"
 )
 
@@ -32,7 +33,8 @@ func TestKVMFailureIsRemembered(t *testing.T) {
 	c.kvmUsable = func() error { return nil }
 	kvmRemember(c, os.ErrInvalid)
 	b, err := os.ReadFile(kvmFile(c))
-	if err != nil || string(b) != bootID() || len(b) == 0 {
+	boot, bootErr := bootid.Read()
+	if err != nil || bootErr != nil || string(b) != boot || len(b) == 0 {
 		t.Fatalf("%q %v", b, err)
 	}
 	if err := kvmWorth(c); err == nil || !strings.Contains(err.Error(), kvmFile(c)) {

@@ -174,12 +174,3 @@ func kvmFlags(cpuinfo string) error {
 	}
 	return errors.New("KVM: this processor shows no vmx or svm; /dev/kvm would be emulated")
 }
-
-// bootID changes each time the host boots.
-func bootID() string {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}

@@ -48,5 +48,3 @@ func memoryFile(string, io.Reader, int64) (*os.File, error) { return nil, errHos
 func sendFile(net.Conn, []byte, *os.File) (int, error) { return 0, errHost }
 
 func freeBytes(string) (uint64, error) { return 0, errHost }
-
-func bootID() string { return "" }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -222,19 +223,23 @@ func kvmWorth(c Config) error {
 	if c.CacheDir == "" {
 		return nil
 	}
-	if b, err := os.ReadFile(kvmFile(c)); err == nil && len(b) > 0 && string(b) == bootID() {
+	boot, bootErr := bootid.Read()
+	if b, err := os.ReadFile(kvmFile(c)); err == nil && bootErr == nil && len(b) > 0 && string(b) == boot {
 		return fmt.Errorf("KVM did not work here before; to try it again remove %s", kvmFile(c))
 	}
 	return nil
 }
 
 func kvmRemember(c Config, reason error) {
-	if c.CacheDir == "" || bootID() == "" {
+	if c.CacheDir == "" {
 		return
 	}
-	err := os.MkdirAll(c.CacheDir, 0o700)
+	boot, err := bootid.Read()
 	if err == nil {
-		err = writeFile(kvmFile(c), []byte(bootID()))
+		err = os.MkdirAll(c.CacheDir, 0o700)
+	}
+	if err == nil {
+		err = writeFile(kvmFile(c), []byte(boot))
 	}
 	if err != nil { // it is tried again next time
 		c.Logger.Warn("it cannot be remembered that KVM does not work", "reason", reason, "error", err)
