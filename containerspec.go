@@ -32,6 +32,9 @@ type SpecOptions struct {
 	// User is "name", "uid", "uid:gid" or "name:group"; empty: the image's, else root. One that is not two
 	// numbers is looked up in the root when the program is started: Process.User.Username has it.
 	User string
+	// Init: the first process collects those that lose their parents and passes signals on to the program, which is its
+	// child: catatonit, of the machine that the container is in.
+	Init bool
 	// Hostname of the container; empty: left to whoever runs it.
 	Hostname string
 	// Terminal of Width times Height characters, where these are not 0.
@@ -64,11 +67,14 @@ type SpecOptions struct {
 
 	// Mounts come after the default ones, and replace one at the same place.
 	Mounts []specs.Mount
-	// Hosts, HostnameFile and ResolvConf are files of the machine that become /etc/hosts, /etc/hostname and
-	// /etc/resolv.conf; empty: those of the image.
-	Hosts, HostnameFile, ResolvConf string
-	Devices                         []SpecDevice
-	Sysctls                         map[string]string
+	// Hosts are lines more of /etc/hosts: addresses of names. Nameservers, Search and ResolverOptions are what
+	// /etc/resolv.conf says instead of the machine's. Both files and /etc/hostname are written for the container.
+	Hosts                                []SpecHost
+	Nameservers, Search, ResolverOptions []string
+	// Groups are numbers of groups that the program is a member of besides its user's.
+	Groups  []uint32
+	Devices []SpecDevice
+	Sysctls map[string]string
 	// HostNetwork: the network of the machine. Otherwise the container has one of its own.
 	HostNetwork bool
 	// UserNamespace: the container will be in a user namespace. What cannot be done there is left out.
@@ -82,6 +88,9 @@ type SpecDevice struct {
 	specs.LinuxDevice
 	Access string // what the container may do: of "r", "w" and "m"; empty: all
 }
+
+// SpecHost is a name with its address.
+type SpecHost = ocispec.Host
 
 // ErrSpecRefused is matched by errors about a field of a document that Strata does not support.
 var ErrSpecRefused = ocispec.ErrRefused
@@ -137,12 +146,15 @@ func specProcess(s *specs.Spec, c image.Config, o SpecOptions) error {
 			p.ConsoleSize = &specs.Box{Width: o.Width, Height: o.Height}
 		}
 	}
-	named := func(kv string) bool { return strings.IndexByte(kv, '=') > 0 }
-	given := slices.DeleteFunc(slices.Clone(c.Env), func(kv string) bool { return !named(kv) }) // set nothing
-	p.Env = ocispec.MergeEnv(usual, given, o.Env)
+	p.Env = ocispec.MergeEnv(usual, imageEnv(c), o.Env)
 	p.Cwd = cmp.Or(o.WorkDir, path.Clean("/"+c.WorkingDir))
 	s.Hostname = o.Hostname
 	return nil
+}
+
+// imageEnv is the environment that an image says, without what sets nothing.
+func imageEnv(c image.Config) []string {
+	return slices.DeleteFunc(slices.Clone(c.Env), func(kv string) bool { return strings.IndexByte(kv, '=') <= 0 })
 }
 
 // specUser sets the user: the numbers where there are two, else the name for whoever starts the program.
@@ -158,6 +170,7 @@ func specUser(s *specs.Spec, c image.Config, o SpecOptions) error {
 	default:
 		s.Process.User.Username = name
 	}
+	s.Process.User.AdditionalGids = o.Groups
 	return nil
 }
 
@@ -202,8 +215,17 @@ const cpuPeriod = 100000
 // maxCPUs bounds SpecOptions.CPUs.
 const maxCPUs = 4096
 
-func specResources(s *specs.Spec, _ image.Config, o SpecOptions) error {
-	r := s.Linux.Resources
+// Resources are the limits of o, and nothing else.
+func (o SpecOptions) Resources() (*specs.LinuxResources, error) {
+	r := &specs.LinuxResources{}
+	if err := o.limit(r); err != nil {
+		return nil, err
+	}
+	return r, ocispec.CheckResources(r)
+}
+
+// limit sets the limits of o.
+func (o SpecOptions) limit(r *specs.LinuxResources) error {
 	if o.Memory < 0 || o.PidsLimit < -1 || o.ShmSize < 0 {
 		return fmt.Errorf("a limit is negative: memory %d, processes %d, shared memory %d",
 			o.Memory, o.PidsLimit, o.ShmSize)
@@ -233,6 +255,13 @@ func specResources(s *specs.Spec, _ image.Config, o SpecOptions) error {
 	if o.PidsLimit != 0 {
 		r.Pids = &specs.LinuxPids{Limit: &o.PidsLimit}
 	}
+	return nil
+}
+
+func specResources(s *specs.Spec, _ image.Config, o SpecOptions) error {
+	if err := o.limit(s.Linux.Resources); err != nil {
+		return err
+	}
 	for _, l := range o.Rlimits {
 		have := func(h specs.POSIXRlimit) bool { return h.Type == l.Type }
 		s.Process.Rlimits = append(slices.DeleteFunc(s.Process.Rlimits, have), l)
@@ -245,14 +274,6 @@ func specFiles(s *specs.Spec, _ image.Config, o SpecOptions) error {
 	if o.ShmSize > 0 {
 		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
 		s.Mounts[i].Options[len(s.Mounts[i].Options)-1] = "size=" + strconv.FormatInt(o.ShmSize, 10)
-	}
-	for _, f := range []struct{ from, to string }{
-		{o.Hosts, "/etc/hosts"}, {o.HostnameFile, "/etc/hostname"}, {o.ResolvConf, "/etc/resolv.conf"},
-	} {
-		if f.from != "" {
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: f.to, Type: "bind", Source: f.from,
-				Options: []string{"rbind", "rprivate"}})
-		}
 	}
 	defaults := len(s.Mounts)
 	for _, m := range o.Mounts {
@@ -301,5 +322,11 @@ func specAnnotations(s *specs.Spec, c image.Config, o SpecOptions) error {
 		}
 	}
 	maps.Copy(s.Annotations, o.Annotations)
-	return nil
+	if o.Init {
+		s.Annotations[ocispec.InitAnnotation] = "true"
+	}
+	var err error
+	s.Annotations[ocispec.EtcAnnotation], err = ocispec.Etc{Hosts: o.Hosts, Nameservers: o.Nameservers, Search: o.Search,
+		Options: o.ResolverOptions}.Annotation()
+	return err
 }

@@ -41,6 +41,9 @@ func TestContainerSpecDefaults(t *testing.T) {
 		Rlimits             []specs.POSIXRlimit
 		NewPrivileges, Root bool
 	}
+	if err := strata.CheckSpec(s); err != nil {
+		t.Error(err)
+	}
 	got := facts{Version: s.Version, Cwd: s.Process.Cwd, Args: s.Process.Args, Env: s.Process.Env,
 		Caps: s.Process.Capabilities.Effective, Inherit: s.Process.Capabilities.Inheritable,
 		Masked: s.Linux.MaskedPaths, ReadOnly: s.Linux.ReadonlyPaths, FirstDeviceRule: s.Linux.Resources.Devices[0],
@@ -116,6 +119,7 @@ func TestContainerSpecProcess(t *testing.T) {
 			t.Errorf("%s: %s", name, d)
 		}
 		notes := map[string]string{"org.example": "x", "org.opencontainers.image.stopSignal": "SIGINT",
+			"org.stratavm.etc":                      "{}",
 			"org.opencontainers.image.exposedPorts": "80/tcp,443"}
 		if d := cmp.Diff(notes, s.Annotations); d != "" {
 			t.Errorf("%s: annotations, of which a label may not become one that the runtime heeds: %s", name, d)
@@ -190,7 +194,8 @@ func TestContainerSpecResources(t *testing.T) {
 		o.OOMScoreAdj, o.ShmSize = &adj, 1<<20
 		o.Mounts = []specs.Mount{{Destination: "/dev/mqueue/", Type: "tmpfs"}, {Destination: "/data", Type: "bind",
 			Source: "/srv", Options: []string{"rbind"}}}
-		o.Hosts, o.ResolvConf = "/run/hosts", "/run/resolv.conf"
+		o.Hosts, o.Nameservers = []strata.SpecHost{{Address: "10.0.0.1", Name: "db"}}, []string{"10.0.0.53"}
+		o.Groups = []uint32{7}
 		o.Sysctls = map[string]string{"net.core.somaxconn": "10"}
 		fuse := specs.LinuxDevice{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}
 		o.Devices = []strata.SpecDevice{{LinuxDevice: fuse, Access: "rw"}}
@@ -212,8 +217,7 @@ func TestContainerSpecResources(t *testing.T) {
 		mounts = append(mounts, m.Destination+" "+m.Type+" "+m.Source)
 	}
 	want := []string{"/proc proc proc", "/dev tmpfs tmpfs", "/dev/pts devpts devpts", "/sys sysfs sysfs",
-		"/sys/fs/cgroup cgroup cgroup", "/dev/shm tmpfs shm", "/etc/hosts bind /run/hosts",
-		"/etc/resolv.conf bind /run/resolv.conf", "/dev/mqueue/ tmpfs ", "/data bind /srv"}
+		"/sys/fs/cgroup cgroup cgroup", "/dev/shm tmpfs shm", "/dev/mqueue/ tmpfs ", "/data bind /srv"}
 	if d := cmp.Diff(want, mounts); d != "" {
 		t.Error(d)
 	}
@@ -223,6 +227,10 @@ func TestContainerSpecResources(t *testing.T) {
 	last := r.Devices[len(r.Devices)-1]
 	if !last.Allow || *last.Major != 10 || last.Access != "rw" || s.Linux.Devices[0].Path != "/dev/fuse" {
 		t.Errorf("device: %+v %+v", last, s.Linux.Devices)
+	}
+	const etc = `{"hosts":[{"address":"10.0.0.1","name":"db"}],"nameservers":["10.0.0.53"]}`
+	if got := s.Annotations["org.stratavm.etc"]; got != etc || !slices.Equal(s.Process.User.AdditionalGids, []uint32{7}) {
+		t.Errorf("files of /etc %s, groups %v", got, s.Process.User.AdditionalGids)
 	}
 	if s.Linux.Sysctl["net.core.somaxconn"] != "10" || len(s.Linux.Sysctl) != 3 {
 		t.Errorf("sysctls: %v", s.Linux.Sysctl)
@@ -235,15 +243,19 @@ func TestContainerSpecRefuses(t *testing.T) {
 		`add capability "FLY": there is no such`: func(o *strata.SpecOptions) { o.CapAdd = []string{"FLY"} },
 		"CAP_NET_ADMIN is one":                   func(o *strata.SpecOptions) { o.CapDrop = []string{"netadmin"} },
 		"memory.limit: 4096 bytes: use 6291456":  func(o *strata.SpecOptions) { o.Memory = 4096 },
-		"a limit is negative":                    func(o *strata.SpecOptions) { o.Memory = -1 },
-		"0.001 processors: give 0.01":            func(o *strata.SpecOptions) { o.CPUs = 0.001 },
-		"it is the sum of memory and swap":       func(o *strata.SpecOptions) { o.Memory, o.MemorySwap = 1<<30, 8<<20 },
-		`process.cwd: "srv": give an absolute`:   func(o *strata.SpecOptions) { o.WorkDir = "srv" },
-		"a profile and none exclude each other":  func(o *strata.SpecOptions) { o.Seccomp = []byte("{}") },
-		`"/data" is there twice`:                 func(o *strata.SpecOptions) { o.Mounts = make2("/data", "/data/") },
-		`"/": nothing can be mounted over`:       func(o *strata.SpecOptions) { o.Mounts = make2("/", "/a") },
-		"/proc/1: nothing can be mounted over":   func(o *strata.SpecOptions) { o.Mounts = make2("/proc/1", "/a") },
-		`hostname: "-" is no host name`:          func(o *strata.SpecOptions) { o.Hostname = "-" },
+		`"a b" cannot be the name`: func(o *strata.SpecOptions) {
+			o.Hosts = []strata.SpecHost{{Address: "10.0.0.1", Name: "a b"}}
+		},
+		`name server "there"`:                   func(o *strata.SpecOptions) { o.Nameservers = []string{"there"} },
+		"a limit is negative":                   func(o *strata.SpecOptions) { o.Memory = -1 },
+		"0.001 processors: give 0.01":           func(o *strata.SpecOptions) { o.CPUs = 0.001 },
+		"it is the sum of memory and swap":      func(o *strata.SpecOptions) { o.Memory, o.MemorySwap = 1<<30, 8<<20 },
+		`process.cwd: "srv": give an absolute`:  func(o *strata.SpecOptions) { o.WorkDir = "srv" },
+		"a profile and none exclude each other": func(o *strata.SpecOptions) { o.Seccomp = []byte("{}") },
+		`"/data" is there twice`:                func(o *strata.SpecOptions) { o.Mounts = make2("/data", "/data/") },
+		`"/": nothing can be mounted over`:      func(o *strata.SpecOptions) { o.Mounts = make2("/", "/a") },
+		"/proc/1: nothing can be mounted over":  func(o *strata.SpecOptions) { o.Mounts = make2("/proc/1", "/a") },
+		`hostname: "-" is no host name`:         func(o *strata.SpecOptions) { o.Hostname = "-" },
 		`annotations: "run.oci.x": not supported`: func(o *strata.SpecOptions) {
 			o.Annotations = map[string]string{"run.oci.x": ""}
 		},

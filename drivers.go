@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 
 	"github.com/stratavm/strata/internal/atomicfile"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/internal/wclayer"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/argon"
@@ -80,7 +80,7 @@ func recordDriver(dir string, d vmm.Driver) error {
 // driverOf returns the driver of the machine that a directory holds or held. Directories of versions that
 // recorded no name are shown to each driver. An error matches ErrNoVM when there is none.
 func driverOf(ctx context.Context, dir string) (vmm.Driver, error) {
-	name, err := os.ReadFile(filepath.Join(dir, driverFile))
+	name, err := regfile.ReadState(filepath.Join(dir, driverFile))
 	if err == nil {
 		d, err := driverNamed(strings.TrimSpace(string(name)))
 		if err != nil {

@@ -68,7 +68,7 @@ func openOrStart(ctx context.Context, d vmm.Driver, dir string, o OpenOptions) (
 	if err := recordDriver(dir, d); err != nil {
 		return nil, err
 	}
-	return d.Start(ctx, vmm.StartOptions{Dir: dir, FindInit: o.driver().FindInit, Logger: o.Logger})
+	return d.Start(ctx, vmm.StartOptions{Dir: dir, Logger: o.Logger})
 }
 
 // HostPath is where a guest path of a VM that is this system itself is; for other VMs "".

@@ -3,8 +3,10 @@ package strata
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -54,6 +56,10 @@ type Run struct {
 	lock   *os.File
 	record RunRecord
 }
+
+// runFile is the file in a run's folder that holds its RunRecord. Its lock says that the run lives: what is in a
+// folder whose lock is free was left by a run that was killed.
+const runFile = "run.json"
 
 var runID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 
@@ -105,6 +111,30 @@ func outlast(ctx context.Context, limit, grace time.Duration) (context.Context, 
 // lockTime is how long Begin waits for a lock: long enough for a Sweep that looks at the folder.
 const lockTime = time.Second
 
+// waitLock takes the lock of a file. It returns used when another process keeps it; other errors name the file.
+func waitLock(ctx context.Context, path string, used error) (*os.File, error) {
+	limited, cancel := context.WithTimeout(ctx, lockTime)
+	defer cancel()
+	lock, err := lockfile.Wait(limited, path, false)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = used
+	}
+	return lock, err
+}
+
+// lockFolder is waitLock for a file in a folder that is made where it does not exist.
+func lockFolder(ctx context.Context, path string, used error) (*os.File, error) {
+	for {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, err
+		}
+		lock, err := waitLock(ctx, path, used)
+		if !errors.Is(err, os.ErrNotExist) { // else a Sweep has just removed the folder
+			return lock, err
+		}
+	}
+}
+
 // Begin begins the run called id, which is also the id of its container: 1 to 63 letters, digits, '_', '.' or
 // '-', a letter or digit first. What an earlier run of that id left is taken away first. An id that a run
 // uses that lives is an error matching ErrRunID.
@@ -117,19 +147,9 @@ func (rs *Runs) Begin(ctx context.Context, id string) (*Run, error) {
 	}
 	dir := rs.runDir(id)
 	for {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("run %s: %w", id, err)
-		}
-		limited, cancel := context.WithTimeout(ctx, lockTime)
-		lock, err := lockfile.Wait(limited, filepath.Join(dir, runFile), false)
-		cancel()
-		switch {
-		case errors.Is(err, os.ErrNotExist):
-			continue // a Sweep has just removed the folder
-		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-			return nil, fmt.Errorf("%w: another run is called %q", ErrRunID, id)
-		case err != nil:
-			return nil, fmt.Errorf("run %s: %w", id, err)
+		lock, err := lockFolder(ctx, filepath.Join(dir, runFile), fmt.Errorf("%w: another run is called %q", ErrRunID, id))
+		if err != nil {
+			return nil, err
 		}
 		r := &Run{runs: rs, id: id, dir: dir, lock: lock}
 		entries, err := os.ReadDir(dir)
@@ -140,6 +160,25 @@ func (rs *Runs) Begin(ctx context.Context, id string) (*Run, error) {
 			return nil, fmt.Errorf("take away what an earlier run of id %s left: %w", id, err)
 		}
 	}
+}
+
+// read reads the record and reports whether there is one.
+func (r *Run) read() bool {
+	b, err := io.ReadAll(io.LimitReader(r.lock, 1<<16))
+	return err == nil && json.Unmarshal(b, &r.record) == nil
+}
+
+// note writes down in which VM the container will be, before it is.
+func (r *Run) note(rec RunRecord) error {
+	r.record = rec
+	b, err := json.Marshal(rec)
+	if err == nil {
+		_, err = r.lock.WriteAt(b, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("run %s: %w", r.id, err)
+	}
+	return nil
 }
 
 // ID returns the id of the run and of its container.
@@ -199,18 +238,7 @@ func (r *Run) End(ctx context.Context) error {
 	if err := r.leaveVM(ctx); err != nil {
 		return errors.Join(err, r.lock.Close())
 	}
-	entries, err := os.ReadDir(r.dir)
-	for _, d := range entries {
-		if d.Name() != runFile {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(r.dir, d.Name())))
-		}
-	}
-	if err != nil {
-		return errors.Join(err, r.lock.Close())
-	}
-	err = lockfile.Drop(r.lock)
-	_ = os.Remove(r.dir) // when it is not empty, another run has just taken it
-	return err
+	return lockfile.DropFolder(r.lock)
 }
 
 // leaveVM takes the container of a run out of its VM, or stops the VM when it is the run's own.
@@ -241,11 +269,39 @@ func (r *Run) leaveVM(ctx context.Context) error {
 		}
 		return nil
 	}
-	err = releaseContainer(ctx, vm, r.id)
+	err = r.takeAway(ctx, vm)
 	if r.record.VM == HostVM && err == nil && len(vm.Claims()) == 0 {
 		return forgetHost(ctx, vm, dir)
 	}
 	return errors.Join(err, vm.Close())
+}
+
+// lostTime is how long programs that wait for a lost volume, and are killed, may take to end.
+const lostTime = 5 * time.Second
+
+// takeAway takes the container out of a VM that runs on. What a lost volume keeps there is abandoned.
+func (r *Run) takeAway(ctx context.Context, vm *uvm.UtilityVM) error {
+	m, err := layers.Open(vm, r.id)
+	if err != nil {
+		if errors.Is(err, uvm.ErrUnknownClaim) {
+			err = nil
+		}
+		return err
+	}
+	lost := m.LostVolume(ctx)
+	if lost == nil {
+		return releaseContainer(ctx, vm, r.id)
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, lostTime, lost)
+	defer cancel()
+	if releaseContainer(limited, vm, r.id) == nil {
+		return nil
+	}
+	if err := m.Abandon(ctx); err != nil {
+		return err
+	}
+	r.runs.notice("%v; what is left of container %s stays in VM %s until that ends", lost, r.id, vm.ID())
+	return nil
 }
 
 // halfOf returns a context that ends when half of the time of ctx is over, and with ctx.
@@ -255,41 +311,4 @@ func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeout(ctx, time.Until(deadline)/2)
-}
-
-// killNow is KillVM with a time of its own.
-func killNow(ctx context.Context, dir string) error {
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
-	defer cancel()
-	if err := KillVM(limited, dir); !errors.Is(err, ErrNoVM) {
-		return err
-	}
-	return nil
-}
-
-// releaseContainer ends what runs in a container, what the program left in the background too, and unmounts it. A
-// container that does not exist is no error.
-func releaseContainer(ctx context.Context, vm *uvm.UtilityVM, id string) error {
-	m, err := layers.Open(vm, id)
-	if errors.Is(err, uvm.ErrUnknownClaim) {
-		return nil
-	}
-	if err == nil {
-		err = m.EndPrograms(ctx)
-	}
-	if err == nil {
-		err = m.Release(ctx)
-	}
-	return err
-}
-
-// forgetHost removes the state of this system itself when nothing is mounted on it.
-func forgetHost(ctx context.Context, vm *uvm.UtilityVM, dir string) error {
-	if err := vm.Shutdown(ctx); err != nil {
-		return err
-	}
-	if err := RemoveVM(ctx, dir); !errors.Is(err, ErrRunning) { // another process has just mounted something
-		return err
-	}
-	return nil
 }

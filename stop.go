@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 )
 
@@ -28,4 +29,41 @@ func StopVM(ctx context.Context, vm *uvm.UtilityVM, dir string, notice func(mess
 		return err
 	}
 	return RemoveVM(context.WithoutCancel(ctx), dir)
+}
+
+// killNow is KillVM with a time of its own.
+func killNow(ctx context.Context, dir string) error {
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+	defer cancel()
+	if err := KillVM(limited, dir); !errors.Is(err, ErrNoVM) {
+		return err
+	}
+	return nil
+}
+
+// releaseContainer ends what runs in a container, what the program left in the background too, and unmounts it. A
+// container that does not exist is no error.
+func releaseContainer(ctx context.Context, vm *uvm.UtilityVM, id string) error {
+	m, err := layers.Open(vm, id)
+	if errors.Is(err, uvm.ErrUnknownClaim) {
+		return nil
+	}
+	if err == nil {
+		err = m.EndPrograms(ctx)
+	}
+	if err == nil {
+		err = m.Release(ctx)
+	}
+	return err
+}
+
+// forgetHost removes the state of this system itself when nothing is mounted on it.
+func forgetHost(ctx context.Context, vm *uvm.UtilityVM, dir string) error {
+	if err := vm.Shutdown(ctx); err != nil {
+		return err
+	}
+	if err := RemoveVM(ctx, dir); !errors.Is(err, ErrRunning) { // another process has just mounted something
+		return err
+	}
+	return nil
 }

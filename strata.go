@@ -1,13 +1,14 @@
-// Package strata starts and opens utility VMs with the driver of this host: QEMU on Linux, the Host
-// Compute Service on Windows. What to do with a VM is in packages uvm (its devices and mounts) and
-// layers (container roots).
+// Package strata starts and opens utility VMs with a driver of this host, QEMU on Linux, the Host Compute Service
+// on Windows, and this system itself as if it were one ([OpenHost]). What to do with a VM is in packages uvm (its
+// devices and mounts) and layers (container roots). [Runs] and [Containers] are the lives of containers, whose
+// processes may be killed at any moment.
 //
 //	vm, err := strata.StartVM(ctx, strata.VMOptions{Dir: "/var/lib/strata/vms/default"})
 //	...
 //	m, err := layers.Mount(ctx, layers.Request{VM: vm, ID: "web", Layers: ..., Scratch: "/scratch/web"})
 //
 // The state directory of a VM is all there is to it: a VM outlives the process that started it, and
-// OpenVM takes it up again, by whichever process, mending what the last one left half done.
+// OpenVM reopens it, in any process, and mends what the last one left half done.
 package strata
 
 import (
@@ -37,11 +38,22 @@ type VMOptions struct {
 	MemoryMiB int
 	// CPUs of the guest; 0: as many as the host has, at most 2.
 	CPUs int
+	// NoShares: no folders of this host will be shared with the VM, as for volumes. A VM of QEMU starts about a tenth
+	// faster without.
+	NoShares bool
 	// Accel is "auto" (or empty), "kvm" or "tcg". auto takes KVM only where a VM truly runs with it.
 	Accel string
 	// Transport is how a Linux host reaches the guest: "auto" (or empty), "vsock" or "serial". auto takes
 	// vsock where both have it.
 	Transport string
+	// Namespace is the file of the network namespace that the process of a VM of QEMU is in, or vmm.NewNamespace for one
+	// that is made and goes with it; empty: this process's. Others find it by that process, such as CNI plugins; see
+	// NetworkNamespace for what the VM has of it. It needs root.
+	Namespace string
+	// Template has the VM loaded from a template: one of its kind (kernel, agent, QEMU, memory, CPUs) that was saved
+	// when it was idle. The first VM of a kind makes it, below Boot.CacheDir, which has to be given; QEMU only. The guest
+	// is reached by serial ports then. Where there is no template the VM boots.
+	Template bool
 	// Boot says what the VM boots; Image, when its Kernel is set, is taken instead of building one.
 	Boot  BootOptions
 	Image BootImage
@@ -65,10 +77,6 @@ type OpenOptions struct {
 	// Locked, where it is set, is called by OpenVM and OpenHost when no other process has the VM open any more, before the
 	// VM is asked anything.
 	Locked func()
-	// InitPath is for this system itself (OpenHost): a program that carries the guest's agent and becomes the
-	// first process of each container. Empty: it is looked for as in BootOptions; where there is none,
-	// programs cannot be run.
-	InitPath string
 }
 
 // BootOptions says what the boot image of a Linux guest is built from. The zero value takes everything from
@@ -85,7 +93,10 @@ type BootOptions struct {
 	Mkfs     string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
 	// Runtime is what the guest runs containers by, crun or runc; empty: crun of this host, else runc; "none": leave it
 	// out. Without one the guest runs no containers.
-	Runtime  string
+	Runtime string
+	// Pause is what keeps a container whose own program has ended, catatonit; empty: that of this host; "none": leave it
+	// out. Without it the guest runs no containers.
+	Pause    string
 	CacheDir string // empty: "strata/boot" in the user's cache directory
 	Logger   *slog.Logger
 }
@@ -119,14 +130,14 @@ func (o *OpenOptions) complete() {
 }
 
 func (o OpenOptions) driver() vmm.OpenOptions {
-	find := func() (string, error) { return bootimage.FindInit(o.InitPath) }
-	return vmm.OpenOptions{FindInit: find, Logger: o.Logger}
+	return vmm.OpenOptions{Logger: o.Logger}
 }
 
 func (o VMOptions) driver() vmm.StartOptions {
-	s := vmm.StartOptions{Dir: o.Dir, Name: o.Name, OS: o.OS, MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Accel: o.Accel,
-		Transport: o.Transport, Image: o.Image, BootFiles: o.BootFiles, UVMLayers: o.UVMLayers, Logger: o.Logger,
-		FindInit: func() (string, error) { return bootimage.FindInit(o.Boot.InitPath) }}
+	s := vmm.StartOptions{Dir: o.Dir, Name: o.Name, OS: o.OS, MemoryMiB: o.MemoryMiB, CPUs: o.CPUs,
+		NoShares: o.NoShares, Accel: o.Accel,
+		Transport: o.Transport, Namespace: o.Namespace, Template: o.Template, Image: o.Image, BootFiles: o.BootFiles,
+		UVMLayers: o.UVMLayers, Logger: o.Logger}
 	if o.Boot.CacheDir != "" { // next to the boot images, which belong to this host too
 		s.CacheDir = filepath.Join(o.Boot.CacheDir, "..", "kvm")
 	}

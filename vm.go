@@ -31,9 +31,11 @@ func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	}
 	// The directory is made when there is something to put into it, and locked from then on: one without a
 	// machine that is not locked is taken for what a start left that was cut off.
-	if d.Traits().BootImage && o.OS != vmm.Windows && o.Image.Kernel == "" {
-		if o.Image, err = bootimage.Build(ctx, bootimage.Options(o.Boot)); err != nil {
-			return nil, err
+	if d.Traits().BootImage && o.OS != vmm.Windows {
+		if o.Image.Kernel == "" {
+			if o.Image, err = bootimage.Build(ctx, bootimage.Options(o.Boot)); err != nil {
+				return nil, err
+			}
 		}
 		if err := enoughMemory(o); err != nil {
 			return nil, err
@@ -136,6 +138,11 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 		}
 		return d.Open(ctx, dir, o.driver())
 	}, uvm.Options{Logger: o.Logger, RollbackTimeout: o.RollbackTimeout, ResponseTimeout: o.ResponseTimeout})
+	if errors.Is(err, os.ErrNotExist) {
+		if _, serr := os.Stat(dir); errors.Is(serr, os.ErrNotExist) { // it was stopped and removed meanwhile
+			err = fmt.Errorf("%w in %s", ErrNoVM, dir)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +153,7 @@ func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 type Runner = vmm.Runner
 
 // OpenRunner connects to a VM that runs, to run programs in it. It takes no lock: any number of
-// processes (of a QEMU VM reached by serial ports: eight at a time) may run programs while another one
+// processes (of a QEMU VM reached by serial ports: sixteen at a time, others wait) may run programs while another one
 // mounts. A VM that says nothing is an error matching uvm.ErrNoAnswer.
 func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) {
 	o.complete()

@@ -21,8 +21,21 @@ const (
 	ResourceCombinedLayers    ResourceType = "CombinedLayers"
 	ResourceVPMemDevice       ResourceType = "VPMemDevice"
 	ResourceSCSIDevice        ResourceType = "SCSIDevice" // Linux guests since 2023; Remove only
+	ResourceNetwork           ResourceType = "Network"
+	ResourceVirtioFS          ResourceType = "StrataVirtioFS"       // of Strata's own agent
+	ResourceConstraints       ResourceType = "ContainerConstraints" // of a container
+	ResourcePaused            ResourceType = "StrataPaused"         // of a container, and of Strata's own agent
 	ResourceWCOWBlockCims     ResourceType = "WCOWBlockCims"
+	// Of Strata's own agent too. Add holds the VM: it does nothing that a host asks for until Update, with a
+	// TemplateRenewal.
+	ResourceTemplate ResourceType = "StrataTemplate"
 )
+
+// TemplateRenewal makes a VM that was held one of its own. For a VM that is not held it means nothing.
+type TemplateRenewal struct {
+	Entropy []byte // 32 bytes or more that nobody else is given
+	Time    int64  // of the host, in nanoseconds since 1970
+}
 
 // GuestRequest is what the host asks of the agent inside a utility VM: alone over the guest
 // protocol, or inside a ModifySettingRequest when HCS owns the guest connection.
@@ -90,6 +103,42 @@ type LCOWMappedDirectory struct {
 	MountPath string `json:",omitempty"`
 	Port      int32  `json:",omitempty"`
 	ShareName string `json:",omitempty"`
+	ReadOnly  bool   `json:",omitempty"`
+}
+
+// LCOWNetworkAdapter puts a network interface of a Linux guest, found by its hardware address, into a network namespace
+// that is known by its id. Lists in a string are separated by commas. Name and MTU are Strata's, as some of LCOWRoute.
+type LCOWNetworkAdapter struct {
+	NamespaceID   string         `json:",omitempty"`
+	ID            string         `json:",omitempty"`
+	MacAddress    string         `json:",omitempty"`
+	DNSSuffix     string         `json:",omitempty"`
+	DNSServerList string         `json:",omitempty"`
+	IPConfigs     []LCOWIPConfig `json:",omitempty"`
+	Routes        []LCOWRoute    `json:",omitempty"`
+	Name          string         `json:",omitempty"` // of the interface in the namespace; empty: eth0
+	MTU           uint32         `json:",omitempty"` // 0: as it is
+}
+
+// LCOWIPConfig is an address of a network interface.
+type LCOWIPConfig struct {
+	IPAddress    string `json:",omitempty"`
+	PrefixLength uint8  `json:",omitempty"`
+}
+
+// LCOWRoute is a route by a network interface. OnLink and Source are Strata's.
+type LCOWRoute struct {
+	NextHop           string `json:",omitempty"` // empty: the destination is on the link
+	DestinationPrefix string `json:",omitempty"`
+	Metric            uint32 `json:",omitempty"`
+	OnLink            bool   `json:",omitempty"` // the next hop is
+	Source            string `json:",omitempty"`
+}
+
+// LCOWVirtioFS mounts a virtiofs device in a Linux guest whose agent is Strata's. Removal looks at MountPath and Tag.
+type LCOWVirtioFS struct {
+	MountPath string `json:",omitempty"`
+	Tag       string `json:",omitempty"`
 	ReadOnly  bool   `json:",omitempty"`
 }
 

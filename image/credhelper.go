@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/stratavm/strata/internal/plaintext"
 )
 
 const (
@@ -33,7 +34,7 @@ func askHelper(ctx context.Context, name, server string) (Credentials, error) {
 	cmd := exec.CommandContext(ctx, program, "get")
 	cmd.WaitDelay = time.Second
 	cmd.Stdin = strings.NewReader(server)
-	out, errOut := &capped{max: maxHelper}, &capped{max: 4096}
+	out, errOut := plaintext.NewHead(maxHelper), plaintext.NewHead(4096)
 	cmd.Stdout, cmd.Stderr = out, errOut
 	if err := cmd.Run(); err != nil {
 		text := strings.TrimSpace(out.String() + " " + errOut.String())
@@ -53,19 +54,6 @@ func askHelper(ctx context.Context, name, server string) (Credentials, error) {
 		return Credentials{IdentityToken: got.Secret}, nil
 	}
 	return Credentials{Username: got.Username, Password: got.Secret}, nil
-}
-
-// capped keeps the first bytes that are written to it.
-type capped struct {
-	bytes.Buffer
-	max int
-}
-
-func (c *capped) Write(b []byte) (int, error) {
-	if room := c.max - c.Len(); room > 0 {
-		c.Buffer.Write(b[:min(room, len(b))])
-	}
-	return len(b), nil
 }
 
 // oneLine makes a text that a stranger wrote fit for a message: one line, short, without control characters.

@@ -122,6 +122,8 @@ func TestSources(t *testing.T) {
 			"docker.io/library/app:v1"},
 		{reg.Host() + "/org/app:v1", reg.Host() + "/org/app:v1"},
 		{"docker://" + reg.Host() + "/org/app@" + d.Digest, reg.Host() + "/org/app@" + d.Digest},
+		{reg.Host() + "/org/app:v1@" + d.Digest, reg.Host() + "/org/app@" + d.Digest}, // the digest says it
+		{reg.Host() + "/org/app:gone@" + d.Digest, reg.Host() + "/org/app@" + d.Digest},
 	} {
 		t.Run(strings.ReplaceAll(tt.source, "/", "_"), func(t *testing.T) {
 			leaktest.Check(t)
@@ -308,12 +310,16 @@ func TestLinkOutOfLayout(t *testing.T) {
 	if err := errors.Join(os.Remove(blob), os.Symlink(outside, blob)); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := os.Lstat(blob); err != nil {
+		t.Skip("no link is made here, without an error, as under Wine")
+	}
 	img, err := open(t, dir, image.Options{Platform: amd64})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := read(t.Context(), img); err == nil {
-		t.Error("a link out of the layout was followed")
+	_, err = read(t.Context(), img)
+	if !errors.Is(err, image.ErrUnsupported) || !strings.Contains(err.Error(), "leads out of the layout") {
+		t.Errorf("error %v, want one that says that the link leads out of the layout", err)
 	}
 }
 

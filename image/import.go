@@ -103,7 +103,7 @@ func emptyLayer() store.Layer {
 }
 
 // ParseConfig reads the part of a configuration document that says how to run the image. An empty
-// document, that of a bare root file system, gives an empty Config.
+// document, that of a bare root file system, returns an empty Config.
 func ParseConfig(raw []byte) (Config, error) {
 	if len(raw) == 0 {
 		return Config{}, nil

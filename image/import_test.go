@@ -45,8 +45,12 @@ func TestImportOdd(t *testing.T) {
 		d      imagetest.Descriptor
 		layers int
 	}{
-		"no layers":   {b.Image(t, nil), 1},
-		"empty layer": {b.Image(t, nil, imagetest.Layer{Tar: tarball}, imagetest.Layer{Tar: []byte{}}), 2},
+		"no layers": {b.Image(t, nil), 1},
+		"no layers, null": {b.ImageWith(t, nil, func(config map[string]any) {
+			config["rootfs"] = map[string]any{"type": "layers", "diff_ids": nil}
+		}), 1},
+		"no layers, no rootfs": {b.ImageWith(t, nil, func(config map[string]any) { delete(config, "rootfs") }), 1},
+		"empty layer":          {b.Image(t, nil, imagetest.Layer{Tar: tarball}, imagetest.Layer{Tar: []byte{}}), 2},
 		"empty in gzip": {b.Image(t, nil, imagetest.Layer{Tar: tarball},
 			imagetest.Layer{Tar: []byte{}, Compression: "gzip"}), 2},
 		"nothing but end": {b.Image(t, nil, imagetest.Layer{Tar: make([]byte, 1024)}), 1},
@@ -59,6 +63,19 @@ func TestImportOdd(t *testing.T) {
 				t.Errorf("folders %q, %v; want %d", folders, err, tt.layers)
 			}
 		})
+	}
+}
+
+// TestImportEmptyLayerOfArchive: a layer without a byte in a docker archive is one without files.
+func TestImportEmptyLayerOfArchive(t *testing.T) {
+	tarball := layerTar(t, 1)
+	path := imagetest.Write(t, "x.tar", imagetest.FileTar(t, map[string][]byte{
+		"c.json": configOf(t, tarball, []byte{}), "l.tar": tarball, "empty.tar": {},
+		"manifest.json": []byte(`[{"Config":"c.json","RepoTags":["app:v1"],"Layers":["l.tar","empty.tar"]}]`)}))
+	st := newStore(t)
+	rec := importInto(t, st, "docker-archive:"+path)
+	if folders, err := st.Folders(rec, store.Format{File: "erofs"}); err != nil || len(folders) != 2 {
+		t.Errorf("folders %q, %v; want 2", folders, err)
 	}
 }
 

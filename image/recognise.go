@@ -22,7 +22,8 @@ var errIsArchive = errors.New("it is an archive with an image")
 var rootNames = func() map[string]bool {
 	m := map[string]bool{}
 	for name := range strings.FieldsSeq(
-		"bin boot dev etc home init lib lib32 lib64 libx32 linuxrc media mnt nix opt proc root run sbin srv sys tmp usr var") {
+		"bin boot dev etc home init lib lib32 lib64 libx32 linuxrc media mnt nix opt proc root run sbin srv sys tmp " +
+			"usr var") {
 		m[name] = true
 	}
 	return m

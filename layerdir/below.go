@@ -46,7 +46,7 @@ func (b *Below) Changes(outline string) (bool, error) {
 		return false, err
 	}
 	defer f.Close() // it was only read
-	asks, err := layertree.OutlineHasImplied(f)
+	asks, err := layertree.OutlineAsks(f, len(b.layers) == 0)
 	if err != nil || !asks {
 		return false, outlineError(outline, err)
 	}

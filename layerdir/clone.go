@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"os"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 const cloneChunk = 1 << 20
@@ -12,7 +14,7 @@ const cloneChunk = 1 << 20
 // cloneFile makes dst, an empty file, a copy of the file at src: by sharing its blocks where the file
 // system can, else by copying what is not zero.
 func cloneFile(ctx context.Context, dst *os.File, src string) (err error) {
-	in, err := os.Open(src)
+	in, size, err := regfile.Open(src)
 	if err != nil {
 		return err
 	}
@@ -20,20 +22,16 @@ func cloneFile(ctx context.Context, dst *os.File, src string) (err error) {
 	if reflink(dst, in) == nil {
 		return nil
 	}
-	st, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	if err := dst.Truncate(st.Size()); err != nil {
+	if err := dst.Truncate(size); err != nil {
 		return explain(err)
 	}
 	buf := make([]byte, cloneChunk)
-	for off := int64(0); off < st.Size(); {
+	for off := int64(0); off < size; {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
 		// Skip holes without reading them, where that can be asked.
-		if off = nextData(in, off); off >= st.Size() {
+		if off = nextData(in, off); off >= size {
 			break
 		}
 		n, err := in.ReadAt(buf, off)

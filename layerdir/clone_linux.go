@@ -12,7 +12,7 @@ func reflink(dst, src *os.File) error {
 	return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
 }
 
-// nextData gives the first offset from off on that is not in a hole.
+// nextData returns the first offset from off on that is not in a hole.
 func nextData(f *os.File, off int64) int64 {
 	n, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) {

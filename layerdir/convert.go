@@ -106,7 +106,7 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 			return Result{}, wrap(err)
 		}
 	}
-	// The record comes first: whoever sees the layer finds it.
+	// The record comes first, so that no layer is seen without one.
 	if err := writeVerity(dir, o.Format, res.Verity); err != nil {
 		return Result{}, wrap(err)
 	}

@@ -9,8 +9,10 @@
 //   - [IndexDisk] and [PartitionDisk] put many layers behind one device.
 //   - [ReadChain], [WriteChain] and [CheckChain] keep layerchain.json.
 //
-// Files that are made have the mode 0600 and new folders 0700: layers hold set-user-ID programs, and both hold
-// secrets. Whoever wants to share a layer changes that.
+// New folders have the mode 0700 and files 0600: layers hold set-user-ID programs, and both hold secrets. Whoever
+// wants to share a layer changes that. Only layer.vhd and layer.erofs are 0644, and only in a folder that is closed to
+// others: a virtual machine monitor that runs as another user opens its descriptor of them once more, which takes the
+// right to read.
 //
 // # Trees
 //

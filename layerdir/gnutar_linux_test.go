@@ -58,10 +58,11 @@ func tarTree(t *testing.T) string {
 	long := func(c string, n int) string { return strings.Repeat(c, n) }
 	deep := "beyond/" + long("a", 200) + "/" + long("b", 200) + "/" + long("c", 200)
 	for _, f := range []string{"file", "split/" + long("s", 90) + "/" + long("f", 80), "beyond/" + long("n", 101),
-		"beyond/" + long("N", 255), deep} {
+		"beyond/" + long("N", 255), deep, "caf\xe9\xff", "beyond/" + long("\xfe", 120)} { // the last are no UTF-8
 		check(os.MkdirAll(filepath.Dir(at(f)), 0o755), os.WriteFile(at(f), []byte(f), 0o644))
 	}
 	check(os.Link(at("file"), at("link")), os.Link(at(deep), at("beyond/zlink"))) // the second names all of its target
+	check(os.Symlink("caf\xe9\xff", at("to-latin")))
 	check(os.Symlink(long("t", 100), at("symlink")), os.Symlink(long("t", 101), at("beyond/symlink101")),
 		os.Symlink(long("t/", 150), at("beyond/symlink300")))
 	sparse(t, at("beyond/holes"), 3<<20, "data", 100_000, 1<<20)

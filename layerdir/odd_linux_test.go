@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/stratavm/strata/internal/format/layertree"
@@ -33,6 +34,9 @@ const noID = 0xffffffff
 var goodACL = acl([3]uint32{1, 6, noID}, [3]uint32{2, 4, 1000}, [3]uint32{4, 4, noID}, [3]uint32{16, 4, noID},
 	[3]uint32{32, 0, noID})
 
+// binary says that names are bytes, and no UTF-8.
+var binary = map[string]string{"hdrcharset": "BINARY"}
+
 // oddEntries are entries that Linux restricts by type, and how they come out: as tar unpacks them.
 var oddEntries = []entry{
 	{Name: "d/", PAX: xattr("user.a", "1")},
@@ -53,6 +57,9 @@ var oddEntries = []entry{
 	{Name: "d/instruction", Body: "x", PAX: xattr("user.overlay.redirect", "/etc")},
 	{Name: "d/opaque-file", Body: "x", PAX: xattr("trusted.overlay.opaque", "y")},
 	{Name: "d/hard", Type: tar.TypeLink, Link: "d/link"},
+	{Name: "d/caf\xe9\xff", Body: "x", PAX: binary},
+	{Name: "d/" + strings.Repeat("\xfe", 255), Body: "y", PAX: binary},
+	{Name: "d/to-latin", Type: tar.TypeSymlink, Link: "caf\xe9\xff", PAX: binary},
 }
 
 // badEntries are entries that Linux would refuse, or read as garbage later on.

@@ -52,7 +52,7 @@ func openLayers(paths []string) (files []layerFile, closeAll func(), err error) 
 	return files, closeAll, nil
 }
 
-// IndexDisk creates an index over EROFS layer files, top first, in the new file index, and gives the
+// IndexDisk creates an index over EROFS layer files, top first, in the new file index, and returns the
 // extents of the read-only disk that shows all of them as one EROFS file system. The disk belongs to
 // one mount: remove the file with it. Layers that an index cannot serve (ext4, compressed images) give
 // an error that matches erofs.ErrNotEROFS, erofs.ErrUnsupported or erofs.ErrTooLarge, and leave no file:
@@ -89,7 +89,7 @@ func IndexDisk(index string, layers []string) (disk []Extent, err error) {
 }
 
 // PartitionDisk writes a partition table over layer files of any format to the new file table, and
-// gives the extents of the read-only disk whose partition i+1 is layer i.
+// returns the extents of the read-only disk whose partition i+1 is layer i.
 func PartitionDisk(table string, layers []string) (disk []Extent, err error) {
 	wrap := func(err error) error {
 		return fmt.Errorf("partition table for %d layers in %s: %w", len(layers), table, explain(err))

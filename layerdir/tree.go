@@ -72,7 +72,7 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return res, err
 	}
-	// The record comes first: whoever sees the tree finds it.
+	// The record comes first, so that no tree is seen without one.
 	if err := writeFile(dir, idsName, []byte(ids.Text)); err != nil {
 		return res, err
 	}

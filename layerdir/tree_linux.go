@@ -29,7 +29,7 @@ type unpacker struct {
 }
 
 // unpack creates the tree at dir, which must not exist yet, with the contents in data, and syncs it. one
-// says that everything belongs to one user. It gives the size of all files.
+// says that everything belongs to one user. It returns the size of all files.
 //
 // Nobody else works in dir, and below it names are only ever used in a directory that is open, so that
 // nothing in the tree can lead out of it and no path is too long.

@@ -21,8 +21,9 @@ func TestSameAsUmoci(t *testing.T) {
 	_, err := exec.LookPath("umoci")
 	treetest.Need(t, err == nil, "umoci", "install the package umoci")
 	link := func(name, to string) entry { return entry{Name: name, Type: tar.TypeLink, Link: to} }
-	caps := map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-		"SCHILY.xattr.user.note": "n"}
+	caps := map[string]string{
+		"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00" + strings.Repeat("\x00", 12),
+		"SCHILY.xattr.user.note":           "n"}
 	layers := [][]byte{
 		treetest.Tar(t, entry{Name: "./"}, entry{Name: "etc/"}, entry{Name: "etc/a", Body: "a"},
 			entry{Name: "etc/b", Body: "b", UID: 100_000, GID: 70_000},

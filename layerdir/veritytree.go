@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 
 	"github.com/stratavm/strata/internal/format/verity"
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // Places in images, in bytes.
@@ -25,7 +25,7 @@ const (
 // tools leave it without a record. Without a tree, or without an image, the error matches fs.ErrNotExist. The digest
 // is as trustworthy as the image: the tree finds damage, not a forger.
 func VerityInImage(image string) (verity.Info, error) {
-	f, err := os.Open(image)
+	f, _, err := regfile.Open(image)
 	if err != nil {
 		return verity.Info{}, fmt.Errorf("look for a hash tree: %w", err)
 	}

@@ -145,9 +145,11 @@ func releaseOrder(leases []*uvm.Lease, op UnmountOperation) []*uvm.Lease {
 		kind uvm.Kind         // "": any
 	}{
 		{role: roleRoot},
+		{role: roleNetwork},
 		{role: roleCIM},
 		{role: roleScratch, bit: UnmountOperationSCSI},
 		{role: roleCIMDisk},
+		{role: roleVolume},
 		{role: roleLayer, bit: UnmountOperationVSMB, kind: uvm.KindVSMB},
 		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindVPMEM},
 		{role: roleLayer, bit: UnmountOperationVPMEM, kind: uvm.KindSCSI},

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
@@ -20,6 +22,12 @@ type scenario struct {
 	limits func() vmm.Limits
 	layers int
 	shared bool // another container has the layers already
+	nic    bool // the container has a network
+	links  int  // of a network namespace that the container has
+	volume bool // the container has a folder and a file of the host
+	folder bool // the root is a folder of the host
+	disk   bool // the root is a disk
+	whole  bool // the scratch is written to as a whole
 }
 
 func scenarios() []scenario {
@@ -32,6 +40,12 @@ func scenarios() []scenario {
 		{name: "lcow-vpmem", os: vmm.Linux, limits: vmmtest.LinuxLimits},
 		{name: "lcow-retained", os: vmm.Linux, limits: retained},
 		{name: "lcow-scsi", os: vmm.Linux, limits: noPMEM},
+		{name: "lcow-network", os: vmm.Linux, limits: vmmtest.LinuxLimits, nic: true},
+		{name: "lcow-namespace", os: vmm.Linux, limits: vmmtest.LinuxLimits, links: 2},
+		{name: "lcow-volume", os: vmm.Linux, limits: vmmtest.LinuxLimits, volume: true},
+		{name: "lcow-folder", os: vmm.Linux, limits: vmmtest.LinuxLimits, folder: true, volume: true},
+		{name: "lcow-disk", os: vmm.Linux, limits: vmmtest.LinuxLimits, disk: true, volume: true},
+		{name: "lcow-whole", os: vmm.Linux, limits: vmmtest.LinuxLimits, whole: true},
 		{name: "lcow-blind", os: vmm.Linux, limits: blind},
 		{name: "lcow-trees", os: vmm.Linux, limits: trees},
 		{name: "wcow", os: vmm.Windows, limits: vmmtest.WindowsLimits},
@@ -40,6 +54,9 @@ func scenarios() []scenario {
 			continue
 		}
 		for _, n := range []int{1, 3} {
+			if (s.folder || s.disk) && n > 1 {
+				continue
+			}
 			for _, shared := range []bool{false, true} {
 				s.layers, s.shared = n, shared
 				out = append(out, s)
@@ -59,6 +76,19 @@ func (s scenario) String() string {
 
 func (s scenario) world(t *testing.T) (*world, *Mounted) {
 	w := sweepWorld(t, s.os, s.limits(), s.layers)
+	if s.nic {
+		w.network = &uvm.Network{Ports: []vmm.PortForward{{Protocol: "tcp", HostPort: 80, GuestPort: 80}}}
+	}
+	if s.links > 0 {
+		w.network = &uvm.Network{Namespace: "/run/netns/n"}
+	}
+	for n := range s.links {
+		w.network.Links = append(w.network.Links, vmm.Link{Name: fmt.Sprintf("net%d", n), MAC: "02:00:00:00:00:01"})
+	}
+	w.rootFolder, w.rootDisk, w.wholeScratch = s.folder, s.disk, s.whole
+	if s.volume {
+		w.volumes = []Volume{{Path: w.layers[0].Folder}, {Path: filepath.Join(w.layers[0].Folder, layerVHD), ReadOnly: true}}
+	}
 	if !s.shared {
 		return w, nil
 	}

@@ -220,20 +220,25 @@ func (r *Request) scratchDisk() (string, error) {
 	info, err := r.names.Stat(path)
 	if err == nil && info.IsDir() || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		path = hostpath.Join(path, sandboxVHDX)
-		info, err = r.names.Stat(path)
 	}
+	return r.writableDisk("scratch", path)
+}
+
+// writableDisk refuses what is no disk image and resolves links.
+func (r *Request) writableDisk(what, path string) (string, error) {
+	info, err := r.names.Stat(path)
 	if err != nil {
-		return "", fmt.Errorf("scratch %s: create it first: %w", path, err)
+		return "", fmt.Errorf("%s %s: create it first: %w", what, path, err)
 	}
 	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("%w: scratch %s is no disk image", ErrInvalid, path)
+		return "", fmt.Errorf("%w: %s %s is no disk image", ErrInvalid, what, path)
 	}
 	if info.Size() == 0 {
-		return "", fmt.Errorf("%w: scratch %s is empty; create it again", ErrInvalid, path)
+		return "", fmt.Errorf("%w: %s %s is empty; create it again", ErrInvalid, what, path)
 	}
 	resolved, err := r.names.EvalSymlinks(path)
 	if err != nil {
-		return "", fmt.Errorf("scratch %s: %w", path, err)
+		return "", fmt.Errorf("%s %s: %w", what, path, err)
 	}
 	return resolved, nil
 }

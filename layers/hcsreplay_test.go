@@ -198,7 +198,7 @@ func newWorldFor(t *testing.T, s *scenario, lenient bool) *replay {
 	}
 }
 
-// do does one step and gives what it returned.
+// do does one step and returns its results.
 func (r *replay) do(ctx context.Context, st step) (any, error) {
 	vm := r.vmOf(st)
 	switch st.Op {

@@ -24,6 +24,10 @@ type world struct {
 	state    string
 	fixtures string
 	layers   []Layer
+	network  *uvm.Network // of the containers
+	volumes  []Volume     // of the containers
+	// What the roots of the containers are, instead of layers and a scratch that others may share.
+	rootFolder, rootDisk, wholeScratch bool
 }
 
 func newWorld(t testing.TB, os vmm.OS, limits vmm.Limits, layers int) *world {
@@ -86,12 +90,14 @@ func makeTree(dir string) error {
 	if err != nil {
 		return nil // not Linux
 	}
-	return errors.Join(os.Mkdir(filepath.Join(dir, layerTree), 0o755), os.WriteFile(filepath.Join(dir, layerTree+".ids"), []byte(ids.Text), 0o600))
+	return errors.Join(os.Mkdir(filepath.Join(dir, layerTree), 0o755), os.WriteFile(filepath.Join(dir, layerTree+".ids"),
+		[]byte(ids.Text), 0o600))
 }
 
 func (w *world) open() {
 	w.t.Helper()
-	vm, err := uvm.Open(w.t.Context(), w.state, func(context.Context) (vmm.Machine, error) { return w.f, w.f.Err() }, uvm.Options{})
+	vm, err := uvm.Open(w.t.Context(), w.state, func(context.Context) (vmm.Machine, error) { return w.f, w.f.Err() },
+		uvm.Options{})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -117,7 +123,21 @@ func (w *world) scratch(name string) string {
 }
 
 func (w *world) request(id string, layers []Layer) Request {
-	return Request{VM: w.vm, ID: id, Layers: layers, Scratch: w.scratch(id), Host: ids{}}
+	network := w.network
+	if network != nil && id != "a" { // a port of the host is one container's
+		network = &uvm.Network{}
+	}
+	r := Request{VM: w.vm, ID: id, Layers: layers, Scratch: w.scratch(id), Host: ids{}, Network: network,
+		Volumes: w.volumes}
+	switch {
+	case w.rootFolder:
+		r.RootFolder, r.Layers, r.Scratch = r.Scratch, nil, ""
+	case w.rootDisk:
+		r.RootDisk, r.Layers, r.Scratch = filepath.Join(r.Scratch, sandboxVHDX), nil, ""
+	case w.wholeScratch:
+		r.Scratch, r.WholeScratch = filepath.Join(r.Scratch, sandboxVHDX), true
+	}
+	return r
 }
 
 func (w *world) mustMount(r Request) *Mounted {

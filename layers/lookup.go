@@ -15,6 +15,12 @@ type Meta struct {
 	ScratchPath string   `json:"scratchPath,omitempty"` // the container's own directory on the scratch
 	Layers      []string `json:"layers"`                // host paths, top-most first
 	Scratch     string   `json:"scratch,omitempty"`     // host path
+	RootFolder  string   `json:"rootFolder,omitempty"`  // host path
+	RootDisk    string   `json:"rootDisk,omitempty"`    // host path
+	// Volumes are what the container has of the host, VolumePaths where each of them is in the guest.
+	Volumes     []Volume `json:"volumes,omitempty"`
+	VolumePaths []string `json:"volumePaths,omitempty"`
+	Image       *Image   `json:"image,omitempty"`
 }
 
 // Container is what the state directory of a VM records of a container.

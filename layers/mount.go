@@ -13,6 +13,8 @@ const (
 	roleLayer   = "layer"
 	roleScratch = "scratch"
 	roleRoot    = "root"
+	roleNetwork = "network"
+	roleVolume  = "volume"
 	roleCIM     = "cims"
 	roleCIMDisk = "cim"
 )
@@ -44,7 +46,8 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 	if err != nil {
 		return nil, err
 	}
-	meta := Meta{GuestRoot: r.GuestRoot, Scratch: r.Scratch}
+	meta := Meta{GuestRoot: r.GuestRoot, RootFolder: r.RootFolder, RootDisk: r.RootDisk, Scratch: r.Scratch,
+		Volumes: r.Volumes, Image: r.Image}
 	for _, l := range r.Layers {
 		meta.Layers = append(meta.Layers, l.Folder+l.File)
 	}
@@ -52,11 +55,11 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Mounted{ID: r.ID, vm: r.VM, claim: claim}
+	m := &Mounted{ID: r.ID, Image: r.Image, vm: r.VM, claim: claim}
 	ctx = uvm.WithRollbackBudget(ctx)
 	err = prepared(ctx, m)
 	if err == nil {
-		meta.Root, meta.ScratchPath = m.Root, m.ScratchPath
+		meta.Root, meta.ScratchPath, meta.VolumePaths = m.Root, m.ScratchPath, m.VolumePaths
 		err = claim.Commit(meta)
 	}
 	if err != nil {
@@ -79,6 +82,12 @@ var builders = map[vmm.OS]func(context.Context, *Request) (func(context.Context,
 // buildLCOW prepares a Linux container: VPMEM first, SCSI when that is full, absent, not allowed or
 // too small for the layer; scratch by SCSI; overlay.
 func buildLCOW(_ context.Context, r *Request) (func(context.Context, *Mounted) error, error) {
+	if r.RootFolder != "" {
+		return func(ctx context.Context, m *Mounted) error { return mountFolder(ctx, r, m) }, nil
+	}
+	if r.RootDisk != "" {
+		return r.buildDisk()
+	}
 	images, err := r.images()
 	if err != nil {
 		return nil, err
@@ -101,17 +110,30 @@ func buildLCOW(_ context.Context, r *Request) (func(context.Context, *Mounted) e
 		if err != nil {
 			return fmt.Errorf("scratch: %w", err)
 		}
-		if scratch != "" {
+		switch {
+		case r.WholeScratch:
+			m.ScratchPath = scratch
+		case scratch != "":
 			// Containers that share a scratch each have a directory of their own on it.
 			m.ScratchPath = scratch + "/scratch/" + r.ID
+		}
+		if err := attachVolumes(ctx, r, m); err != nil {
+			return err
 		}
 		le, err := r.VM.CombineLayersLCOW(ctx, m.claim, r.GuestRoot+"/rootfs", guest, m.ScratchPath)
 		if err != nil {
 			return err
 		}
 		m.Root = le.GuestPath()
-		return nil
+		return attachNetwork(ctx, r, m)
 	}, nil
+}
+
+func attachNetwork(ctx context.Context, r *Request, m *Mounted) (err error) {
+	if r.Network != nil {
+		_, err = r.VM.AttachNetwork(ctx, m.claim, roleNetwork, *r.Network)
+	}
+	return err
 }
 
 // scratchFunc attaches the scratch of a Linux container and returns the guest path of the whole of it.
@@ -121,7 +143,7 @@ func noScratch(context.Context, *uvm.Claim) (string, error) { return "", nil }
 
 // findScratch looks at the scratch: a disk, or where the machine can write to it a folder without one.
 func (r *Request) findScratch() (scratchFunc, error) {
-	if r.VM.Limits().ScratchFolders {
+	if r.VM.Limits().ScratchFolders && !r.WholeScratch {
 		folder, err := r.scratchFolder()
 		if err != nil || folder != "" {
 			return func(ctx context.Context, c *uvm.Claim) (string, error) {
@@ -135,10 +157,12 @@ func (r *Request) findScratch() (scratchFunc, error) {
 	}
 	disk, err := r.scratchDisk()
 	return func(ctx context.Context, c *uvm.Claim) (string, error) {
-		le, err := r.VM.SCSI().Attach(ctx, c, roleScratch, uvm.Disk{
-			Path: disk, Access: vmm.AccessIndividual,
-			Mount: &uvm.DiskMount{GuestPath: r.GuestRoot, Filesystem: "ext4", EnsureFilesystem: true},
-		})
+		d := wholeDisk(disk, r.GuestRoot)
+		if !r.WholeScratch {
+			d = uvm.Disk{Path: disk, Access: vmm.AccessIndividual,
+				Mount: &uvm.DiskMount{GuestPath: r.GuestRoot, Filesystem: "ext4", EnsureFilesystem: true}}
+		}
+		le, err := r.VM.SCSI().Attach(ctx, c, roleScratch, d)
 		if err != nil {
 			return "", err
 		}

@@ -18,6 +18,11 @@ type Mounted struct {
 	Root string
 	// ScratchPath is the container's own directory on the scratch, as the guest sees it.
 	ScratchPath string
+	// VolumePaths is where each of Request.Volumes is, for the bind mounts of the container: a guest path, or on the
+	// host itself the path given.
+	VolumePaths []string
+	// Image is what Request.Image was; nil: nothing.
+	Image *Image
 
 	vm        *uvm.UtilityVM
 	claim     *uvm.Claim
@@ -35,8 +40,8 @@ func Open(vm *uvm.UtilityVM, id string) (*Mounted, error) {
 	if err := claim.Meta(&meta); err != nil {
 		return nil, fmt.Errorf("container %q: %w", id, err)
 	}
-	return &Mounted{ID: id, Root: meta.Root, ScratchPath: meta.ScratchPath,
-		vm: vm, claim: claim, guestRoot: meta.GuestRoot}, nil
+	return &Mounted{ID: id, Root: meta.Root, ScratchPath: meta.ScratchPath, VolumePaths: meta.VolumePaths,
+		Image: meta.Image, vm: vm, claim: claim, guestRoot: meta.GuestRoot}, nil
 }
 
 // Release removes the root and releases scratch and layers; what no other container uses is unmounted and

@@ -55,10 +55,19 @@ type Request struct {
 	ID string
 	// Layers are the read-only layers, top-most first.
 	Layers []Layer
+	// RootFolder, instead of Layers and Scratch, is a folder of the host that is the root itself, shared with a Linux VM:
+	// what is written there is seen here. Device nodes cannot be made in it, and extended attributes are not seen.
+	RootFolder string
+	// RootDisk, instead of Layers and Scratch, is a raw disk of the host with an ext4 file system that is the root itself:
+	// what is written there stays on the disk. It is one container's alone.
+	RootDisk string
 	// Scratch is the folder that holds sandbox.vhdx (which may be a link to that of another
 	// container), or a disk image itself; without a VM on Linux it may be a folder that is written to
 	// itself. Empty makes a read-only root, with Linux only.
 	Scratch string
+	// WholeScratch says that Scratch is a raw disk with an ext4 file system, and one container's alone: what is written is
+	// in the folder upper of the disk itself, where others find it.
+	WholeScratch bool
 	// GuestRoot is the container's directory in the guest. Empty: /run/gcs/c/<ID> or C:\c\<ID>.
 	GuestRoot string
 	// Host does what needs the Windows host: Windows VMs, whose layers have identities, and MountV1. Nil: the host
@@ -71,6 +80,12 @@ type Request struct {
 	// AllowUnchecked mounts layers with a hash tree without a check where the machine cannot make one
 	// (vmm.Limits.Verity).
 	AllowUnchecked bool
+	// Volumes are folders and files of the host that the container is to have; Mounted.VolumePaths says where they are.
+	Volumes []Volume
+	// Image, when set, is kept with the container: Lookup and Mounted.Image give it back.
+	Image *Image
+	// Network, when set, gives the container of a Linux VM a network of its own, which goes with it.
+	Network *uvm.Network
 
 	names  names // nil: those of the host
 	unseen bool  // folders are not looked at: the platform says what is missing, as hcsshim's callers expect
@@ -154,6 +169,23 @@ func (r *Request) complete() error {
 			return fmt.Errorf("%w: %q (also given as %q)", ErrDuplicateLayer, name, first)
 		}
 		seen[id] = name
+	}
+	if r.Network != nil && r.windows() {
+		return fmt.Errorf("%w: a network of its own is for Linux containers", ErrInvalid)
+	}
+	if err := r.checkVolumes(); err != nil {
+		return err
+	}
+	if err := r.Image.check(); err != nil {
+		return err
+	}
+	if r.RootFolder != "" {
+		if err := r.checkRootFolder(); err != nil {
+			return err
+		}
+	}
+	if err := r.checkDisks(); err != nil {
+		return err
 	}
 	if r.CIM != nil && len(r.Layers) > 0 {
 		return fmt.Errorf("%w: give layers or a CIM, not both", ErrInvalid)

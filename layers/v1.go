@@ -11,13 +11,13 @@ import (
 // V1Storage is what a schema 1.0 container document says of layers. For a Hyper-V isolated Windows
 // container of that schema ("Xenon v1") HCS itself mounts what the document lists when the container
 // starts, and unmounts it when the container ends. So there is nothing to call: MountV1 looks at the
-// request and gives the list.
+// request and returns the list.
 type V1Storage struct {
 	LayerFolderPath string              // the scratch folder
 	Layers          []hcsschema.LayerV1 // top-most first
 }
 
-// MountV1 gives the members of a schema 1.0 create document for a Hyper-V isolated container, with
+// MountV1 returns the members of a schema 1.0 create document for a Hyper-V isolated container, with
 // the layers' identities. Nothing is mounted; r.VM must be nil.
 func MountV1(ctx context.Context, r Request) (V1Storage, error) {
 	fail := func(err error) (V1Storage, error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -38,6 +39,8 @@ var stacks = map[string][][]tarEntry{
 		{{Name: "s/.wh.k"}}},
 	"opaque through a link": {{{Name: "target/"}, {Name: "target/keep"}, symlink("link", "/target")},
 		{{Name: "link/.wh..wh..opq"}, {Name: "link/new", Body: "n"}}},
+	"an opaque entry over a link": {{{Name: "target/"}, {Name: "target/keep"}, symlink("link", "/target")},
+		{{Name: "link/"}, {Name: "link/.wh..wh..opq"}, {Name: "link/new", Body: "n"}}},
 	"an entry over a link": {{{Name: "t/"}, {Name: "t/k"}, symlink("s", "t")}, {{Name: "s/"}, {Name: "s/n"}}},
 	"opaque in nothing":    {{{Name: "k"}}, {{Name: "var/cache/.wh..wh..opq"}}},
 	"a directory and what is in it": {{{Name: "test/"}, {Name: "test/test"}},
@@ -51,7 +54,8 @@ var stacks = map[string][][]tarEntry{
 		{hardLink("t/h", "t/k"), {Name: "t/n", Body: "n"}}},
 	"a hard link to a changed file": {{{Name: "t/"}, {Name: "t/k", Body: "old"}},
 		{{Name: "t/"}, {Name: "t/k", Body: "new"}}, {hardLink("h", "t/k")}},
-	"a hard link to a copied file": {{{Name: "k", Body: "k"}}, {hardLink("h", "k")}, {hardLink("i", "h")}},
+	"a hard link whose target is replaced": {{{Name: "k", Body: "old"}, hardLink("h", "k")}, {{Name: "k", Body: "new"}}},
+	"a hard link to a copied file":         {{{Name: "k", Body: "k"}}, {hardLink("h", "k")}, {hardLink("i", "h")}},
 	"a link that an upper one hides": {{{Name: "usr/"}, {Name: "usr/lib/"}, symlink("lib", "usr/lib")},
 		{{Name: "lib/"}, {Name: "lib/own"}}, {{Name: "lib/x"}}},
 }
@@ -78,7 +82,8 @@ var whiteouts = map[string][][]tarEntry{
 		{{Name: "d/"}, {Name: "d/.wh..wh..opq"}, {Name: "d/e/"}, {Name: "d/e/.wh.x"}, {Name: "d/e/y"}}},
 	"beside a directory that replaces another": {{{Name: "d/"}, {Name: "d/x"}},
 		{{Name: ".wh.d"}, {Name: "d/"}, {Name: "d/.wh.x"}, {Name: "d/y"}}},
-	"far below what replaces another": {{{Name: "d/"}, {Name: "d/e/"}, {Name: "d/e/f/"}, {Name: "d/e/f/h"}, {Name: "d/e/g"}},
+	"far below what replaces another": {{{Name: "d/"}, {Name: "d/e/"}, {Name: "d/e/f/"}, {Name: "d/e/f/h"},
+		{Name: "d/e/g"}},
 		{{Name: ".wh.d"}, {Name: "d/e/f/.wh.h"}, {Name: "d/e/.wh.g"}, {Name: "d/e/i/j"}}},
 	"of a link beside an opaque mark": {{{Name: "u/"}, {Name: "u/doc/"}, {Name: "u/doc/curl/"}, {Name: "u/doc/curl/old"}},
 		{{Name: "u/doc/curl/"}, {Name: "u/doc/curl/.wh..wh..opq"}, symlink("u/doc/curl/NEWS", "../x"),
@@ -88,7 +93,24 @@ var whiteouts = map[string][][]tarEntry{
 	"that is a link":             {{{Name: "f"}}, {symlink(".wh.f", "nowhere")}},
 	"in the middle of a name":    {{{Name: "a.wh.b"}, {Name: "x.wh./"}, {Name: "x.wh./y"}}, {{Name: "c"}}},
 	"a file becomes a directory": {{{Name: "p"}}, {{Name: "p/"}, {Name: "p/q"}}},
+	"no permissions": {{{Name: "z/", Mode: treetest.NoMode}, {Name: "z/f", Mode: treetest.NoMode}},
+		{{Name: "z/", Mode: treetest.NoMode}, {Name: "z/g"}}},
 	"a directory becomes a file": {{{Name: "p/"}, {Name: "p/r/"}, {Name: "p/r/q"}}, {{Name: "p"}}},
+}
+
+// nothings are layers that take away what no layer below them has: overlayfs lists a whiteout in a directory that only
+// one layer has.
+var nothings = map[string][][]tarEntry{
+	"in the only layer": {{{Name: ".wh.gone"}, {Name: "d/"}, {Name: "d/.wh.x"}, {Name: "d/k"}, {Name: "d/e/.wh.y"},
+		{Name: "i/.wh.z"}}},
+	"in the base": {{{Name: "d/"}, {Name: "d/.wh.x"}, {Name: "d/e/"}, {Name: "d/e/.wh.y"}}, {{Name: "d/"}, {Name: "d/n"}}},
+	"in a directory of its own": {{{Name: "k"}, {Name: "d/"}},
+		{{Name: "d/e/"}, {Name: "d/e/.wh.x"}, {Name: "d/e/n"}, {Name: "f/.wh.y"}, {Name: "f/n"}}},
+	"in a directory over a file": {{{Name: "d"}}, {{Name: "d/"}, {Name: "d/.wh.x"}, {Name: "d/n"}}},
+	"in a directory that was taken away": {{{Name: "d/"}, {Name: "d/x"}}, {{Name: ".wh.d"}},
+		{{Name: "d/"}, {Name: "d/.wh.x"}, {Name: "d/n"}}},
+	"of some of several": {{{Name: "d/"}, {Name: "d/x"}}, {{Name: "d/"}, {Name: "d/.wh.x"}, {Name: "d/.wh.y"}}},
+	"over what is gone":  {{{Name: "d/"}, {Name: "d/x"}}, {{Name: "d/.wh.x"}}, {{Name: "d/"}, {Name: "d/.wh.x"}}},
 }
 
 // TestWhiteoutsAsUmoci: what layers take away is away in all formats as it is when umoci unpacks them.
@@ -96,11 +118,48 @@ func TestWhiteoutsAsUmoci(t *testing.T) {
 	treetest.NeedRoot(t, "to mount")
 	_, err := exec.LookPath("umoci")
 	treetest.Need(t, err == nil, "umoci", "install the package umoci")
-	for name, stack := range whiteouts {
+	all := maps.Clone(whiteouts)
+	maps.Copy(all, nothings)
+	for name, stack := range all {
 		t.Run(name, func(t *testing.T) {
 			want, implied := unpacked(t, stack)
 			compareBelow(t, stack, hostViews, []store.Format{erofs, vhd, {File: layerdir.EROFS, Verity: true}}, want, implied)
 		})
+	}
+}
+
+// TestClosedDirectoryBelow: a directory without permissions stays closed under a layer that has no entry for it, where
+// there is an index.
+func TestClosedDirectoryBelow(t *testing.T) {
+	treetest.NeedRoot(t, "to mount")
+	_, err := exec.LookPath("umoci")
+	treetest.Need(t, err == nil, "umoci", "install the package umoci")
+	stack := [][]tarEntry{{{Name: "z/", Mode: treetest.NoMode}, {Name: "z/f", Mode: treetest.NoMode}}, {{Name: "z/g"}}}
+	want, implied := unpacked(t, stack)
+	if !strings.HasPrefix(want["z"], "mode=40000 ") || !strings.HasPrefix(want["z/f"], "mode=100000 ") {
+		t.Fatalf("umoci has z as %q, z/f as %q", want["z"], want["z/f"])
+	}
+	withIndex := slices.IndexFunc(hostViews, func(v view) bool { return v.name == "index" })
+	compareBelow(t, stack, hostViews[withIndex:withIndex+1], []store.Format{erofs}, want, implied)
+}
+
+// TestFileBelowDirectory: a layer that has a file in a directory without an entry, where a layer below has a file,
+// hides the latter. Umoci refuses it.
+func TestFileBelowDirectory(t *testing.T) {
+	treetest.NeedRoot(t, "to mount")
+	s := open(t, t.TempDir(), store.Options{})
+	img := mustImport(t, s, store.Request{Name: "x", Digest: "x", Formats: []store.Format{erofs, vhd},
+		Layers: []store.Layer{layer(treetest.Tar(t, tarEntry{Name: "p", Body: "p"})),
+			layer(treetest.Tar(t, tarEntry{Name: "p/q", Body: "q"}))}})
+	for _, v := range hostViews {
+		folders, err := s.Folders(img, v.format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := v.list(t, folders)
+		if !strings.HasPrefix(got["p"], "mode=40755 ") || !strings.Contains(got["p/q"], " size=1 ") {
+			t.Errorf("%s: p is %q, p/q is %q", v.name, got["p"], got["p/q"])
+		}
 	}
 }
 
@@ -136,7 +195,9 @@ func TestBelowInUserNamespace(t *testing.T) {
 		t.Cleanup(func() { treetest.Run(t, "umount", root) })
 		return treetest.Describe(t, root)
 	}}
-	for name, stack := range stacks {
+	all := maps.Clone(stacks)
+	maps.Copy(all, nothings)
+	for name, stack := range all {
 		t.Run(name, func(t *testing.T) {
 			want, implied := unpacked(t, stack)
 			compareBelow(t, stack, []view{overlay}, []store.Format{trees}, want, implied)
@@ -259,6 +320,18 @@ func TestChained(t *testing.T) {
 		t.Error("a layer that is the same was made twice")
 	}
 	imp("a again", toUsr, upper)
+	made(0)
+
+	// A base is another one where it has whiteouts.
+	white := layer(treetest.Tar(t, tarEntry{Name: "etc/"}, tarEntry{Name: "etc/.wh.x"}))
+	w := imp("whiteouts alone", white)
+	made(2)
+	o := imp("whiteouts over something", toNothing, white)
+	made(0)
+	if file(w) == file(o) {
+		t.Error("a base has the whiteouts that it has over other layers")
+	}
+	imp("whiteouts alone, again", white)
 	made(0)
 	imp("a in more layers", toUsr, upper, plain)
 	made(0)

@@ -9,9 +9,10 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// A layer is the same over all others, but for two kinds of entries: one in a directory without an entry of its
-// own, where the layers below have a symbolic link, and a hard link to a file below. A layer that depends on the
-// layers below it is kept for its chain, by the chain's id; the others are kept once.
+// A layer is the same over all others, but for three kinds of entries: one in a directory without an entry of its
+// own, where the layers below have a symbolic link, a hard link to a file below, and a whiteout in a directory that
+// they do not have. A layer that depends on the layers below it is kept for its chain, by the chain's id; one that
+// is another over nothing by an id of its own; the others are kept once.
 
 // chainLayers finds out which layers of an image depend on those below, makes these, and notes them in img.
 func (s *Store) chainLayers(ctx context.Context, r Request, img *Image, f Format) error {
@@ -42,10 +43,7 @@ func (s *Store) chainLayers(ctx context.Context, r Request, img *Image, f Format
 
 // chainLayer reports whether a layer depends on those below it, and makes it then.
 func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, below *layerdir.Below) (bool, error) {
-	if p.layer == 0 {
-		return false, nil // there is nothing below
-	}
-	chained := layerObject(p.chainID, f)
+	chained := layerObject(p.ownID, f)
 	if ok, err := s.has(chained); ok || err != nil {
 		return ok, err
 	}
@@ -55,7 +53,14 @@ func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, be
 		return false, err
 	}
 	if ok {
+		// Outlines need not be read where it was found out before.
+		if settled, err := s.fits(ctx, chainObject(p.chainID, f), obj, f); settled || err != nil {
+			return false, err
+		}
 		changes, err := below.Changes(s.path(string(obj), outlineName))
+		if errors.Is(err, fs.ErrNotExist) && p.layer == 0 {
+			return false, nil
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			s.o.Logger.Warn("a layer was made by an earlier version, so that links of the layers below are not followed",
 				"layer", p.diffID)

@@ -253,7 +253,7 @@ func (s *Store) Repair(ctx context.Context, r Report, reimport func(context.Cont
 	return nil
 }
 
-// discard takes an object away, whoever needs it.
+// discard removes an object, also one that images need.
 func (s *Store) discard(ctx context.Context, o object) (err error) {
 	t, err := s.newTemp()
 	if err != nil {

@@ -57,7 +57,7 @@ func TestChild(t *testing.T) {
 	mustImport(t, s, request(t, "victim", 0, 3))
 }
 
-// child starts a process on the store and gives what it printed, and whether it was killed.
+// child starts a process on the store and returns what it printed, and whether it was killed.
 func child(t *testing.T, dir string, env ...string) (string, bool) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChild$", "-test.v")

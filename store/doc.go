@@ -3,7 +3,7 @@
 //
 //	lock                              held shared to take a reference, exclusively to collect garbage
 //	layers/sha256/<diffID>/<format>/  layer.erofs, layer.vhd or layer.dir, record.json, outline
-//	layers/sha256/<chainID>/<format>/ the same of a layer that is another one over other layers
+//	layers/sha256/<chainID>/<format>/ the same of a layer that is another one over other layers, or over none
 //	chains/sha256/<chainID>/<format>/ links to the layer's files, layerchain.json with the parents
 //	images/<hash of the name>.json    name, source, configuration, layers
 //	leases/<id>.json                  what somebody works with just now

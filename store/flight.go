@@ -68,7 +68,7 @@ func (g *flights) once(ctx context.Context, key object, f func(context.Context) 
 	c.users--
 	last := c.users == 0
 	if last && g.calls[key] == c {
-		delete(g.calls, key) // whoever comes now begins anew
+		delete(g.calls, key) // the next caller begins anew
 	}
 	g.mu.Unlock()
 	if last {

@@ -165,7 +165,7 @@ func (s *Store) hardLinked(path string) (out []object) {
 	if err != nil {
 		return nil
 	}
-	layers, _ := s.list(layersDir) // whoever collects lists them again
+	layers, _ := s.list(layersDir) // collecting garbage lists them again, and reports the error
 	for _, o := range layers {
 		if there, err := os.Lstat(s.path(string(o), filepath.Base(path))); err == nil && os.SameFile(info, there) {
 			out = append(out, o)

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/layerdir"
 )
 
@@ -25,27 +25,23 @@ func hashLayer(ctx context.Context, f Format, path string) (string, error) {
 // hashFile returns the digest of a file's blocks that are not zero, each with its place, and of its size:
 // holes cost nothing, and a copy without holes has the same digest.
 func hashFile(ctx context.Context, path string) (digest string, err error) {
-	f, err := os.Open(path)
+	f, size, err := regfile.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	st, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
 	h := sha256.New()
 	var place [8]byte
-	buf := make([]byte, min(16*hashBlock, st.Size()))
-	for off := int64(0); off < st.Size(); {
+	buf := make([]byte, min(16*hashBlock, size))
+	for off := int64(0); off < size; {
 		if err := ctx.Err(); err != nil {
 			return "", context.Cause(ctx)
 		}
-		if off = nextData(f, off) / hashBlock * hashBlock; off >= st.Size() {
+		if off = nextData(f, off) / hashBlock * hashBlock; off >= size {
 			break
 		}
 		n, err := f.ReadAt(buf, off)
-		if err != nil && !(errors.Is(err, io.EOF) && off+int64(n) == st.Size()) {
+		if err != nil && !(errors.Is(err, io.EOF) && off+int64(n) == size) {
 			return "", err
 		}
 		for i := 0; i < n; i += hashBlock {
@@ -59,7 +55,7 @@ func hashFile(ctx context.Context, path string) (digest string, err error) {
 		}
 		off += int64(n)
 	}
-	binary.BigEndian.PutUint64(place[:], uint64(st.Size()))
+	binary.BigEndian.PutUint64(place[:], uint64(size))
 	h.Write(place[:])
 	return fmt.Sprintf("%s%x", digestPrefix, h.Sum(nil)), nil
 }

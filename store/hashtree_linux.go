@@ -46,7 +46,7 @@ type treeHash struct {
 	buf   []byte
 }
 
-// entries adds what is in a directory and gives the directories among it.
+// entries adds what is in a directory and returns the directories among it.
 func (t *treeHash) entries(ctx context.Context, root *os.Root, dir string) (below []string, err error) {
 	f, err := root.Open(dir)
 	if err != nil {

@@ -32,6 +32,14 @@ type Image struct {
 	Formats  []string        `json:"formats"` // that it is kept in
 }
 
+// same reports whether all but the time of the import is the same.
+func (i Image) same(other Image) bool {
+	other.Imported = i.Imported
+	a, err := json.Marshal(i)
+	b, berr := json.Marshal(other)
+	return err == nil && berr == nil && bytes.Equal(a, b)
+}
+
 // ImageLayer is a layer of an image in the store, as its record says: a Layer that was imported, and what became of it.
 type ImageLayer struct {
 	DiffID    string `json:"diffID"`
@@ -48,6 +56,7 @@ type place struct {
 	layer   int // index in Image.Layers
 	diffID  string
 	chainID string // of the layer with all below it
+	ownID   string // under which the layer is kept if it depends on those below it
 }
 
 // stack lists the layers as they are mounted, base first: of a layer that comes twice the lower one is left out.
@@ -76,6 +85,9 @@ func (i Image) stack() []place {
 		} else {
 			out[k].chainID = digestPrefix + hexSum(whole[n]+" mounted as "+id)
 		}
+		if out[k].ownID = out[k].chainID; k == 0 { // which may be the layer's
+			out[k].ownID = digestPrefix + hexSum(out[k].chainID+" over nothing")
+		}
 	}
 	return out
 }
@@ -101,7 +113,7 @@ func hexSum(s string) string {
 // object is that of a layer in a format.
 func (i Image) object(p place, f Format) object {
 	if slices.Contains(i.Layers[p.layer].Chained, f.String()) {
-		return layerObject(p.chainID, f)
+		return layerObject(p.ownID, f)
 	}
 	return layerObject(p.diffID, f)
 }
@@ -128,7 +140,7 @@ func (i Image) possible() []object {
 	for _, name := range i.Formats {
 		if f, err := ParseFormat(name); err == nil {
 			for _, p := range i.stack() {
-				out = append(out, layerObject(p.chainID, f))
+				out = append(out, layerObject(p.ownID, f))
 			}
 		}
 	}
@@ -258,6 +270,28 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 		return fmt.Errorf("remove image %q: %w", name, err)
 	}
 	return nil
+}
+
+// Tag gives an image one name more and returns it under that name, which another image loses that had it. The
+// image's Source stays that which it was imported from.
+func (s *Store) Tag(ctx context.Context, name, tag string) (img Image, err error) {
+	if tag == "" {
+		return img, fmt.Errorf("tag image %q: %w: the new name is empty", name, ErrInvalid)
+	}
+	err = s.with(ctx, true, func() error { // so that its layers are not collected just now
+		if img, err = readImage(s.imagePath(name)); err != nil {
+			return err
+		}
+		img.Name = tag
+		return s.putImage(img)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Image{}, fmt.Errorf("tag image %q: %w", name, err)
+	}
+	return img, nil
 }
 
 // putImage writes the record of an image in one step.

@@ -145,7 +145,13 @@ func (s *Store) doImport(ctx context.Context, r Request) (img Image, err error) 
 		img.keepFormats(old)
 	}
 	// Under the lock: what is kept from before must not be collected just now.
-	if err := s.with(ctx, true, func() error { return s.putImage(img) }); err != nil {
+	if err := s.with(ctx, true, func() error {
+		if old, err := readImage(s.imagePath(img.Name)); err == nil && old.same(img) {
+			img = old // as for each run of an image outside of the store: nothing is to be written and synced
+			return nil
+		}
+		return s.putImage(img)
+	}); err != nil {
 		return img, err
 	}
 	s.step("release")
@@ -180,13 +186,11 @@ func (s *Store) importLayers(ctx context.Context, r Request, img Image) error {
 			}
 			seen[obj] = true
 			g.Go(func() error {
-				if p.layer > 0 {
-					if ok, err := s.has(layerObject(p.chainID, f)); ok || err != nil {
-						if ok {
-							r.tell(p.layer, Present, r.Layers[p.layer].Size)
-						}
-						return err
+				if ok, err := s.has(layerObject(p.ownID, f)); ok || err != nil {
+					if ok {
+						r.tell(p.layer, Present, r.Layers[p.layer].Size)
 					}
+					return err
 				}
 				err := s.importLayer(ctx, r, p.layer, obj, f, nil)
 				if p.layer > 0 && errors.Is(err, layerdir.ErrNeedsBelow) {

@@ -71,8 +71,9 @@ const (
 )
 
 // Open opens the store in dir, which is made when it does not exist, and removes what processes that
-// were killed left half done. The store is for nobody but its owner: folders have the mode 0700 and files 0600.
-// Virtual machines and user namespaces that run as others are given descriptors.
+// were killed left half done. The store is for nobody but its owner: folders have the mode 0700 and files 0600, those
+// of layers 0644, which nobody else gets at in such folders. Virtual machines and user namespaces that run as others
+// are given descriptors.
 func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {

@@ -70,6 +70,9 @@ func TestImport(t *testing.T) {
 		t.Errorf("%d layers done", n)
 	}
 	mustImport(t, s, r)
+	if again, err := s.Find("app:1"); err != nil || again.Imported != img.Imported {
+		t.Errorf("what was there already was written again: %v, %v", again.Imported, err)
+	}
 	if done[store.Done] != 9 || done[store.Present] != 9 {
 		t.Errorf("events after the second import %v, want 9 layers present", done)
 	}

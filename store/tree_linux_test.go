@@ -32,7 +32,8 @@ func TestCheckTree(t *testing.T) {
 	}
 	type entry = treetest.Entry
 	r := request(t, "x", 0, 0)
-	r.Layers = []store.Layer{layer(treetest.Tar(t, entry{Name: "d/"},
+	below := layer(treetest.Tar(t, entry{Name: "w"})) // without it nothing is left of the whiteout
+	r.Layers = []store.Layer{below, layer(treetest.Tar(t, entry{Name: "d/"},
 		entry{Name: "d/f", Body: strings.Repeat("f", 100_000), UID: 3, PAX: map[string]string{"SCHILY.xattr.user.a": "1"}},
 		entry{Name: "d/g", Body: "g"}, entry{Name: "d/h", Type: tar.TypeLink, Link: "d/g"},
 		entry{Name: "l", Type: tar.TypeSymlink, Link: "d"}, entry{Name: ".wh.w"}))}

@@ -33,9 +33,11 @@ const (
 	KindVPMEM    Kind = "vpmem"
 	KindVSMB     Kind = "vsmb"
 	KindPlan9    Kind = "plan9"
+	KindVirtioFS Kind = "virtiofs"
 	KindCombined Kind = "combined"
 	KindCIM      Kind = "cim"
 	KindWritable Kind = "writableLayer"
+	KindNIC      Kind = "nic"
 )
 
 // Claim is what one container holds in a VM. Its methods may be called concurrently.
@@ -298,6 +300,10 @@ func kindOf(r *resource) (Kind, string) {
 		return KindVSMB, r.device.Addr()
 	case vmm.Plan9Share:
 		return KindPlan9, r.device.Addr()
+	case vmm.NIC:
+		return KindNIC, r.device.Addr()
+	case vmm.VirtioFSShare:
+		return KindVirtioFS, r.device.Addr()
 	case vmm.WritableLayer:
 		return KindWritable, r.device.Addr()
 	}

@@ -154,7 +154,7 @@ func TestWaiterTriesItself(t *testing.T) {
 	})
 }
 
-// E: the unplug fails after the guest has let go, and is retried: only the host half is repeated,
+// E: the unplug fails after the guest has released the device, and is retried: only the host half is repeated,
 // and success means that the disk is gone.
 func TestDefectE_UnplugFailsOnce(t *testing.T) {
 	f, vm := newLinux(t)

@@ -8,8 +8,8 @@
 //
 //	free → reserved → attaching → attached → detaching → free
 //	                      │           │          │
-//	                      └────── doubtful ──────┤     the outcome of the last change is not known
-//	                                             └→ ejected    the guest let go, the host has not
+//	                      └────── doubtful ──────┤     the last change's outcome is unknown
+//	                                             └→ ejected    released by the guest, not by the host
 //
 // The transitions are the table in state.go. A mount rests on the device below it; where both are
 // new (or both go) the machine sees one Change with two halves.

@@ -52,7 +52,7 @@ func TestDoubtOutlivesRefusedUndo(t *testing.T) {
 	}
 }
 
-// TestEjectedStaysEjected: a device that the guest let go does not come back because removing it is
+// TestEjectedStaysEjected: a device that the guest has released does not come back because removing it is
 // refused a second time.
 func TestEjectedStaysEjected(t *testing.T) {
 	f, vm := newLinux(t)

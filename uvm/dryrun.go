@@ -5,15 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
 // DryRun opens a copy of the ledger of dir, in memory only, on a machine that makes no changes: for
 // telling which Changes a call would make. The directory is only read and its lock is not taken; a
-// directory without a ledger is that of an empty VM. Observation gives what such a machine has to
+// directory without a ledger is that of an empty VM. Observation returns what such a machine has to
 // observe.
 func DryRun(ctx context.Context, dir string, machine vmm.Machine, opts Options) (*UtilityVM, error) {
 	opts.complete()
@@ -44,7 +44,7 @@ func (s Status) Observation() vmm.Observation {
 
 // readBooks reads the records of a state directory without its lock. None is no error.
 func readBooks(dir string) ([]record, error) {
-	f, err := os.Open(filepath.Join(dir, journalName))
+	f, _, err := regfile.Open(filepath.Join(dir, journalName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

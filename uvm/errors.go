@@ -31,7 +31,7 @@ var (
 	ErrGuestPathInUse = errors.New("guest path is in use")
 	// ErrLocked: another process works with this VM.
 	ErrLocked = errors.New("the utility VM is in use by another process")
-	// ErrNoAnswer: the machine runs, and says nothing for as long as Options.Answer.
+	// ErrNoAnswer: the machine runs, and says nothing for as long as Options.ResponseTimeout.
 	ErrNoAnswer = errors.New("the utility VM does not answer")
 	// ErrJournal: the journal is damaged in a way that a crash does not cause.
 	ErrJournal = errors.New("the journal is damaged")

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/stratavm/strata/internal/atomicfile"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -83,7 +84,7 @@ func openJournal(dir string) (*journal, []record, error) {
 		return &journal{}, nil, nil
 	}
 	path := filepath.Join(dir, journalName)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := regfile.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open journal: %w", err)
 	}
@@ -211,7 +212,7 @@ func (j *journal) rewrite(live []record) error {
 	}
 	// Windows replaces no file that is open.
 	err = errors.Join(j.file.Close(), fresh.Commit())
-	f, oerr := os.OpenFile(path, os.O_RDWR, 0o600)
+	f, oerr := regfile.OpenFile(path, os.O_RDWR, 0)
 	if oerr == nil {
 		j.file = f
 	}

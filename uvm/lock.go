@@ -43,7 +43,7 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 // takes the lock first, then asks running; when that says yes it fails and deletes nothing. A
 // directory that does not exist is no error. A handle of this process whose machine has ended gives the lock up:
 // everything in it counts as gone. One whose machine lives is an error matching ErrLocked, after a short while.
-func Remove(ctx context.Context, dir string, running func() (bool, error)) (err error) {
+func Remove(ctx context.Context, dir string, running func() (bool, error)) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -59,34 +59,13 @@ func Remove(ctx context.Context, dir string, running func() (bool, error)) (err 
 	if err != nil {
 		return err
 	}
-	open := true
-	defer func() {
-		if open {
-			err = errors.Join(err, lock.Close())
-		}
-	}()
-	switch yes, err := running(); {
-	case err != nil:
-		return fmt.Errorf("remove %s: %w", dir, err)
-	case yes:
-		return fmt.Errorf("remove %s: %w", dir, errRuns)
+	if yes, err := running(); err != nil || yes {
+		return errors.Join(fmt.Errorf("remove %s: %w", dir, cmp.Or(err, errRuns)), lock.Close())
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
+	if err := lockfile.DropFolder(lock); err != nil {
 		return fmt.Errorf("remove %s: %w", dir, err)
 	}
-	for _, e := range entries {
-		if e.Name() != lockName {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("remove %s: %w", dir, err)
-	}
-	open = false
-	err = lockfile.Drop(lock)
-	_ = os.Remove(dir) // when it is not empty, somebody has just taken it up again
-	return err
+	return nil
 }
 
 // endTime is how long the end of a machine's process may be ahead of the news of it.

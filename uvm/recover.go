@@ -101,7 +101,7 @@ func (l *ledger) rebuild(b ledgerState, obs vmm.Observation) error {
 	for _, id := range slices.Sorted(maps.Keys(b.claims)) {
 		e := b.claims[id]
 		if e.Phase == Mounting {
-			e.Phase = Releasing // whoever was mounting is dead
+			e.Phase = Releasing // the process that was mounting it has ended
 		}
 		l.claims[id] = &Claim{l: l, id: id, phase: e.Phase, meta: e.Meta}
 	}
@@ -163,6 +163,8 @@ func devicePath(d vmm.Device) string {
 		}
 		return d.Path
 	case vmm.VPMEMDevice:
+		return d.Path
+	case vmm.VirtioFSShare:
 		return d.Path
 	}
 	return ""

@@ -21,7 +21,7 @@ func WithRollbackBudget(ctx context.Context) context.Context {
 }
 
 // RollbackContext returns the context in which to take back what a call with ctx, which may have ended, began. It ends
-// after Options.RollbackContext; see OneUndo.
+// after Options.RollbackTimeout; see WithRollbackBudget.
 func (vm *UtilityVM) RollbackContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return vm.l.grace(ctx)
 }

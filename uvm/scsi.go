@@ -20,6 +20,7 @@ type Disk struct {
 	ExtensibleType string
 	Access         vmm.Access
 	Extents        []vmm.Extent // a composite disk; see vmm.SCSIDisk
+	Alone          bool         // a second user is ErrAlreadyAttached
 	Mount          *DiskMount   // nil: attach only
 }
 
@@ -62,7 +63,7 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 	if d.Kind == vmm.VirtualDisk {
 		d.Kind = "" // the default, so that both spellings are one disk
 	}
-	w := want{deviceKey: d.key(), device: func() (vmm.Device, error) {
+	w := want{deviceKey: d.key(), exclusive: d.Alone, device: func() (vmm.Device, error) {
 		ctrl, lun, ok := l.slots.freeSCSI()
 		if !ok {
 			return nil, fmt.Errorf("attach %s over SCSI: %w: all %d LUNs of %d controllers are taken",

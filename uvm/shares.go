@@ -44,8 +44,9 @@ func vsmbKey(kind, folder string, readOnly bool) string {
 	return fmt.Sprintf("vsmb|%s|%s|ro=%t", kind, hostpath.Identity(folder), readOnly)
 }
 
-// ShareFile shares one file by way of its folder: other files of the folder are not reachable. A
-// further file of the same folder widens the list of that share.
+// ShareFile shares one file by way of its folder: other files of the folder are not reachable. A further file of the
+// same folder widens the list of that share, by the one change that is a vmm.Update. Mounting layers needs no such
+// share: it is for who puts files of the host into a container of a Windows VM.
 func (v VSMB) ShareFile(ctx context.Context, c *Claim, role, file string, o vmm.VSMBOptions) (*Lease, error) {
 	i := strings.LastIndexAny(file, `\/`)
 	if i <= 0 || i == len(file)-1 {
@@ -136,7 +137,7 @@ func (l *ledger) allow(ctx context.Context, le *Lease, file string) error {
 // Plan9 is the side of a VM that shares folders with a Linux guest.
 type Plan9 struct{ vm *UtilityVM }
 
-// Plan9 gives the Plan9 side of the VM.
+// Plan9 returns the Plan9 side of the VM.
 func (vm *UtilityVM) Plan9() Plan9 { return Plan9{vm} }
 
 // Share shares a folder, or with files only those names in it, and mounts it at guestPath; empty: one is

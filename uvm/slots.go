@@ -8,16 +8,20 @@ import (
 
 // slotTable knows which numbered places of the machine are taken.
 type slotTable struct {
-	luns  int // per controller
-	scsi  bitmap
-	vpmem bitmap
+	luns   int // per controller
+	scsi   bitmap
+	vpmem  bitmap
+	nics   bitmap
+	shares bitmap // of virtiofs
 }
 
 func newSlotTable(lim vmm.Limits) slotTable {
 	t := slotTable{
-		luns:  int(lim.SCSILUNs),
-		scsi:  newBitmap(int(lim.SCSIControllers) * int(lim.SCSILUNs)),
-		vpmem: newBitmap(int(lim.VPMEMDevices)),
+		luns:   int(lim.SCSILUNs),
+		scsi:   newBitmap(int(lim.SCSIControllers) * int(lim.SCSILUNs)),
+		vpmem:  newBitmap(int(lim.VPMEMDevices)),
+		nics:   newBitmap(int(lim.NICs)),
+		shares: newBitmap(int(lim.VirtioFSShares)),
 	}
 	for _, s := range lim.ReservedSCSI {
 		t.scsi.set(int(s.Controller)*t.luns+int(s.LUN), true)
@@ -35,6 +39,10 @@ func (t *slotTable) mark(d vmm.Device, taken bool) {
 		t.scsi.set(int(d.Controller)*t.luns+int(d.LUN), taken)
 	case vmm.VPMEMDevice:
 		t.vpmem.set(int(d.Slot), taken)
+	case vmm.NIC:
+		t.nics.set(int(d.Slot), taken)
+	case vmm.VirtioFSShare:
+		t.shares.set(int(d.Slot), taken)
 	}
 }
 

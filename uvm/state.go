@@ -12,7 +12,7 @@ const (
 	Attaching
 	Attached
 	Detaching
-	Ejected  // the guest let go, the host has not
+	Ejected  // released by the guest, not by the host
 	Doubtful // a change ended without telling whether it took effect
 )
 

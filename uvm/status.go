@@ -77,8 +77,8 @@ func (b ledgerState) status() Status {
 		kind, addr := kindOf(r)
 		leases[le.Claim] = append(leases[le.Claim], LeaseStatus{le.Role, kind, addr, le.Path})
 	}
-	for _, r := range b.resources {
-		if r.Parent != 0 {
+	for id, r := range b.resources {
+		if r.Parent != 0 && !(r.Retained && users[id] == 0) {
 			users[r.Parent]++
 		}
 	}

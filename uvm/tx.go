@@ -65,7 +65,7 @@ func (t *tx) resource(r *resource) {
 // becomes free leaves every table.
 func (l *ledger) set(t *tx, r *resource, ev event) {
 	if r.state == Free && ev != evReserve {
-		return // freed by somebody who knew earlier (the machine is gone)
+		return // another call has freed it already: the machine is gone
 	}
 	to, err := next(r.state, ev)
 	if err != nil {

@@ -85,7 +85,7 @@ func (c Change) String() string {
 }
 
 // Device is the closed set of things a host attaches to a machine: [SCSIDisk], [VPMEMDevice],
-// [VSMBShare], [Plan9Share], [WritableLayer].
+// [VSMBShare], [Plan9Share], [VirtioFSShare], [NIC], [WritableLayer].
 type Device interface {
 	fmt.Stringer
 	// Addr is where the device sits in the machine, such as "scsi 0:3" or "vpmem 2". Two devices
@@ -95,7 +95,7 @@ type Device interface {
 }
 
 // Mount is the closed set of things a guest does with devices: [MappedDisk], [MappedPMEM],
-// [MappedDirectory], [CombinedLayers], [BlockCIMs], [CIMVolume].
+// [MappedDirectory], [MappedVirtioFS], [NetworkInterface], [CombinedLayers], [BlockCIMs], [CIMVolume].
 type Mount interface {
 	fmt.Stringer
 	// Target is the place in the guest that the action is for: a mount path, or a volume GUID for

@@ -97,6 +97,21 @@ type Plan9Share struct {
 	AllowedFiles []string `json:"allowedFiles,omitempty"` // names in Path; empty: the whole folder
 }
 
+// VirtioFSShare is a folder, or a single file, of the host shared into a Linux guest by a virtiofs device, each by a
+// server of its own. That of a file shows a folder with the file in it, called VirtioFSFile.
+type VirtioFSShare struct {
+	Slot     uint32 `json:"slot,omitempty"`
+	Path     string `json:"path,omitempty"`
+	File     bool   `json:"file,omitempty"`     // Path is a file
+	ReadOnly bool   `json:"readOnly,omitempty"` // the host lets nothing be written
+}
+
+// VirtioFSFile is the name of the only file in a VirtioFSShare of a file.
+const VirtioFSFile = "file"
+
+// Tag is the name by which the guest mounts the share.
+func (d VirtioFSShare) Tag() string { return fmt.Sprintf("strata%d", d.Slot) }
+
 // WritableLayer is the scratch folder of a container on a Windows host itself, which is the machine. Attached,
 // its disk is a volume of the host.
 type WritableLayer struct {
@@ -107,6 +122,7 @@ func (SCSIDisk) device()      {}
 func (VPMEMDevice) device()   {}
 func (VSMBShare) device()     {}
 func (Plan9Share) device()    {}
+func (VirtioFSShare) device() {}
 func (WritableLayer) device() {}
 
 // SCSIAddr is the address of a SCSI slot as Addr gives it.
@@ -124,6 +140,9 @@ func (d VSMBShare) Addr() string { return "vsmb " + d.Name }
 // Addr implements Device.
 func (d Plan9Share) Addr() string { return "plan9 " + d.Name }
 
+// Addr implements Device.
+func (d VirtioFSShare) Addr() string { return fmt.Sprintf("virtiofs %d", d.Slot) }
+
 // Addr implements Device. A folder is attached once.
 func (d WritableLayer) Addr() string { return "layer " + d.Path }
 
@@ -135,10 +154,11 @@ func describe(addr, path string, readOnly bool) string {
 	return strings.TrimSpace(fmt.Sprintf("%s %s", addr, path)) + " (" + mode + ")"
 }
 
-func (d SCSIDisk) String() string    { return describe(d.Addr(), d.Path, d.ReadOnly) }
-func (d VPMEMDevice) String() string { return describe(d.Addr(), d.Path, true) }
-func (d VSMBShare) String() string   { return describe(d.Addr(), d.Path, d.Options.ReadOnly) }
-func (d Plan9Share) String() string  { return describe(d.Addr(), d.Path, d.ReadOnly) }
+func (d SCSIDisk) String() string      { return describe(d.Addr(), d.Path, d.ReadOnly) }
+func (d VPMEMDevice) String() string   { return describe(d.Addr(), d.Path, true) }
+func (d VSMBShare) String() string     { return describe(d.Addr(), d.Path, d.Options.ReadOnly) }
+func (d Plan9Share) String() string    { return describe(d.Addr(), d.Path, d.ReadOnly) }
+func (d VirtioFSShare) String() string { return describe(d.Addr(), d.Path, d.ReadOnly) }
 func (d WritableLayer) String() string {
 	return describe("layer", d.Path, false)
 }

@@ -6,7 +6,7 @@
 // host. When a half fails the error is an [*ApplyError] that says, per half, whether it is done, not
 // done, or unknown, so that the caller can resume or undo instead of guessing.
 //
-// Drivers live in the packages below this one (hcs, qemu) and in vmmtest, which also holds the
+// Drivers live in the packages below this one: qemu, local, hcs, argon, and vmmtest, which also holds the
 // contract suite that every driver passes. The rules of the contract:
 //
 //   - Apply(Remove) of something that is not there succeeds: removal is idempotent.

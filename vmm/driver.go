@@ -56,25 +56,32 @@ type StartOptions struct {
 	MemoryMiB int    // of the guest; 0: the driver's default
 	CPUs      int    // of the guest; 0: as many as the host has, at most 2
 	Accel     string // "auto" (or empty), "kvm" or "tcg"
+	// NoShares: no folders of the host will be shared with the machine while it runs. Where sharing them needs memory
+	// of another kind, the machine starts faster without.
+	NoShares  bool
 	Transport string // "auto" (or empty), "vsock" or "serial"
+	// Namespace is the file of the network namespace of the host that the process of the VMM is in, or NewNamespace;
+	// empty: the caller's.
+	Namespace string
+	// Template has the machine loaded from a saved one of its kind, which the first start of a kind makes. A driver that
+	// cannot do so, or not now, boots it.
+	Template bool
 
 	Image     BootImage // what a Linux guest boots, see Traits.BootImage
 	BootFiles string    // folder with kernel and initrd.img of a Linux guest of Windows hosts
 	UVMLayers []string  // layer folders of the image that a Windows guest boots, top-most first
-
-	FindInit func() (string, error) // as in OpenOptions
 
 	// CacheDir is where a driver may keep what it found out about this host. Empty: nowhere.
 	CacheDir string
 	Logger   *slog.Logger // never nil
 }
 
+// NewNamespace, where a path of a namespace may be, is one that is made, and goes with its last process.
+const NewNamespace = "new"
+
 // OpenOptions are those of opening a machine.
 type OpenOptions struct {
-	// FindInit returns a program that carries the guest's agent: the first process of containers that run on
-	// the host itself. Nil: programs cannot be run there.
-	FindInit func() (string, error)
-	Logger   *slog.Logger // never nil
+	Logger *slog.Logger // never nil
 }
 
 // BootImage is what a VMM needs to boot a Linux guest.
@@ -83,22 +90,27 @@ type BootImage struct {
 	Initrd        string   // uncompressed cpio
 	Cmdline       []string // words for the kernel command line, without the console
 	KernelRelease string
+	ID            string // names the content of Kernel and Initrd; empty: not known
 }
 
 // Info is what is known of a machine without its cooperation.
 type Info struct {
-	Dir     string    `json:"dir"`
-	Driver  string    `json:"driver"` // its name
-	Running bool      `json:"running"`
-	PID     int       `json:"pid,omitempty"` // of the VMM
-	OS      OS        `json:"os"`            // of the guest
-	Accel   string    `json:"accel,omitempty"`
-	Memory  int       `json:"memoryMiB,omitempty"`
-	CPUs    int       `json:"cpus,omitempty"`
-	Kernel  string    `json:"kernel,omitempty"`
-	Started time.Time `json:"started,omitzero"`
+	Dir     string `json:"dir"`
+	Driver  string `json:"driver"` // its name
+	Running bool   `json:"running"`
+	PID     int    `json:"pid,omitempty"` // of the VMM
+	OS      OS     `json:"os"`            // of the guest
+	Accel   string `json:"accel,omitempty"`
+	Memory  int    `json:"memoryMiB,omitempty"`
+	CPUs    int    `json:"cpus,omitempty"`
+	Kernel  string `json:"kernel,omitempty"`
+	// NoShares: see StartOptions.
+	NoShares bool      `json:"noShares,omitempty"`
+	Started  time.Time `json:"started,omitzero"`
 	// Transport is how the guest of a QEMU VM is reached: "vsock" or "serial".
 	Transport string `json:"transport,omitempty"`
+	// Template names the template that the machine was loaded from; empty: it booted.
+	Template string `json:"template,omitempty"`
 	// Paused says why the guest stands still, such as a full disk of the host; empty: it runs.
 	Paused string `json:"paused,omitempty"`
 	// Idle: nothing is in the machine, and its state may be removed although it runs. Only the system itself is
@@ -114,6 +126,15 @@ type Runner interface {
 	FindProcess(ctx context.Context, containerID string, pid uint32) (Process, error)
 	// Close ends the connection.
 	Close() error
+}
+
+// ShareServer is what machines and their runners implement where VirtioFSShares are served by processes that can die.
+type ShareServer interface {
+	// CheckShare returns an error when the share in a slot is not served any more.
+	CheckShare(ctx context.Context, slot uint32) error
+	// WatchShares waits until one of these shares is not served any more, and returns an error that names it; or until
+	// ctx ends, and returns its cause.
+	WatchShares(ctx context.Context, slots ...uint32) error
 }
 
 // VolumePather is what machines with Limits.WritableLayers implement.

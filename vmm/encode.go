@@ -9,16 +9,20 @@ import (
 // extend when a Device or Guest is added.
 var (
 	deviceKinds = kindTable[Device]{
-		"scsi":  decodeAs[SCSIDisk, Device],
-		"vpmem": decodeAs[VPMEMDevice, Device],
-		"vsmb":  decodeAs[VSMBShare, Device],
-		"plan9": decodeAs[Plan9Share, Device],
-		"layer": decodeAs[WritableLayer, Device],
+		"scsi":     decodeAs[SCSIDisk, Device],
+		"vpmem":    decodeAs[VPMEMDevice, Device],
+		"vsmb":     decodeAs[VSMBShare, Device],
+		"plan9":    decodeAs[Plan9Share, Device],
+		"nic":      decodeAs[NIC, Device],
+		"layer":    decodeAs[WritableLayer, Device],
+		"virtiofs": decodeAs[VirtioFSShare, Device],
 	}
 	mountKinds = kindTable[Mount]{
 		"disk":      decodeAs[MappedDisk, Mount],
 		"pmem":      decodeAs[MappedPMEM, Mount],
 		"directory": decodeAs[MappedDirectory, Mount],
+		"network":   decodeAs[NetworkInterface, Mount],
+		"virtiofs":  decodeAs[MappedVirtioFS, Mount],
 		"combined":  decodeAs[CombinedLayers, Mount],
 		"blockCIMs": decodeAs[BlockCIMs, Mount],
 		"cimVolume": decodeAs[CIMVolume, Mount],
@@ -46,6 +50,10 @@ func deviceKind(d Device) string {
 		return "vsmb"
 	case Plan9Share:
 		return "plan9"
+	case NIC:
+		return "nic"
+	case VirtioFSShare:
+		return "virtiofs"
 	case WritableLayer:
 		return "layer"
 	}
@@ -60,6 +68,10 @@ func mountKind(g Mount) string {
 		return "pmem"
 	case MappedDirectory:
 		return "directory"
+	case NetworkInterface:
+		return "network"
+	case MappedVirtioFS:
+		return "virtiofs"
 	case CombinedLayers:
 		return "combined"
 	case BlockCIMs:

@@ -9,7 +9,7 @@ import (
 var (
 	// ErrGone: the machine has exited or its VMM died. What was in it is gone too.
 	ErrGone = errors.New("the virtual machine is gone")
-	// ErrBusy: the guest could not let go because something is in use. The text names the holder
+	// ErrBusy: the guest could not release something that is in use. The text names the holder
 	// where the guest can tell.
 	ErrBusy = errors.New("in use")
 	// ErrOccupied: something else sits at the address.

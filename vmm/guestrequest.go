@@ -2,6 +2,8 @@ package vmm
 
 import (
 	"fmt"
+	"net/netip"
+	"strings"
 
 	"github.com/stratavm/strata/hcsschema"
 )
@@ -53,6 +55,12 @@ func linuxSettings(op Op, g Mount) (hcsschema.ResourceType, any) {
 			MountPath: g.MountPath, ShareName: g.Share, Port: Plan9Port,
 			ReadOnly: g.ReadOnly && op != Remove,
 		}
+	case NetworkInterface:
+		return hcsschema.ResourceNetwork, networkSettings(g)
+	case MappedVirtioFS:
+		return hcsschema.ResourceVirtioFS, hcsschema.LCOWVirtioFS{
+			MountPath: g.MountPath, Tag: VirtioFSShare{Slot: g.Slot}.Tag(), ReadOnly: g.ReadOnly && op != Remove,
+		}
 	case CombinedLayers:
 		if op == Remove {
 			return hcsschema.ResourceCombinedLayers, hcsschema.LCOWCombinedLayers{ContainerRootPath: g.RootPath}
@@ -63,6 +71,42 @@ func linuxSettings(op Op, g Mount) (hcsschema.ResourceType, any) {
 		}
 	}
 	return "", nil
+}
+
+func networkSettings(g NetworkInterface) hcsschema.LCOWNetworkAdapter {
+	link, servers := g.Link, g.DNS
+	if link == nil {
+		u := UserNetwork(g.Subnet)
+		link = &Link{Addresses: []netip.Prefix{u.Address},
+			Routes: []Route{{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Gateway: u.Gateway}}}
+		servers = []netip.Addr{u.DNS}
+	}
+	s := hcsschema.LCOWNetworkAdapter{
+		NamespaceID: g.ContainerID, ID: NIC{Slot: g.Slot}.Addr(), MacAddress: NIC{Slot: g.Slot, Link: g.Link}.MAC(),
+		DNSSuffix: strings.Join(g.Search, ","), Name: link.Name, MTU: link.MTU,
+	}
+	for _, a := range link.Addresses {
+		s.IPConfigs = append(s.IPConfigs,
+			hcsschema.LCOWIPConfig{IPAddress: a.Addr().String(), PrefixLength: uint8(a.Bits())})
+	}
+	for _, r := range link.Routes {
+		s.Routes = append(s.Routes, hcsschema.LCOWRoute{DestinationPrefix: r.To.String(), NextHop: textOf(r.Gateway),
+			OnLink: r.OnLink, Source: textOf(r.Source), Metric: r.Metric})
+	}
+	var list []string
+	for _, a := range servers {
+		list = append(list, a.String())
+	}
+	s.DNSServerList = strings.Join(list, ",")
+	return s
+}
+
+// textOf is the address, or nothing.
+func textOf(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }
 
 func windowsSettings(op Op, g Mount) (hcsschema.ResourceType, any) {

@@ -76,6 +76,14 @@ type Limits struct {
 	VSMBRetained bool
 	Plan9        bool // folders can be shared with a Linux guest
 
+	NICs uint32 // number of slots for network interfaces; 0: none
+	// VirtioFSShares is how many folders and files of the host can be in the machine as VirtioFSShare; 0: none.
+	VirtioFSShares uint32
+	// HostFiles: a container in the machine can bind the host's own files and folders.
+	HostFiles bool
+	// HostNetworks: a container in the machine can be in a network namespace of the host.
+	HostNetworks bool
+
 	// WritableLayers: the machine is a Windows host itself. A scratch is a WritableLayer, layers are folders of
 	// the host or a CIMVolume, and CombinedLayers has the scratch folder for its root.
 	WritableLayers bool
@@ -139,6 +147,12 @@ type ProcessSpec struct {
 	ContainerID string
 	Root        string
 
+	// First: the process begins the container, and its end ends the container with all else that runs in it. Where
+	// something runs in it already the error matches ErrOccupied. Other processes join what runs in the container; where
+	// nothing does, they begin it, and what they leave in the background of a VM runs on until the container is
+	// unmounted or deleted.
+	First bool
+
 	Args []string // Args[0] is looked up in Env's PATH
 	Env  []string // "KEY=value"
 	Dir  string   // working directory; empty: "/"
@@ -157,6 +171,12 @@ type ProcessSpec struct {
 	// A nil reader or writer means that the stream is not connected.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+}
+
+// OutOfMemory is what processes may implement of which it is known why they were killed.
+type OutOfMemory interface {
+	// OutOfMemory reports, after Wait, whether the process was killed and a memory limit of its container was reached.
+	OutOfMemory() bool
 }
 
 // Process is a process in the guest.

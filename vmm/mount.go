@@ -46,6 +46,13 @@ type MappedDirectory struct {
 	ReadOnly  bool   `json:"readOnly,omitempty"`
 }
 
+// MappedVirtioFS mounts a VirtioFSShare.
+type MappedVirtioFS struct {
+	MountPath string `json:"mountPath"`
+	Slot      uint32 `json:"slot,omitempty"`
+	ReadOnly  bool   `json:"readOnly,omitempty"`
+}
+
 // GuestLayer is a layer that is mounted (or shared) in the guest.
 type GuestLayer struct {
 	ID   string `json:"id,omitempty"` // layer GUID; Windows only
@@ -106,6 +113,7 @@ type CIMVolume struct {
 func (MappedDisk) mount()      {}
 func (MappedPMEM) mount()      {}
 func (MappedDirectory) mount() {}
+func (MappedVirtioFS) mount()  {}
 func (CombinedLayers) mount()  {}
 func (BlockCIMs) mount()       {}
 func (CIMVolume) mount()       {}
@@ -127,6 +135,12 @@ func (g MappedDirectory) Target() string { return g.MountPath }
 
 // Key implements Mount.
 func (g MappedDirectory) Key(OS) string { return g.Target() }
+
+// Target implements Mount.
+func (g MappedVirtioFS) Target() string { return g.MountPath }
+
+// Key implements Mount.
+func (g MappedVirtioFS) Key(OS) string { return g.Target() }
 
 // Target implements Mount.
 func (g CombinedLayers) Target() string { return g.RootPath }
@@ -161,6 +175,10 @@ func RestsOn(g Mount) string {
 		return VPMEMDevice{Slot: g.Slot}.Addr()
 	case MappedDirectory:
 		return Plan9Share{Name: g.Share}.Addr()
+	case NetworkInterface:
+		return NIC{Slot: g.Slot}.Addr()
+	case MappedVirtioFS:
+		return VirtioFSShare{Slot: g.Slot}.Addr()
 	}
 	return ""
 }
@@ -181,6 +199,9 @@ func (g MappedPMEM) String() string {
 }
 func (g MappedDirectory) String() string {
 	return fmt.Sprintf("mount share %s at %s", g.Share, g.MountPath)
+}
+func (g MappedVirtioFS) String() string {
+	return fmt.Sprintf("mount virtiofs %d at %s", g.Slot, g.MountPath)
 }
 func (g CombinedLayers) String() string {
 	return fmt.Sprintf("combine %d layers at %s", len(g.Layers), g.RootPath)

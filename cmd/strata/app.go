@@ -34,6 +34,7 @@ type env struct {
 	silence        time.Duration // how long a VM may say nothing
 	grace          time.Duration // between a signal and our end, for each of: the program, and what is taken away
 	interrupts     *interrupts
+	detached       *detached // set in the supervisor of a detached container
 }
 
 const onWindows = runtime.GOOS == "windows"
@@ -47,11 +48,22 @@ var groups = []func(*env) []*cli.Command{
 	importCommands,
 	storeCommands,
 	scratchCommands,
+	volumeCommands,
+	copyCommands,
 	mountCommands,
 	execCommands,
+	psCommands,
+	startCommands,
+	stopCommands,
+	logCommands,
+	statsCommands,
+	pauseCommands,
+	removeCommands,
 	listCommands,
 	doctorCommands,
+	containerdCommands,
 	completionCommands,
+	missingCommands,
 }
 
 const description = `A layer is a folder with layer.erofs, layer.vhd or layer.dir in it ("strata import" makes one of a tar).
@@ -79,10 +91,7 @@ func (e *env) root() *cli.Command {
 		UseShortOptionHandling:    true,
 		ExitErrHandler:            func(_ context.Context, _ *cli.Command, _ error) {}, // run does it
 		OnUsageError: func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
-			if cmd.Name == "run" || cmd.Name == "spec" {
-				return dockerUsage(cmd, err)
-			}
-			return usage(cmd, "%w", err)
+			return dockerUsage(cmd, err)
 		},
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "state-dir", Sources: cli.EnvVars("STRATA_STATE_DIR"), TakesFile: true,
@@ -115,8 +124,8 @@ func (e *env) root() *cli.Command {
 		c.OnUsageError = root.OnUsageError
 		if c.Action == nil {
 			c.Action = func(_ context.Context, cmd *cli.Command) error {
-				if cmd.Args().Present() {
-					return usage(cmd, "there is no command %q", commandPath(cmd)+" "+cmd.Args().First())
+				if first := cmd.Args().First(); first != "" {
+					return usage(cmd, "there is no command %q", commandPath(cmd)+" "+first)
 				}
 				return cli.ShowSubcommandHelp(cmd)
 			}
@@ -180,16 +189,21 @@ const defaultVM = "default"
 // hostVM is the name of this system itself where a VM is asked for.
 const hostVM = "host"
 
-var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+// validVM is the name of a VM, which containerd's shim calls after a sandbox: by 64 digits.
+var (
+	validVM   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+	validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+)
 
 func vmFlag() cli.Flag {
-	return &cli.StringFlag{Name: "vm", Value: defaultVM, Sources: cli.EnvVars("STRATA_VM"), Usage: "`NAME` of the utility VM; \"host\" is this system itself"}
+	return &cli.StringFlag{Name: "vm", Value: defaultVM, Sources: cli.EnvVars("STRATA_VM"),
+		Usage: "`NAME` of the utility VM; \"host\" is this system itself"}
 }
 
 // vmDir is the state directory of one VM.
 func (e *env) vmDir(cmd *cli.Command, name string) (string, error) {
-	if !validName.MatchString(name) {
-		return "", usage(cmd, "VM name %q: use 1 to 63 letters, digits, '_', '.' or '-', a letter or digit first", name)
+	if !validVM.MatchString(name) {
+		return "", usage(cmd, "VM name %q: use 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first", name)
 	}
 	dir, err := e.stateDir(cmd)
 	if err != nil {

@@ -43,7 +43,18 @@ var values = map[string][]string{
 var arguments = map[string][]func(*completion) []string{
 	"vm start": {(*completion).vms, nil}, "vm inspect": {(*completion).vms, nil}, "vm stop": {(*completion).vms, nil},
 	"recover":       {(*completion).vms},
-	"exec":          {(*completion).containers, nil},
+	"exec":          {(*completion).programs, nil},
+	"inspect":       {(*completion).lives},
+	"start":         {(*completion).lives},
+	"stop":          {(*completion).lives},
+	"restart":       {(*completion).lives},
+	"kill":          {(*completion).lives},
+	"wait":          {(*completion).lives},
+	"rm":            {(*completion).lives},
+	"stats":         {(*completion).lives},
+	"attach":        {(*completion).lives, nil},
+	"logs":          {(*completion).lives, nil},
+	"top":           {(*completion).lives, nil},
 	"unmount":       {(*completion).containers},
 	"run":           {(*completion).images, nil},
 	"mount":         {nil, (*completion).images},
@@ -166,7 +177,7 @@ func (c *completion) next(flag string) []candidate {
 		return append(out, candidate{"--help", "show help"})
 	}
 	if len(c.args) == 0 {
-		for _, sub := range c.cmd.Commands {
+		for _, sub := range c.cmd.VisibleCommands() {
 			out = append(out, candidate{sub.Name, sub.Usage})
 		}
 	}
@@ -221,7 +232,7 @@ func (c *completion) containers() (ids []string) {
 	if vm == "" {
 		vm = defaultVM
 	}
-	if !validName.MatchString(vm) {
+	if !validVM.MatchString(vm) {
 		return nil
 	}
 	status, _ := uvm.ReadStatus(filepath.Join(c.state(), "vms", vm)) // see complete

@@ -1,13 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -24,12 +22,12 @@ import (
 
 // containerFlags are the flags that say how a container differs from the defaults, as docker calls them.
 func containerFlags() []cli.Flag {
-	return []cli.Flag{
+	return slices.Concat(nameFlags(), networkFlags(), volumeFlags(), []cli.Flag{
 		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
+		&cli.BoolFlag{Name: "init",
+			Usage: "begin the container with a program that collects those that lose their parents and passes signals on"},
 		&cli.StringFlag{Name: "hostname", Usage: "of the container (default: its id)"},
-		&cli.BoolFlag{Name: "read-only", Usage: "the root cannot be written, and there is no scratch"},
-		&cli.StringSliceFlag{Name: "tmpfs",
-			Usage: "`DIR[:OPTIONS]`: a file system in memory, such as /run:size=64m,mode=755"},
+		&cli.BoolFlag{Name: "read-only", Usage: "the program cannot write to the root"},
 		&cli.StringFlag{Name: "shm-size", Usage: "`SIZE` of /dev/shm (default: 64m)"},
 		&cli.StringFlag{Name: "memory", Aliases: []string{"m"},
 			Usage: "`SIZE` that the container may use, such as 512m"},
@@ -50,18 +48,16 @@ func containerFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "security-opt",
 			Usage: "`OPTION`: no-new-privileges, seccomp=FILE or seccomp=unconfined (repeat)"},
 		&cli.StringSliceFlag{Name: "sysctl", Usage: "`NAME=VALUE` of the container's network or IPC (repeat)"},
-		&cli.StringSliceFlag{Name: "volume", Aliases: []string{"v"}, Local: true,
-			Usage: "`DIR:TARGET[:ro]`: a folder or file of this host in the container, with --isolation=process (repeat)"},
 		&cli.BoolFlag{Name: "privileged",
-			Usage: "every capability and device, nothing hidden: for strata spec, not supported in a run yet"},
-		&cli.StringFlag{Name: "network", Aliases: []string{"net"}, Value: "none",
-			Usage: "none: a network of its own, without a way out; host: that of the machine"},
-	}
+			Usage: "every capability and device, nothing hidden: in a VM, whose root it is then"},
+	})
 }
 
 // onlyDocument are the flags that nothing but the container's document carries.
-var onlyDocument = []string{"hostname", "tmpfs", "shm-size", "memory", "memory-swap", "cpus", "cpu-shares", "pids-limit",
-	"ulimit", "oom-score-adj", "cap-add", "cap-drop", "security-opt", "sysctl", "volume", "privileged", "network", "spec"}
+var onlyDocument = []string{"hostname", "tmpfs", "shm-size", "memory", "memory-swap", "cpus", "cpu-shares",
+	"pids-limit",
+	"ulimit", "oom-score-adj", "cap-add", "cap-drop", "security-opt", "sysctl", "volume", "mount", "privileged",
+	"init", "add-host", "dns", "dns-search", "dns-option", "group-add", "device", "spec"}
 
 // setFlags are those of names that the command line sets.
 func setFlags(cmd *cli.Command, names []string) (set []string) {
@@ -77,8 +73,7 @@ func setFlags(cmd *cli.Command, names []string) (set []string) {
 func (e *env) specOptions(cmd *cli.Command) (o strata.SpecOptions, err error) {
 	o = strata.SpecOptions{WorkDir: cmd.String("workdir"), User: cmd.String("user"), Hostname: cmd.String("hostname"),
 		CapAdd: cmd.StringSlice("cap-add"), CapDrop: cmd.StringSlice("cap-drop"), Privileged: cmd.Bool("privileged"),
-		ReadonlyRoot: cmd.Bool("read-only"), CPUs: cmd.Float("cpus"), CPUShares: cmd.Uint64("cpu-shares"),
-		PidsLimit: cmd.Int64("pids-limit"), HostNetwork: cmd.String("network") == "host",
+		ReadonlyRoot: cmd.Bool("read-only"), Init: cmd.Bool("init"), HostNetwork: cmd.String("network") == "host",
 		UserNamespace: inProcess(cmd) && userns.Inside(),
 		// Profiles are evaluated on Linux hosts only.
 		SeccompUnconfined: runtime.GOOS != "linux"}
@@ -95,19 +90,14 @@ func (e *env) specOptions(cmd *cli.Command) (o strata.SpecOptions, err error) {
 		adj := cmd.Int("oom-score-adj")
 		o.OOMScoreAdj = &adj
 	}
-	if n := cmd.String("network"); n != "none" && n != "host" {
-		return o, usage(cmd, "--network %q: use none or host; other networks are not supported yet", n)
+	if _, _, err := networkKind(cmd); err != nil {
+		return o, err
 	}
-	if cmd.IsSet("cpus") && o.CPUs <= 0 || math.IsNaN(o.CPUs) {
-		return o, usage(cmd, "--cpus %v: give more than 0, such as 0.5", o.CPUs)
+	if err := limitOptions(cmd, &o); err != nil {
+		return o, err
 	}
-	for _, size := range []struct {
-		flag string
-		to   *int64
-	}{{"memory", &o.Memory}, {"memory-swap", &o.MemorySwap}, {"shm-size", &o.ShmSize}} {
-		if err := sizeFlag(cmd, size.flag, size.to); err != nil {
-			return o, err
-		}
+	if err := sizeFlag(cmd, "shm-size", &o.ShmSize); err != nil {
+		return o, err
 	}
 	if err := ulimits(cmd, &o); err != nil {
 		return o, err
@@ -118,43 +108,19 @@ func (e *env) specOptions(cmd *cli.Command) (o strata.SpecOptions, err error) {
 	if err := sysctls(cmd, &o); err != nil {
 		return o, err
 	}
-	if err := temporary(cmd, &o); err != nil {
+	if err := nameOptions(cmd, &o); err != nil {
 		return o, err
 	}
-	return o, volumes(cmd, &o)
+	return o, nil
 }
 
-// volumes reads --volume.
-func volumes(cmd *cli.Command, o *strata.SpecOptions) error {
-	for _, value := range cmd.StringSlice("volume") {
-		parts := strings.Split(value, ":")
-		if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || !strings.HasPrefix(parts[1], "/") {
-			return usage(cmd, "--volume %q: give DIR:TARGET or DIR:TARGET:ro, with an absolute TARGET", value)
-		}
-		if !strings.ContainsAny(parts[0], "/.") {
-			return usage(cmd, "--volume %q: volumes by name are not supported yet; give a folder, such as ./%s",
-				value, parts[0])
-		}
-		options := []string{"rbind", "rprivate"}
-		if len(parts) == 3 {
-			switch parts[2] {
-			case "ro":
-				options = append(options, "ro", "rro")
-			case "rw", "":
-			default:
-				return usage(cmd, "--volume %q: option %q is not supported; use ro or rw", value, parts[2])
-			}
-		}
-		from, err := filepath.Abs(parts[0])
-		if err == nil {
-			_, err = os.Stat(from)
-		}
-		if err != nil {
-			return fmt.Errorf("--volume: %w", err)
-		}
-		o.Mounts = append(o.Mounts, specs.Mount{Destination: parts[1], Type: "bind", Source: from, Options: options})
+// limitOptions reads the flags of limits.
+func limitOptions(cmd *cli.Command, o *strata.SpecOptions) error {
+	o.CPUs, o.CPUShares, o.PidsLimit = cmd.Float("cpus"), cmd.Uint64("cpu-shares"), cmd.Int64("pids-limit")
+	if cmd.IsSet("cpus") && o.CPUs <= 0 || math.IsNaN(o.CPUs) {
+		return usage(cmd, "--cpus %v: give more than 0, such as 0.5", o.CPUs)
 	}
-	return nil
+	return errors.Join(sizeFlag(cmd, "memory", &o.Memory), sizeFlag(cmd, "memory-swap", &o.MemorySwap))
 }
 
 func sizeFlag(cmd *cli.Command, flag string, to *int64) (err error) {
@@ -216,6 +182,9 @@ func securityOptions(cmd *cli.Command, o *strata.SpecOptions) error {
 			if err != nil {
 				return fmt.Errorf("--security-opt seccomp: %w", err)
 			}
+			if _, err := ocispec.ParseSeccomp(profile, ocispec.DefaultCapabilities()); err != nil {
+				return fmt.Errorf("--security-opt seccomp=%s: %w", printable(v), err)
+			}
 			o.Seccomp, o.SeccompUnconfined = profile, false
 		case key == "seccomp" && v == "builtin":
 		case key == "apparmor", key == "label", key == "systempaths", key == "writable-cgroups":
@@ -225,20 +194,6 @@ func securityOptions(cmd *cli.Command, o *strata.SpecOptions) error {
 		}
 	}
 	return nil
-}
-
-// readSmall reads a file of at most so many bytes.
-func readSmall(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(b)) > most {
-		err = fmt.Errorf("%s has more than %d bytes", path, most)
-	}
-	return b, err
 }
 
 // sysctls reads --sysctl.
@@ -256,59 +211,22 @@ func sysctls(cmd *cli.Command, o *strata.SpecOptions) error {
 	return nil
 }
 
-// temporary reads --tmpfs.
-func temporary(cmd *cli.Command, o *strata.SpecOptions) error {
-	for _, value := range cmd.StringSlice("tmpfs") {
-		to, given, _ := strings.Cut(value, ":")
-		if !strings.HasPrefix(to, "/") {
-			return usage(cmd, "--tmpfs %q: give an absolute path, and perhaps \":\" and options", value)
-		}
-		options := []string{"nosuid", "nodev", "noexec"}
-		for _, opt := range strings.Split(given, ",") {
-			switch key, size, _ := strings.Cut(opt, "="); {
-			case opt == "":
-			case key == "size":
-				n, err := parseSize(size)
-				if err != nil {
-					return usage(cmd, "--tmpfs %q: %w", value, err)
-				}
-				options = append(options, "size="+strconv.FormatInt(n, 10))
-			case slices.Contains([]string{"exec", "suid", "dev"}, opt):
-				options = slices.DeleteFunc(options, func(o string) bool { return o == "no"+opt })
-			default:
-				options = append(options, opt)
-			}
-		}
-		o.Mounts = append(o.Mounts, specs.Mount{Destination: to, Type: "tmpfs", Source: "tmpfs", Options: options})
-	}
-	return nil
-}
-
 // containerSpec is the document of a container of an image with this configuration.
 func (e *env) containerSpec(cmd *cli.Command, c image.Config, o strata.SpecOptions) (*specs.Spec, error) {
 	if o.Privileged && inProcess(cmd) {
 		return nil, fmt.Errorf("--privileged: not supported with --isolation=process, where the program would be root "+
 			"of this system: %w", errors.ErrUnsupported)
 	}
-	s, err := strata.ContainerSpec(c, o)
-	if err != nil {
-		return nil, err
-	}
-	if slices.ContainsFunc(s.Mounts, ocispec.IsBind) && !inProcess(cmd) {
-		return nil, fmt.Errorf("a folder of this host in the container: not supported in a VM yet: %w",
-			errors.ErrUnsupported)
-	}
-	return s, nil
+	return strata.ContainerSpec(c, o)
 }
 
 // readSpec reads the document that --spec names.
 func readSpec(path string) (*specs.Spec, error) {
-	f, err := os.Open(path)
+	b, err := readSmall(path, 5<<20) // ParseSpec takes less, and says so
 	if err != nil {
 		return nil, fmt.Errorf("--spec: %w", err)
 	}
-	defer f.Close()
-	s, err := strata.ParseSpec(f)
+	s, err := strata.ParseSpec(bytes.NewReader(b))
 	if err != nil {
 		return nil, fmt.Errorf("--spec %s: %w", printable(path), err)
 	}

@@ -164,6 +164,12 @@ func TestInterrupted(t *testing.T) {
 	}
 	c.run("vm", "start")
 	c.interruptMounts("default", scratch, folders, 0, 5, 15, 40, 80, 150, 300, 600)
+
+	// The VM is there: see what is read of its files.
+	c.run(append([]string{"mount", "--scratch", scratch, "web"}, folders...)...)
+	c.fifos(map[string][][]string{"vms": {{"vm", "ls"}, {"vm", "inspect"}, {"ls"}, {"recover"}, {"exec", "web", "true"}}},
+		"/state/cache", "/state/store") // which the start of another VM and scratches would read
+	c.run("unmount", "web")
 	c.run("vm", "stop")
 	if entries, err := os.ReadDir(filepath.Join(c.state, "vms")); err != nil || len(entries) > 0 {
 		t.Errorf("left in the state directory: %v %v", entries, err)

@@ -15,7 +15,9 @@ func doctorCommands(e *env) []*cli.Command {
 	return []*cli.Command{{
 		Name: "doctor", Usage: "say what this host lacks, and the command that mends it",
 		Description: "Exit code 1 when something that is needed is missing.\n\n" +
-			examples("strata doctor", "strata --json doctor"),
+			examples("strata doctor", "strata --json doctor", "strata doctor --containerd"),
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "containerd",
+			Usage: "also ask for what containerd needs to run containers in VMs"}},
 		Action: e.doctor,
 	}}
 }
@@ -69,10 +71,14 @@ func (q question) answer(ctx context.Context, e *env, cmd *cli.Command) finding 
 func (e *env) doctor(ctx context.Context, cmd *cli.Command) error {
 	var all []finding
 	bad := 0
-	for _, q := range append(hostQuestions(), question{
+	questions := append(hostQuestions(), question{
 		what: "state directory", needed: true, remedy: "give another one with --state-dir or STRATA_STATE_DIR",
 		ask: askStateDir,
-	}) {
+	})
+	if cmd.Bool("containerd") {
+		questions = append(questions, containerdQuestions()...)
+	}
+	for _, q := range questions {
 		f := q.answer(ctx, e, cmd)
 		if f.State == missing {
 			bad++

@@ -17,6 +17,7 @@ import (
 	"github.com/stratavm/strata/internal/crun"
 	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/internal/userns"
+	"github.com/stratavm/strata/vmm/qemu"
 )
 
 // ask asks this host something; see question.
@@ -36,9 +37,18 @@ func hostQuestions() []question {
 		{"file system tool", true, "sudo apt-get install e2fsprogs", program("mkfs.ext4", "-V")},
 		{"guest kernel", true, "name one with --kernel", askKernel},
 		{"hardware acceleration", false, "VMs run under software emulation, which is slower", askKVM},
-		{"vsock", false, "guests are reached by serial ports instead, by eight processes at a time; or: sudo modprobe vhost_vsock", askVsock},
-		{"layers without a VM", false, "run strata as root, or in a user namespace: unshare --map-auto -Urm strata ...", askHost},
-		{"container runtime", false, "sudo apt-get install crun; programs in layers without a VM need it, or runc", askRuntime},
+		{"vsock", false,
+			"guests are reached by serial ports instead, by sixteen processes at a time; or: sudo modprobe vhost_vsock",
+			askVsock},
+		{"layers without a VM", false, "run strata as root, or in a user namespace: unshare --map-auto -Urm strata ...",
+			askHost},
+		{"container runtime", true, "sudo apt-get install crun; containers need it, or runc, in VMs and without", askRuntime},
+		{"container init", true, "sudo apt-get install catatonit; VMs keep containers by it, and run --init needs it",
+			askPause},
+		{"container networks", false, "sudo apt-get install slirp4netns; run --network user and --publish need it",
+			program("slirp4netns", "--version")},
+		{"volumes in VMs", false, "sudo apt-get install qemu-system-common (Debian 13: virtiofsd); run --volume needs it",
+			askVirtioFS},
 		{"memory", false, "a VM takes 256 MiB by default; --memory 128M takes less", askMemory},
 	}
 }
@@ -113,6 +123,24 @@ func askRuntime(ctx context.Context, e *env, cmd *cli.Command) (string, error) {
 		return "", err
 	}
 	return program(path, "--version")(ctx, e, cmd)
+}
+
+// askPause asks for the program that keeps containers in VMs.
+func askPause(ctx context.Context, e *env, cmd *cli.Command) (string, error) {
+	path := bootimage.FindTool("", "catatonit")
+	if path == "" {
+		return "", errors.New("catatonit is not found")
+	}
+	return program(path, "-V")(ctx, e, cmd)
+}
+
+// askVirtioFS asks for the program that serves folders of this host to VMs.
+func askVirtioFS(context.Context, *env, *cli.Command) (string, error) {
+	path, err := qemu.FindServer()
+	if err == nil && os.Geteuid() != 0 {
+		return "", &remedyError{fmt.Errorf("%s needs root", path), "run strata as root for run --volume"}
+	}
+	return path, err
 }
 
 func askMemory(context.Context, *env, *cli.Command) (string, error) {

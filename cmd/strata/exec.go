@@ -30,15 +30,18 @@ func execCommands(e *env) []*cli.Command {
 	one := 1
 	return []*cli.Command{{
 		Name: "exec", Usage: "run a program in a container's root", ArgsUsage: "ID [--] PROGRAM [ARG...]",
-		Description: "The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such " +
-			"program, 126 when\n" +
-			"it cannot be executed, 125 when it was not started for another reason. Signals are as for strata run, but\n" +
-			"the program is asked to end by TERM: the stop signal of an image is for its own program, not for one beside it.\n\n" +
+		Description: "The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such\n" +
+			"program, 126 when it cannot be executed, 125 when it was not started for another reason. Signals are as for\n" +
+			"strata run, but the program is asked to end by TERM: the stop signal of an image is for its own program, not\n" +
+			"for one beside it.\n\n" +
 			examples("strata exec web cat /etc/os-release", "strata exec -it web sh",
 				"strata exec --env LANG=C --workdir /srv --user www-data web -- id",
 				"strata exec --in-vm -- cat /proc/mounts   # in the VM itself"),
 		Flags: append([]cli.Flag{vmFlag(),
-			&cli.BoolFlag{Name: "in-vm", Usage: "in the VM itself, not in a container"}}, processFlags()...),
+			&cli.BoolFlag{Name: "in-vm", Usage: "in the VM itself, not in a container"},
+			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"},
+				Usage: "do not wait for the program, which ends with the container of strata run; what it writes goes nowhere"},
+		}, processFlags()...),
 		StopOnNthArg: &one,
 		Action:       e.exec,
 	}}
@@ -50,6 +53,8 @@ func processFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "interactive", Aliases: []string{"i"}, Usage: "connect standard input"},
 		&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "give it a terminal"},
 		&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "`KEY=VALUE`, or KEY to pass on its value (repeat)"},
+		&cli.StringSliceFlag{Name: "env-file", TakesFile: true,
+			Usage: "`FILE` with such lines, before those of --env (repeat)"},
 		&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "`DIR` in the root"},
 		&cli.StringFlag{Name: "user", Aliases: []string{"u"}, Usage: "name, uid, uid:gid or name:group"},
 	}
@@ -79,6 +84,13 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 // execIn runs a program beside whatever else works with the VM: it reads the ledger and takes no lock.
 func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.ProcessSpec) error {
 	name := cmd.String("vm")
+	if cs, r, ok := e.containerOfExec(ctx, cmd, id); ok {
+		return e.execBeside(ctx, cmd, cs, r, spec)
+	}
+	if cmd.Bool("detach") {
+		return usage(cmd, "--detach is for containers of strata run (strata ps); in another one, or in a VM: "+
+			"strata exec ID sh -c 'PROGRAM &' leaves a program in the background")
+	}
 	v, _, err := e.view(ctx, cmd, name)
 	if err != nil {
 		return err
@@ -88,6 +100,10 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 		if err == nil {
 			spec, err = c.Process(spec)
 		}
+		if err == nil && c.Image != nil {
+			spec.Env = spec.Env[1:] // it has a PATH of its own
+			spec, err = strata.ImageProcess(c.Image, spec)
+		}
 		if err != nil {
 			return e.advise(err, name, id)
 		}
@@ -95,12 +111,13 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 	if cmd.Bool("dry-run") {
 		return e.would(cmd, "run %q in %s", spec.Args, cmp.Or(spec.Root, "the VM"))
 	}
-	return e.runIn(ctx, cmd, name, spec, syscall.SIGTERM)
+	return e.runIn(ctx, cmd, name, spec, syscall.SIGTERM, nil)
 }
 
-// runIn runs a program in the VM called name. stop is the signal that asks it to end.
+// runIn runs a program in the VM called name. stop is the signal that asks it to end. through, where it is not nil,
+// returns the runner that is used.
 func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm.ProcessSpec,
-	stop syscall.Signal) error {
+	stop syscall.Signal, through func(strata.Runner) strata.Runner) error {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
 		return err
@@ -114,7 +131,11 @@ func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm
 			e.say("strata: closing the connection to the VM: %v", err)
 		}
 	}()
-	return e.explainEnd(ctx, dir, name, e.runProgram(ctx, r, spec, stop))
+	m := r
+	if through != nil {
+		m = through(r)
+	}
+	return e.explainEnd(ctx, dir, name, e.runProgram(ctx, m, spec, stop))
 }
 
 // explainEnd says that a VM has ended where that is why a program failed.
@@ -125,12 +146,24 @@ func (e *env) explainEnd(ctx context.Context, dir, name string, err error) error
 	}
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.grace/2)
 	defer cancel()
-	info, ierr := strata.InspectVM(limited, dir)
-	if ierr == nil && info.Running || ierr != nil && !errors.Is(ierr, strata.ErrNoVM) {
-		return err
+	for {
+		info, ierr := strata.InspectVM(limited, dir)
+		if ierr == nil && !info.Running || errors.Is(ierr, strata.ErrNoVM) {
+			return &exitError{ee.code, fmt.Errorf("VM %q has ended while the program ran: %w", name, ee.err)}
+		}
+		if ierr != nil || !errors.Is(ee.err, vmm.ErrGuestUnreachable) {
+			return err
+		}
+		select { // the connection to a VM that ends breaks before its process is gone
+		case <-limited.Done():
+			return err
+		case <-time.After(endPoll):
+		}
 	}
-	return &exitError{ee.code, fmt.Errorf("VM %q has ended while the program ran: %w", name, ee.err)}
 }
+
+// endPoll is how long is waited before it is asked again whether a VM has ended.
+const endPoll = 20 * time.Millisecond
 
 // runProgram runs a program and turns its exit code into ours.
 func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec, stop syscall.Signal) error {
@@ -176,34 +209,48 @@ func (e *env) spec(cmd *cli.Command, args []string) (vmm.ProcessSpec, error) {
 		return s, nil
 	}
 	fd, ok := terminal(e.stdin)
-	if !ok {
+	if !ok && !cmd.Bool("detach") {
 		return s, usage(cmd, "--tty: standard input is no terminal")
 	}
 	s.Terminal, s.Stderr = true, nil
-	s.Width, s.Height = terminalSize(fd)
+	if s.Width, s.Height = 80, 24; ok {
+		s.Width, s.Height = terminalSize(fd)
+	}
 	if t := e.getenv("TERM"); t != "" {
 		s.Env = append(s.Env, "TERM="+t)
 	}
 	return s, nil
 }
 
-// environment reads --env: KEY=VALUE, or the name of a variable to pass on, which is left out where it is not set.
+// environment reads --env-file and --env: KEY=VALUE, or the name of a variable to pass on, which is left out where it
+// is not set.
 func (e *env) environment(cmd *cli.Command) (env []string, err error) {
+	for _, path := range cmd.StringSlice("env-file") {
+		more, err := e.envFile(path)
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, more...)
+	}
 	for _, kv := range cmd.StringSlice("env") {
-		key, _, whole := strings.Cut(kv, "=")
-		if key == "" {
+		if kv == "" || kv[0] == '=' {
 			return nil, usage(cmd, "--env %q: give KEY=VALUE, or KEY to pass on its value", kv)
 		}
-		if !whole {
-			value, set := e.lookupEnv(key)
-			if !set {
-				continue
-			}
-			kv += "=" + value
-		}
-		env = append(env, kv)
+		env = e.appendVariable(env, kv)
 	}
 	return env, nil
+}
+
+// appendVariable appends KEY=VALUE, or KEY with the value that it has here, where it has one.
+func (e *env) appendVariable(env []string, kv string) []string {
+	if !strings.Contains(kv, "=") {
+		value, set := e.lookupEnv(kv)
+		if !set {
+			return env
+		}
+		kv += "=" + value
+	}
+	return append(env, kv)
 }
 
 func terminalSize(fd int) (width, height uint16) {
@@ -219,14 +266,12 @@ func terminalSize(fd int) (width, height uint16) {
 func (e *env) process(
 	ctx context.Context, m strata.Runner, spec vmm.ProcessSpec, stop syscall.Signal,
 ) (code int, err error) {
-	if spec.Terminal {
-		fd, _ := terminal(e.stdin)
-		old, err := term.MakeRaw(fd)
+	if _, local := terminal(e.stdin); spec.Terminal && local {
+		restore, err := e.rawTerminal()
 		if err != nil {
-			return 0, fmt.Errorf("terminal: %w", err)
+			return 0, err
 		}
-		stop := e.interrupts.onExit(func() { _ = term.Restore(fd, old) }) // as well as it can be
-		defer func() { stop(); err = errors.Join(err, term.Restore(fd, old)) }()
+		defer restore()
 	}
 	if spec.Stdin != nil {
 		// The reader must not hold up our own end: standard input cannot be interrupted while it is read.
@@ -242,6 +287,8 @@ func (e *env) process(
 	// A program that is being started may run already: SIGQUIT waits for it.
 	quit := make(chan struct{}, 1)
 	defer e.interrupts.passQuit(func() { quit <- struct{}{} })()
+	passed := make(chan os.Signal, 8)
+	defer notifyPassedOn(passed)()
 	p, err := m.Exec(ctx, spec)
 	if err != nil {
 		return 0, err
@@ -256,15 +303,42 @@ func (e *env) process(
 		defer stop()
 	}
 	go func() {
-		select {
-		case <-quit: // a program that does not hear it is interrupted by the next signal
-			_ = e.signal(alive, p, syscall.SIGQUIT)
-		case <-alive.Done():
+		for {
+			select {
+			case <-quit: // a program that does not hear it is interrupted by the next signal
+				_ = e.signal(alive, p, syscall.SIGQUIT)
+			case s := <-passed:
+				_ = e.signal(alive, p, s.(syscall.Signal))
+			case <-alive.Done():
+				return
+			}
 		}
 	}()
 	ended := context.AfterFunc(ctx, func() { cancel(e.end(alive, p, stop)) })
 	defer ended()
-	return p.Wait(alive)
+	code, err = p.Wait(alive)
+	if err == nil && outOfMemory(p) {
+		e.say("strata: the container's memory limit was reached (OOM)")
+	}
+	return code, err
+}
+
+// rawTerminal leaves what is typed to the program, until restore is called.
+func (e *env) rawTerminal() (restore func(), err error) {
+	fd := e.stdinFd()
+	old, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	put := func() { _ = term.Restore(fd, old) } // as well as it can be
+	stop := e.interrupts.onExit(put)
+	return func() { stop(); put() }, nil
+}
+
+// stdinFd is the descriptor of standard input, which is a terminal.
+func (e *env) stdinFd() int {
+	fd, _ := terminal(e.stdin)
+	return fd
 }
 
 var (

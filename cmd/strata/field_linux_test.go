@@ -69,8 +69,16 @@ func TestProgramsFromTheField(t *testing.T) {
 		{"a working folder that the user cannot search", "root/", []string{"--user", "1000:1000", "--workdir", "/root"},
 			[]string{"sh", "-c", "/bin/busybox id -u; pwd"}, nil, "1000\n/root\n"},
 		{"binary input", "", []string{"-i"}, []string{"md5sum"}, junk, fmt.Sprintf("%x  -\n", md5.Sum(junk))},
-		{"input that nobody reads to its end", "", []string{"-i"}, []string{"head", "-c", "3"}, bytes.Repeat([]byte("y\n"), 1<<20), "y\ny"},
-		{"a child that keeps the output", "", nil, []string{"sh", "-c", "/bin/busybox sleep 1000 & echo done"}, nil, "done\n"},
+		{"input that nobody reads to its end", "", []string{"-i"}, []string{"head", "-c", "3"}, bytes.Repeat([]byte("y\n"),
+			1<<20), "y\ny"},
+		{"a root without places for /proc, /sys and /dev, read-only", "", []string{"--read-only"},
+			[]string{"sh", "-c", "cd /; for f in proc/self dev/null sys/kernel; do [ -e $f ] && echo $f; done; " +
+				"echo x >x || echo shut"}, nil, "proc/self\ndev/null\nsys/kernel\nshut\n"},
+		{"a working folder that a read-only root does not have", "", []string{"--read-only", "--workdir", "/data"},
+			[]string{"pwd"}, nil, "/data\n"},
+		{"a root without /etc/hosts", "", nil, []string{"grep", "-c", "localhost", "/etc/hosts"}, nil, "2\n"},
+		{"a child that keeps the output", "", nil, []string{"sh", "-c", "/bin/busybox sleep 1000 & echo done"}, nil,
+			"done\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := c
@@ -124,7 +132,8 @@ func TestHugeSparseFile(t *testing.T) {
 	}
 	for _, format := range []string{"gnu", "posix"} {
 		tarball := filepath.Join(t.TempDir(), format+".tar")
-		if out, err := exec.Command("tar", "-C", root, "-S", "--format="+format, "-cf", tarball, ".").CombinedOutput(); err != nil {
+		if out, err := exec.Command("tar", "-C", root, "-S", "--format="+format, "-cf", tarball,
+			".").CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 		run := []string{"run", "--isolation=process"}
@@ -132,7 +141,8 @@ func TestHugeSparseFile(t *testing.T) {
 		if err == nil || !strings.Contains(string(out), "the layer is larger than the limit") {
 			t.Errorf("%s, with a limit that is smaller: %v, %s", format, err, out)
 		}
-		got := c.out(nil, append(run, tarball, "--", "/bin/busybox", "sh", "-c", "/bin/busybox stat -c %s /lastlog; /bin/busybox tail -c 11 /lastlog")...)
+		got := c.out(nil, append(run, tarball, "--", "/bin/busybox", "sh", "-c",
+			"/bin/busybox stat -c %s /lastlog; /bin/busybox tail -c 11 /lastlog")...)
 		if want := fmt.Sprint(size+len("last-record"), "\nlast-record"); got != want {
 			t.Errorf("%s: %q, want %q", format, got, want)
 		}

@@ -18,7 +18,8 @@ import (
 )
 
 // sources is the part of the help that says what an image may be.
-const sources = "IMAGE is a reference of a registry (debian:12, localhost:5000/app@sha256:...), a file or folder that\n" +
+const sources = "" +
+	"IMAGE is a reference of a registry (debian:12, localhost:5000/app@sha256:...), a file or folder that\n" +
 	"docker save, podman, skopeo, buildah or umoci wrote, or the tar of a root file system. To say which:\n" +
 	"docker://REF, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], tar:FILE.\n"
 
@@ -56,12 +57,18 @@ func imageCommands(e *env) []*cli.Command {
 		},
 		{
 			Name: "images", Usage: "list the images in the store: strata image ls", Action: e.imageList,
-			Description: examples("strata images", "strata --json images"),
+			ArgsUsage: "[NAME]", Flags: imageListFlags(),
+			Description: "NAME may be without a tag, and a pattern.\n\n" +
+				examples("strata images", "strata images -q", "strata images 'debian*'", "strata --json images"),
 		},
+		{Name: "rmi", Usage: "remove images: strata image rm", ArgsUsage: "IMAGE...", Action: e.imageRemove,
+			Flags: imageRemoveFlags()},
+		tagCommand(e),
 		{
 			Name: "image", Usage: "images in the store",
 			Commands: []*cli.Command{
 				{Name: "ls", Aliases: []string{"list"}, Usage: "list the images", Action: e.imageList,
+					ArgsUsage: "[NAME]", Flags: imageListFlags(),
 					Description: examples("strata image ls", "strata --json image ls")},
 				{Name: "inspect", Usage: "show all that is known of images, in the store or anywhere else", ArgsUsage: "IMAGE...",
 					Action: e.imageInspect,
@@ -75,7 +82,14 @@ func imageCommands(e *env) []*cli.Command {
 					ArgsUsage: "IMAGE...", Action: e.imageRemove,
 					Description: "What a virtual machine has mounted stays until a later strata store gc.\n\n" +
 						examples("strata image rm debian:12", "strata image rm --keep-layers debian:12"),
-					Flags: []cli.Flag{&cli.BoolFlag{Name: "keep-layers", Usage: "leave the layers, for images that come later"}}},
+					Flags: imageRemoveFlags()},
+				tagCommand(e),
+				{Name: "prune", Usage: "remove layers that no image needs", Action: e.imagePrune,
+					Description: "With --all also the images that no container needs.\n\n" +
+						examples("strata image prune", "strata --dry-run image prune --all"),
+					Flags: []cli.Flag{
+						&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "also images that no container needs"},
+						&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Hidden: true, Usage: "it never asks"}}},
 			},
 		},
 	}
@@ -305,97 +319,26 @@ func findImage(st *store.Store, ref string) (store.Image, error) {
 		if img, err := st.Find(src.Name); err == nil {
 			return img, nil
 		}
+		// By digest: what was pulled by a tag is the same.
+		if name, digest, ok := strings.Cut(src.Name, "@"); ok {
+			if img, err := st.Find(digest); err == nil && img.Digest == digest && sameRepository(img.Name, name) {
+				return img, nil
+			}
+		}
 	}
 	return img, fmt.Errorf("%w; strata image ls shows those there are", err)
 }
 
-// listed is a line of image ls.
-type listed struct {
-	Name     string    `json:"name"`
-	Digest   string    `json:"digest"`
-	Platform string    `json:"platform"`
-	Layers   int       `json:"layers"`
-	Size     int64     `json:"size"` // bytes of its layers in the store, in all formats; -1: not known
-	Formats  []string  `json:"formats"`
-	Imported time.Time `json:"imported"`
+// sameRepository reports whether an image's name is that of a repository, with any tag or digest.
+func sameRepository(name, repository string) bool {
+	rest, ok := strings.CutPrefix(name, cutTag(repository))
+	return ok && (rest == "" || rest[0] == ':' || rest[0] == '@')
 }
 
-func (e *env) imageList(ctx context.Context, cmd *cli.Command) error {
-	st, err := e.openStore(ctx, cmd)
-	if err != nil {
-		return err
+// cutTag is a name without its tag.
+func cutTag(name string) string {
+	if at := strings.LastIndexByte(name, ':'); at > strings.LastIndexByte(name, '/') {
+		return name[:at]
 	}
-	images, err := st.Images()
-	list := []listed{}
-	for _, i := range images {
-		n, serr := st.Size(i)
-		if serr != nil {
-			n = -1 // strata store check says what is wrong
-		}
-		list = append(list, listed{i.Name, i.Digest, i.Platform, len(i.Layers), n, i.Formats, i.Imported})
-	}
-	perr := e.print(cmd, list, func(w io.Writer) {
-		fmt.Fprintln(w, "NAME\tDIGEST\tPLATFORM\tLAYERS\tSIZE\tFORMATS\tIMPORTED")
-		for _, i := range list {
-			row(w, "%s\t%.19s\t%s\t%d\t%s\t%s\t%s\n", i.Name, i.Digest, i.Platform, i.Layers, known(i.Size),
-				strings.Join(i.Formats, ","), i.Imported.Format(time.DateTime))
-		}
-	})
-	return errors.Join(err, perr)
-}
-
-// known is a size, or a question mark.
-func known(n int64) string {
-	if n < 0 {
-		return "?"
-	}
-	return size(n)
-}
-
-func (e *env) imageRemove(ctx context.Context, cmd *cli.Command) error {
-	if !cmd.Args().Present() {
-		return usage(cmd, "give at least one image")
-	}
-	st, err := e.openStore(ctx, cmd)
-	if err != nil {
-		return err
-	}
-	removed := []string{}
-	var errs []error
-	for _, ref := range cmd.Args().Slice() {
-		img, err := findImage(st, ref)
-		if err == nil && cmd.Bool("dry-run") {
-			errs = append(errs, e.would(cmd, "remove image %s", printable(img.Name)))
-			continue
-		}
-		if err == nil {
-			err = st.Remove(ctx, img.Name)
-		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		removed = append(removed, img.Name)
-	}
-	if cmd.Bool("dry-run") {
-		return errors.Join(errs...)
-	}
-	var freed store.Removed
-	if !cmd.Bool("keep-layers") && len(removed) > 0 {
-		if freed, err = st.GC(ctx, false); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	errs = append(errs, e.print(cmd, struct {
-		Removed []string `json:"removed"`
-		Bytes   int64    `json:"bytes"`
-	}{removed, freed.Bytes}, func(w io.Writer) {
-		for _, name := range removed {
-			fmt.Fprintf(w, "%s: removed\n", printable(name))
-		}
-		if freed.Bytes > 0 {
-			fmt.Fprintf(w, "%s freed\n", size(freed.Bytes))
-		}
-	}))
-	return errors.Join(errs...)
+	return name
 }

@@ -27,20 +27,24 @@ import (
 func TestImageScripts(t *testing.T) {
 	blobs := imagetest.Blobs{}
 	d := blobs.Image(t, nil,
-		imagetest.Layer{Tar: treetest.Tar(t, treetest.Entry{Name: "one", Body: strings.Repeat("1", 100_000)}), Compression: "gzip"},
+		imagetest.Layer{Tar: treetest.Tar(t, treetest.Entry{Name: "one", Body: strings.Repeat("1", 100_000)}),
+			Compression: "gzip"},
 		imagetest.Layer{Tar: treetest.Tar(t, treetest.Entry{Name: "two", Body: "2"}), Compression: "zstd"},
 		imagetest.Layer{Tar: treetest.Tar(t, treetest.Entry{Name: ".wh.one"})})
 	app := blobs.LayoutTar(t, imagetest.Tagged(d, "v1"))
 	win := imagetest.Blobs{}
 	// The base of a Windows image is often not in the registry.
-	foreign := imagetest.Layer{Tar: []byte("base"), Compression: "gzip", MediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}
-	w := win.Image(t, &imagetest.Platform{OS: "windows", Architecture: "amd64", OSVersion: "10.0.20348.1"}, foreign, imagetest.Layer{Tar: []byte("x")})
+	foreign := imagetest.Layer{Tar: []byte("base"), Compression: "gzip",
+		MediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}
+	w := win.Image(t, &imagetest.Platform{OS: "windows", Architecture: "amd64", OSVersion: "10.0.20348.1"}, foreign,
+		imagetest.Layer{Tar: []byte("x")})
 	windows := win.LayoutTar(t, w)
 	reg := imagetest.NewRegistry(t, blobs)
 	reg.Tags["v1"] = d
 	winReg := imagetest.NewRegistry(t, win)
 	winReg.Tags["v1"] = w
-	testscript.Run(t, testscript.Params{Dir: "testdata/image", Cmds: commands, RequireExplicitExec: true, RequireUniqueNames: true,
+	testscript.Run(t, testscript.Params{Dir: "testdata/image", Cmds: commands, RequireExplicitExec: true,
+		RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REGISTRY", reg.Host())
 			env.Setenv("WINDOWS", winReg.Host()+"/org/win:v1")
@@ -57,7 +61,8 @@ func TestImageScripts(t *testing.T) {
 
 // TestDescribe: what the image says, and what the command line says instead.
 func TestDescribe(t *testing.T) {
-	full := image.Config{Entrypoint: []string{"/entry", "-x"}, Cmd: []string{"serve"}, Env: []string{"PATH=/opt/bin", "A=image"}, WorkingDir: "/srv", User: "app:staff"}
+	full := image.Config{Entrypoint: []string{"/entry", "-x"}, Cmd: []string{"serve"}, Env: []string{"PATH=/opt/bin",
+		"A=image"}, WorkingDir: "/srv", User: "app:staff"}
 	for _, tt := range []struct {
 		name string
 		cfg  image.Config
@@ -67,15 +72,20 @@ func TestDescribe(t *testing.T) {
 		fail bool
 	}{
 		{name: "all from the image", cfg: full,
-			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "serve"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
+			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "serve"}, Dir: "/srv", User: "app:staff",
+				Env: []string{"PATH=/opt/bin", "A=image"}}},
 		{name: "a program of one's own", cfg: full, cmd: []string{"ls"},
-			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "ls"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
+			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "ls"}, Dir: "/srv", User: "app:staff",
+				Env: []string{"PATH=/opt/bin", "A=image"}}},
 		{name: "another entrypoint drops the image's arguments", cfg: full, args: []string{"--entrypoint", "/bin/sh"},
-			want: vmm.ProcessSpec{Args: []string{"/bin/sh"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
+			want: vmm.ProcessSpec{Args: []string{"/bin/sh"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin",
+				"A=image"}}},
 		{name: "no entrypoint", cfg: full, args: []string{"--entrypoint", ""}, cmd: []string{"id"},
-			want: vmm.ProcessSpec{Args: []string{"id"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin", "A=image"}}},
+			want: vmm.ProcessSpec{Args: []string{"id"}, Dir: "/srv", User: "app:staff", Env: []string{"PATH=/opt/bin",
+				"A=image"}}},
 		{name: "flags win", cfg: full, args: []string{"--user", "0", "--workdir", "/", "--env", "A=flag", "--env", "B=1"},
-			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "serve"}, Dir: "/", User: "0", Env: []string{"PATH=/opt/bin", "A=flag", "B=1"}}},
+			want: vmm.ProcessSpec{Args: []string{"/entry", "-x", "serve"}, Dir: "/", User: "0", Env: []string{"PATH=/opt/bin",
+				"A=flag", "B=1"}}},
 		{name: "an image that says nothing", cmd: []string{"true"},
 			want: vmm.ProcessSpec{Args: []string{"true"}, Dir: "/", Env: []string{defaultPath}}},
 		{name: "nothing to run", fail: true},
@@ -122,7 +132,8 @@ func TestManyLayers(t *testing.T) {
 		}
 		b.finish()
 		b.finish()
-		if n := strings.Count(out.String(), "\n"); n != tt.want || !strings.HasSuffix(out.String(), "300 layers converted, 300.0 KiB\n") {
+		if n := strings.Count(out.String(), "\n"); n != tt.want ||
+			!strings.HasSuffix(out.String(), "300 layers converted, 300.0 KiB\n") {
 			t.Errorf("an event each %v: %d lines, want %d:\n%s", tt.step, n, tt.want, &out)
 		}
 	}
@@ -145,7 +156,8 @@ func TestBars(t *testing.T) {
 		b.tell(ev(1, store.Present, 1<<20))
 		b.finish()
 		text := out.String()
-		wants := []string{"0 of 2 layers done, 512.0 KiB read\n", "0 of 2 layers done, 768.0 KiB read\n", "1 layer converted, 1.0 MiB\n"}
+		wants := []string{"0 of 2 layers done, 512.0 KiB read\n", "0 of 2 layers done, 768.0 KiB read\n",
+			"1 layer converted, 1.0 MiB\n"}
 		if terminal {
 			wants = []string{"layer 1/2 0123456789ab  50% of 1.0 MiB", "layer 2/2 0123456789ab  25% of 1.0 MiB",
 				"layer 1/2 0123456789ab done 1.0 MiB\n"}
@@ -159,14 +171,64 @@ func TestBars(t *testing.T) {
 			t.Errorf("terminal %v: %q", terminal, text)
 		}
 		out.Reset()
-		b.retry(image.Retry{Registry: "r.example", Step: "manifest v1", Err: errors.New("answer 502 Bad Gateway"), Pause: 1500 * time.Millisecond, Attempt: 2, Attempts: 6})
+		b.retry(image.Retry{Registry: "r.example", Step: "manifest v1", Err: errors.New("answer 502 Bad Gateway"),
+			Pause: 1500 * time.Millisecond, Attempt: 2, Attempts: 6})
 		b.finish()
-		if want := "registry r.example, manifest v1: answer 502 Bad Gateway; attempt 2 of 6 in 1.5s\n"; !strings.HasPrefix(out.String(), want) ||
+		want := "registry r.example, manifest v1: answer 502 Bad Gateway; attempt 2 of 6 in 1.5s\n"
+		if !strings.HasPrefix(out.String(), want) ||
 			strings.Contains(out.String(), "\x1b") != terminal {
 			t.Errorf("terminal %v: retry %q, want %q", terminal, out.String(), want)
 		}
 		if b.converted() != 1 {
 			t.Errorf("%d converted, want 1", b.converted())
+		}
+	}
+}
+
+// TestInspectShowsTheProgram: what image inspect prints of all that an image can say of its program.
+func TestInspectShowsTheProgram(t *testing.T) {
+	for _, tt := range []struct {
+		what, config, want string
+	}{
+		{"nothing", `{}`, ""},
+		{"stop signal", `{"StopSignal":"SIGQUIT"}`, "Stop signal:\tSIGQUIT\n"},
+		{"volumes", `{"Volumes":{"/var/lib/b":{},"/a":{}}}`, "Volumes:\t[\"/a\" \"/var/lib/b\"]\n"},
+		{"ports", `{"ExposedPorts":{"80/tcp":{},"443/udp":{}}}`, "Ports:\t[\"443/udp\" \"80/tcp\"]\n"},
+		{"shell", `{"Shell":["/bin/bash","-c"]}`, "Shell:\t[\"/bin/bash\" \"-c\"]\n"},
+		{"health check",
+			`{"Healthcheck":{"Test":["CMD","curl","x"],"Interval":30000000000,"Timeout":1000000000,"Retries":3}}`,
+			"Healthcheck:\t[\"CMD\" \"curl\" \"x\"] every 30s, within 1s, 3 retries (shown only: Strata does not run it)\n"},
+		{"labels", `{"Labels":{"b":"2","a":"1"}}`, "Label:\t\"a\" = \"1\"\nLabel:\t\"b\" = \"2\"\n"},
+		{"what acts on a terminal", `{"Volumes":{"/\u001b[2J":{}},"StopSignal":"\u001b]0;x\u0007"}`,
+			"Stop signal:\t\\x1b]0;x\\a\nVolumes:\t[\"/\\x1b[2J\"]\n"},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			c, err := image.ParseConfig([]byte(`{"os":"linux","architecture":"amd64","config":` + tt.config + `}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out strings.Builder
+			if writeRun(&out, c); out.String() != tt.want {
+				t.Errorf("it prints %q, want %q", out.String(), tt.want)
+			}
+		})
+	}
+}
+
+// TestImageMatches: images NAME lists all tags of a name, and images NAME:TAG that one alone.
+func TestImageMatches(t *testing.T) {
+	for _, tt := range []struct {
+		wanted, name string
+		want         bool
+	}{
+		{"app", "docker.io/library/app:v1", true}, {"app", "app", true}, {"library/app", "docker.io/library/app:v1", true},
+		{"app:v1", "docker.io/library/app:v1", true}, {"app:latest", "docker.io/library/app:v1", false},
+		{"app:latest", "docker.io/library/app:latest", true}, {"app:latest", "app", true}, {"app:v1", "app", false},
+		{"localhost:5000/app", "localhost:5000/app:v1", true}, {"localhost:5000/app:v2", "localhost:5000/app:v1", false},
+		{"a*", "docker.io/library/app:v1", true}, {"a*:v2", "docker.io/library/app:v1", false}, {"b", "app", false},
+	} {
+		if got := imageMatches(tt.wanted, tt.name); got != tt.want {
+			t.Errorf("images %s lists %s: %t", tt.wanted, tt.name, got)
 		}
 	}
 }

@@ -116,7 +116,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 	}
 	in, total := e.stdin, int64(0)
 	if name != "-" {
-		f, err := os.Open(name)
+		f, err := openInput(ctx, name)
 		if err != nil {
 			return res, fmt.Errorf("import: %w", err)
 		}
@@ -133,10 +133,12 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 	} else if _, tty := terminal(e.stdin); tty {
 		return res, errors.New("import: standard input is a terminal; pipe a tar into it")
 	}
+	waits := interruptible(ctx, in)
+	defer waits.Close()
 	// Progress is measured where the size is known: before decompression.
 	p := newProgress(e.stderr, name, total, cmd.Bool("json"))
 	defer p.finish()
-	r := bufio.NewReaderSize(&countingReader{r: in, tell: p.set}, 1<<20)
+	r := bufio.NewReaderSize(&countingReader{r: waits, tell: p.set}, 1<<20)
 	if _, err := r.Peek(1); errors.Is(err, io.EOF) {
 		return res, fmt.Errorf("import %s: it is empty", name)
 	}

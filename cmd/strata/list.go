@@ -44,9 +44,26 @@ type container struct {
 	VM      string    `json:"vm"`
 	Phase   uvm.Phase `json:"phase"`
 	Root    string    `json:"root,omitempty"`
+	Image   string    `json:"image,omitempty"` // as the user called it
+	Digest  string    `json:"digest,omitempty"`
 	Layers  []string  `json:"layers"`
 	Scratch string    `json:"scratch,omitempty"`
-	Held    int       `json:"held"` // resources
+	Held    int       `json:"held"`             // resources
+	Paused  string    `json:"paused,omitempty"` // why its VM stands still
+}
+
+// containerOf is the line of ls of a container, and what is kept of its image.
+func containerOf(v vmView, c uvm.ClaimStatus) (line container, kept *layers.Image, err error) {
+	var meta layers.Meta
+	if err = json.Unmarshal(c.Meta, &meta); err != nil {
+		err = fmt.Errorf("container %q: %w", c.ID, err)
+	}
+	line = container{ID: c.ID, VM: v.Name, Phase: c.Phase, Root: meta.Root, Layers: meta.Layers, Scratch: meta.Scratch,
+		Held: len(c.Leases), Paused: v.Paused}
+	if kept = meta.Image; kept != nil {
+		line.Image, line.Digest = kept.Name, kept.Digest
+	}
+	return line, kept, err
 }
 
 func (e *env) list(ctx context.Context, cmd *cli.Command) error {
@@ -60,7 +77,7 @@ func (e *env) list(ctx context.Context, cmd *cli.Command) error {
 	all := []container{}
 	var errs []error
 	for _, name := range names {
-		_, status, err := e.view(ctx, cmd, name)
+		v, status, err := e.view(ctx, cmd, name)
 		if err != nil {
 			if !errors.Is(err, strata.ErrNoVM) || cmd.String("vm") != "" {
 				errs = append(errs, err)
@@ -68,11 +85,12 @@ func (e *env) list(ctx context.Context, cmd *cli.Command) error {
 			continue
 		}
 		for _, c := range status.Claims {
-			var meta layers.Meta
-			if err := json.Unmarshal(c.Meta, &meta); err != nil {
-				errs = append(errs, fmt.Errorf("container %q: %w", c.ID, err))
-			}
-			all = append(all, container{c.ID, name, c.Phase, meta.Root, meta.Layers, meta.Scratch, len(c.Leases)})
+			line, _, err := containerOf(v, c)
+			errs = append(errs, err)
+			all = append(all, line)
+		}
+		if v.Paused != "" {
+			e.say("strata: VM %q is paused: %s", name, v.Paused)
 		}
 	}
 	err := e.print(cmd, all, func(w io.Writer) {
@@ -109,6 +127,15 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 		out = append(out, recovered{Run: id})
 	}
 	errs = append(errs, err)
+	if len(names) == 0 && !cmd.Bool("dry-run") {
+		buried, err := e.bury(ctx, cmd)
+		for _, name := range buried {
+			if !slices.Contains(ids, name) {
+				out, ids = append(out, recovered{Run: name}), append(ids, name)
+			}
+		}
+		errs = append(errs, err)
+	}
 	if len(names) == 0 {
 		var err error
 		if names, err = e.vmNames(cmd); err != nil {
@@ -175,11 +202,19 @@ func (e *env) recoverVM(ctx context.Context, cmd *cli.Command, name string) (rec
 	if err != nil {
 		return r, err
 	}
-	defer e.close(vm)
 	r.Running = true
-	if err := vm.Recover(ctx); err != nil {
-		return r, fmt.Errorf("recover VM %q: %w", name, err)
-	}
+	err = vm.Recover(ctx)
 	r.Containers = len(vm.Claims())
-	return r, nil
+	if err != nil {
+		err = fmt.Errorf("recover VM %q: %w", name, err)
+	}
+	err = errors.Join(err, vm.Close())
+	if err == nil && name == hostVM && r.Containers == 0 {
+		// Whoever made its state was killed before there was anything to note.
+		err = strata.RemoveVM(ctx, dir)
+		if errors.Is(err, strata.ErrRunning) { // something has just been mounted
+			err = nil
+		}
+	}
+	return r, err
 }

@@ -72,6 +72,7 @@ func (e *env) run(ctx context.Context, args []string) int {
 	}
 	head, tail := splitArgs(args)
 	e.command, e.dashes = tail, len(head) < len(args)
+	head = withoutGroup(head)
 	e.json = slices.ContainsFunc(head, func(a string) bool { return a == "--json" || a == "-json" || a == "--json=true" })
 	if e.interrupts == nil { // in a test
 		e.interrupts = &interrupts{}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -24,7 +25,8 @@ func mountCommands(e *env) []*cli.Command {
 			Name: "mount", Usage: "make a container's root in a VM", ArgsUsage: "ID IMAGE|LAYER...",
 			Description: sources + "It is imported into the store when it is not there.\nLAYERs are folders, the top-most " +
 				"first, the base last. Without --scratch the root is read-only.\n" +
-				"Layers that are in the VM already are shared.\n\n" +
+				"Layers that are in the VM already are shared. Of an IMAGE its environment, user and working directory are\n" +
+				"kept, for programs that strata exec runs.\n\n" +
 				"--vm host mounts on this system itself: on Linux as root or in a user namespace, on Windows the root of\n" +
 				"a process-isolated container.\n\n" +
 				examples("strata mount --scratch /scratch/web web /layers/app /layers/debian",
@@ -108,13 +110,18 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 			return err
 		}
 	}
+	var kept *layers.Image
 	if len(cims) == 0 && isImage(args[1:]) && args[1] != "" {
-		use, uerr := e.useImage(ctx, cmd, args[1], "mount of "+args[0])
+		name := args[1]
+		use, uerr := e.useImage(ctx, cmd, name, "mount of "+args[0])
 		if uerr != nil {
 			return uerr
 		}
 		defer func() { err = errors.Join(err, use.lease.Release()) }()
 		args = append(args[:1], use.folders...)
+		if kept, err = strata.KeepImage(name, use.digest, use.config); err != nil {
+			return err
+		}
 	}
 	r, err := request(cmd, args[0], args[1:])
 	if err == nil && len(cims) > 0 {
@@ -128,7 +135,7 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 		return err
 	}
 	defer e.close(vm)
-	r.VM = vm
+	r.VM, r.Image = vm, kept
 	start := time.Now()
 	m, err := layers.Mount(ctx, r)
 	if err != nil {
@@ -156,6 +163,9 @@ func (e *env) advise(err error, vm, id string) error {
 		return &busyError{vm, id, err}
 	case errors.Is(err, uvm.ErrClaimed):
 		return fmt.Errorf("%w; choose another id, or: strata unmount --vm %s %s", err, vm, id)
+	case errors.Is(err, uvm.ErrGuestPathInUse):
+		return fmt.Errorf("%w: what a container of this id left whose volume was lost stays as long as VM %s; "+
+			"choose another id, or stop the VM", err, vm)
 	case errors.Is(err, uvm.ErrUnknownClaim):
 		return fmt.Errorf("%w; strata ls shows those there are", err)
 	case errors.Is(err, vmm.ErrProtocol):

@@ -1,12 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -25,38 +23,54 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-func runCommands(e *env) []*cli.Command {
+// runFlags are the flags of run.
+func runFlags() []cli.Flag {
 	flags := []cli.Flag{
-		&cli.StringFlag{Name: "vm", Sources: cli.EnvVars("STRATA_VM"), Usage: "use the running VM `NAME` (default: one of its own, stopped at the end)"},
-		&cli.StringFlag{Name: "isolation", Value: "hypervisor", Usage: "hypervisor: in a VM; process: on this Linux system itself, as root or in a user namespace"},
+		&cli.StringFlag{Name: "vm", Sources: cli.EnvVars("STRATA_VM"),
+			Usage: "use the running VM `NAME` (default: one of its own, stopped at the end)"},
+		&cli.StringFlag{Name: "isolation", Value: "hypervisor",
+			Usage: "hypervisor: in a VM; process: on this Linux system itself, as root or in a user namespace"},
 		&cli.StringFlag{Name: "id", Aliases: []string{"name"}, Usage: "of the container (default: made up)"},
-		&cli.StringFlag{Name: "scratch", TakesFile: true, Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
-		&cli.StringFlag{Name: "scratch-size", Value: defaultScratchSize, Usage: "of the disk of its own, which grows with what is written, such as 512M"},
+		&cli.StringFlag{Name: "scratch", TakesFile: true,
+			Usage: "`DIR` with the writable disk (default: one of its own, removed at the end)"},
+		&cli.StringFlag{Name: "scratch-size", Value: defaultScratchSize,
+			Usage: "of the disk of its own, which grows with what is written, such as 512M"},
 		uncheckedFlag(),
 		stopSignalFlag(),
-		&cli.StringFlag{Name: "spec", TakesFile: true, Usage: "`FILE` with the container's whole OCI document, instead of what the image says"},
-		&cli.BoolFlag{Name: "rm", Hidden: true, Usage: "what run makes it removes anyway"},
+		&cli.StringFlag{Name: "spec", TakesFile: true,
+			Usage: "`FILE` with the container's whole OCI document, instead of what the image says"},
+		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"},
+			Usage: "leave the container to itself once its program runs, and print its id"},
+		&cli.BoolFlag{Name: "rm", Usage: "remove the container when it ends; without --detach it is removed anyway"},
 	}
-	flags = slices.Concat(flags, containerFlags(), startFlags("vm-memory", "vm-cpus"), imageFlags())
+	return slices.Concat(flags, superviseFlags(), containerFlags(), startFlags("vm-memory", "vm-cpus"), imageFlags(),
+		processFlags())
+}
+
+func runCommands(e *env) []*cli.Command {
 	one := 1
 	return []*cli.Command{{
 		Name: "run", Usage: "start a VM, mount an image or layers, run a program, and take all away again",
 		ArgsUsage: "IMAGE [PROGRAM [ARG...]] | LAYER... -- PROGRAM [ARG...]",
-		Description: sources + "It is imported into the store when it is not there; entrypoint, program, environment, folder and\n" +
+		Description: sources +
+			"It is imported into the store when it is not there; entrypoint, program, environment, folder and\n" +
 			"user are those of the image where the command line does not say otherwise.\n" +
-			"LAYERs are folders or tars, the top-most first. What run makes for itself it removes.\n" +
-			"Flags come before the IMAGE or the first LAYER.\n\n" +
+			"LAYERs are folders or tars, the top-most first. What run makes for itself it removes; with --detach\n" +
+			"strata rm does. Flags come before the IMAGE or the first LAYER.\n\n" +
 			"The container is as docker's is where no flag says otherwise: its rights, what it sees of /proc and /sys, its\n" +
-			"seccomp profile (strata spec shows the document). Flags for its rights and limits are for --isolation=process so\n" +
-			"far. The VM's own size is --vm-memory and --vm-cpus.\n\n" +
+			"seccomp profile (strata spec shows the document). A VM of the run has room for the container's limits,\n" +
+			"or the size that --vm-memory and --vm-cpus say.\n\n" +
 			"The exit code is that of the program, 128+n when signal n ended it; 127 when there is no such program, 126 when\n" +
 			"it cannot be executed, 125 when it was not started for another reason. Ctrl-C, TERM, a terminal that goes away\n" +
-			"and output that nobody reads any more end the program: the stop signal, and KILL after 10 seconds. QUIT is passed on.\n\n" +
+			"and output that nobody reads any more end the program: the stop signal, and KILL after 10 seconds. QUIT,\n" +
+			"USR1, USR2 and ALRM are passed on.\n\n" +
 			examples("strata run debian:12 cat /etc/os-release", "strata run rootfs.tar -- cat /etc/os-release",
 				"strata run -it /layers/app /layers/debian -- bash",
 				"strata run --isolation=process -m 512m --cpus 1.5 --cap-drop ALL debian:12 id",
+				"strata run -d --name www -p 8080:80 nginx",
+				"strata run -v ./src:/src -v cache:/root/.cache golang:1.26 make -C /src",
 				"strata run --vm default /layers/debian -- ls -l /"),
-		Flags:        append(flags, processFlags()...),
+		Flags:        runFlags(),
 		StopOnNthArg: &one,
 		Action:       e.runAll,
 	}}
@@ -71,8 +85,14 @@ type runInput struct {
 	options     strata.SpecOptions // of the container's document
 	document    *specs.Spec        // the caller's, instead
 	vm          strata.VMOptions
+	limits      limits // of the container
 	scratchSize int64
-	stop        syscall.Signal // that asks the program to end
+	stop        syscall.Signal           // that asks the program to end
+	network     *uvm.Network             // of the container; nil: one without a way out, or that of this system
+	held        *held                    // the container's record and what belongs to it; nil in a dry run
+	volumes     *strata.ContainerVolumes // of a container that is made
+	placed      placedVolumes
+	own         string // the folder of what goes with the container
 }
 
 // process reports whether a command mounts on this system itself.
@@ -95,6 +115,9 @@ func (e *env) runInput(cmd *cli.Command) (in runInput, err error) {
 	if in.vm, err = e.vmOptions(cmd, ""); err != nil {
 		return in, err
 	}
+	if err = sizeVM(cmd, &in); err != nil {
+		return in, err
+	}
 	if inProcess(cmd) {
 		if runtime.GOOS != "linux" {
 			return in, &exitError{exitNotRun, fmt.Errorf("programs run without a VM on Linux only "+
@@ -111,6 +134,9 @@ func (e *env) runInput(cmd *cli.Command) (in runInput, err error) {
 }
 
 func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
+	if cmd.Bool("supervise") {
+		return e.supervise(ctx, cmd)
+	}
 	in, err := e.runInput(cmd)
 	if err != nil {
 		return err
@@ -118,12 +144,25 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	if cmd.Bool("dry-run") {
 		return notRun(e.prepare(ctx, cmd, nil, &in))
 	}
+	if cmd.Bool("detach") {
+		return e.detach(ctx, cmd, &in)
+	}
+	return e.runHere(ctx, cmd, &in)
+}
+
+// runHere runs a container in this process, which is its supervisor.
+func (e *env) runHere(ctx context.Context, cmd *cli.Command, in *runInput) (err error) {
 	runs, err := e.runs(cmd)
 	if err != nil {
 		return notRun(err)
 	}
 	// What runs left in VMs that others started is taken away by the command that opens such a VM.
 	e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.Own || r.VM == "" })
+	e.buryBefore(ctx, runs.Containers())
+	if in.held, err = e.hold(ctx, cmd, runs, in); err != nil {
+		return notRun(err)
+	}
+	defer func() { err = in.held.finish(e, err) }()
 	r, err := runs.Begin(ctx, in.id)
 	if errors.Is(err, strata.ErrRunID) {
 		err = fmt.Errorf("%w; choose another --id", err)
@@ -132,17 +171,21 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 		return notRun(err)
 	}
 	defer func() {
+		in.held.c.Ended()
 		if uerr := r.End(ctx); uerr != nil {
 			e.say("strata: tidying up: %v; to try again: strata recover", uerr)
-			if err == nil {
+			in.held.trouble = uerr
+			if err == nil && e.detached == nil {
 				err = &exitError{code: exitFailure}
 			}
 		}
 	}()
-	if err := e.prepare(ctx, cmd, r, &in); err != nil {
+	if err := e.prepare(ctx, cmd, r, in); err != nil {
 		return notRun(err)
 	}
-	return e.runIn(ctx, cmd, r.VM(), in.spec, in.stop)
+	return e.runIn(ctx, cmd, r.VM(), in.spec, in.stop, func(m strata.Runner) strata.Runner {
+		return heldRunner{in.placed.runner(m), in.held, r.VM()}
+	})
 }
 
 // notRun gives an error the exit code of a program that was not started, unless it has one.
@@ -190,7 +233,7 @@ func allExist(paths []string) bool {
 	return !slices.ContainsFunc(paths, func(p string) bool { return !exists(p) })
 }
 
-// runID checks the flags of run that depend on each other, and gives the id of the container.
+// runID checks the flags of run that depend on each other, and returns the id of the container.
 func runID(cmd *cli.Command) (id string, err error) {
 	process := inProcess(cmd)
 	if id = cmd.String("id"); id == "" {
@@ -217,8 +260,14 @@ func runID(cmd *cli.Command) (id string, err error) {
 
 // prepare creates everything that the program needs and mounts it. In a dry run, r is nil.
 func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (err error) {
+	in.own = in.folder(r)
+	if err := portsFree(ctx, cmd, in.network); err != nil {
+		return err
+	}
 	var folders []string
-	if isImage(in.roots) {
+	if in.held.again() {
+		folders = in.held.restore(in)
+	} else if isImage(in.roots) {
 		use, err := e.useImage(ctx, cmd, in.roots[0], "run of "+in.id)
 		if err != nil {
 			return err
@@ -231,14 +280,17 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 			return err
 		}
 		folders = use.folders
+		in.held.keepImage(in.roots[0], use, in.stop)
 	} else {
 		if err := e.describe(cmd, in, image.Config{}); err != nil {
 			return err
 		}
-		if folders, err = e.layerFolders(ctx, cmd, r, in.roots); err != nil {
+		if folders, err = e.layerFolders(ctx, cmd, in.folder(r), in.roots); err != nil {
 			return err
 		}
 	}
+	e.consoleSize(in)
+	in.spec.First = true
 	in.spec.MakeDir = true // images name working directories that they do not have
 	if err := gcs.CheckArguments(in.spec.Args, in.spec.Env); err != nil {
 		return err
@@ -247,8 +299,10 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	if err != nil {
 		return err
 	}
-	// A root that is read-only needs a scratch for the places of mounts that the image does not have.
-	if req.Scratch == "" && (!cmd.Bool("read-only") || len(in.options.Mounts) > 0) {
+	req.Network = in.network
+	in.held.keepLayers(req.Layers)
+	// Also a root that the program cannot write to: places of mounts that the image does not have are made in it.
+	if req.Scratch == "" && (!cmd.Bool("read-only") || cmd.String("guest") == string(vmm.Linux)) {
 		if req.Scratch, err = e.runScratch(ctx, cmd, r, in); err != nil {
 			return err
 		}
@@ -256,6 +310,15 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	if err := checkLayers(cmd, folders); err != nil {
 		return err
 	}
+	if r != nil && runtime.GOOS == "linux" {
+		if err := in.findPrograms(cmd); err != nil {
+			return err
+		}
+	}
+	if err := in.makeVolumes(ctx, r, &req); err != nil {
+		return err
+	}
+	in.vm.NoShares = len(req.Volumes) == 0
 	vm, err := e.runVM(ctx, cmd, r, in)
 	if err != nil {
 		return err
@@ -268,7 +331,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 		return e.advise(err, vm.ID(), in.id)
 	}
 	in.spec.ContainerID, in.spec.Root = m.ID, m.Root
-	return nil
+	return in.fillVolumes(ctx, vm, m, req.Volumes)
 }
 
 // checkLayers finds folders that hold no layer before a VM is started for them. Those of Windows guests have no file
@@ -285,72 +348,4 @@ func checkLayers(cmd *cli.Command, folders []string) error {
 		}
 	}
 	return nil
-}
-
-// runScratch creates the scratch of a run that is given none.
-func (e *env) runScratch(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (dir string, err error) {
-	if r == nil {
-		runs, err := e.runs(cmd)
-		if err != nil {
-			return "", err
-		}
-		return filepath.Join(runs.Dir, "run", in.id, "scratch"), nil
-	}
-	dir = filepath.Join(r.Dir(), "scratch")
-	if inProcess(cmd) { // a folder that is written to
-		return dir, os.MkdirAll(dir, 0o700)
-	}
-	_, err = e.makeScratch(ctx, cmd, dir, in.scratchSize)
-	return dir, err
-}
-
-// layerFolders imports the tars among the layers.
-func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, r *strata.Run, args []string) ([]string, error) {
-	var folders []string
-	for i, arg := range args {
-		fi, err := os.Stat(arg)
-		if err != nil {
-			return nil, fmt.Errorf("layer: %w", err)
-		}
-		if fi.IsDir() {
-			folders = append(folders, arg)
-			continue
-		}
-		if r == nil {
-			return nil, fmt.Errorf("layer %s: a dry run imports nothing; import it first: strata import %s DIR", arg, arg)
-		}
-		dir := filepath.Join(r.Dir(), fmt.Sprintf("layer%d", i))
-		if _, err := e.convert(ctx, cmd, arg, dir); err != nil {
-			return nil, err
-		}
-		folders = append(folders, dir)
-	}
-	return folders, nil
-}
-
-// runVM opens the VM that was asked for, or starts one. In a dry run, r is nil.
-func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (*uvm.UtilityVM, error) {
-	id := in.id
-	name := cmd.String("vm")
-	if inProcess(cmd) {
-		name = hostVM
-	}
-	if r == nil {
-		return e.open(ctx, cmd, cmp.Or(name, id))
-	}
-	if name != "" {
-		if _, err := e.vmDir(cmd, name); err != nil {
-			return nil, err
-		}
-		e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.VM == name && !r.Own })
-		vm, err := r.OpenVM(ctx, name)
-		return vm, e.advise(err, name, id)
-	}
-	done := e.status("starting a VM ...")
-	vm, err := r.StartVM(ctx, in.vm)
-	done()
-	if errors.Is(err, strata.ErrRunID) {
-		err = fmt.Errorf("%w; choose another --id, or to run in it: --vm %s", err, id)
-	}
-	return vm, err
 }

@@ -36,6 +36,7 @@ func isImage(args []string) bool {
 type imageInUse struct {
 	folders []string
 	config  image.Config
+	digest  string
 	lease   *store.Lease
 }
 
@@ -64,6 +65,7 @@ func (e *env) useImage(ctx context.Context, cmd *cli.Command, ref, owner string)
 			return use, err
 		}
 	}
+	use.digest = img.Digest
 	if use.config, err = image.ParseConfig(img.Config); err != nil {
 		return use, fmt.Errorf("image %s: %w", printable(img.Name), err)
 	}
@@ -80,7 +82,8 @@ func (e *env) useImage(ctx context.Context, cmd *cli.Command, ref, owner string)
 func (e *env) importToStore(ctx context.Context, cmd *cli.Command) error {
 	arg := cmd.Args().First()
 	if src, err := image.ParseSource(arg); err == nil && src.Kind == image.Registry {
-		return usage(cmd, "give a tar and a folder, or a file with an image; for an image of a registry: strata pull %s", printable(arg))
+		return usage(cmd, "give a tar and a folder, or a file with an image; for an image of a registry: strata pull %s",
+			printable(arg))
 	}
 	if cmd.Bool("dry-run") {
 		return e.importDry(cmd, arg)

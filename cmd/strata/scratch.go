@@ -16,8 +16,8 @@ func scratchCommands(e *env) []*cli.Command {
 		Commands: []*cli.Command{{
 			Name: "create", Usage: "make a scratch folder with an empty disk", ArgsUsage: "DIR",
 			Description: "The disk (sandbox.vhdx) grows with what is written to it, up to --size.\n" +
-				"Made on Windows it is formatted by the guest that mounts it first. The scratch of a Windows container is another\n" +
-				"disk, which the Go package wclayer makes.\n\n" +
+				"Made on Windows it is formatted by the guest that mounts it first. The scratch of a Windows container is\n" +
+				"another disk, which this command does not make.\n\n" +
 				examples("strata scratch create /scratch/web", "strata scratch create --size 5G /scratch/db"),
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "size", Value: defaultScratchSize, Usage: "of the disk, such as 512M or 20G"},

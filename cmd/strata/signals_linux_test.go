@@ -65,7 +65,8 @@ func busyboxTar(t *testing.T) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "root.tar")
-	if err := os.WriteFile(path, treetest.Tar(t, treetest.Entry{Name: "bin/busybox", Mode: 0o755, Body: string(busybox)}), 0o600); err != nil {
+	if err := os.WriteFile(path, treetest.Tar(t, treetest.Entry{Name: "bin/busybox", Mode: 0o755, Body: string(busybox)}),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -191,7 +192,7 @@ func (c cliBox) signalPID(file string, sig syscall.Signal) {
 	if err == nil {
 		err = syscall.Kill(pid, sig)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, syscall.ESRCH) {
 		c.t.Fatal(err)
 	}
 }
@@ -225,5 +226,82 @@ func TestCommandsAreToldToEnd(t *testing.T) {
 				t.Errorf("left: %v", entries)
 			}
 		})
+	}
+}
+
+// TestInputIsNotWaitedFor: input that does not come keeps no command that is told to end.
+func TestInputIsNotWaitedFor(t *testing.T) {
+	strata := bootimagetest.Strata(t)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, from string
+		open       int // how the other end of the FIFO is open; -1: it is not
+	}{
+		{"standard input", "-", -1}, {"a FIFO that nobody writes to", fifo, -1}, {"a FIFO whose writer hangs", fifo,
+			os.O_RDWR},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			leaktest.Check(t)
+			if tt.open >= 0 {
+				other, err := os.OpenFile(fifo, tt.open, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close()
+			}
+			in, silent, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer silent.Close()
+			defer in.Close()
+			work := t.TempDir()
+			c := cliBox{t: t, strata: strata, state: filepath.Join(work, "state")}
+			cmd := c.cmd("import", tt.from, filepath.Join(work, "layer"))
+			var errs bytes.Buffer
+			cmd.Stdin, cmd.Stderr = in, &errs
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(500 * time.Millisecond) // by then it waits for input; where it is does not matter
+			c.tell(cmd, syscall.SIGTERM, 143, &errs)
+			if exists(filepath.Join(work, "layer")) {
+				t.Error("a layer is left")
+			}
+		})
+	}
+}
+
+// TestOptionFilesAreNotWaitedFor: a FIFO for a file that an option names is waited for, but not for ever.
+func TestOptionFilesAreNotWaitedFor(t *testing.T) {
+	leaktest.Check(t)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	defer func(before time.Duration) { inputTime = before }(inputTime)
+	inputTime = 50 * time.Millisecond
+	for name, read := range map[string]func() error{
+		"a small file": func() error { _, err := readSmall(fifo, 10); return err },
+		"a document":   func() error { _, err := readSpec(fifo); return err },
+	} {
+		if err := read(); err == nil || !strings.Contains(err.Error(), fifo+": nothing comes from it for 50ms") {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	inputTime = time.Minute
+	if _, err := other.WriteString("0123456789x"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := readSmall(fifo, 10); err == nil || !strings.Contains(err.Error(), "more than 10 bytes") {
+		t.Errorf("%q, %v: want an error about its size", b, err)
 	}
 }

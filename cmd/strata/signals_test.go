@@ -194,7 +194,7 @@ func TestErrorsOnStderr(t *testing.T) {
 		want  failure
 	}{
 		{[]string{"bogus"}, nil, 2, failure{`there is no command "bogus" (see strata --help)`, 2}},
-		{[]string{"vm", "inspect", "../x"}, nil, 2, failure{`VM name "../x": use 1 to 63 letters, digits, '_', '.' or '-', ` +
+		{[]string{"vm", "inspect", "../x"}, nil, 2, failure{`VM name "../x": use 1 to 64 letters, digits, '_', '.' or '-', ` +
 			`a letter or digit first (see strata vm inspect --help)`, 2}},
 		{[]string{"vm", "inspect", "x"}, nil, 1, failure{"", 1}},
 		{[]string{"vm", "inspect", "x"}, &interruption{syscall.SIGHUP}, 129, failure{"", 129}},

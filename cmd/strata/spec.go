@@ -38,6 +38,9 @@ func (e *env) printSpec(ctx context.Context, cmd *cli.Command) (err error) {
 		return usage(cmd, "%s is no image", printable(args[0]))
 	}
 	o, err := e.specOptions(cmd)
+	if err == nil {
+		_, err = e.mountOptions(cmd, &o, "spec", "", image.Config{}) // the image's volumes are of a run
+	}
 	if err != nil {
 		return err
 	}
@@ -62,35 +65,48 @@ func (e *env) printSpec(ctx context.Context, cmd *cli.Command) (err error) {
 
 // documentInput reads and checks what a command line says of the container's document.
 func (e *env) documentInput(cmd *cli.Command, in *runInput) (err error) {
-	if cmd.Bool("privileged") && !inProcess(cmd) {
-		return &exitError{exitNotRun, fmt.Errorf("--privileged: not supported yet: %w", errors.ErrUnsupported)}
+	if cmd.IsSet("device") && !inProcess(cmd) {
+		return &exitError{exitNotRun, fmt.Errorf("--device: a device of this system: not supported in a VM, only with "+
+			"--isolation=process: %w", errors.ErrUnsupported)}
 	}
-	if set := setFlags(cmd, onlyDocument); len(set) > 0 && !inProcess(cmd) {
-		return &exitError{exitNotRun, fmt.Errorf("%s: not supported in a VM yet, only with --isolation=process: %w",
-			set[0], errors.ErrUnsupported)}
+	if set := setFlags(cmd, onlyDocument); len(set) > 0 && cmd.String("guest") == string(vmm.Windows) {
+		return &exitError{exitNotRun, fmt.Errorf("%s: not supported in a Windows VM: %w", set[0], errors.ErrUnsupported)}
+	}
+	if in.network, err = networkInput(cmd); err != nil {
+		return err
 	}
 	if in.options, err = e.specOptions(cmd); err != nil {
 		return notRun(err)
 	}
+	if _, err = e.mountOptions(cmd, &in.options, in.id, "", image.Config{}); err != nil {
+		return notRun(err)
+	}
 	if !cmd.IsSet("spec") {
 		// All but what the image says, before it is imported.
-		_, err = e.containerSpec(cmd, image.Config{}, withProgram(in.options))
+		s, err := e.containerSpec(cmd, image.Config{}, withProgram(in.options))
+		in.limits = limitsOf(s)
 		return notRun(err)
 	}
 	also := append(setFlags(cmd, onlyDocument[:len(onlyDocument)-1]),
 		setFlags(cmd, []string{"entrypoint", "env", "workdir", "user"})...)
+	if in.network == nil { // else it is the machine's part of the container
+		also = append(also, setFlags(cmd, []string{"network"})...)
+	}
 	if len(also) > 0 {
 		return usage(cmd, "--spec and %s exclude each other: the document says it", also[0])
 	}
 	if len(in.command) > 0 {
 		return usage(cmd, "--spec and a program exclude each other: the document says which")
 	}
-	in.document, err = readSpec(cmd.String("spec"))
-	if err == nil && in.document.Process.Terminal != cmd.Bool("tty") {
+	if in.document, err = readSpec(cmd.String("spec")); err != nil {
+		return notRun(err)
+	}
+	in.limits = limitsOf(in.document)
+	if in.document.Process.Terminal != cmd.Bool("tty") {
 		return usage(cmd, "--spec: process.terminal is %v, and --tty is %[2]v: set both or none",
 			in.document.Process.Terminal, cmd.Bool("tty"))
 	}
-	return notRun(err)
+	return notRun(e.checkBinds(cmd, in))
 }
 
 // withProgram are options that can be checked before the program is known.
@@ -122,6 +138,9 @@ func (e *env) describe(cmd *cli.Command, in *runInput, c image.Config) error {
 			o.Env = append([]string{"TERM=" + t}, o.Env...)
 		}
 		var err error
+		if in.volumes, err = e.mountOptions(cmd, &o, in.id, in.own, c); err != nil {
+			return err
+		}
 		if s, err = e.containerSpec(cmd, c, o); err != nil {
 			return err
 		}
@@ -129,10 +148,19 @@ func (e *env) describe(cmd *cli.Command, in *runInput, c image.Config) error {
 	p := s.Process
 	in.spec.Args, in.spec.Env, in.spec.Dir, in.spec.Hostname = p.Args, p.Env, p.Cwd, s.Hostname
 	in.spec.User = userName(p.User)
-	if inProcess(cmd) {
-		in.spec.Spec = s
-	}
+	in.spec.Spec = s
 	return nil
+}
+
+// consoleSize gives the terminal the size that the document says, where the user has none whose size counts.
+func (e *env) consoleSize(in *runInput) {
+	if in.spec.Spec == nil || in.spec.Spec.Process == nil {
+		return
+	}
+	size := in.spec.Spec.Process.ConsoleSize
+	if _, own := terminal(e.stdin); !own && size != nil && size.Width > 0 && size.Height > 0 {
+		in.spec.Width, in.spec.Height = uint16(size.Width), uint16(size.Height)
+	}
 }
 
 // userName is a document's user as vmm.ProcessSpec writes it.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
@@ -162,6 +160,10 @@ func TestProcessFlags(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(shared, "file"), []byte("shared"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	vars := filepath.Join(t.TempDir(), "vars")
+	if err := os.WriteFile(vars, []byte("\ufeffA=a\n# some\n\nB=b\nC\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		flags  []string
 		script string
@@ -181,6 +183,21 @@ func TestProcessFlags(t *testing.T) {
 		"names": {[]string{"--hostname", "elsewhere", "--sysctl", "net.core.somaxconn=77", "-e", "A=b"},
 			script + "echo conn: $($b cat /proc/sys/net/core/somaxconn); echo env: $A $HOSTNAME\n",
 			map[string]string{"hostname": "elsewhere", "conn": "77", "env": "b elsewhere"}},
+		"files of /etc": {[]string{"--hostname", "web", "--add-host", "db:10.0.0.2", "--add-host", "v6=[fd00::2]",
+			"--dns", "10.0.0.53", "--dns-search", "example.org", "--dns-option", "ndots:3", "--group-add", "7"},
+			"b=/bin/busybox; echo localhost: $($b grep -c '^127.0.0.1.localhost$' /etc/hosts); " +
+				"echo db: $($b grep db /etc/hosts); echo v6: $($b grep v6 /etc/hosts); " +
+				"echo own: $($b grep 'web$' /etc/hosts); echo name: $($b cat /etc/hostname); " +
+				"echo resolver: $($b cat /etc/resolv.conf); echo groups: $($b id -G); echo x >>/etc/hosts && echo write: yes",
+			map[string]string{"localhost": "1", "db": "10.0.0.2 db", "v6": "fd00::2 v6", "own": "127.0.0.1 web",
+				"name": "web", "resolver": "search example.org nameserver 10.0.0.53 options ndots:3", "groups": "0 7",
+				"write": "yes"}},
+		"files of /etc that cannot be written": {[]string{"--read-only"},
+			"echo x >>/etc/hosts || echo write: no", map[string]string{"write": "no"}},
+		"a device": {[]string{"--device", "/dev/fuse:/dev/f:rw"}, script + "try fuse $b head -c 0 /dev/f\n",
+			map[string]string{"fuse": "open", "kmem": "shut"}},
+		"a file of variables": {[]string{"--env-file", vars, "-e", "B=over"},
+			"echo vars: $A $B $C", map[string]string{"vars": "a over"}},
 		"a folder": {[]string{"-v", shared + ":/data"},
 			"echo read: $(/bin/busybox cat /data/file); echo new >/data/new && echo write: yes",
 			map[string]string{"read": "shared", "write": "yes"}},
@@ -199,57 +216,6 @@ func TestProcessFlags(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(shared, "x")); err == nil {
 		t.Error("the container wrote to a folder that was read-only")
 	}
-}
-
-// TestProcessSpec: a program runs by a document of the caller's, and finds what each field says.
-func TestProcessSpec(t *testing.T) {
-	c, root := processBox(t)
-	var s specs.Spec
-	cmd := c.cmd("spec", root, "/bin/busybox", "sh", "-c", `b=/bin/busybox
-echo umask: $(umask); $b grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status
-echo personality: $($b cat /proc/self/personality); echo core: $(ulimit -c) $(ulimit -Hc)
-echo adj: $($b cat /proc/self/oom_score_adj); echo device: $($b stat -c '%A %u %g %t:%T' /dev/fuse)
-echo conn: $($b cat /proc/sys/net/core/somaxconn); echo msg: $($b cat /proc/sys/kernel/msgmax)
-echo pwd: $($b pwd); echo env: $($b env | $b grep -v -E '^(SHLVL|PWD)=' | $b sort)
-echo hidden: $($b ls -A /bin/hidden 2>/dev/null | $b wc -l); echo hostname: $($b hostname)
-$b awk '{print "mount " $5 ": " $6}' /proc/self/mountinfo
-$b touch /bin/fixed/x 2>/dev/null || echo fixed: yes
-`)
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("strata spec: %v %s", err, out)
-	}
-	if err := json.Unmarshal(out, &s); err != nil {
-		t.Fatal(err)
-	}
-	adj, umask, mode, owner := 77, uint32(0o77), os.FileMode(0o640), uint32(1)
-	p := s.Process
-	p.User = specs.User{UID: 1, GID: 2, Umask: &umask, AdditionalGids: []uint32{5, 6}}
-	p.OOMScoreAdj, p.Cwd, p.Env, p.NoNewPrivileges = &adj, "/new/dir", []string{"PATH=/bin", "HOME=/x", "A=1"}, true
-	p.Capabilities.Inheritable, p.Capabilities.Ambient = []string{"CAP_KILL"}, []string{"CAP_KILL"}
-	p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 1024, Hard: 2048}}
-	s.Hostname = "doc"
-	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/bin/hidden", Type: "tmpfs", Options: []string{"ro", "nodev"}},
-		specs.Mount{Destination: "/bin/fixed", Type: "tmpfs"})
-	s.Linux.ReadonlyPaths = append(s.Linux.ReadonlyPaths, "/bin/fixed")
-	s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
-	s.Linux.Sysctl = map[string]string{"net.core.somaxconn": "77", "kernel.msgmax": "9000"}
-	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229, FileMode: &mode, UID: &owner}}
-	s.Linux.Seccomp = nil
-	doc, err := json.Marshal(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "config.json")
-	if err := os.WriteFile(file, doc, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	compare(t, c.facts(root, "", "--spec", file), map[string]string{
-		"umask": "0077", "Uid": "1 1 1 1", "Gid": "2 2 2 2", "Groups": "5 6", "CapEff": "0000000000000020",
-		"CapAmb": "0000000000000020", "CapBnd": "00000000a80425fb", "NoNewPrivs": "1", "Seccomp": "0", "personality": "00000008",
-		"core": "2 4", "adj": "77", "device": "crw-r----- 1 0 a:e5", "conn": "77", "msg": "9000", "pwd": "/new/dir",
-		"env": "A=1 HOME=/x PATH=/bin", "hidden": "0", "hostname": "doc", "mount /bin/hidden": "ro,nodev,relatime",
-		"fixed": "yes"})
 }
 
 // TestProcessLimits: a container that takes more than it may is stopped, and the machine is not.

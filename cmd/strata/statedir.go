@@ -10,7 +10,7 @@ import (
 )
 
 // stateFolders are the folders of a state directory.
-var stateFolders = []string{"cache", "run", "store", "vms"}
+var stateFolders = []string{"cache", "containers", "run", "store", "vms", "volumes"}
 
 // checkPrivate sees to it that nobody but its owner reads what is in a state directory, whichever command and
 // version created it: what Strata keeps there is closed to others (mode 0700), or else that is an error. A directory

@@ -63,7 +63,8 @@ func TestStopSignalOfImage(t *testing.T) {
 	c := cliBox{t: t, strata: bootimagetest.Strata(t), state: filepath.Join(work, "state")}
 	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
 	root := treetest.Tar(t, treetest.Entry{Name: "bin/busybox", Mode: 0o755, Body: string(busybox)},
-		treetest.Entry{Name: "etc/passwd", Body: "app:x:1000:1000::/:/bin/sh\n"}, treetest.Entry{Name: "etc/group", Body: "staff:x:50:\n"})
+		treetest.Entry{Name: "etc/passwd", Body: "app:x:1000:1000::/:/bin/sh\n"}, treetest.Entry{Name: "etc/group",
+			Body: "staff:x:50:\n"})
 	blobs := imagetest.Blobs{}
 	image := filepath.Join(work, "image.tar")
 	d := blobs.Image(t, &imagetest.Platform{OS: "linux", Architecture: runtime.GOARCH}, imagetest.Layer{Tar: root})
@@ -105,7 +106,8 @@ func TestStopSignalOfImage(t *testing.T) {
 		}
 		c.run("unmount", "--vm", "host", "web")
 	})
-	if help := strings.Join(strings.Fields(c.run("exec", "--help")), " "); !strings.Contains(help, "asked to end by TERM") {
+	if help := strings.Join(strings.Fields(c.run("exec", "--help")), " "); !strings.Contains(help,
+		"asked to end by TERM") {
 		t.Errorf("the help of exec says nothing of it: %s", help)
 	}
 }

@@ -51,7 +51,8 @@ func (e *env) openStore(ctx context.Context, cmd *cli.Command) (*store.Store, er
 	})
 }
 
-// layersInUse returns the layers that the ledgers of all VMs name, whether they run or not.
+// layersInUse returns the layers that the ledgers of all VMs name, whether they run or not, and those of containers
+// that may be started again.
 func (e *env) layersInUse(cmd *cli.Command) ([]string, error) {
 	names, err := e.vmNames(cmd)
 	if err != nil {
@@ -78,7 +79,8 @@ func (e *env) layersInUse(cmd *cli.Command) ([]string, error) {
 			out = append(out, meta.Layers...)
 		}
 	}
-	return out, nil
+	kept, err := e.layersOfContainers(cmd)
+	return append(out, kept...), err
 }
 
 func (e *env) storeGC(ctx context.Context, cmd *cli.Command) error {

@@ -35,8 +35,10 @@ func TestBootIsToldToEnd(t *testing.T) {
 		{"start, before QEMU runs", []string{"vm", "start", "told"}, syscall.SIGINT, exists("lock"), 0, 130},
 		{"start, QEMU runs", []string{"vm", "start", "told"}, syscall.SIGTERM, exists("pid"), 0, 143},
 		{"start, the kernel runs", []string{"vm", "start", "told"}, syscall.SIGINT, exists("qmp.sock"), 2 * time.Second, 130},
-		{"run, QEMU runs", []string{"run", "--id", "told", tarball, "--", "/bin/busybox", "true"}, syscall.SIGINT, exists("pid"), 0, 130},
-		{"run, the kernel runs", []string{"run", "--id", "told", tarball, "--", "/bin/busybox", "sleep", "1000"}, syscall.SIGHUP,
+		{"run, QEMU runs", []string{"run", "--id", "told", tarball, "--", "/bin/busybox", "true"}, syscall.SIGINT,
+			exists("pid"), 0, 130},
+		{"run, the kernel runs", []string{"run", "--id", "told", tarball, "--", "/bin/busybox", "sleep", "1000"},
+			syscall.SIGHUP,
 			exists("qmp.sock"), 2 * time.Second, 129},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -97,7 +99,8 @@ func TestStoppedVMIsToldToEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	running, errs := c.cmd("exec", "web", "/bin/busybox", "sh", "-c", "echo up; exec /bin/busybox sleep 1000"), new(bytes.Buffer)
+	running, errs := c.cmd("exec", "web", "/bin/busybox", "sh", "-c", "echo up; exec /bin/busybox sleep 1000"),
+		new(bytes.Buffer)
 	running.Stderr = errs
 	out, err := running.StdoutPipe()
 	if err == nil {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,10 +28,13 @@ func TestUserNamespaceScripts(t *testing.T) {
 				return
 			}
 			leaktest.Check(t)
-			testscript.Run(t, testscript.Params{Dir: "testdata/userns", Cmds: commands, RequireExplicitExec: true,
+			cmds := maps.Clone(commands)
+			cmds["killsupervisor"] = lifeCommands["killsupervisor"]
+			testscript.Run(t, testscript.Params{Dir: "testdata/userns", Cmds: cmds, RequireExplicitExec: true,
 				WorkdirRoot: t.TempDir(),
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("BUSYBOX", busybox)
+					env.Defer(func() { removeAll(t, env.Getenv("STRATA_STATE_DIR"), env.Getenv("STRATA")) })
 					return setup(env)
 				}})
 		})
@@ -81,9 +86,15 @@ func TestInterruptedInUserNamespace(t *testing.T) {
 				c.run("unmount", "--vm", "host", "web")
 			}
 			c.run("image", "rm", "big")
-			for _, dir := range []string{"store/tmp", "store/layers/sha256", "store/chains/sha256", "store/images",
-				"vms/host/host/fs", "vms/host/host/mounts", "vms/host/host/devices"} {
-				if left, err := os.ReadDir(filepath.Join(c.state, dir)); err != nil || len(left) > 0 {
+			// recover takes away the state of this system itself, where nothing is mounted on it any more.
+			for dir, mayGo := range map[string]bool{"store/tmp": false, "store/layers/sha256": false,
+				"store/chains/sha256": false, "store/images": false,
+				"vms/host/host/fs": true, "vms/host/host/mounts": true, "vms/host/host/devices": true} {
+				left, err := os.ReadDir(filepath.Join(c.state, dir))
+				if mayGo && errors.Is(err, os.ErrNotExist) {
+					continue
+				}
+				if err != nil || len(left) > 0 {
 					t.Errorf("after %v at %v: %s holds %v, %v", sig, after, dir, left, err)
 				}
 			}

@@ -8,12 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -45,7 +45,8 @@ func vmCommands(e *env) []*cli.Command {
 				Description: examples("strata vm stop", "strata vm stop --force big"),
 				Flags: []cli.Flag{
 					&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "power it off the hard way after this time"},
-					&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "do not unmount and do not ask the guest: what containers wrote last may be lost"},
+					&cli.BoolFlag{Name: "force", Aliases: []string{"f"},
+						Usage: "do not unmount and do not ask the guest: what containers wrote last may be lost"},
 				},
 				Action: e.vmStop,
 			},
@@ -66,11 +67,16 @@ func startFlags(memory, cpus string) []cli.Flag {
 		&cli.IntFlag{Name: cpus, HideDefault: true, Usage: "of the guest (default: those of the host, at most 2)"},
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "transport", Value: "auto", Usage: "to a guest under QEMU: auto, vsock or serial"},
+		&cli.BoolFlag{Name: "template", Sources: cli.EnvVars("STRATA_TEMPLATE"),
+			Usage: "under QEMU: load a saved VM of the same kind instead of booting one; the first start of a kind saves it"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
-		&cli.StringFlag{Name: "init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"), Usage: "a `BINARY` with the guest's agent (default: strata-init where it is found, else this one)"},
-		&cli.StringFlag{Name: "boot-files", TakesFile: true, Sources: cli.EnvVars("STRATA_BOOT_FILES"), Usage: "Windows hosts: `DIR` with kernel and initrd.img of a Linux guest (default: where Windows keeps them)"},
+		&cli.StringFlag{Name: "guest-init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"),
+			Usage: "a `BINARY` with the guest's agent (default: strata-init where it is found, else this one)"},
+		&cli.StringFlag{Name: "boot-files", TakesFile: true, Sources: cli.EnvVars("STRATA_BOOT_FILES"),
+			Usage: "Windows hosts: `DIR` with kernel and initrd.img of a Linux guest (default: where Windows keeps them)"},
 		&cli.StringFlag{Name: "guest", Value: string(vmm.Linux), Usage: "linux, or, on Windows hosts, windows"},
-		&cli.StringSliceFlag{Name: "uvm-layer", TakesFile: true, Usage: "layer folder `DIR` of the image that a Windows guest boots; once for each, the top-most first"},
+		&cli.StringSliceFlag{Name: "uvm-layer", TakesFile: true,
+			Usage: "layer folder `DIR` of the image that a Windows guest boots; once for each, the top-most first"},
 	}
 }
 
@@ -80,7 +86,8 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		memory, cpus = "vm-memory", "vm-cpus"
 	}
 	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int(cpus), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
-		OS: vmm.OS(cmd.String("guest")), RollbackTimeout: e.grace, Logger: e.logger(cmd)}
+		Template: cmd.Bool("template"),
+		OS:       vmm.OS(cmd.String("guest")), RollbackTimeout: e.grace, Logger: e.logger(cmd)}
 	bytes, err := parseSize(cmd.String(memory))
 	if err != nil {
 		return o, usage(cmd, "--%s: %w", memory, err)
@@ -104,15 +111,12 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		return o, err
 	}
 	o.Boot = strata.BootOptions{
-		Kernel: cmd.String("kernel"), InitPath: cmd.String("init"), Logger: o.Logger,
+		Kernel: cmd.String("kernel"), InitPath: cmd.String("guest-init"), Logger: o.Logger,
 		CacheDir: filepath.Join(state, "cache", "boot"),
 	}
-	for _, f := range []string{"kernel", "init"} {
+	for _, f := range []string{"kernel", "guest-init"} {
 		if path := cmd.String(f); path != "" {
 			if err := regularFile(path); err != nil {
-				if f == "init" && cmd.Name == "run" {
-					err = fmt.Errorf("%w (this is the guest's agent; docker's --init is not supported)", err)
-				}
 				return o, fmt.Errorf("--%s: %w", f, err)
 			}
 		}
@@ -202,7 +206,8 @@ func (e *env) vmStart(ctx context.Context, cmd *cli.Command) error {
 		return err
 	}
 	return e.print(cmd, vmView{Name: name, VMInfo: info}, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: ready in %s (%s%s)\n", name, time.Since(start).Round(time.Millisecond), info.Accel, pid(info.PID, ", pid %d"))
+		fmt.Fprintf(w, "%s: ready in %s (%s%s)\n", name, time.Since(start).Round(time.Millisecond), info.Accel,
+			pid(info.PID, ", pid %d"))
 	})
 }
 
@@ -222,7 +227,7 @@ func vmNamesIn(state string) ([]string, error) {
 	}
 	var names []string
 	for _, d := range entries {
-		if d.IsDir() && validName.MatchString(d.Name()) {
+		if d.IsDir() && validVM.MatchString(d.Name()) {
 			names = append(names, d.Name())
 		}
 	}
@@ -281,6 +286,11 @@ func (e *env) view(ctx context.Context, cmd *cli.Command, name string) (vmView, 
 		return vmView{}, uvm.Status{}, err
 	}
 	info, err := strata.InspectVM(ctx, dir)
+	if name == hostVM && errors.Is(err, strata.ErrNoVM) {
+		// This system is there without a state too; recover removes one that holds nothing.
+		return vmView{Name: name, VMInfo: strata.VMInfo{Dir: dir, OS: vmm.OS(runtime.GOOS), Running: true, Idle: true}},
+			uvm.Status{}, nil
+	}
 	if err != nil {
 		return vmView{}, uvm.Status{}, e.explain(name, err)
 	}
@@ -321,6 +331,9 @@ func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 		if v.Transport != "" {
 			row(w, "transport\t%s\n", v.Transport)
 		}
+		if v.Template != "" {
+			row(w, "template\t%s\n", v.Template)
+		}
 		if v.Kernel != "" {
 			row(w, "kernel\t%s\n", v.Kernel)
 		}
@@ -346,77 +359,4 @@ func half(c vmm.Change) string {
 		return c.Mount.String()
 	}
 	return ""
-}
-
-func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
-	name, dir, err := e.vmArg(cmd)
-	if err != nil {
-		return err
-	}
-	if !exists(dir) {
-		return fmt.Errorf("VM %q: %w; strata vm ls shows those there are", name, strata.ErrNoVM)
-	}
-	if cmd.Bool("dry-run") {
-		return e.stopDry(ctx, cmd, name)
-	}
-	// Runs that were killed have nothing in it any more then, only their folders.
-	defer e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.VM == name })
-	if cmd.Bool("force") {
-		if err := strata.KillVM(ctx, dir); err != nil {
-			return e.explain(name, err)
-		}
-		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: ended\n", name) })
-	}
-	if err := e.stopIn(ctx, cmd, name, dir, cmd.Duration("timeout")); err != nil {
-		return err
-	}
-	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
-}
-
-// stopDry says what vm stop would do.
-func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error {
-	v, _, err := e.view(ctx, cmd, name)
-	if err != nil {
-		return err
-	}
-	if cmd.Bool("force") {
-		return e.would(cmd, "end VM %s%s without unmounting", name, pid(v.PID, " (process %d)"))
-	}
-	if !v.Running {
-		return e.explain(name, vmm.ErrGone)
-	}
-	vm, err := e.open(ctx, cmd, name)
-	if err != nil {
-		return err
-	}
-	defer e.close(vm)
-	for _, c := range vm.Claims() {
-		m, err := layers.Open(vm, c.ID())
-		if err == nil {
-			err = m.Release(ctx)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return e.would(cmd, "power VM %s off", name)
-}
-
-// stopIn stops a VM, the hard way after timeout: also when until then it said nothing, or another command
-// had it.
-func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, timeout time.Duration) error {
-	limited, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	vm, err := e.reopen(limited, cmd, name)
-	if err != nil && limited.Err() != nil && ctx.Err() == nil && name != hostVM {
-		e.say("strata: %v; it is ended the hard way", err)
-		return e.explain(name, strata.KillVM(ctx, dir))
-	}
-	if err != nil {
-		return err
-	}
-	if err := strata.StopVM(limited, vm, dir, func(message string) { e.say("strata: %s", message) }); err != nil {
-		return fmt.Errorf("stop VM %q: %w", name, err)
-	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -29,11 +30,12 @@ func need(t *testing.T, program, pkg string) string {
 	return path
 }
 
-// TestVMScripts runs the scripts that start real VMs, one after the other. "mkimage FILE TAR..." makes an
-// image, tagged v1, with imagetest.Config and the tars as layers, the base first.
+// TestVMScripts runs the scripts that start real VMs, one after the other. "mkimage FILE [-volume=DIR]
+// TAR..." makes an image, tagged v1, with imagetest.Config and the tars as layers, the base first.
 func TestVMScripts(t *testing.T) {
 	need(t, "qemu-system-x86_64", "qemu-system-x86")
 	need(t, "qemu-img", "qemu-utils")
+	need(t, "script", "bsdutils")
 	busybox := need(t, "busybox", "busybox-static")
 	init := bootimagetest.Strata(t)
 	bootimagetest.ImageOf(t, init) // skips where there is no kernel
@@ -45,12 +47,17 @@ func TestVMScripts(t *testing.T) {
 	cmds["mkimage"] = func(ts *testscript.TestScript, _ bool, args []string) {
 		blobs := imagetest.Blobs{}
 		var layers []imagetest.Layer
+		config := maps.Clone(imagetest.Config)
 		for _, tar := range args[1:] {
+			if dir, ok := strings.CutPrefix(tar, "-volume="); ok {
+				config["Volumes"] = map[string]any{dir: map[string]any{}}
+				continue
+			}
 			layers = append(layers, imagetest.Layer{Tar: []byte(ts.ReadFile(tar)), Compression: "gzip"})
 		}
-		ts.Check(os.WriteFile(ts.MkAbs(args[0]),
-			blobs.LayoutTar(t, imagetest.Tagged(blobs.Image(t, &imagetest.Platform{OS: "linux", Architecture: runtime.GOARCH},
-				layers...), "v1")), 0o644))
+		image := blobs.ImageWith(t, &imagetest.Platform{OS: "linux", Architecture: runtime.GOARCH},
+			func(document map[string]any) { document["config"] = config }, layers...)
+		ts.Check(os.WriteFile(ts.MkAbs(args[0]), blobs.LayoutTar(t, imagetest.Tagged(image, "v1")), 0o644))
 	}
 	for _, script := range scripts {
 		t.Run(filepath.Base(script), func(t *testing.T) {

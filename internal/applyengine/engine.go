@@ -111,7 +111,7 @@ func (e *Engine) begin() error {
 // machine has ended.
 func (e *Engine) Wait() {
 	e.mu.Lock()
-	//lint:ignore SA2001 whoever began before is counted, whoever comes later sees that life has ended
+	//lint:ignore SA2001 calls that began before the lock are counted, later ones see that the machine has ended
 	e.mu.Unlock()
 	e.work.Wait()
 }

@@ -26,7 +26,10 @@ type Options struct {
 	Mkfs       string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
 	// Runtime is what the guest runs containers by, crun or runc; empty: crun of this host, else runc; "none": leave it
 	// out. Without one the guest runs no containers.
-	Runtime  string
+	Runtime string
+	// Pause is what keeps a container whose own program has ended, catatonit; empty: that of this host; "none": leave it
+	// out. Without it the guest runs no containers.
+	Pause    string
 	CacheDir string // empty: "strata/boot" in the user's cache directory
 	Logger   *slog.Logger
 }
@@ -40,7 +43,8 @@ var (
 
 // cmdline holds words that make booting faster and safer whatever the VMM is. A guest that cannot go
 // on ends instead of hanging.
-var cmdline = []string{"panic=-1", "reboot=t", "quiet", "random.trust_cpu=on", "cryptomgr.notests", "no_timer_check", "rcupdate.rcu_expedited=1"}
+var cmdline = []string{"panic=-1", "reboot=t", "quiet", "random.trust_cpu=on", "cryptomgr.notests", "no_timer_check",
+	"rcupdate.rcu_expedited=1"}
 
 // keep is how long a cached file that nobody asks for is kept.
 const keep = 14 * 24 * time.Hour
@@ -72,6 +76,9 @@ func Build(ctx context.Context, o Options) (vmm.BootImage, error) {
 	}
 	if img.Initrd, err = o.initrd(ctx, files); err != nil {
 		return vmm.BootImage{}, err
+	}
+	if filepath.Dir(img.Kernel) == filepath.Clean(o.CacheDir) { // else it is as given, and may be replaced
+		img.ID = filepath.Base(img.Kernel) + " " + filepath.Base(img.Initrd)
 	}
 	prune(o.CacheDir, time.Now().Add(-keep))
 	return img, nil

@@ -48,7 +48,8 @@ func pvhKernel(owner string, size int) []byte {
 	note.WriteString(owner + "\x00\x00\x00\x01\x00\x00\x00\x00")
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Phoff: 64, Ehsize: 64, Phentsize: 56,
+		Phnum: 1,
 	}
 	p := elf.Prog64{Type: uint32(elf.PT_NOTE), Off: 120, Filesz: uint64(note.Len()), Memsz: uint64(note.Len())}
 	b := new(bytes.Buffer)
@@ -211,8 +212,9 @@ func host(t *testing.T, format string) Options {
 	t.Helper()
 	dir := t.TempDir()
 	o := Options{
-		KernelDir: filepath.Join(dir, "boot"), ModulesDir: filepath.Join(dir, "modules"), CacheDir: filepath.Join(dir, "cache"),
-		Mkfs: none, Runtime: none, InitPath: staticProgram(t),
+		KernelDir: filepath.Join(dir, "boot"), ModulesDir: filepath.Join(dir, "modules"), CacheDir: filepath.Join(dir,
+			"cache"),
+		Mkfs: none, Runtime: none, Pause: none, InitPath: staticProgram(t),
 	}
 	kernel := pvhKernel("Xen\x00", 100)
 	write(t, filepath.Join(o.KernelDir, "vmlinuz-6.1.0-9-test"), bzImage(kernel, pack(t, "gzip", kernel)))
@@ -279,7 +281,8 @@ func unpack(t *testing.T, path string) map[string]string {
 		if _, ok := out[h.Name]; ok {
 			t.Errorf("%s is there twice", h.Name)
 		}
-		if dir, ok := out[filepath.ToSlash(filepath.Dir(h.Name))]; !ok && strings.Contains(h.Name, "/") && dir == "" && h.Name[:4] != "dev/" {
+		if dir, ok := out[filepath.ToSlash(filepath.Dir(h.Name))]; !ok && strings.Contains(h.Name, "/") && dir == "" &&
+			h.Name[:4] != "dev/" {
 			t.Errorf("%s comes before its directory", h.Name)
 		}
 		out[h.Name] = string(b)
@@ -389,7 +392,8 @@ func TestBuildRefuses(t *testing.T) {
 		{"a module is missing", func(t *testing.T, o *Options) {
 			write(t, filepath.Join(o.ModulesDir, "6.1.0-9-test", "modules.builtin"), nil)
 		}, ErrModule, "virtio_console"},
-		{"init is a script", func(t *testing.T, o *Options) { write(t, o.InitPath, []byte("#!/bin/sh\n")) }, nil, "CGO_ENABLED=0"},
+		{"init is a script", func(t *testing.T, o *Options) { write(t, o.InitPath, []byte("#!/bin/sh\n")) }, nil,
+			"CGO_ENABLED=0"},
 		{"init is not there", func(t *testing.T, o *Options) { o.InitPath += "x" }, fs.ErrNotExist, "initx"},
 		{"a damaged module", func(t *testing.T, o *Options) {
 			write(t, filepath.Join(o.ModulesDir, "6.1.0-9-test", "kernel", "ext4.ko"), []byte("\x1f\x8bgarbage that is no gzip"))

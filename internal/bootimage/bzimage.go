@@ -42,7 +42,8 @@ func bzImagePayload(image []byte) (payload []byte, size int64, err error) {
 	start := (sectors+1)*512 + int64(le.Uint32(image[0x248:]))
 	length := int64(le.Uint32(image[0x24c:]))
 	if length < 8 || start+length > int64(len(image)) {
-		return nil, 0, fmt.Errorf("payload of %d bytes at %d is not in the file of %d: %w", length, start, len(image), errKernelForm)
+		return nil, 0, fmt.Errorf("payload of %d bytes at %d is not in the file of %d: %w", length, start, len(image),
+			errKernelForm)
 	}
 	payload = image[start : start+length]
 	size = int64(le.Uint32(payload[length-4:]))
@@ -61,7 +62,8 @@ var formats = []struct {
 	{"gzip", "\x1f\x8b", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
 	{"xz", "\xfd7zXZ\x00", func(r io.Reader) (io.Reader, error) { return xz.NewReader(r, xz.DefaultDictMax) }},
 	{"zstd", "\x28\xb5\x2f\xfd", func(r io.Reader) (io.Reader, error) {
-		return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxKernel))
+		return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxMemory(maxKernel))
 	}},
 	{"lz4", "\x02\x21\x4c\x18", func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
 	{"bzip2", "BZh", func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},

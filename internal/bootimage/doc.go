@@ -1,6 +1,6 @@
 // Package bootimage makes what a Linux utility VM boots from: a kernel that is installed on this
 // host (a distribution's) and an initramfs with the guest's agent as /init (see [FindInit]), the kernel
-// modules a utility VM needs, mkfs.ext4 and crun.
+// modules a utility VM needs, mkfs.ext4, crun and catatonit.
 //
 // Both are cached by content: [Build] hashes what goes in and writes only what is not there yet, by
 // rename, so that any number of processes may build at the same time.
@@ -16,6 +16,7 @@
 //	                          is built into the kernel, or that the kernel lacks, has no line
 //	/sbin/mkfs.ext4           with the shared libraries it names, where the host has it
 //	/sbin/crun                or /sbin/runc, likewise: what runs containers
+//	/sbin/catatonit           likewise: what keeps them, see catatonit(1)
 //
 // The archive is not compressed, which costs the guest nothing that can be measured, and spares the host
 // the packing; QEMU copies it by DMA. The kernel is unpacked on the host once (x86): QEMU enters the ELF

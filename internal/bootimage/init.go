@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 const (
@@ -97,7 +99,7 @@ func (l initSearch) find() (string, error) {
 
 // checkInit says what keeps a program from being a guest's /init. Its errors match ErrNoInit.
 func checkInit(path string) error {
-	f, err := os.Open(path)
+	f, _, err := regfile.Open(path)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoInit, err)
 	}

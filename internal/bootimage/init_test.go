@@ -35,23 +35,38 @@ func TestFindInit(t *testing.T) {
 		want  string   // empty: refused
 		says  []string // in the error
 	}{
-		"given":                          {files: map[string]string{"x": agent, "dir/strata-init": agent}, given: "x", env: "y", want: "x"},
-		"given, without the agent":       {files: map[string]string{"x": bare, "dir/strata-init": agent}, given: "x", says: []string{"x does not carry it"}},
-		"given, a script":                {files: map[string]string{"x": script}, given: "x", says: []string{"x is no program for Linux"}},
-		"given, of another processor":    {files: map[string]string{"x": foreign}, given: "x", says: []string{"another processor"}},
-		"given, cut short":               {files: map[string]string{"x": bare[:20]}, given: "x", says: []string{"no program for Linux"}},
-		"given, empty":                   {files: map[string]string{"x": ""}, given: "x", says: []string{"no program for Linux"}},
-		"given, a folder":                {files: map[string]string{"x/y": agent}, given: "x", says: []string{"no regular file"}},
-		"given, missing":                 {given: "x", says: []string{"x: "}},
-		"environment":                    {files: map[string]string{"y": agent, "dir/strata-init": agent}, env: "y", want: "y"},
-		"environment, without the agent": {files: map[string]string{"y": bare, "dir/strata-init": agent}, env: "y", says: []string{"STRATA_INIT", "does not carry"}},
-		"beside the program": {files: map[string]string{"dir/strata-init": agent, "path/strata-init": agent, "dir/self": agent},
+		"given": {files: map[string]string{"x": agent, "dir/strata-init": agent}, given: "x",
+			env: "y", want: "x"},
+		"given, without the agent": {files: map[string]string{"x": bare, "dir/strata-init": agent}, given: "x",
+			says: []string{"x does not carry it"}},
+		"given, a script": {files: map[string]string{"x": script}, given: "x",
+			says: []string{"x is no program for Linux"}},
+		"given, of another processor": {files: map[string]string{"x": foreign}, given: "x",
+			says: []string{"another processor"}},
+		"given, cut short": {files: map[string]string{"x": bare[:20]}, given: "x",
+			says: []string{"no program for Linux"}},
+		"given, empty": {files: map[string]string{"x": ""}, given: "x",
+			says: []string{"no program for Linux"}},
+		"given, a folder": {files: map[string]string{"x/y": agent}, given: "x",
+			says: []string{"no regular file"}},
+		"given, missing": {given: "x", says: []string{"x: "}},
+		"environment": {files: map[string]string{"y": agent, "dir/strata-init": agent}, env: "y",
+			want: "y"},
+		"environment, without the agent": {files: map[string]string{"y": bare, "dir/strata-init": agent}, env: "y",
+			says: []string{"STRATA_INIT", "does not carry"}},
+		"beside the program": {files: map[string]string{"dir/strata-init": agent, "path/strata-init": agent,
+			"dir/self": agent},
 			want: "dir/strata-init"},
-		"beside the program is another's": {files: map[string]string{"dir/strata-init": foreign, "path/strata-init": agent}, want: "path/strata-init"},
-		"PATH":                            {files: map[string]string{"path/strata-init": agent, "dir/self": agent}, want: "path/strata-init"},
-		"the program itself":              {files: map[string]string{"dir/self": agent, "path/strata": agent}, want: "dir/self"},
-		"strata in PATH":                  {files: map[string]string{"dir/self": bare, "path/strata": agent}, want: "path/strata"},
-		"nowhere":                         {files: map[string]string{"dir/self": bare}, says: []string{"self does not carry it", "go install"}},
+		"beside the program is another's": {files: map[string]string{"dir/strata-init": foreign, "path/strata-init": agent},
+			want: "path/strata-init"},
+		"PATH": {files: map[string]string{"path/strata-init": agent, "dir/self": agent},
+			want: "path/strata-init"},
+		"the program itself": {files: map[string]string{"dir/self": agent, "path/strata": agent},
+			want: "dir/self"},
+		"strata in PATH": {files: map[string]string{"dir/self": bare, "path/strata": agent},
+			want: "path/strata"},
+		"nowhere": {files: map[string]string{"dir/self": bare},
+			says: []string{"self does not carry it", "go install"}},
 		"all are wrong": {files: map[string]string{"dir/strata-init": script, "dir/self": bare, "path/strata": foreign},
 			says: []string{"strata-init is no program", "self does not carry", "another processor"}},
 	} {
@@ -66,10 +81,11 @@ func TestFindInit(t *testing.T) {
 				}
 				return filepath.Join(root, path)
 			}
-			l := initSearch{given: in(tt.given), env: in(tt.env), dir: in("dir"), self: in("dir/self"), lookPath: func(name string) (string, error) {
-				_, err := os.Stat(in("path/" + name))
-				return in("path/" + name), err
-			}}
+			l := initSearch{given: in(tt.given), env: in(tt.env), dir: in("dir"), self: in("dir/self"),
+				lookPath: func(name string) (string, error) {
+					_, err := os.Stat(in("path/" + name))
+					return in("path/" + name), err
+				}}
 			got, err := l.find()
 			if got != in(tt.want) || (err == nil) != (tt.want != "") {
 				t.Fatalf("found %q, %v; want %q", got, err, tt.want)

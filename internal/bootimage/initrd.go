@@ -83,27 +83,34 @@ func collect(o Options, k kernel) ([]file, error) {
 // tools are the programs of the host that the guest's agent starts, with their libraries.
 func (o *Options) tools() ([]file, error) {
 	var files []file
-	if mkfs := findTool(o.Mkfs, "mkfs.ext4"); mkfs != "" {
-		p, err := program(mkfs, "sbin/mkfs.ext4")
+	for _, t := range []struct {
+		given, pkg, lacks string
+		names             []string
+		as                func(path string) string
+	}{
+		{o.Mkfs, "e2fsprogs", "format scratch disks", []string{"mkfs.ext4"}, func(string) string { return "mkfs.ext4" }},
+		{o.Runtime, "crun", "run containers", []string{"crun", "runc"}, runtimeName},
+		{o.Pause, "catatonit", "run containers", []string{"catatonit"}, func(string) string { return "catatonit" }},
+	} {
+		path := FindTool(t.given, t.names...)
+		if path == "" {
+			if t.given != none {
+				o.Logger.Warn(fmt.Sprintf("%s is not installed: the guest will not be able to %s; "+
+					"remedy: sudo apt-get install %s", t.names[0], t.lacks, t.pkg))
+			}
+			continue
+		}
+		p, err := program(path, "sbin/"+t.as(path))
 		if err != nil {
 			return nil, err
 		}
 		files = append(files, p...)
+		if t.names[0] != "mkfs.ext4" {
+			continue
+		}
 		if b, err := os.ReadFile("/etc/mke2fs.conf"); err == nil {
 			files = append(files, file{name: "etc/mke2fs.conf", mode: 0o644, content: b})
 		}
-	} else if o.Mkfs != none {
-		o.Logger.Warn("mkfs.ext4 is not installed: the guest will not be able to format scratch disks; " +
-			"remedy: sudo apt-get install e2fsprogs")
-	}
-	if path := findTool(o.Runtime, "crun", "runc"); path != "" {
-		p, err := program(path, "sbin/"+runtimeName(path))
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, p...)
-	} else if o.Runtime != none {
-		o.Logger.Warn("crun is not installed: the guest will not be able to run containers; remedy: sudo apt-get install crun")
 	}
 	return files, nil
 }
@@ -111,12 +118,12 @@ func (o *Options) tools() ([]file, error) {
 // none leaves a tool out.
 const none = "none"
 
-// systemDirs are not in a user's PATH on Debian.
-var systemDirs = []string{"/sbin", "/usr/sbin"}
+// systemDirs are not in a user's PATH, on Debian or elsewhere.
+var systemDirs = []string{"/sbin", "/usr/sbin", "/usr/libexec/podman", "/usr/libexec/catatonit"}
 
-// findTool returns the path of a tool: the given one, or the first of names that this host has; "" where it is left
+// FindTool returns the path of a tool: the given one, or the first of names that this host has; "" where it is left
 // out or not installed.
-func findTool(given string, names ...string) string {
+func FindTool(given string, names ...string) string {
 	if given == none {
 		return ""
 	}
@@ -158,7 +165,8 @@ func moduleFiles(m *modules) []file {
 		for _, n := range m.order(f) {
 			ko := n + ".ko"
 			names = append(names, ko)
-			out = append(out, file{name: "lib/modules/" + ko, mode: 0o644, source: filepath.Join(m.dir, m.file[n]), module: true})
+			out = append(out, file{name: "lib/modules/" + ko, mode: 0o644, source: filepath.Join(m.dir, m.file[n]),
+				module: true})
 		}
 		return names
 	}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // kernel is an installed kernel and the modules that belong to it.
@@ -73,7 +75,7 @@ func findKernel(o Options) (kernel, error) {
 
 // readable reports why a kernel cannot be read.
 func readable(path string) error {
-	f, err := os.Open(path)
+	f, _, err := regfile.Open(path)
 	if err != nil {
 		return err
 	}

@@ -12,20 +12,24 @@ const memoryOfOther = 64 << 20
 // spare is what a guest needs besides: page tables, the page array, the agent. Measured with initrds of 13 and 23 MiB.
 const spare = 6 << 20
 
-// MinMemoryMiB returns how much memory a guest needs to boot kernel and initrd: the kernel itself; the initrd, which is
-// unpacked while it is still in memory; and as the root file system of a guest takes half of what is free at
-// most, as much again as it is unpacked. With less the kernel panics, or the guest never gets ready.
+// MinMemoryMiB returns how much memory a guest needs to boot kernel and initrd, which may be empty: the kernel itself;
+// the initrd, which is unpacked while it is still in memory; and as the root file system of a guest takes half of what
+// is free at most, as much again as it is unpacked. With less the kernel panics, or the guest never gets ready.
 func MinMemoryMiB(kernel, initrd string) (int, error) {
 	k, err := kernelBytes(kernel)
 	if err != nil {
 		return 0, fmt.Errorf("bootimage: the kernel's size: %w", err)
 	}
-	fi, err := os.Stat(initrd)
-	if err != nil {
-		return 0, fmt.Errorf("bootimage: the initrd's size: %w", err)
+	var packed int64
+	if initrd != "" {
+		fi, err := os.Stat(initrd)
+		if err != nil {
+			return 0, fmt.Errorf("bootimage: the initrd's size: %w", err)
+		}
+		packed = fi.Size()
 	}
 	const mib = 1 << 20
-	return int((k + 3*fi.Size() + spare + mib - 1) / mib), nil
+	return int((k + 3*packed + spare + mib - 1) / mib), nil
 }
 
 // kernelBytes is what the segments of a kernel take in memory.

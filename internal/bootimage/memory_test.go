@@ -39,7 +39,13 @@ func TestMinMemory(t *testing.T) {
 	if n, err := bootimage.MinMemoryMiB(exe, file("initrd", 0)); err != nil || n <= 0 {
 		t.Errorf("this program as a kernel: %d MiB, %v", n, err)
 	}
-	if _, err := bootimage.MinMemoryMiB(filepath.Join(dir, "none"), file("initrd", 0)); err == nil {
-		t.Error("a kernel that does not exist has a size")
+	if n, err := bootimage.MinMemoryMiB(file("kernel", 10*mib), ""); err != nil || n != 70 {
+		t.Errorf("a kernel without an initrd: %d MiB, %v; want 70", n, err)
+	}
+	none := filepath.Join(dir, "none")
+	for _, files := range [][2]string{{none, file("initrd", 0)}, {file("kernel", mib), none}} {
+		if _, err := bootimage.MinMemoryMiB(files[0], files[1]); err == nil {
+			t.Errorf("of %q one does not exist, and it has a size", files)
+		}
 	}
 }

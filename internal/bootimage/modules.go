@@ -37,6 +37,7 @@ var (
 		{"9p", []string{"9p"}, false},
 		{"9pnet_fd", []string{"9pnet_fd"}, false},
 		{"9pnet_virtio", []string{"9pnet_virtio"}, false},
+		{"virtio_net", []string{"virtio_net"}, false},
 		{"virtiofs", []string{"virtiofs"}, false},
 		{"vmw_vsock_virtio_transport", []string{"vmw_vsock_virtio_transport"}, false},
 		{"loop", []string{"loop"}, false},

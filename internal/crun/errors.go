@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/stratavm/strata/internal/plaintext"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -74,6 +74,8 @@ var kinds = []struct {
 	{[]string{"setgroups"}, ErrUser},
 	{[]string{"setuid"}, ErrUser},
 	{[]string{"setgid"}, ErrUser},
+	{[]string{"container", "is paused"}, vmm.ErrPaused},
+	{[]string{"paused container"}, vmm.ErrPaused},
 	{[]string{"is not running"}, ErrNotRunning},
 	{[]string{"container not running"}, ErrNotRunning},
 	{[]string{"cannot exec in a stopped container"}, ErrNotRunning},
@@ -117,7 +119,7 @@ func (b Bundle) complaint(from int64) string {
 
 // readTail reads a file from an offset on, so many bytes at most.
 func readTail(path string, from int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, _, err := regfile.Open(path)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,8 @@ var ErrNoRuntime = errors.New("no program that runs containers is found: install
 // Runtime is a program that runs containers. Its methods may be called concurrently.
 type Runtime struct {
 	Path string // of the program
+	// sealed is executed instead, where it is not nil: see Seal.
+	sealed *os.File
 	// Start starts it.
 	Start Starter
 	// Timeout bounds each call; 0: a minute.
@@ -39,6 +41,9 @@ type Command struct {
 	Extra []*os.File  // more files, from descriptor 3 on
 	// HideUnified: see Runtime.
 	HideUnified bool
+	// OwnUnified: what the program starts is to be in a cgroup of its own, called after Dir, in the hierarchy that is
+	// hidden: it would be in that of its caller, and with a cgroup namespace made by itself see all of that.
+	OwnUnified bool
 }
 
 // Starter starts programs.
@@ -55,7 +60,7 @@ func Find() (string, error) {
 		if path, err := exec.LookPath(name); err == nil {
 			return path, nil
 		}
-		for _, dir := range []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"} {
+		for _, dir := range []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/sbin"} {
 			path := filepath.Join(dir, name)
 			if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
 				return path, nil
@@ -70,6 +75,14 @@ func (r *Runtime) runc() bool { return strings.HasPrefix(filepath.Base(r.Path), 
 // name is what errors call the program.
 func (r *Runtime) name() string { return filepath.Base(r.Path) }
 
+// executable is the file that is executed.
+func (r *Runtime) executable() string {
+	if r.sealed == nil {
+		return r.Path
+	}
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), r.sealed.Fd())
+}
+
 // stateDir is the folder in a bundle that belongs to the program.
 const stateDir = "state"
 
@@ -83,6 +96,9 @@ type Process struct {
 	Terminal bool
 	// Extra are files that stay open while the program is at work, and never reach the process.
 	Extra []*os.File
+	// Check, where it is not nil, looks at the container before its process, of that number, executes its program. After
+	// an error it does not. For Run only.
+	Check func(pid int) error
 }
 
 // Bundle is a container in a folder of its own, which holds its document in config.json.
@@ -107,7 +123,11 @@ func writeJSON(path string, v any) error {
 // Run creates the container and starts its process. It returns the process's number and the master of its terminal.
 // After an error something may be left of it until Delete.
 func (b Bundle) Run(ctx context.Context, p Process) (pid int, master *os.File, err error) {
-	return b.start(ctx, p, "pid", "run", "--bundle", b.Dir)
+	name := "run"
+	if p.Check != nil {
+		name = "create"
+	}
+	return b.start(ctx, p, "pid", name, "--bundle", b.Dir)
 }
 
 // Exec starts another process, described by spec, in the container. Name is that of its files in the folder, and
@@ -134,6 +154,22 @@ func (b Bundle) Kill(ctx context.Context, signal string) error {
 	return b.call(ctx, "kill", id, signal)
 }
 
+// Pause stops all processes of the container, as far as the kernel comes to it. One that is paused is no error.
+func (b Bundle) Pause(ctx context.Context) error { return b.call(ctx, "pause", id) }
+
+// Resume lets the container go on. One that is not paused is no error.
+func (b Bundle) Resume(ctx context.Context) error { return b.call(ctx, "resume", id) }
+
+// Update changes the limits that are set in resources. It may not be called concurrently.
+func (b Bundle) Update(ctx context.Context, resources any) error {
+	file := filepath.Join(b.Dir, "resources.json")
+	if err := writeJSON(file, resources); err != nil {
+		return err
+	}
+	defer os.Remove(file)
+	return b.call(ctx, "update", "--resources", file, id)
+}
+
 // command is a call of the program.
 func (b Bundle) command(name string, args ...string) Command {
 	r := b.Runtime
@@ -146,7 +182,7 @@ func (b Bundle) command(name string, args ...string) Command {
 	default:
 		global = append(global, "--cgroup-manager=cgroupfs")
 	}
-	return Command{Path: r.Path, Args: append(append(global, name), args...), Dir: b.Dir,
+	return Command{Path: r.executable(), Args: append(append(global, name), args...), Dir: b.Dir,
 		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, HideUnified: r.HideUnified}
 }
 

@@ -24,7 +24,10 @@ func (b Bundle) start(ctx context.Context, p Process, pidName, name string, args
 		return 0, nil, err
 	}
 	defer os.Remove(pidFile)
-	args = append([]string{"--detach", "--pid-file", pidFile}, args...)
+	args = append([]string{"--pid-file", pidFile}, args...)
+	if p.Check == nil { // what is created is detached
+		args = append([]string{"--detach"}, args...)
+	}
 	var console *consoleSocket
 	if p.Terminal {
 		var err error
@@ -37,6 +40,7 @@ func (b Bundle) start(ctx context.Context, p Process, pidName, name string, args
 	}
 	c := b.command(name, append(args, id)...)
 	c.Stdio, c.Extra = p.Stdio, p.Extra
+	c.OwnUnified = c.HideUnified && !b.Runtime.NoCgroups
 	if p.Terminal {
 		c.Stdio = [3]*os.File{}
 	}
@@ -53,7 +57,15 @@ func (b Bundle) start(ctx context.Context, p Process, pidName, name string, args
 			return pid, nil, fmt.Errorf("%s %s: the terminal: %w", b.Runtime.name(), name, err)
 		}
 	}
-	if err := b.executed(ctx, name, pid); err != nil {
+	if p.Check != nil {
+		if err = p.Check(pid); err == nil {
+			err = b.call(ctx, "start", id)
+		}
+	}
+	if err == nil {
+		err = b.executed(ctx, name, pid)
+	}
+	if err != nil {
 		if master != nil {
 			master.Close()
 		}

@@ -168,9 +168,6 @@ type hostConfig struct {
 	TimeZoneInformation *hcsschema.TimeZoneInformation `json:",omitempty"`
 }
 
-// Capabilities are what the guest said of itself.
-func (c *Client) Capabilities() Capabilities { return c.caps }
-
 // Done is closed when the bridge is gone.
 func (c *Client) Done() <-chan struct{} { return c.done }
 

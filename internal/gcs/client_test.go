@@ -22,7 +22,7 @@ type noPorts struct{}
 func (noPorts) Listen(uint32) (net.Listener, error) { return nil, ErrPortTaken }
 func (noPorts) Close() error                        { return nil }
 
-// guestFunc plays a guest: it gets each request and gives the bytes to send back.
+// guestFunc plays a guest: it gets each request and returns the bytes to send back.
 type guestFunc func(h Header, payload []byte) []byte
 
 func answer(t testing.TB, h Header, payload any) []byte {
@@ -290,7 +290,8 @@ func TestErrorText(t *testing.T) {
 	if !errors.Is(err, ErrBusy) || errors.Is(err, ErrNotFound) {
 		t.Errorf("kind of %v", err)
 	}
-	if want := "a?[31mb; umount /run/x: device or resource busy (the guest refused ModifySettings with 0x80004005)"; err.Error() != want {
+	want := "a?[31mb; umount /run/x: device or resource busy (the guest refused ModifySettings with 0x80004005)"
+	if err.Error() != want {
 		t.Errorf("got  %s\nwant %s", err, want)
 	}
 	if b, err := json.Marshal(ResultFail); err != nil || string(b) != "-2147467259" {

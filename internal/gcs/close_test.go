@@ -145,3 +145,20 @@ func TestProcessCloseGivesUp(t *testing.T) {
 		close(out.release)
 	})
 }
+
+// The exit is known while a writer still blocks, for which Wait waits.
+func TestExitBeforeOutput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := against(t, func(h Header, _ []byte) []byte { return answer(t, h, &WaitResponse{ExitCode: 3}) })
+		p := &Process{c: c, pid: 1, done: make(chan struct{})}
+		host, guest := net.Pipe()
+		out := newBlocked()
+		p.run(vmm.ProcessSpec{Stdout: out}, [3]net.Conn{1: host})
+		if _, err := io.WriteString(guest, "words"); err != nil {
+			t.Fatal(err)
+		}
+		guest.Close()
+		<-p.Exited()
+		out.isAwaited(t, func() error { _, err := p.Wait(t.Context()); return err })
+	})
+}

@@ -2,10 +2,14 @@ package gcs
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -70,9 +74,10 @@ func (c *Client) enter(ctx context.Context, spec *vmm.ProcessSpec) (info *contai
 			info = &container{root: spec.Root, ready: make(chan struct{}), stopped: make(chan struct{})}
 			c.created[spec.ContainerID] = info
 			c.mu.Unlock()
-			made, err := c.create(ctx, spec)
+			err := c.create(ctx, spec, "")
+			made := err == nil
 			switch {
-			case err != nil:
+			case err != nil && !errors.Is(err, ErrExists):
 				c.forget(spec.ContainerID, info)
 				return nil, false, err
 			case c.ours() || !made:
@@ -102,26 +107,41 @@ func (c *Client) enter(ctx context.Context, spec *vmm.ProcessSpec) (info *contai
 	}
 }
 
-// create sends the document of a container; false when there is one of that name.
-func (c *Client) create(ctx context.Context, spec *vmm.ProcessSpec) (bool, error) {
+// beginContainer starts a process with which a container of our agent begins and ends.
+func (c *Client) beginContainer(ctx context.Context, spec *vmm.ProcessSpec) (*Process, error) {
+	instance := rand.Text()
+	if err := c.create(ctx, spec, instance); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	if info := c.created[spec.ContainerID]; info == nil || info.root != spec.Root {
+		info = &container{root: spec.Root, ready: make(chan struct{}), stopped: make(chan struct{})}
+		close(info.ready)
+		c.created[spec.ContainerID] = info
+	}
+	c.mu.Unlock()
+	params := c.parameters(spec)
+	params.StrataInstance = instance
+	return c.start(ctx, *spec, params, nil)
+}
+
+// create sends the document of a container. The error matches ErrExists when there is one of that name; with
+// instance, when something runs in that one.
+func (c *Client) create(ctx context.Context, spec *vmm.ProcessSpec, instance string) error {
 	name := c.named(spec.ContainerID)
 	oci, _, err := c.documents(spec)
 	if err != nil {
-		return false, fmt.Errorf("%w: %w", ErrNotSent, err)
+		return fmt.Errorf("%w: %w", ErrNotSent, err)
 	}
 	config, err := EncodeText(ContainerConfig{SchemaVersion: Version{2, 1},
-		OciBundlePath: ContainerBundle(name), OciSpecification: oci})
+		OciBundlePath: ContainerBundle(name), OciSpecification: oci, StrataInstance: instance})
 	if err != nil {
-		return false, err
+		return err
 	}
 	req := &CreateRequest{RequestBase: RequestBase{ContainerId: name}, ContainerConfig: config,
 		SupportedVersions: &SupportedVersions{MinimumVersion: "V3", MaximumVersion: "V3",
 			MinimumProtocolVersion: ProtocolVersion, MaximumProtocolVersion: ProtocolVersion}}
-	err = c.call(ctx, TypeCreate, req, &EmptyResponse{}, nil)
-	if errors.Is(err, ErrExists) {
-		return false, nil
-	}
-	return err == nil, err
+	return c.call(ctx, TypeCreate, req, &EmptyResponse{}, nil)
 }
 
 // knows reports whether info still stands for the container.
@@ -260,18 +280,77 @@ func (c *Client) emptied(ctx context.Context, base RequestBase) error {
 
 // processes counts the processes of a container.
 func (c *Client) processes(ctx context.Context, base RequestBase) (int, error) {
-	query, err := EncodeText(PropertyQuery{PropertyTypes: []string{PropertyProcesses}})
+	p, err := c.property(ctx, base, PropertyProcesses)
+	return len(p.ProcessList), err
+}
+
+// property asks for a property of a container.
+func (c *Client) property(ctx context.Context, base RequestBase, name string) (p Properties, err error) {
+	query, err := EncodeText(PropertyQuery{PropertyTypes: []string{name}})
 	if err != nil {
-		return 0, err
+		return p, err
 	}
 	var resp PropertiesResponse
 	req := &PropertiesRequest{RequestBase: base, Query: query}
 	if err := c.call(ctx, TypeGetProperties, req, &resp, nil); err != nil {
-		return 0, err
+		return p, err
 	}
-	var p Properties
 	if err := resp.Properties.Decode(&p); err != nil {
-		return 0, fmt.Errorf("%w: properties: %w", ErrProtocol, err)
+		return p, fmt.Errorf("%w: properties: %w", ErrProtocol, err)
 	}
-	return len(p.ProcessList), nil
+	return p, nil
+}
+
+// PauseContainer implements vmm.ContainerController.
+func (c *Client) PauseContainer(ctx context.Context, id string) error {
+	return c.modifyContainer(ctx, id, "pause",
+		hcsschema.GuestRequest{RequestType: hcsschema.RequestAdd, ResourceType: hcsschema.ResourcePaused})
+}
+
+// ResumeContainer implements vmm.ContainerController.
+func (c *Client) ResumeContainer(ctx context.Context, id string) error {
+	return c.modifyContainer(ctx, id, "resume",
+		hcsschema.GuestRequest{RequestType: hcsschema.RequestRemove, ResourceType: hcsschema.ResourcePaused})
+}
+
+// UpdateContainer implements vmm.ContainerController.
+func (c *Client) UpdateContainer(ctx context.Context, id string, r specs.LinuxResources) error {
+	r.Devices = nil
+	return c.modifyContainer(ctx, id, "update", hcsschema.GuestRequest{RequestType: hcsschema.RequestUpdate,
+		ResourceType: hcsschema.ResourceConstraints, Settings: Constraints{Linux: r}})
+}
+
+// modifyContainer changes a container that runs. Other guests than ours cannot all do it, and none of those that cannot
+// tells so by an error of its own.
+func (c *Client) modifyContainer(ctx context.Context, id, verb string, r hcsschema.GuestRequest) error {
+	var err error
+	if !c.ours() {
+		err = ErrUnsupported
+	} else {
+		err = c.call(ctx, TypeModifySettings, &ModifyRequest{RequestBase: RequestBase{ContainerId: c.named(id)}, Request: r},
+			&EmptyResponse{}, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("%s container %q: %w", verb, id, err)
+	}
+	return nil
+}
+
+// ContainerStats reports what a container uses that runs. Guests that are not ours do not know: the error matches
+// ErrUnsupported.
+func (c *Client) ContainerStats(ctx context.Context, id string) (vmm.ContainerStats, error) {
+	p, err := c.property(ctx, RequestBase{ContainerId: c.named(id)}, PropertyStats)
+	if err == nil && p.StrataStatistics == nil {
+		err = fmt.Errorf("%w: no statistics in the answer", ErrProtocol)
+	}
+	if err != nil {
+		return vmm.ContainerStats{}, fmt.Errorf("statistics of container %q: %w", id, err)
+	}
+	s := *p.StrataStatistics
+	s.Processes = s.Processes[:min(len(s.Processes), vmm.MaxContainerProcesses)]
+	for i := range s.Processes {
+		command := &s.Processes[i].Command
+		*command = printable((*command)[:min(len(*command), vmm.MaxContainerCommand)])
+	}
+	return s, nil
 }

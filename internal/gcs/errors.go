@@ -79,6 +79,8 @@ const (
 	ResultProgramNotFound HRESULT = 0x80070002
 	ResultNotExecutable   HRESULT = 0x800700C1
 	ResultNotSupported    HRESULT = 0x80070032
+	ResultPaused          HRESULT = 0x80070015
+	ResultNotPaused       HRESULT = 0x8007139F
 )
 
 // String is the code as people search for it.
@@ -108,6 +110,7 @@ var resultSentinels = map[HRESULT]error{
 	ResultProgramNotFound: vmm.ErrProgramNotFound, ResultNotExecutable: vmm.ErrNotExecutable,
 	ResultContainerStopped: ErrNotFound,
 	ResultContainerExists:  ErrExists, ResultExists: ErrExists,
+	ResultPaused: vmm.ErrPaused, ResultNotPaused: vmm.ErrNotPaused,
 	ResultBusy: ErrBusy, ResultTimeout: ErrTimeout,
 }
 

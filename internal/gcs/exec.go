@@ -80,9 +80,16 @@ func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (p *Process, a
 		}
 		return p, false, err
 	}
+	if spec.First && c.ours() {
+		p, err := c.beginContainer(ctx, spec)
+		return p, false, err
+	}
 	info, first, err := c.enter(ctx, spec)
 	if err != nil {
 		return nil, false, err
+	}
+	if spec.First && !first {
+		return nil, false, fmt.Errorf("container %q has begun already: %w: %w", spec.ContainerID, ErrNotSent, vmm.ErrOccupied)
 	}
 	params := c.parameters(spec)
 	if first {

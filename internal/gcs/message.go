@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata/vmm"
 )
 
 // NullContainer addresses the utility VM itself.
@@ -124,6 +126,9 @@ type ContainerConfig struct {
 	OciBundlePath    string      `json:",omitempty"`
 	OciSpecification *specs.Spec `json:",omitempty"`
 	ScratchDirPath   string      `json:",omitempty"`
+	// StrataInstance is ours: a name for this container among those of its id, made up by the host. The container takes
+	// the place of another one in which nothing runs, and its first process is started by the request with that name.
+	StrataInstance string `json:",omitempty"`
 }
 
 // EmptyRequest is the request of Start, Shutdown, DumpStacks and DeleteContainerState.
@@ -165,6 +170,7 @@ type ProcessParameters struct {
 	CreateInUtilityVM bool              `json:",omitempty"`
 	OciProcess        *specs.Process    `json:",omitempty"`
 	StrataMakeDir     bool              `json:",omitempty"` // ours: a working directory that is missing is created
+	StrataInstance    string            `json:",omitempty"` // ours: see ContainerConfig
 }
 
 // ExecuteResponse names the process.
@@ -184,6 +190,8 @@ type WaitRequest struct {
 type WaitResponse struct {
 	ResponseBase
 	ExitCode uint32
+	// StrataOutOfMemory is ours: the process was killed in a container that reached a memory limit.
+	StrataOutOfMemory bool `json:",omitempty"`
 }
 
 // SignalRequest sends a signal to a process. Without options it is SIGKILL.
@@ -229,8 +237,13 @@ const PropertyMounts = "StrataMounts"
 // PropertyProcesses lists the processes of a container.
 const PropertyProcesses = "ProcessList"
 
+// PropertyStats is what a container uses. Only our agent knows it.
+const PropertyStats = "StrataStatistics"
+
 // Properties is the document in a PropertiesResponse.
 type Properties struct {
+	StrataStatistics *vmm.ContainerStats `json:",omitempty"`
+
 	ProcessList  []ProcessDetails `json:",omitempty"`
 	StrataMounts []Mount          `json:",omitempty"`
 	StrataNext   int              `json:",omitempty"` // the offset to go on at; 0: no more
@@ -244,6 +257,9 @@ type ModifyRequest struct {
 	RequestBase
 	Request any
 }
+
+// Constraints are the settings of a request that changes the limits of a container.
+type Constraints struct{ Linux specs.LinuxResources }
 
 // StacksResponse holds the stacks of the guest's agent.
 type StacksResponse struct {

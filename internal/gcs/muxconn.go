@@ -71,7 +71,7 @@ func (t *muxTransport) letGo(c *muxConn) {
 	}
 }
 
-// sweep drains the streams that were let go, until there are none. They are looked at in turn, because
+// sweep drains the streams that were given up, until there are none. They are looked at in turn, because
 // all readers of a session that ends spin until it has told each of them.
 func (t *muxTransport) sweep() {
 	buf := make([]byte, 32<<10) // drainReads of them are more than the window of 256 KiB

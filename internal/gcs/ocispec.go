@@ -31,16 +31,17 @@ func (c *Client) documents(spec *vmm.ProcessSpec) (*specs.Spec, *specs.Process, 
 	if !c.ours() {
 		return ContainerSpec(*spec)
 	}
-	process := ociProcess(spec)
-	if spec.Spec != nil {
-		return wholeSpec(spec, process), process, nil
-	}
-	return containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), process), process, nil
+	return Document(spec), ociProcess(spec), nil
 }
 
-// wholeSpec is the caller's document, with the root that the guest has and the process of the specification, whose
-// rights and limits are those of the document.
-func wholeSpec(spec *vmm.ProcessSpec, process *specs.Process) *specs.Spec {
+// Document is the document of the container that a process is in, should it be its first: the caller's, with the root
+// that the machine has and the process of the specification, whose rights and limits are those of the document; else
+// one of few words, to which our agent adds the defaults.
+func Document(spec *vmm.ProcessSpec) *specs.Spec {
+	process := ociProcess(spec)
+	if spec.Spec == nil {
+		return containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), process)
+	}
 	doc := *spec.Spec
 	doc.Root = &specs.Root{Path: spec.Root, Readonly: doc.Root != nil && doc.Root.Readonly}
 	doc.Hostname = cmp.Or(spec.Hostname, doc.Hostname, spec.ContainerID)
@@ -60,20 +61,38 @@ func wholeSpec(spec *vmm.ProcessSpec, process *specs.Process) *specs.Spec {
 // ErrNamedUser, with the process all the same, for which the guest does look up the name when it is not the first.
 func ContainerSpec(spec vmm.ProcessSpec) (*specs.Spec, *specs.Process, error) {
 	process := ociProcess(&spec)
+	if spec.Spec != nil {
+		return wholeContainer(spec, process)
+	}
 	process.Capabilities = &specs.LinuxCapabilities{Bounding: capabilities, Effective: capabilities,
 		Permitted: capabilities}
 	first := *process
 	first.User.Username = "" // the guest would give it to processes that name no user
 	doc := containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), &first)
+	return finishContainer(doc, process, spec.User)
+}
+
+// wholeContainer is ContainerSpec by a document of the caller's, whose rights and limits all processes have.
+func wholeContainer(spec vmm.ProcessSpec, process *specs.Process) (*specs.Spec, *specs.Process, error) {
+	doc := Document(&spec)
+	doc.Process.User.Username = ""
+	like := *doc.Process
+	like.Args, like.Env, like.Cwd = process.Args, process.Env, process.Cwd
+	like.Terminal, like.ConsoleSize, like.User.Username = process.Terminal, process.ConsoleSize, process.User.Username
+	return finishContainer(doc, &like, spec.User)
+}
+
+// finishContainer adds what Microsoft's guest wants to know.
+func finishContainer(doc *specs.Spec, process *specs.Process, user string) (*specs.Spec, *specs.Process, error) {
 	// Containers that name no network namespace share one, which takes the first of them only. The guest may keep a
 	// namespace longer than its container, so each gets a new one.
 	doc.Windows = &specs.Windows{Network: &specs.WindowsNetwork{NetworkNamespace: uuid.NewString()}}
-	uid, gid, ok := numericUser(spec.User)
+	uid, gid, ok := numericUser(user)
 	if !ok {
 		return doc, process, fmt.Errorf("%w: user %q of a container's first process: give uid:gid",
-			ErrNamedUser, spec.User)
+			ErrNamedUser, user)
 	}
-	for _, p := range []*specs.Process{process, &first} {
+	for _, p := range []*specs.Process{process, doc.Process} {
 		p.User.UID, p.User.GID = uid, gid
 	}
 	return doc, process, nil
@@ -109,12 +128,16 @@ func containerSpec(root, hostname string, process *specs.Process) *specs.Spec {
 		Version: specs.Version, Root: &specs.Root{Path: root}, Hostname: hostname, Process: process,
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755",
+				"size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance",
+				"ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777",
+				"size=65536k"}},
 			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev",
+				"relatime", "ro"}},
 		},
 		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
 			{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UTSNamespace}, {Type: specs.IPCNamespace},

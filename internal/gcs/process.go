@@ -21,13 +21,15 @@ type Process struct {
 
 	outputs sync.WaitGroup
 	conns   [3]net.Conn
-	done    chan struct{} // the exit is known and the output complete
+	exited  chan struct{} // the exit is known, or will not be any more
+	done    chan struct{} // and the output is complete
 	code    int
+	memory  bool // see OutOfMemory
 	err     error
 }
 
 func (p *Process) run(spec vmm.ProcessSpec, conns [3]net.Conn) {
-	p.conns = conns
+	p.conns, p.exited = conns, make(chan struct{})
 	if in := conns[0]; in != nil {
 		go func() {
 			_, _ = io.Copy(in, spec.Stdin) // a process may end without reading everything
@@ -60,10 +62,11 @@ func (p *Process) run(spec vmm.ProcessSpec, conns [3]net.Conn) {
 		if err == nil {
 			err = p.c.answered(context.Background(), wait, &exit, nil)
 		}
-		p.code, p.err = int(int32(exit.ExitCode)), err
+		p.code, p.memory, p.err = int(int32(exit.ExitCode)), exit.StrataOutOfMemory, err
 		if p.err != nil {
 			p.closeStreams()
 		}
+		close(p.exited)
 		if p.onExit != nil {
 			p.onExit()
 		}
@@ -91,8 +94,22 @@ func (o *outputReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// OutOfMemory implements vmm.OutOfMemory.
+func (p *Process) OutOfMemory() bool {
+	select {
+	case <-p.done:
+		return p.memory
+	default:
+		return false
+	}
+}
+
 // Pid is the number by which the guest knows the process.
 func (p *Process) Pid() uint32 { return p.pid }
+
+// Exited is closed when the process has exited, or the guest cannot tell of it any more. Output may still be on its
+// way, for which Wait waits.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
 
 // Wait waits for the exit and for the last byte of output; output that is cut off is an error. A process
 // that a signal killed has the exit code 128 plus the signal.

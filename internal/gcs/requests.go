@@ -43,7 +43,7 @@ func printableAll(s string) string {
 // Mount is one thing that is mounted in the guest.
 type Mount struct {
 	Path string
-	// Kind is "scsi", "pmem", "directory" or "overlay".
+	// Kind is "scsi", "pmem", "directory", "virtiofs" or "overlay".
 	Kind       string
 	Controller uint8  `json:",omitempty"`
 	Lun        uint8  `json:",omitempty"`
@@ -51,7 +51,7 @@ type Mount struct {
 	Slot       uint32 `json:",omitempty"` // pmem
 	Offset     uint64 `json:",omitempty"` // pmem window
 	Size       uint64 `json:",omitempty"` // pmem window; 0: the whole device
-	Share      string `json:",omitempty"` // directory
+	Share      string `json:",omitempty"` // directory; of a network the link it stands for
 	ReadOnly   bool   `json:",omitempty"`
 	BlockDev   bool   `json:",omitempty"`
 	// ContainerID, Layers (how many) and ScratchPath describe an overlay.

@@ -59,7 +59,7 @@ type muxTransport struct {
 	mu        sync.Mutex
 	listeners map[uint32]*muxListener
 	closed    bool
-	going     []*muxConn // let go, and not yet ended
+	going     []*muxConn // given up, and not yet ended
 }
 
 func newMuxTransport(conn io.ReadWriteCloser, log *slog.Logger,

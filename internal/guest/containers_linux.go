@@ -20,10 +20,7 @@ func NewContainers(log *slog.Logger, base, state string) (Containers, error) {
 	if err != nil {
 		return nil, err
 	}
-	rt := newLinuxRuntime(log, "", spawn, mounts.Config{Base: base, Devices: &mounts.Devices{}})
-	rt.UseRuntime(r, state)
+	rt := newLinuxRuntime(log, spawn, mounts.Config{Base: base, Devices: &mounts.Devices{}})
+	rt.UseRuntime(r, state, "")
 	return rt, nil
 }
-
-// Stage is to be called first thing in main with os.Args: see [procs.Stage].
-func Stage(args []string) (exit int, handled bool) { return procs.Stage(args) }

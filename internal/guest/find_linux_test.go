@@ -36,7 +36,7 @@ func bridge(t *testing.T, rt gcsserver.Runtime) *gcs.Client {
 
 // TestFindProcess: a host finds a process that another host has started, as long as it runs and when it has ended.
 func TestFindProcess(t *testing.T) {
-	rt := newLinuxRuntime(slog.New(slog.DiscardHandler), "/proc/self/exe", procs.NewSpawner(false),
+	rt := newLinuxRuntime(slog.New(slog.DiscardHandler), procs.NewSpawner(false),
 		mounts.Config{Base: t.TempDir(), Devices: &mounts.Devices{}})
 	p, err := bridge(t, rt).Exec(t.Context(),
 		vmm.ProcessSpec{Args: []string{"sleep", "1000"}, Env: []string{"PATH=/usr/bin:/bin"}})

@@ -25,19 +25,6 @@ import (
 // portPrefix begins the names of the virtio-serial ports that are bridges.
 const portPrefix = "org.stratavm.gcs."
 
-// guestMounts are those of the VM itself, in this order.
-var guestMounts = []procs.SystemMount{
-	{Target: "/proc", Type: "proc", Flags: procs.NoSUIDDevExec},
-	{Target: "/sys", Type: "sysfs", Flags: procs.NoSUIDDevExec},
-	{Target: "/dev", Type: "devtmpfs", Flags: unix.MS_NOSUID, Data: "mode=755"},
-	{Target: "/run", Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=755"},
-	{Target: "/tmp", Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=1777"},
-	{Target: "/dev/pts", Type: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC,
-		Data: "newinstance,ptmxmode=0666,mode=0620,gid=5", Optional: true},
-	{Target: "/dev/shm", Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=1777", Optional: true},
-	{Target: "/sys/fs/cgroup", Type: "cgroup2", Flags: procs.NoSUIDDevExec, Optional: true},
-}
-
 // Main runs the agent as PID 1 and returns only when the machine could not be stopped either.
 func Main(ctx context.Context) int {
 	if err := Run(ctx, Config{}); err != nil {
@@ -52,16 +39,17 @@ func Main(ctx context.Context) int {
 func Run(ctx context.Context, config Config) error {
 	started := time.Now()
 	unix.Umask(0o022)
-	procs.RaiseLimits()
+	raiseLimits()
 	if err := leaveRootfs(); err != nil {
 		return err
 	}
 	for _, m := range guestMounts {
-		if err := os.MkdirAll(m.Target, 0o755); err != nil && !m.Optional {
+		if err := os.MkdirAll(m.target, 0o755); err != nil && !m.optional {
 			return err
 		}
-		if err := unix.Mount(m.Type, m.Target, m.Type, m.Flags, m.Data); err != nil && !m.Optional && !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("mount %s: %w", m.Target, err)
+		if err := unix.Mount(m.kind, m.target, m.kind, m.flags, m.data); err != nil && !m.optional &&
+			!errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
 	mounted := time.Since(started)
@@ -81,15 +69,16 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		log.Error("kernel command line", "err", err)
 	}
-	self, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		self = "/init"
-	}
-	rt := newLinuxRuntime(log, self, procs.NewSpawner(true), mounts.Config{Base: "/run", Load: modules.load,
+	spawn := procs.NewSpawner(true)
+	rt := newLinuxRuntime(log, spawn, mounts.Config{Base: "/run", Load: modules.load,
 		Devices: &mounts.Devices{Sys: "/sys", Dev: "/dev", Events: events, PMEM: pmem}})
+	if err := rt.useCrun(spawn); err != nil {
+		log.Error("no container will run", "err", err)
+	}
 	if rt.powerOff = config.PowerOff; rt.powerOff == nil {
 		rt.powerOff = powerOffBy(words["strata.poweroff"])
 	}
+	rt.template.settle, rt.template.renew = modules.background, renew
 	go modules.readLazy("/lib/modules.strata.lazy")
 	go loopbackUp(log)
 	g := &guest{rt: rt, log: log, modules: modules, serving: map[string]bool{}, instead: config.Session}

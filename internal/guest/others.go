@@ -14,9 +14,6 @@ func Main(context.Context) int { return 1 }
 // Run is the agent of a Linux guest; elsewhere it answers errors.ErrUnsupported.
 func Run(context.Context, Config) error { return errors.ErrUnsupported }
 
-// Stage has nothing to do outside of Linux.
-func Stage([]string) (exit int, handled bool) { return 0, false }
-
 // NewContainers is about Linux; elsewhere it answers errors.ErrUnsupported.
 func NewContainers(*slog.Logger, string, string) (Containers, error) {
 	return nil, errors.ErrUnsupported

@@ -13,7 +13,7 @@ const (
 	procNotFound     = 0x7F
 )
 
-// Call calls a function of a library. One that is missing, or whose library is, gives what the loader says of
+// Call calls a function of a library. One that is missing, or whose library is, returns what the loader says of
 // functions. Pointers among args have to be converted in the call itself: the directive then keeps what they
 // point to where it is until the function has returned.
 //

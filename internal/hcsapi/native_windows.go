@@ -28,7 +28,7 @@ type native struct{ dll *windows.LazyDLL }
 //go:uintptrescapes
 func (n *native) call(name string, args ...uintptr) HRESULT { return Call(n.dll, name, args...) }
 
-// onSystem calls an export that takes a handle and a text and gives a result document.
+// onSystem calls an export that takes a handle and a text and returns a result document.
 func (n *native) onSystem(name string, h Handle, argument string) (string, HRESULT) {
 	p, hr := Text(argument)
 	if hr != OK {
@@ -39,7 +39,7 @@ func (n *native) onSystem(name string, h Handle, argument string) (string, HRESU
 	return Taken(result), hr
 }
 
-// query calls an export that takes an optional handle and a text and gives an answer and a result.
+// query calls an export that takes an optional handle and a text and returns an answer and a result.
 func (n *native) query(name string, h Handle, argument string) (answer, result string, hr HRESULT) {
 	p, hr := Text(argument)
 	if hr != OK {

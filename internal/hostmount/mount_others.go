@@ -25,9 +25,6 @@ func Mounts(string) ([]string, error) { return nil, unsupported("list mounts") }
 // CanDisks reports whether the kernel mounts disks for somebody here.
 func CanDisks() bool { return false }
 
-// CheckOverlay looks whether this process may mount overlays.
-func CheckOverlay() error { return unsupported("mount overlays") }
-
 // CanEROFS reports whether this process may mount EROFS.
 func CanEROFS() bool { return false }
 

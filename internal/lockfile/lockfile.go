@@ -12,23 +12,22 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // Neither flock nor LockFileEx can be given up once it waits, so waiting is asking again.
-const (
-	firstPause   = 2 * time.Millisecond
-	longestPause = 100 * time.Millisecond
-)
 
 // Wait creates the file at path where there is none and takes its lock, waiting for whoever has it until
 // ctx ends: then the error matches the cause of that. The lock is held until the file is closed.
 func Wait(ctx context.Context, path string, shared bool) (*os.File, error) {
-	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+	begin := time.Now()
+	for {
 		f, err := Try(path, shared, os.O_CREATE)
 		if f != nil || err != nil {
 			return f, err
 		}
-		t := time.NewTimer(pause)
+		t := time.NewTimer(pause(time.Since(begin)))
 		select {
 		case <-t.C:
 		case <-ctx.Done():
@@ -38,8 +37,20 @@ func Wait(ctx context.Context, path string, shared bool) (*os.File, error) {
 	}
 }
 
+// pause is how long one that has waited so long waits before it asks again: a short lock is taken soon after its
+// release, and who has waited for seconds asks more often than those who have just come and would starve it.
+func pause(waited time.Duration) time.Duration {
+	switch {
+	case waited < time.Second:
+		return max(min(waited, 16*time.Millisecond), 2*time.Millisecond)
+	case waited < 10*time.Second:
+		return 4 * time.Millisecond
+	}
+	return time.Millisecond
+}
+
 // Try opens the file at path, with flags besides os.O_RDWR, and takes its lock without waiting. It
-// gives nil when somebody else has the lock, or has just removed the file: a lock counts only while the
+// returns nil when somebody else has the lock, or has just removed the file: a lock counts only while the
 // file is the one that others find.
 func Try(path string, shared bool, flags int) (*os.File, error) {
 	f, err := open(path, os.O_RDWR|flags)
@@ -57,6 +68,23 @@ func Try(path string, shared bool, flags int) (*os.File, error) {
 		err = fmt.Errorf("lock %s: %w", path, err)
 	}
 	return nil, errors.Join(err, f.Close())
+}
+
+// Held reports whether somebody has the lock of the file at path alone. It writes nothing, not even where it may. A
+// file that is not there is held by nobody.
+func Held(path string) (bool, error) {
+	f, err := open(path, os.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	free, err := try(f, true)
+	if err != nil {
+		err = fmt.Errorf("lock %s: %w", path, err)
+	}
+	return !free, errors.Join(err, f.Close())
 }
 
 // inPlace reports whether f is the file that has its name.
@@ -82,6 +110,24 @@ func Drop(f *os.File) error {
 		err = nil
 	}
 	return errors.Join(err, f.Close())
+}
+
+// DropFolder removes a lock file that is held, as Drop does, and before it all else that is in its folder; the folder
+// goes last. What cannot be removed is an error: then the lock is released, and the file stays with what is left.
+func DropFolder(f *os.File) error {
+	dir, name := filepath.Split(f.Name())
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.Name() != name {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	err = Drop(f)
+	_ = os.Remove(dir) // when it is not empty, another process has just begun to use it
+	return err
 }
 
 // Sweep calls ended for what processes left in a folder that have ended, however they did: each entry whose lock file
@@ -123,12 +169,13 @@ func tryRegular(path string) (*os.File, error) {
 	return Try(path, false, 0)
 }
 
-// ReadFile reads a lock file, whoever holds it, and does not keep it from being removed meanwhile.
+// ReadFile reads a lock file of at most regfile.MaxState bytes, whoever holds it, and does not keep it from being
+// removed meanwhile.
 func ReadFile(path string) ([]byte, error) {
 	f, err := open(path, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(f)
+	b, err := io.ReadAll(io.LimitReader(f, regfile.MaxState))
 	return b, errors.Join(err, f.Close())
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 func TestTry(t *testing.T) {
@@ -30,6 +31,13 @@ func TestTry(t *testing.T) {
 	if f := take(false); f != nil {
 		t.Error("an exclusive lock beside shared ones")
 	}
+	held := func(want bool) {
+		t.Helper()
+		if got, err := Held(path); got != want || err != nil {
+			t.Errorf("held alone: %v, %v", got, err)
+		}
+	}
+	held(false)
 	if err := errors.Join(first.Close(), second.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -40,12 +48,14 @@ func TestTry(t *testing.T) {
 	if f := take(true); f != nil {
 		t.Error("a shared lock beside an exclusive one")
 	}
+	held(true)
 	if err := Drop(only); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("dropped, and still there: %v", err)
 	}
+	held(false)
 }
 
 func TestWait(t *testing.T) {
@@ -136,5 +146,42 @@ func TestSweep(t *testing.T) {
 	}
 	if err := Sweep(t.Context(), filepath.Join(dir, "nosuch"), locks, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a folder that is not there: %v", err)
+	}
+}
+
+// TestDropFolder: what stands beside the lock goes, and so do the lock and the folder.
+func TestDropFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "x")
+	if err := os.MkdirAll(filepath.Join(dir, "a", "b"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "lock")
+	lock, err := Wait(t.Context(), path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "a", "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := DropFolder(lock); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder: %v", err)
+	}
+}
+
+// TestNobodyStarves: of two that wait for seconds, who has waited longer never asks less often.
+func TestNobodyStarves(t *testing.T) {
+	last := time.Hour
+	for waited := 100 * time.Millisecond; waited < time.Minute; waited *= 2 {
+		p := pause(waited)
+		if p > last || p < time.Millisecond {
+			t.Errorf("after %v it asks again in %v, before in %v", waited, p, last)
+		}
+		last = p
+	}
+	if last != time.Millisecond {
+		t.Errorf("after a minute it asks again in %v", last)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 func try(f *os.File, shared bool) (bool, error) {
@@ -21,6 +23,6 @@ func try(f *os.File, shared bool) (bool, error) {
 	return err == nil, err
 }
 
-func open(path string, flags int) (*os.File, error) { return os.OpenFile(path, flags, 0o600) }
+func open(path string, flags int) (*os.File, error) { return regfile.OpenFile(path, flags, 0o600) }
 
 func remove(path string) error { return os.Remove(path) }

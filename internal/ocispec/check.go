@@ -196,12 +196,35 @@ func (c *checker) whole(s *specs.Spec) {
 			c.fail(fmt.Sprintf("mounts[%d]", i), err)
 		}
 	}
-	if r := linux.Resources; r != nil && r.Memory != nil {
-		if m := r.Memory; m.Swap != nil && *m.Swap > 0 && (m.Limit == nil || *m.Limit > *m.Swap) {
-			c.fail("linux.resources.memory.swap",
-				errors.New("it is the sum of memory and swap, and needs a limit that is not more"))
-		}
+	c.resources(linux.Resources)
+}
+
+// resources checks what limits have to do with each other.
+func (c *checker) resources(r *specs.LinuxResources) {
+	if r == nil {
+		return
 	}
+	if i, err := checkDeviceRules(r.Devices); err != nil {
+		c.fail(fmt.Sprintf("linux.resources.devices[%d]", i), err)
+	}
+	if r.Memory == nil {
+		return
+	}
+	if m := r.Memory; m.Swap != nil && *m.Swap > 0 && (m.Limit == nil || *m.Limit > *m.Swap) {
+		c.fail("linux.resources.memory.swap",
+			errors.New("it is the sum of memory and swap, and needs a limit that is not more"))
+	}
+}
+
+// CheckResources is Check for limits alone, such as those that a container which runs is to have.
+func CheckResources(r *specs.LinuxResources) error {
+	var c checker
+	const path = "linux.resources"
+	c.value(reflect.ValueOf(r), path, path, nil)
+	if c.resources(r); c.errs != nil {
+		return errors.Join(c.errs...)
+	}
+	return nil
 }
 
 // required finds elements of lists without what they are about.

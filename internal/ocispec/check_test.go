@@ -235,8 +235,14 @@ func TestCheckRefuses(t *testing.T) {
 		"linux.devices[0].type: it is missing": func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda"}}
 		},
-		`linux.rootfsPropagation: "shared": use one of`: func(s *specs.Spec) {
-			s.Linux.RootfsPropagation = "shared"
+		`linux.rootfsPropagation: "rslave": use one of`: func(s *specs.Spec) {
+			s.Linux.RootfsPropagation = "rslave"
+		},
+		`mounts[7].options: "rw" and "ro" exclude each other`: func(s *specs.Spec) {
+			mount(s, "/mnt", "tmpfs", "", "ro", "rw")
+		},
+		`mounts[7].options: "unbindable": not supported as an option`: func(s *specs.Spec) {
+			mount(s, "/mnt", "tmpfs", "", "unbindable")
 		},
 		`linux.maskedPaths: "proc/kcore": give an absolute path`: func(s *specs.Spec) {
 			s.Linux.MaskedPaths = []string{"proc/kcore"}

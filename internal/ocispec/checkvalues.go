@@ -190,16 +190,23 @@ func checkNamespace(v reflect.Value) error {
 // or the host does outside of the container.
 var runtimeAnnotations = []string{"run.oci.", "org.criu.", "org.systemd.property.", "module.wasm.", "io.microsoft."}
 
-// PassedOn reports whether an annotation has no meaning for runtimes.
+// PassedOn reports whether an annotation has no meaning for runtimes and for Strata.
 func PassedOn(key string) bool {
 	meant := func(prefix string) bool { return strings.HasPrefix(key, prefix) }
-	return key != "" && !slices.ContainsFunc(runtimeAnnotations, meant)
+	return key != "" && key != EtcAnnotation && key != InitAnnotation && !slices.ContainsFunc(runtimeAnnotations, meant)
 }
 
 func checkAnnotations(v reflect.Value) error {
-	for k := range v.Seq2() {
-		if !PassedOn(k.String()) {
-			return fmt.Errorf("%q: %w: it would change what the runtime does", k.String(), ErrRefused)
+	annotations, _ := v.Interface().(map[string]string)
+	if _, err := EtcOf(annotations); err != nil {
+		return err
+	}
+	if v, ok := annotations[InitAnnotation]; ok && v != "true" && v != "false" {
+		return fmt.Errorf("%q: %.20q: give true or false", InitAnnotation, v)
+	}
+	for k := range annotations {
+		if k != EtcAnnotation && k != InitAnnotation && !PassedOn(k) {
+			return fmt.Errorf("%q: %w: it would change what the runtime does", k, ErrRefused)
 		}
 	}
 	return nil

@@ -10,9 +10,6 @@ const Version = "1.0.2"
 // DefaultPath is the PATH of a program that is given none.
 const DefaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// ShmSize is the size of /dev/shm in bytes where nothing else is said.
-const ShmSize = 64 << 20
-
 // defaultCapabilities are those of root in a container.
 var defaultCapabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",

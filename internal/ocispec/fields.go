@@ -18,9 +18,6 @@ type Field struct {
 	harmless func(v reflect.Value) bool  // values of a refused field that change nothing
 }
 
-// Fields returns the table: a row for each field of the specification, in its order.
-func Fields() []Field { return append([]Field(nil), fields...) }
-
 // Why fields are refused.
 const (
 	otherSystem = "the container is one of Linux"
@@ -31,12 +28,15 @@ const (
 	ownGroup    = "Strata gives each container a control group of its own"
 )
 
+// ownTerminal is what counts before the size that a document says.
+const ownTerminal = "but the size of the user's own terminal counts where there is one"
+
 var fields = []Field{
 	{Path: "ociVersion", check: checkVersion, Note: "1.*; the runtime is given 1.0.2"},
 
 	{Path: "process.terminal"},
-	{Path: "process.consoleSize.height", check: between(0, 0xffff)},
-	{Path: "process.consoleSize.width", check: between(0, 0xffff)},
+	{Path: "process.consoleSize.height", check: between(0, 0xffff), Note: ownTerminal},
+	{Path: "process.consoleSize.width", check: between(0, 0xffff), Note: ownTerminal},
 	{Path: "process.user.uid"},
 	{Path: "process.user.gid"},
 	{Path: "process.user.umask", check: between(0, 0o777)},
@@ -67,20 +67,23 @@ var fields = []Field{
 	{Path: "mounts[].destination", check: checkDestination, Note: "absolute, each once, not / and nothing below /proc"},
 	{Path: "mounts[].type", Note: "bind, tmpfs, and proc, sysfs, devpts, mqueue, cgroup where they belong"},
 	{Path: "mounts[].source", Note: "of a bind: an absolute path of the host"},
-	{Path: "mounts[].options", check: checkMountOptions, Note: "the usual flags; size, mode, uid, gid of a tmpfs"},
+	{Path: "mounts[].options", check: checkMountOptions,
+		Note: "the usual flags, none with its opposite; size, mode, uid, gid of a tmpfs"},
 	{Path: "mounts[].uidMappings", Refused: mapped},
 	{Path: "mounts[].gidMappings", Refused: mapped},
 	{Path: "hooks", Refused: "Strata runs no programs of a document outside of the container"},
-	{Path: "annotations", check: checkAnnotations, Note: "passed on; not those that change what the runtime does"},
+	{Path: "annotations", check: checkAnnotations,
+		Note: "those of Strata; others are kept, but not given to the runtime; not those that would change what it does"},
 
 	{Path: "linux.uidMappings", Refused: mapped},
 	{Path: "linux.gidMappings", Refused: mapped},
 	{Path: "linux.sysctl", check: checkSysctls, Note: "those that belong to the network and IPC of the container"},
-	{Path: "linux.resources.devices[].allow"},
-	{Path: "linux.resources.devices[].type", check: oneOf("a", "b", "c")},
+	{Path: "linux.resources.devices[].allow", Note: "a denial is of all, or of what no rule before it allows; " +
+		"what every container has, such as /dev/null, stays allowed"},
+	{Path: "linux.resources.devices[].type", check: oneOf("a", "b", "c"), Note: "a, or none, with all numbers only"},
 	{Path: "linux.resources.devices[].major", check: between(-1, 1<<12-1)},
 	{Path: "linux.resources.devices[].minor", check: between(-1, 1<<20-1)},
-	{Path: "linux.resources.devices[].access", check: checkAccess, Note: "of r, w and m"},
+	{Path: "linux.resources.devices[].access", check: checkAccess, Note: "of r, w and m; m is never denied"},
 	{Path: "linux.resources.memory.limit", check: checkMemory, Note: "6 MiB at least, or -1"},
 	{Path: "linux.resources.memory.reservation", check: checkMemory},
 	{Path: "linux.resources.memory.swap", check: checkMemory, Note: "with the memory; not less than the limit"},
@@ -115,7 +118,7 @@ var fields = []Field{
 	{Path: "linux.cgroupsPath", Refused: ownGroup},
 	{Path: "linux.namespaces[].type", check: checkNamespace,
 		Note: "mount, pid, ipc and uts are needed; network and cgroup may be left out"},
-	{Path: "linux.namespaces[].path", Refused: "Strata joins no namespace that somebody else made"},
+	{Path: "linux.namespaces[].path", Refused: "Strata joins no existing namespace"},
 	{Path: "linux.devices[].path", check: checkDevicePath, Note: "below /dev"},
 	{Path: "linux.devices[].type", check: oneOf("b", "c", "u", "p")},
 	{Path: "linux.devices[].major", check: between(0, 1<<12-1)},
@@ -127,7 +130,8 @@ var fields = []Field{
 	{Path: "linux.seccomp.listenerPath", Refused: "nobody would hear what a filter reports"},
 	{Path: "linux.seccomp.listenerMetadata", Refused: "nobody would hear what a filter reports"},
 	{Path: "linux.seccomp", check: checkSeccompValue, Note: "without the action SCMP_ACT_NOTIFY"},
-	{Path: "linux.rootfsPropagation", check: oneOf("private", "rprivate", "slave", "rslave")},
+	{Path: "linux.rootfsPropagation", check: oneOf("private", "rprivate"),
+		Note: "private: what is mounted in the machine later is not seen"},
 	{Path: "linux.maskedPaths", check: checkPaths},
 	{Path: "linux.readonlyPaths", check: checkPaths},
 	{Path: "linux.mountLabel", Refused: noProfile},

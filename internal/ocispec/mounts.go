@@ -14,13 +14,19 @@ import (
 var systemMounts = map[string]string{"proc": "/proc", "sysfs": "/sys", "devpts": "/dev/pts", "mqueue": "/dev/mqueue",
 	"cgroup": "/sys/fs/cgroup", "cgroup2": "/sys/fs/cgroup"}
 
-// mountFlags are the options of mounts that are no settings of a file system. "shared" is not one of them: what is
-// mounted in the container would be on the host.
+// mountFlags are the options of mounts that are no settings of a file system. "shared" is not one of them, for what
+// is mounted in the container would be on the host; nor are "slave" and "unbindable", which get lost where the runtime
+// makes all mounts private.
 var mountFlags = []string{"bind", "rbind", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync",
 	"async", "dirsync", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime",
 	"nostrictatime",
-	"private", "rprivate", "slave", "rslave", "unbindable", "runbindable", "newinstance", "tmpcopyup", "defaults",
+	"private", "rprivate", "newinstance", "tmpcopyup", "defaults",
 	"rro", "rnosuid", "rnodev", "rnoexec"}
+
+// excluding are pairs of flags of which crun takes the second, whatever comes last.
+var excluding = [][2]string{{"rw", "ro"}, {"suid", "nosuid"}, {"dev", "nodev"}, {"exec", "noexec"}, {"async", "sync"},
+	{"atime", "noatime"}, {"diratime", "nodiratime"}, {"norelatime", "relatime"}, {"nostrictatime", "strictatime"},
+	{"noatime", "relatime"}, {"noatime", "strictatime"}, {"relatime", "strictatime"}}
 
 // mountSettings are the options of the form KEY=VALUE.
 var mountSettings = []string{"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "ptmxmode"}
@@ -49,6 +55,19 @@ func checkMountOptions(v reflect.Value) error {
 		}
 		if setting || !slices.Contains(mountFlags, o) {
 			return fmt.Errorf("%q: %w as an option", o, ErrRefused)
+		}
+	}
+	has := func(o string) bool {
+		for i := range v.Len() {
+			if v.Index(i).String() == o {
+				return true
+			}
+		}
+		return false
+	}
+	for _, pair := range excluding {
+		if has(pair[0]) && has(pair[1]) {
+			return fmt.Errorf("%q and %q exclude each other", pair[0], pair[1])
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 )
 
@@ -14,6 +15,9 @@ var (
 	ErrNotRegular = errors.New("it is no regular file")
 	ErrTooLarge   = errors.New("the file is too large")
 )
+
+// MaxState bounds a file that this program has written itself, in bytes.
+const MaxState = 16 << 20
 
 // Open opens a regular file for reading and returns its size in bytes.
 func Open(path string) (*os.File, int64, error) {
@@ -27,6 +31,22 @@ func OpenIn(root *os.Root, name string) (*os.File, int64, error) {
 	return check(name,
 		func() (os.FileInfo, error) { return root.Stat(name) },
 		func() (*os.File, error) { return root.OpenFile(name, os.O_RDONLY|nonblock, 0) })
+}
+
+// OpenFile is os.OpenFile for regular files: one that there is, or with os.O_CREATE a new one.
+func OpenFile(path string, flags int, mode os.FileMode) (*os.File, error) {
+	open := func() (*os.File, error) { return os.OpenFile(path, flags|nonblock, mode) }
+	f, _, err := check(path, func() (os.FileInfo, error) { return os.Stat(path) }, open)
+	if flags&os.O_CREATE == 0 || !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	if f, err = open(); err != nil {
+		return nil, err
+	}
+	if _, err = regular(f, path); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 func check(path string, stat func() (os.FileInfo, error), open func() (*os.File, error)) (*os.File, int64, error) {
@@ -43,13 +63,23 @@ func check(path string, stat func() (os.FileInfo, error), open func() (*os.File,
 		return nil, 0, err
 	}
 	// The file may have been replaced in between.
-	if st, err = f.Stat(); err == nil && !st.Mode().IsRegular() {
+	size, err := regular(f, path)
+	if err != nil {
+		return nil, 0, err
+	}
+	return f, size, nil
+}
+
+// regular returns the size of an open file, which it closes where that is no regular one.
+func regular(f *os.File, path string) (size int64, err error) {
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
 		err = notRegular(path, st.Mode())
 	}
 	if err != nil {
-		return nil, 0, errors.Join(err, f.Close())
+		return 0, errors.Join(err, f.Close())
 	}
-	return f, st.Size(), nil
+	return st.Size(), nil
 }
 
 func notRegular(path string, m os.FileMode) error {
@@ -66,6 +96,9 @@ func notRegular(path string, m os.FileMode) error {
 	}
 	return fmt.Errorf("%s: %w but %s", path, ErrNotRegular, kind)
 }
+
+// ReadState is Read for files that this program has written itself.
+func ReadState(path string) ([]byte, error) { return Read(path, MaxState) }
 
 // Read returns the content of a regular file of at most limit bytes.
 func Read(path string, limit int64) ([]byte, error) {

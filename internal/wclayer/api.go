@@ -23,7 +23,7 @@ type API interface {
 	DeactivateLayer(id string) HRESULT
 	PrepareLayer(id string, parents []Descriptor) HRESULT
 	UnprepareLayer(id string) HRESULT
-	// GetLayerMountPath with a nil buffer gives the length needed, in UTF-16 units with the NUL; 0
+	// GetLayerMountPath with a nil buffer returns the length needed, in UTF-16 units with the NUL; 0
 	// means there is no path. With a buffer it fills that.
 	GetLayerMountPath(id string, buffer []uint16) (length uint64, hr HRESULT)
 	LayerExists(id string) (bool, HRESULT)

@@ -69,7 +69,7 @@ func (m CIMMount) Check() error {
 	return err
 }
 
-// images checks a mount and gives the images in the order that the platform wants: the merged one,
+// images checks a mount and returns the images in the order that the platform wants: the merged one,
 // then its sources.
 func (m CIMMount) images() ([]CIM, error) {
 	if _, ok := cimKindFlags[m.Kind]; !ok {

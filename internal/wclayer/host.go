@@ -60,7 +60,7 @@ type Host interface {
 	// FormatVHD formats a disk file as a writable layer.
 	FormatVHD(ctx context.Context, file string) error
 	// VHDMountPath attaches a disk file for the life of the process, or until it is detached, and
-	// gives the volume path of what is on it.
+	// returns the volume path of what is on it.
 	VHDMountPath(ctx context.Context, file string) (string, error)
 	// DetachVHD takes a disk file away that VHDMountPath attached.
 	DetachVHD(ctx context.Context, file string) error

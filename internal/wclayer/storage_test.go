@@ -48,12 +48,13 @@ func TestDestroyIsRefusedWhileInUse(t *testing.T) {
 	}
 }
 
-// TestNotesOfAnEarlierBoot: a crash of the host leaves notes of what was mounted then; they hold nothing. What cannot be
-// told from this boot's counts.
+// TestNotesOfAnEarlierBoot: a crash of the host leaves notes of what was mounted then; they hold nothing. What cannot
+// be told from this boot's counts.
 func TestNotesOfAnEarlierBoot(t *testing.T) {
 	const now = "2"
 	note := func(boot string) string {
-		return `{"user": "` + strings.ReplaceAll(scratch, `\`, `\\`) + `", "folders": ["C:\\layers\\base"], "pid": 7` + boot + `}`
+		return `{"user": "` + strings.ReplaceAll(scratch, `\`, `\\`) + `", "folders": ["C:\\layers\\base"], "pid": 7` + boot +
+			`}`
 	}
 	for name, tt := range map[string]struct {
 		note string
@@ -90,7 +91,8 @@ func TestNotesOfAnEarlierBoot(t *testing.T) {
 func TestMountAfterABoot(t *testing.T) {
 	r, dir := newRig(t), t.TempDir()
 	boot := func(id string) {
-		r.System = wclayer.New(wclayer.Options{API: r.platform, UsesDir: dir, BootID: func() (string, error) { return id, nil }})
+		r.System = wclayer.New(wclayer.Options{API: r.platform, UsesDir: dir,
+			BootID: func() (string, error) { return id, nil }})
 	}
 	boot("1")
 	must(t, r.Activate(t.Context(), scratch))
@@ -150,7 +152,8 @@ func TestDestroyNeedsToKnowWhatIsMounted(t *testing.T) {
 }
 
 func TestExpandScratchGrowsTheFileSystemAfterTheDisk(t *testing.T) {
-	expand := []string{"ExpandSandboxSize", "OpenVirtualDisk", "AttachVirtualDisk", "HcsGetLayerVhdMountPath", "(volume size)"}
+	expand := []string{"ExpandSandboxSize", "OpenVirtualDisk", "AttachVirtualDisk", "HcsGetLayerVhdMountPath",
+		"(volume size)"}
 	detach := []string{"DetachVirtualDisk", "(close disk)"}
 	for _, tt := range []struct {
 		name  string
@@ -180,7 +183,8 @@ func TestExpandScratchGrowsTheFileSystemAfterTheDisk(t *testing.T) {
 
 // Whichever call fails, the disk is detached and closed.
 func TestExpandScratchLeavesNoDiskBehind(t *testing.T) {
-	for _, fn := range []string{"OpenVirtualDisk", "AttachVirtualDisk", "HcsGetLayerVhdMountPath", "(volume size)", "(extend volume)"} {
+	for _, fn := range []string{"OpenVirtualDisk", "AttachVirtualDisk", "HcsGetLayerVhdMountPath", "(volume size)",
+		"(extend volume)"} {
 		r := newRig(t)
 		must(t, r.CreateScratch(t.Context(), scratch, []string{base}))
 		r.svc.Step("expand", hcstest.Injection{Function: fn, Call: 1, HResult: "0x80070020"})
@@ -224,7 +228,8 @@ func TestOverlayDocuments(t *testing.T) {
 	must(t, err)
 	root := `\\?\Volume{` + hcstest.GUID("root") + `}\`
 	r.svc.Step("overlay")
-	must(t, r.AttachOverlay(t.Context(), root, []wclayer.OverlayLayer{{ID: volume, Path: wclayer.VolumePath(volume) + "Files"}}))
+	must(t, r.AttachOverlay(t.Context(), root, []wclayer.OverlayLayer{{ID: volume, Path: wclayer.VolumePath(volume) +
+		"Files"}}))
 	must(t, r.DetachOverlay(t.Context(), root))
 	var got []any
 	for _, c := range r.svc.Trace() {
@@ -276,9 +281,12 @@ func TestCIMMounts(t *testing.T) {
 		{"forked", wclayer.CIMMount{Image: one}, "CimMountImage", 0, `C:\cims\top`},
 		{"forked, DAX", wclayer.CIMMount{Image: one, DAX: true}, "CimMountImage", 0x2, `C:\cims\top`},
 		{"device", wclayer.CIMMount{Kind: wclayer.BlockDevice, Image: two}, "CimMountImage", 0x10, `C:\cims\base.bcim`},
-		{"merged files", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: merged, Sources: []wclayer.CIM{one, two}}, "CimMergeMountImage", 0x20, `C:\cims\merged.bcim`},
-		{"verified", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: two, Digest: digest}, "CimMountVerifiedImage", 0x20, `C:\cims\base.bcim`},
-		{"merged and verified", wclayer.CIMMount{Kind: wclayer.BlockDevice, Image: merged, Sources: []wclayer.CIM{one, two}, Digest: digest}, "CimMergeMountVerifiedImage", 0x10, `C:\cims\merged.bcim`},
+		{"merged files", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: merged, Sources: []wclayer.CIM{one, two}},
+			"CimMergeMountImage", 0x20, `C:\cims\merged.bcim`},
+		{"verified", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: two, Digest: digest}, "CimMountVerifiedImage", 0x20,
+			`C:\cims\base.bcim`},
+		{"merged and verified", wclayer.CIMMount{Kind: wclayer.BlockDevice, Image: merged, Sources: []wclayer.CIM{one, two},
+			Digest: digest}, "CimMergeMountVerifiedImage", 0x10, `C:\cims\merged.bcim`},
 		{"merged from one", wclayer.CIMMount{Kind: wclayer.BlockFile, Image: merged, Sources: []wclayer.CIM{one}}, "", 0, ""},
 		{"merged forked", wclayer.CIMMount{Image: merged, Sources: []wclayer.CIM{one, two}}, "", 0, ""},
 		{"verified forked", wclayer.CIMMount{Image: one, Digest: digest}, "", 0, ""},
@@ -305,7 +313,8 @@ func TestCIMMounts(t *testing.T) {
 			}
 			images, _ := trace[0].Args["images"].([]any)
 			first, _ := images[0].(map[string]any)
-			if trace[0].Fn != tt.fn || trace[0].Args["flags"] != tt.flags || first["dir"] != tt.first || len(images) != 1+len(tt.m.Sources) {
+			if trace[0].Fn != tt.fn || trace[0].Args["flags"] != tt.flags || first["dir"] != tt.first ||
+				len(images) != 1+len(tt.m.Sources) {
 				t.Errorf("called %s%v", trace[0].Fn, trace[0].Args)
 			}
 			must(t, r.DismountCIM(t.Context(), volume))

@@ -14,6 +14,7 @@ import (
 	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/hostpath"
 	"github.com/stratavm/strata/internal/lockfile"
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // uses is a directory with one file for each thing that is mounted: who (a scratch or a volume) uses
@@ -140,7 +141,7 @@ func (u uses) unless(folder string, do func() error) error {
 // read reads a note, and reports whether there is one of this boot. One of another boot is removed. A note without a
 // boot counts: nothing says that it is old.
 func (u uses) read(file, boot string) (v use, there bool, err error) {
-	b, err := os.ReadFile(file)
+	b, err := regfile.ReadState(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return v, false, nil
 	}
@@ -163,7 +164,8 @@ func (u uses) read(file, boot string) (v use, there bool, err error) {
 func (v use) check(folder string) error {
 	want := hostpath.Identity(folder)
 	for _, f := range v.Folders {
-		if have := hostpath.Identity(f); have == want || strings.HasPrefix(have, want+"/") || strings.HasPrefix(want, have+"/") {
+		if have := hostpath.Identity(f); have == want || strings.HasPrefix(have, want+"/") ||
+			strings.HasPrefix(want, have+"/") {
 			return fmt.Errorf("%w: %s by %s, mounted by process %d: unmount it first", ErrInUse, folder, v.User, v.PID)
 		}
 	}

@@ -24,21 +24,24 @@ var levels = []struct {
 	packages []string
 }{
 	{"plain formats, documents and helpers", []string{
-		"internal/hostpath", "internal/lockfile", "internal/atomicfile", "internal/plaintext", "internal/regfile",
-		"internal/userns", "internal/bootid", "internal/ocispec", "hcsschema",
+		"internal/hostpath", "internal/regfile", "internal/lockfile", "internal/atomicfile", "internal/plaintext",
+		"internal/userns", "internal/bootid", "internal/treecopy", "internal/volume", "internal/ocispec", "hcsschema",
 		"internal/format/cpio", "internal/format/gpt", "internal/format/vhd", "internal/format/verity",
-		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir",
+		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir", "internal/nsthread",
 	}},
 	{"the driver interface", []string{"vmm"}},
-	{"what drivers share", []string{"internal/hcsapi", "internal/gcs", "internal/applyengine"}},
+	{"what drivers share", []string{"internal/hcsapi", "internal/gcs", "internal/applyengine", "internal/slirp",
+		"internal/tapnet"}},
 	{"what a guest boots, and its agent", []string{
 		"internal/bootimage", "internal/hostmount", "internal/guest/gcsserver", "internal/guest/mounts",
+		"internal/guest/network",
 		"internal/crun", "internal/guest/procs", "internal/guest", "internal/guest/guestmain", "cmd/strata-init",
 	}},
 	{"layers of a Windows host", []string{"internal/wclayer"}},
 	{"drivers", []string{"vmm/qemu", "vmm/hcs", "vmm/local", "vmm/argon"}},
 	{"the ledger of a VM, the store of layers", []string{"uvm", "store"}},
 	{"mount layers, read images", []string{"layers", "image"}},
+	{"what stands behind a container that runs", []string{"internal/supervise"}},
 	{"start and open VMs, run containers", []string{""}},
 	{"the command line", []string{"cmd/strata"}},
 }
@@ -50,7 +53,8 @@ var forbidden = []struct {
 }{
 	{[]string{""}, []string{"github.com/containerd/containerd", "github.com/docker/docker", "k8s.io"},
 		"strata is a library below container engines; one of them would drag in the others' releases"},
-	{[]string{""}, []string{"github.com/sirupsen/logrus", "github.com/docker/cli", "github.com/docker/docker-credential-helpers"},
+	{[]string{""}, []string{"github.com/sirupsen/logrus", "github.com/docker/cli",
+		"github.com/docker/docker-credential-helpers"},
 		"a program that mounts layers brings its own logging, and image reads the files of docker login itself"},
 	{[]string{"vmm", "uvm", "layers", "hcsschema", "layerdir", "image", "store", "internal"},
 		[]string{"github.com/urfave/cli", "github.com/spf13", "golang.org/x/term"},
@@ -108,7 +112,8 @@ func place(rel string) (n int, helper, known bool) {
 			}
 		}
 	}
-	helper = strings.HasPrefix(rel, "test/") || slices.ContainsFunc(strings.Split(rel, "/"), func(part string) bool { return strings.HasSuffix(part, "test") })
+	helper = strings.HasPrefix(rel, "test/") || slices.ContainsFunc(strings.Split(rel, "/"),
+		func(part string) bool { return strings.HasSuffix(part, "test") })
 	return 0, helper, helper
 }
 

@@ -44,7 +44,8 @@ func imageOf(t testing.TB, folders []string, entries ...tar.Header) layers.Layer
 		add(tar.Header{Name: d + "/", Typeflag: tar.TypeDir}, nil)
 	}
 	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg}, busybox)
-	for _, program := range []string{"sh", "cat", "dd", "ls", "mknod", "kill", "mkdir", "grep", "mount", "umount", "sleep", "true"} {
+	for _, program := range []string{"sh", "cat", "dd", "ls", "mknod", "kill", "mkdir", "grep", "mount", "umount", "sleep",
+		"true"} {
 		add(tar.Header{Name: "bin/" + program, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	for _, h := range entries {
@@ -100,14 +101,17 @@ func guestFile(t testing.TB, vm *uvm.UtilityVM, m *layers.Mounted, path string) 
 func TestRealContainersAreApart(t *testing.T) {
 	leaktest.Check(t)
 	vm, _ := startVM(t)
-	victim := mount(t, layers.Request{VM: vm, ID: "victim", Layers: []layers.Layer{imageOf(t, usual)}, Scratch: scratch(t)})
+	victim := mount(t, layers.Request{VM: vm, ID: "victim", Layers: []layers.Layer{imageOf(t, usual)},
+		Scratch: scratch(t)})
 	nodes, numbers := blockNodes()
 	attacker := mount(t, layers.Request{VM: vm, ID: "attacker", Scratch: scratch(t),
 		Layers: []layers.Layer{imageOf(t, append(usual, "nodes"), nodes...)}})
 	sh(t, victim, "echo top-secret >/secret")
 	started, pipe := io.Pipe()
-	p, err := victim.Exec(t.Context(), vmm.ProcessSpec{Env: []string{"PATH=/bin"}, Stdout: pipe,
-		Args: []string{"/bin/sh", "-c", "echo ready; while true; do sleep 1; done", "top-secret"}})
+	never, held := io.Pipe() // the shell waits for a line, with no program of its own that would outlive it
+	defer held.Close()
+	p, err := victim.Exec(t.Context(), vmm.ProcessSpec{Env: []string{"PATH=/bin"}, Stdin: never, Stdout: pipe,
+		Args: []string{"/bin/sh", "-c", "echo ready; read line", "top-secret"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +146,8 @@ func TestRealContainersAreApart(t *testing.T) {
 		}
 	}
 	// It takes its own shell with it.
-	if _, err := attacker.Run(t.Context(), vmm.ProcessSpec{Env: []string{"PATH=/bin"}, Args: []string{"/bin/kill", "-9", "-1"}}); err != nil {
+	if _, err := attacker.Run(t.Context(), vmm.ProcessSpec{Env: []string{"PATH=/bin"}, Args: []string{"/bin/kill", "-9",
+		"-1"}}); err != nil {
 		t.Error(err)
 	}
 	ended := make(chan struct{})

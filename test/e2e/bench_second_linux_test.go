@@ -110,7 +110,7 @@ func smallImage(b *testing.B, n int) image.Source {
 	return src
 }
 
-// imported brings an image into the store and gives its layers, top first.
+// imported brings an image into the store and returns its layers, top first.
 func imported(b *testing.B, st *store.Store, src image.Source) (top []layers.Layer) {
 	b.Helper()
 	img, err := image.Open(b.Context(), src, image.Options{})

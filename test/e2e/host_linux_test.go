@@ -21,15 +21,11 @@ import (
 // another handle, and taken away without a trace.
 func TestHost(t *testing.T) {
 	treetest.NeedRoot(t, "to mount")
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, n := range []int{1, 3, 40} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			leaktest.Check(t)
 			dir := filepath.Join(t.TempDir(), "host")
-			o := strata.OpenOptions{InitPath: self}
+			o := strata.OpenOptions{}
 			vm, err := strata.OpenHost(t.Context(), dir, o)
 			if err != nil {
 				t.Fatal(err)

@@ -2,12 +2,15 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
 
 	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 )
 
@@ -38,5 +41,32 @@ func TestStartBesideRecover(t *testing.T) {
 	}
 	if err := strata.KillVM(context.Background(), dir); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestTooLittleMemory: with a MiB less than its guest takes to boot no VM is started, and no directory is made.
+func TestTooLittleMemory(t *testing.T) {
+	init := bootimagetest.Strata(t)
+	img := bootimagetest.ImageOf(t, init)
+	least, err := bootimage.MinMemoryMiB(img.Kernel, img.Initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "vm")
+	for what, o := range map[string]strata.VMOptions{
+		"of an image that is made":  {Boot: strata.BootOptions{InitPath: init}},
+		"of an image that is given": {Image: img},
+	} {
+		o.Dir, o.MemoryMiB = dir, least-1
+		vm, err := strata.StartVM(t.Context(), o)
+		if !errors.Is(err, strata.ErrMemory) {
+			t.Errorf("a VM %s with %d of %d MiB: %v", what, least-1, least, err)
+		}
+		if vm != nil {
+			t.Error(errors.Join(vm.Close(), strata.KillVM(context.Background(), dir)))
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("its directory is there: %v", err)
+		}
 	}
 }

@@ -1,16 +1,13 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -62,27 +59,10 @@ func startVM(t testing.TB) (vm *uvm.UtilityVM, dir string) {
 	return vm, dir
 }
 
-// makeLayer writes a layer folder. Content "" of a name that ends in "/" is a folder.
+// makeLayer writes a layer folder of files, as treetest.Programs takes them.
 func makeLayer(t testing.TB, dir string, files map[string]string, as layerdir.Options) string {
 	t.Helper()
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		h := &tar.Header{Name: name, Mode: 0o755, Size: int64(len(files[name])), Typeflag: tar.TypeReg}
-		if strings.HasSuffix(name, "/") {
-			h.Typeflag = tar.TypeDir
-		}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write([]byte(files[name])); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	as.Tar, as.Dir = &buf, dir
+	as.Tar, as.Dir = bytes.NewReader(treetest.Programs(t, files)), dir
 	if _, err := layerdir.Convert(t.Context(), as); err != nil {
 		t.Fatal(err)
 	}

@@ -114,6 +114,12 @@ var Config = map[string]any{
 // Image adds an image and describes its manifest. Without a platform it is for linux/amd64.
 func (s Blobs) Image(t testing.TB, p *Platform, layers ...Layer) Descriptor {
 	t.Helper()
+	return s.ImageWith(t, p, nil, layers...)
+}
+
+// ImageWith adds an image whose configuration has other fields: change may set and delete any of them.
+func (s Blobs) ImageWith(t testing.TB, p *Platform, change func(config map[string]any), layers ...Layer) Descriptor {
+	t.Helper()
 	if p == nil {
 		p = &Platform{OS: "linux", Architecture: "amd64"}
 	}
@@ -132,10 +138,14 @@ func (s Blobs) Image(t testing.TB, p *Platform, layers ...Layer) Descriptor {
 		diffIDs = append(diffIDs, l.DiffID)
 		list = append(list, s.Add(l.MediaType, Compress(t, l.Compression, l.Tar)))
 	}
-	config := s.AddJSON(t, OCIConfig, map[string]any{
+	document := map[string]any{
 		"os": p.OS, "architecture": p.Architecture, "variant": p.Variant, "os.version": p.OSVersion, "config": Config,
 		"created": "2024-05-06T07:08:09Z", "rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs},
-	})
+	}
+	if change != nil {
+		change(document)
+	}
+	config := s.AddJSON(t, OCIConfig, document)
 	return s.AddJSON(t, OCIManifest, map[string]any{"schemaVersion": 2, "mediaType": OCIManifest, "config": config,
 		"layers": list})
 }
@@ -152,8 +162,8 @@ func Tagged(d Descriptor, tag string) Descriptor {
 	return d
 }
 
-// files returns the files of a layout.
-func (s Blobs) files(t testing.TB, list []Descriptor) map[string][]byte {
+// Files returns the files of a layout by their names.
+func (s Blobs) Files(t testing.TB, list ...Descriptor) map[string][]byte {
 	t.Helper()
 	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": list})
 	if err != nil {
@@ -170,7 +180,7 @@ func (s Blobs) files(t testing.TB, list []Descriptor) map[string][]byte {
 func (s Blobs) Layout(t testing.TB, list ...Descriptor) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "image")
-	for name, b := range s.files(t, list) {
+	for name, b := range s.Files(t, list...) {
 		path := filepath.Join(dir, filepath.FromSlash(name))
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
@@ -185,7 +195,7 @@ func (s Blobs) Layout(t testing.TB, list ...Descriptor) string {
 // LayoutTar returns an OCI layout as a tar.
 func (s Blobs) LayoutTar(t testing.TB, list ...Descriptor) []byte {
 	t.Helper()
-	return FileTar(t, s.files(t, list))
+	return FileTar(t, s.Files(t, list...))
 }
 
 // FileTar creates a tar of regular files, in the order of their names.
@@ -208,7 +218,7 @@ func FileTar(t testing.TB, files map[string][]byte) []byte {
 	return out.Bytes()
 }
 
-// Write writes a file to a new directory and gives its path.
+// Write writes a file to a new directory and returns its path.
 func Write(t testing.TB, name string, b []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)

@@ -57,7 +57,7 @@ func loops(dirs []string) (map[string]int, error) {
 	for _, p := range paths {
 		b, err := os.ReadFile(p)
 		if err != nil {
-			continue // let go of just now
+			continue // released just now
 		}
 		if file := strings.TrimSpace(string(b)); below(file, dirs) {
 			out["/dev/"+strings.Split(p, "/")[3]+" "+file]++
@@ -163,4 +163,15 @@ func holds(pid int, dirs []string) bool {
 		target, err := os.Readlink(filepath.Join(fds, e.Name()))
 		return err == nil && below(strings.TrimSuffix(target, " (deleted)"), dirs)
 	})
+}
+
+// Ended reports whether a process has ended with all its threads: until then its files, and their locks, are there.
+// Where nobody collects it a zombie stays.
+func Ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err != nil || bytes.Contains(stat, []byte(") Z ")) && len(threads) == 1
 }

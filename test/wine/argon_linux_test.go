@@ -15,9 +15,6 @@ import (
 // newArgon is strata.exe with what process-isolated containers of this Windows host itself are made of.
 func newArgon(t *testing.T) *program {
 	p := newProgram(t, standin.ServerOptions{})
-	if err := p.prefix.Stay(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	p.files(map[string]string{"app/Files/a": "", "base/Files/b": "", "scratch/sandbox.vhdx": "s", "file": "f",
 		"bare/readme": "", "folder/sandbox.vhdx/a": "", "base/UtilityVM/c": "", "images/app.cim": "c", "merged.bcim": "m"})
 	return p

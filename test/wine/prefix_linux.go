@@ -90,7 +90,6 @@ func Open(ctx context.Context, cache string) (*Prefix, error) {
 			return nil, err
 		}
 	}
-	// The libraries are compiled anew: that is fast, and they may have changed.
 	if err := standin.BuildDLLs(ctx, filepath.Join(p.DriveC(), "windows", "system32")); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -149,7 +148,8 @@ func (p *Prefix) Command(ctx context.Context, program string, args ...string) *e
 	cmd.Env = append(os.Environ(),
 		"WINEPREFIX="+p.dir, "WINEARCH=win64", "WINEDEBUG=-all", "DISPLAY=",
 		// Neither the installers of .NET and the browser, nor Wine's own virtdisk, which does nothing.
-		"WINEDLLOVERRIDES=mscoree,mshtml,winemenubuilder.exe=;virtdisk,vmcompute,computestorage,computecore,cimfs,bcryptprimitives=n")
+		"WINEDLLOVERRIDES=mscoree,mshtml,winemenubuilder.exe=;"+
+			"virtdisk,vmcompute,computestorage,computecore,cimfs,bcryptprimitives=n")
 	return cmd
 }
 

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -36,9 +37,25 @@ func newProgram(t *testing.T, o standin.ServerOptions) *program {
 		}
 	})
 	p.server, p.exe = server, filepath.Join(p.folder, "strata.exe")
-	build(t, "build", "-o", p.exe, module+"/cmd/strata")
+	built, err := strataExe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(built, p.exe); err != nil {
+		t.Fatal(err)
+	}
 	return p
 }
+
+// strataExe links strata.exe, once for all tests, in a folder for temporary files, which leaktest.Main removes.
+var strataExe = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "strata-exe-*")
+	if err != nil {
+		return "", err
+	}
+	exe := filepath.Join(dir, "strata.exe")
+	return exe, goForWindows(context.Background(), "build", "-o", exe, module+"/cmd/strata")
+})
 
 // path is a file in the folder of the program, as it sees it.
 func (p *program) path(elem ...string) string {

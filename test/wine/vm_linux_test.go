@@ -1,45 +1,18 @@
 package winetest
 
 import (
-	"archive/tar"
-	"bytes"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/test/wine/standin"
 	"github.com/stratavm/strata/vmm/hcs"
 	"github.com/stratavm/strata/vmm/hcs/hcstest"
 )
-
-// tarball creates a tar of files, which are all programs; a name that ends in a slash is a folder.
-func tarball(t *testing.T, files map[string]string) string {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(files[name]))}
-		if strings.HasSuffix(name, "/") {
-			h.Typeflag = tar.TypeDir
-		}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write([]byte(files[name])); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.String()
-}
 
 // need reads the contents of a program that must be installed.
 func need(t *testing.T, program, pkg string) string {
@@ -73,9 +46,9 @@ func TestWineRealVM(t *testing.T) {
 	})
 	t.Cleanup(real.abandon)
 	p.files(map[string]string{
-		"base.tar": tarball(t, map[string]string{"bin/": "", "bin/busybox": busybox, "etc/": "", "etc/motd": "base",
-			"etc/issue": "base"}),
-		"app.tar": tarball(t, map[string]string{"etc/": "", "etc/motd": "app", "etc/.wh.issue": ""}),
+		"base.tar": string(treetest.Programs(t, map[string]string{"bin/": "", "bin/busybox": busybox,
+			"etc/": "", "etc/motd": "base", "etc/issue": "base"})),
+		"app.tar": string(treetest.Programs(t, map[string]string{"etc/": "", "etc/motd": "app", "etc/.wh.issue": ""})),
 	})
 	if err := os.Mkdir(filepath.Join(p.folder, "boot"), 0o700); err != nil {
 		t.Fatal(err)

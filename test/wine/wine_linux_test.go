@@ -3,6 +3,7 @@ package winetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,7 +30,7 @@ var packages = []struct{ path, skip string }{
 // limit bounds one test binary. Wine is slow to start, and its first start slower still.
 const limit = 5 * time.Minute
 
-// start creates a prefix for a test.
+// start creates a prefix for a test, whose system stays: else each program would wait for it to start and to end.
 func start(t *testing.T) *Prefix {
 	t.Helper()
 	if testing.Short() {
@@ -53,17 +54,20 @@ func start(t *testing.T) *Prefix {
 			t.Error(err)
 		}
 	})
+	if err := p.Stay(ctx); err != nil {
+		t.Fatal(err)
+	}
 	return p
 }
 
-// build runs the Go tool for Windows.
-func build(t *testing.T, args ...string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", args...)
+// goForWindows runs the Go tool for Windows.
+func goForWindows(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
+	return nil
 }
 
 // TestWine runs the tests of the Windows build under Wine, against the stand-in. Each package gets a
@@ -80,7 +84,9 @@ func TestWine(t *testing.T) {
 			defer server.Close()
 			dir := t.TempDir()
 			exe := filepath.Join(dir, "test.exe")
-			build(t, "test", "-c", "-o", exe, module+pkg)
+			if err := goForWindows(t.Context(), "test", "-c", "-o", exe, module+pkg); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := os.Stat(exe); errors.Is(err, os.ErrNotExist) {
 				t.Fatalf("%s has no tests for Windows", pkg)
 			}

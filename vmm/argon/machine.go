@@ -139,7 +139,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 func (m *Machine) Terminate(ctx context.Context) error { return m.Shutdown(ctx) }
 
 // Close implements vmm.Machine. What is mounted stays. A call of the platform that is still under way goes on; what
-// it did is found in the records by whoever opens the machine next.
+// it did is found in the records when the machine is opened again.
 func (m *Machine) Close() error {
 	m.records.close()
 	return nil

@@ -59,6 +59,9 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 	}}
 	if created {
 		parameters.OciProcess = nil // a container begins with the process of its document
+	} else if spec.First {
+		s.discard(ctx, false)
+		return nil, fail(fmt.Errorf("the container has begun already: %w", vmm.ErrOccupied))
 	}
 	text, err := json.Marshal(parameters)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/atomicfile"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -60,7 +61,7 @@ func newStored(o vmm.StartOptions, build uint32) stored {
 	}
 	l := DefaultLCOW(id, owner, cmp.Or(o.BootFiles, DefaultBootFiles), build)
 	common(&l.Options)
-	// The agent outlives whoever could read its output.
+	// The agent outlives this process, and nothing else would read its output.
 	l.ForwardStdout, l.ForwardStderr = false, false
 	return stored{LCOW: &l, Started: time.Now()}
 }
@@ -88,7 +89,7 @@ func (v stored) options() Options {
 
 func readStored(dir string) (v stored, err error) {
 	path := filepath.Join(dir, storedFile)
-	b, err := os.ReadFile(path)
+	b, err := regfile.ReadState(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return v, fmt.Errorf("%w in %s", vmm.ErrNoVM, dir)
 	}

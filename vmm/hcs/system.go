@@ -184,8 +184,8 @@ func (s *system) giveUp(terminate bool) {
 	s.release()
 }
 
-// close gives the handles back; the system lives on unless its document says otherwise. When ctx ends first,
-// they are given back later.
+// close releases the handles; the system lives on unless its document says otherwise. When ctx ends first,
+// they are released later.
 func (s *system) close(ctx context.Context) error {
 	return closeDetached(ctx, "close compute system "+s.id, s.release)
 }

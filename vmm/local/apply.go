@@ -117,7 +117,11 @@ func (m *Machine) addMount(ctx context.Context, g vmm.Mount, path string) error 
 	if err := m.writeRecord(mountsDir, g.Target(), vmm.Change{Mount: g}); err != nil {
 		return err
 	}
-	err := m.makeDir(path)
+	dir := path
+	if _, ok := g.(vmm.NetworkInterface); ok { // which is mounted on a file
+		dir = filepath.Dir(path)
+	}
+	err := m.makeDir(dir)
 	if err == nil {
 		err = m.doMount(ctx, g, path)
 	}
@@ -131,6 +135,11 @@ func (m *Machine) addMount(ctx context.Context, g vmm.Mount, path string) error 
 }
 
 func (m *Machine) removeMount(ctx context.Context, target, path string) error {
+	if container, ok := strings.CutPrefix(target, (vmm.NetworkInterface{}).Target()); ok {
+		if err := m.endNetwork(ctx, container); err != nil {
+			return err
+		}
+	}
 	if err := m.mount.Unmount(ctx, path); err != nil {
 		if errors.Is(err, hostmount.ErrBusy) {
 			return fmt.Errorf("%w: %w", vmm.ErrBusy, err)
@@ -202,6 +211,8 @@ func (m *Machine) doMount(ctx context.Context, g vmm.Mount, path string) error {
 			return fmt.Errorf("there is no share %q", g.Share)
 		}
 		return m.mount.MountDirectory(ctx, share.Path, path, g.ReadOnly || share.ReadOnly)
+	case vmm.NetworkInterface:
+		return m.addNetwork(ctx, g, path)
 	case vmm.CombinedLayers:
 		return m.combine(ctx, g, path)
 	}

@@ -11,12 +11,18 @@ import (
 	"github.com/stratavm/strata/internal/format/gpt"
 	"github.com/stratavm/strata/internal/format/vhd"
 	"github.com/stratavm/strata/internal/hostmount"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
 // checkDevice refuses what cannot be used here, before anything is written down.
 func checkDevice(d vmm.Device) error {
 	switch d := d.(type) {
+	case vmm.NIC:
+		if d.Slot >= nics {
+			return fmt.Errorf("%s: there are %d slots", d.Addr(), nics)
+		}
+		return vmm.CheckPorts(d.Ports)
 	case vmm.SCSIDisk:
 		_, _, err := diskSize(d)
 		return err
@@ -40,23 +46,17 @@ func checkDevice(d vmm.Device) error {
 func diskSize(d vmm.SCSIDisk) (path string, size int64, err error) {
 	fail := func(err error) (string, int64, error) { return "", 0, fmt.Errorf("disk %s: %w", d.Path, err) }
 	if len(d.Extents) > 0 || (d.Kind != "" && d.Kind != vmm.VirtualDisk) {
-		return fail(fmt.Errorf("composite, physical and extensible disks: %w without a virtual machine", errors.ErrUnsupported))
+		return fail(fmt.Errorf("composite, physical and extensible disks: %w without a virtual machine",
+			errors.ErrUnsupported))
 	}
 	if path, err = filepath.EvalSymlinks(d.Path); err != nil {
 		return fail(err)
 	}
-	f, err := os.Open(path)
+	f, size, err := regfile.Open(path)
 	if err != nil {
 		return fail(err)
 	}
 	defer f.Close() // it was only read
-	st, err := f.Stat()
-	if err != nil {
-		return fail(err)
-	}
-	if !st.Mode().IsRegular() {
-		return fail(errors.New("no regular file"))
-	}
 	format := d.Format
 	if format == vmm.FormatByName {
 		switch strings.ToLower(filepath.Ext(path)) {
@@ -68,15 +68,16 @@ func diskSize(d vmm.SCSIDisk) (path string, size int64, err error) {
 	}
 	switch format {
 	case vmm.FormatVHDX:
-		return fail(fmt.Errorf("%w: Linux cannot open a VHDX by itself: use a folder or a raw file with ext4 as scratch, or a virtual machine", errors.ErrUnsupported))
+		return fail(fmt.Errorf("%w: Linux cannot open a VHDX by itself: use a folder or a raw file with ext4 as "+
+			"scratch, or a virtual machine", errors.ErrUnsupported))
 	case vmm.FormatVHD:
-		footer, err := vhd.Validate(f, st.Size())
+		footer, err := vhd.Validate(f, size)
 		if err != nil {
 			return fail(err)
 		}
 		return path, footer.Size, nil
 	}
-	return path, st.Size(), nil
+	return path, size, nil
 }
 
 func (m *Machine) mountDisk(ctx context.Context, g vmm.MappedDisk, target string) error {
@@ -95,7 +96,8 @@ func (m *Machine) mountDisk(ctx context.Context, g vmm.MappedDisk, target string
 	if err != nil {
 		return err
 	}
-	im := hostmount.Image{Path: path, Size: size, ReadOnly: d.ReadOnly || g.ReadOnly, Filesystem: g.Filesystem, Options: g.Options}
+	im := hostmount.Image{Path: path, Size: size, ReadOnly: d.ReadOnly || g.ReadOnly, Filesystem: g.Filesystem,
+		Options: g.Options}
 	if g.Partition != 0 {
 		if im.Offset, im.Size, err = partition(path, size, g.Partition); err != nil {
 			return err
@@ -113,21 +115,22 @@ func (m *Machine) mountDisk(ctx context.Context, g vmm.MappedDisk, target string
 // checkFilesystem looks whether a disk has the file system that it should have. Formatting is left to
 // whoever creates the scratch: a file of this system is not a blank disk of a VM.
 func checkFilesystem(im hostmount.Image, want string) error {
-	f, err := os.Open(im.Path)
+	f, _, err := regfile.Open(im.Path)
 	if err != nil {
 		return err
 	}
 	defer f.Close() // it was only read
 	got, err := hostmount.Detect(f, im.Offset)
 	if err != nil || (want != "" && got != want) {
-		return fmt.Errorf("%s is to have a file system %s, and has %q: format it first (mkfs.ext4 -b 4096), or use a folder as scratch: %w",
+		return fmt.Errorf("%s is to have a file system %s, and has %q: format it first (mkfs.ext4 -b 4096), or use a "+
+			"folder as scratch: %w",
 			im.Path, want, got, errors.Join(err, hostmount.ErrNoFilesystem))
 	}
 	return nil
 }
 
 func partition(path string, size int64, number uint64) (offset, length int64, err error) {
-	f, err := os.Open(path)
+	f, _, err := regfile.Open(path)
 	if err != nil {
 		return 0, 0, err
 	}

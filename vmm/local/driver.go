@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/stratavm/strata/internal/bootid"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -33,7 +34,7 @@ func (Driver) Start(_ context.Context, o vmm.StartOptions) (vmm.Machine, error) 
 	if o.OS == vmm.Windows {
 		return nil, fmt.Errorf("a Windows system on this Linux host: %w", errors.ErrUnsupported)
 	}
-	return openTidy(o.Dir, vmm.OpenOptions{FindInit: o.FindInit, Logger: o.Logger})
+	return openTidy(o.Dir, vmm.OpenOptions{Logger: o.Logger})
 }
 
 // Open implements vmm.Driver.
@@ -57,7 +58,7 @@ func openTidy(dir string, o vmm.OpenOptions) (vmm.Machine, error) {
 }
 
 func openIn(dir string, o vmm.OpenOptions) (*Machine, error) {
-	return Open(Options{Dir: filepath.Join(dir, folder), ID: filepath.Base(dir), FindInit: o.FindInit, Logger: o.Logger})
+	return Open(Options{Dir: filepath.Join(dir, folder), ID: filepath.Base(dir), Logger: o.Logger})
 }
 
 func exists(dir string) error {
@@ -95,7 +96,7 @@ func (d Driver) Inspect(_ context.Context, dir string) (vmm.Info, error) {
 // idle reports whether nothing is mounted, without changing anything.
 func idle(dir string) (bool, error) {
 	var have machineFile
-	b, err := os.ReadFile(filepath.Join(dir, machineName))
+	b, err := regfile.ReadState(filepath.Join(dir, machineName))
 	if err == nil {
 		err = json.Unmarshal(b, &have)
 	}

@@ -1,8 +1,8 @@
 package local
 
 import (
-	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -23,8 +23,7 @@ import (
 
 // Exec implements vmm.Machine. The first process in a container begins it, by crun or runc, and ends it with what else
 // this program runs in it; the next one begins it anew. Without either of the two on this system the error matches
-// crun.ErrNoRuntime of internal/crun and says what to install; without Options.InitPath and FindInit it matches
-// errors.ErrUnsupported.
+// crun.ErrNoRuntime of internal/crun and says what to install.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	p, err := m.exec(ctx, spec)
 	if err != nil {
@@ -42,15 +41,13 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 	case (spec.ContainerID == "") != (spec.Root == ""):
 		return nil, errors.New("a container needs an id and a root, the machine itself neither")
 	}
-	if err := m.checkInit(); err != nil {
-		return nil, err
-	}
 	run, err := m.runtime()
 	if err != nil {
 		return nil, err
 	}
+	instance := ""
 	if spec.ContainerID != "" {
-		if err := m.container(ctx, run, spec); err != nil {
+		if instance, err = m.container(ctx, run, spec); err != nil {
 			return nil, err
 		}
 	}
@@ -80,7 +77,7 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 		}
 	}
 	pid, err := run.Exec(ctx, gcsserver.Process{Container: spec.ContainerID, Args: spec.Args, Env: spec.Env,
-		Dir: spec.Dir, MakeDir: spec.MakeDir, User: spec.User,
+		Dir: spec.Dir, MakeDir: spec.MakeDir, User: spec.User, First: spec.First, Instance: instance,
 		Terminal: spec.Terminal, Width: spec.Width, Height: spec.Height, Streams: streams})
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -112,28 +109,30 @@ func (m *Machine) runtime() (guest.Containers, error) {
 	return m.run, nil
 }
 
-// container makes sure that the runtime knows a container.
-func (m *Machine) container(ctx context.Context, run gcsserver.Runtime, spec vmm.ProcessSpec) error {
+// container makes sure that the runtime knows a container, by a name of its own for one that begins.
+func (m *Machine) container(ctx context.Context, run gcsserver.Runtime, spec vmm.ProcessSpec) (instance string,
+	err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	root := m.HostPath(spec.Root)
 	switch have, ok := m.roots[spec.ContainerID]; {
-	case ok && have == root:
-		return nil
-	case ok:
-		return fmt.Errorf("container %s has another root than %s: %w", spec.ContainerID, spec.Root, vmm.ErrOccupied)
+	case ok && have != root:
+		return "", fmt.Errorf("container %s has another root than %s: %w", spec.ContainerID, spec.Root, vmm.ErrOccupied)
+	case ok && !spec.First:
+		return "", nil
+	case spec.First:
+		instance = rand.Text()
 	}
-	doc := &specs.Spec{}
-	if spec.Spec != nil {
-		*doc = *spec.Spec
+	doc := gcs.Document(&spec)
+	doc.Root.Path = root
+	err = run.Create(ctx, spec.ContainerID, gcs.ContainerConfig{OciSpecification: doc, StrataInstance: instance})
+	if errors.Is(err, gcsserver.ErrContainer) {
+		return "", fmt.Errorf("%w: %w", vmm.ErrOccupied, err)
 	}
-	doc.Root = &specs.Root{Path: root, Readonly: doc.Root != nil && doc.Root.Readonly}
-	doc.Hostname = cmp.Or(spec.Hostname, doc.Hostname)
-	err := run.Create(ctx, spec.ContainerID, gcs.ContainerConfig{OciSpecification: doc})
 	if err == nil {
 		m.roots[spec.ContainerID] = root
 	}
-	return err
+	return instance, err
 }
 
 func (m *Machine) containers() map[string]string {
@@ -160,6 +159,45 @@ func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.roots, id)
+	return nil
+}
+
+// ContainerStats implements vmm.ContainerStatist. It knows of containers that this process runs.
+func (m *Machine) ContainerStats(_ context.Context, id string) (vmm.ContainerStats, error) {
+	run, err := m.runtime()
+	if err != nil {
+		return vmm.ContainerStats{}, fmt.Errorf("statistics of container %s: %w", id, err)
+	}
+	return run.Stats(id)
+}
+
+// PauseContainer implements vmm.ContainerController. It knows of containers that this process runs.
+func (m *Machine) PauseContainer(ctx context.Context, id string) error {
+	return m.change("pause", id, func(run guest.Containers) error { return run.Pause(ctx, id) })
+}
+
+// ResumeContainer implements vmm.ContainerController.
+func (m *Machine) ResumeContainer(ctx context.Context, id string) error {
+	return m.change("resume", id, func(run guest.Containers) error { return run.Resume(ctx, id) })
+}
+
+// UpdateContainer implements vmm.ContainerController.
+func (m *Machine) UpdateContainer(ctx context.Context, id string, r specs.LinuxResources) error {
+	return m.change("update", id, func(run guest.Containers) error { return run.Update(ctx, id, r) })
+}
+
+// change changes a container.
+func (m *Machine) change(verb, id string, do func(guest.Containers) error) error {
+	run, err := m.runtime()
+	if err == nil {
+		err = do(run)
+	}
+	if errors.Is(err, gcsserver.ErrUnsupported) {
+		err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+	}
+	if err != nil {
+		return fmt.Errorf("%s container %s on host machine %s: %w", verb, id, m.id, err)
+	}
 	return nil
 }
 
@@ -220,9 +258,18 @@ func (p *process) Wait(ctx context.Context) (int, error) {
 	}
 }
 
+// OutOfMemory implements vmm.OutOfMemory.
+func (p *process) OutOfMemory() bool {
+	o, ok := p.run.(interface{ OutOfMemory(string, uint32) bool })
+	return ok && o.OutOfMemory(p.container, p.pid)
+}
+
 // Signal implements vmm.Process.
 func (p *process) Signal(ctx context.Context, sig int) error {
-	return p.run.Signal(ctx, p.container, p.pid, sig)
+	if err := p.run.Signal(ctx, p.container, p.pid, sig); !errors.Is(err, gcsserver.ErrNotFound) {
+		return err
+	}
+	return nil // it has exited
 }
 
 // Resize implements vmm.Process.
@@ -249,3 +296,8 @@ func (p *process) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+var (
+	_ vmm.ContainerStatist    = (*Machine)(nil)
+	_ vmm.ContainerController = (*Machine)(nil)
+)

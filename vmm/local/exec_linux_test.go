@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/internal/guest"
 	"github.com/stratavm/strata/layerdir"
 	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
@@ -18,9 +17,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if code, ok := guest.Stage(os.Args); ok {
-		os.Exit(code)
-	}
 	os.Exit(leaktest.Main(m))
 }
 
@@ -62,26 +58,18 @@ func main() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return []entry{{Name: "bin/prog", Mode: 0o755, Body: string(b)}, {Name: "proc/"}, {Name: "dev/"}, {Name: "sys/"}, {Name: "home/"}}
+	return []entry{{Name: "bin/prog", Mode: 0o755, Body: string(b)}, {Name: "proc/"}, {Name: "dev/"}, {Name: "sys/"},
+		{Name: "home/"}}
 }
 
 func TestExec(t *testing.T) {
 	m := machine(t)
-	if _, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"true"}}); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("without a program for containers: %v", err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err = local.Open(local.Options{Dir: filepath.Dir(m.HostPath("/")), InitPath: self}); err != nil {
-		t.Fatal(err)
-	}
 	scratch := t.TempDir()
 	changes := []vmm.Change{disk(0, layer(t, layerdir.EROFS, program(t)...)), folder(scratch), root(1, "/run/scratch")}
 	apply(t, m, changes...)
 	var out, stderr bytes.Buffer
-	p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: []string{"prog", "7"}, Env: []string{"PATH=/bin", "X=y"},
+	p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: []string{"prog", "7"},
+		Env: []string{"PATH=/bin", "X=y"},
 		Dir: "/home", Hostname: "box", Stdin: strings.NewReader("hello"), Stdout: &out, Stderr: &stderr})
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +78,8 @@ func TestExec(t *testing.T) {
 	if err != nil || code != 7 {
 		t.Errorf("code %d, %v", code, err)
 	}
-	if got := out.String(); !strings.Contains(got, "uid=0 host=box dir=/home env=y in=hello\n") || strings.Contains(got, fmt.Sprintf("pid=%d ", os.Getpid())) || stderr.String() != "err\n" {
+	if got := out.String(); !strings.Contains(got, "uid=0 host=box dir=/home env=y in=hello\n") ||
+		strings.Contains(got, fmt.Sprintf("pid=%d ", os.Getpid())) || stderr.String() != "err\n" {
 		t.Errorf("output %q, %q", got, stderr.String())
 	}
 	if b, err := os.ReadFile(filepath.Join(scratch, "upper/written")); err != nil || string(b) != "hello" {
@@ -99,7 +88,8 @@ func TestExec(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: []string{"/none"}}); err == nil || !strings.Contains(err.Error(), "none") {
+	if _, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs",
+		Args: []string{"/none"}}); err == nil || !strings.Contains(err.Error(), "none") {
 		t.Errorf("a program that is not there: %v", err)
 	}
 	if err := m.DeleteContainerState(t.Context(), "c"); err != nil {
@@ -108,17 +98,54 @@ func TestExec(t *testing.T) {
 	undo(t, m, changes)
 }
 
+// TestFirst: a process that begins a container is its PID 1, begins it anew when it has ended, and is refused while
+// anything runs in it, also on behalf of another machine of the same directory.
+func TestFirst(t *testing.T) {
+	m := hostileRoot(t)
+	start := func(m *local.Machine, first bool, script string) (string, vmm.Process, error) {
+		var out bytes.Buffer
+		p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", First: first,
+			Args: shell(script), Stdout: &out})
+		if err != nil || strings.Contains(script, "sleep") {
+			return "", p, err
+		}
+		_, err = p.Wait(t.Context())
+		return out.String(), p, errors.Join(err, p.Close())
+	}
+	for range 2 {
+		if out, _, err := start(m, true, "echo $$"); out != "1\n" || err != nil {
+			t.Errorf("%q, %v", out, err)
+		}
+	}
+	if out, _, err := start(m, false, "echo joined"); out != "joined\n" || err != nil {
+		t.Errorf("after the first has ended: %q, %v", out, err)
+	}
+	for _, first := range []bool{true, false} {
+		_, p, err := start(m, first, "exec /bin/busybox sleep 1000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, other := range []*local.Machine{m, reopenForExec(t, m)} {
+			if _, _, err := start(other, true, "true"); !errors.Is(err, vmm.ErrOccupied) {
+				t.Errorf("beside another (first: %v): %v", first, err)
+			}
+		}
+		if err := p.Signal(t.Context(), 9); err != nil {
+			t.Error(err)
+		}
+		if code, err := p.Wait(t.Context()); code != 137 || err != nil {
+			t.Errorf("code %d, %v", code, err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestExecSaysWhatIsWrong tells a program that is not there from one that cannot be executed, in the machine
 // itself and in a container.
 func TestExecSaysWhatIsWrong(t *testing.T) {
 	m := machine(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err = local.Open(local.Options{Dir: filepath.Dir(m.HostPath("/")), InitPath: self}); err != nil {
-		t.Fatal(err)
-	}
 	text := func(name string, mode int64, body string) entry {
 		return entry{Name: "x/" + name, Mode: mode, Body: body}
 	}

@@ -70,7 +70,8 @@ func TestHang(t *testing.T) {
 		t.Fatal(err)
 	}
 	change := func(lun uint8, path string) vmm.Change {
-		return vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: lun, Path: file, ReadOnly: true}, Mount: vmm.MappedDisk{LUN: lun, MountPath: path, ReadOnly: true}}
+		return vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: lun, Path: file, ReadOnly: true},
+			Mount: vmm.MappedDisk{LUN: lun, MountPath: path, ReadOnly: true}}
 	}
 	a, b := change(0, "/a"), change(1, "/b")
 	mem := &memory{hold: make(chan struct{})}
@@ -88,7 +89,8 @@ func TestHang(t *testing.T) {
 		t.Fatalf("a mount that hangs: %v", err)
 	}
 	err = m.Apply(short(), a.Inverse())
-	if h, g := vmm.Outcomes(a.Inverse(), err); !errors.Is(err, context.DeadlineExceeded) || h != vmm.NotDone || g != vmm.NotDone {
+	if h, g := vmm.Outcomes(a.Inverse(), err); !errors.Is(err, context.DeadlineExceeded) || h != vmm.NotDone ||
+		g != vmm.NotDone {
 		t.Errorf("the address of the abandoned call: %v", err)
 	}
 	mem.mu.Lock()

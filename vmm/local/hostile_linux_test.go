@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,13 +29,6 @@ import (
 func hostileRoot(t *testing.T, more ...entry) *local.Machine {
 	t.Helper()
 	m := machine(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err = local.Open(local.Options{Dir: filepath.Dir(m.HostPath("/")), InitPath: self}); err != nil {
-		t.Fatal(err)
-	}
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatal("busybox is needed: apt-get install busybox-static")
@@ -65,7 +59,8 @@ func shell(script string) []string { return []string{"/bin/busybox", "sh", "-c",
 func inside(t *testing.T, m *local.Machine, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
-	p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: args, Stdout: &out, Stderr: io.Discard})
+	p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: args, Stdout: &out,
+		Stderr: io.Discard})
 	if err != nil {
 		return "", err
 	}
@@ -104,14 +99,25 @@ func TestWaysOut(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	m := hostileRoot(t, entry{Name: "enter", Type: tar.TypeSymlink, Link: "/proc/self/exe"})
+	abstract, err := net.Listen("unix", "@"+t.Name()) // a socket that is reached by whoever shares the network
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer abstract.Close()
 	const busybox = "export PATH=/bin; /bin/busybox --install -s /bin; "
 	for _, tt := range []struct{ name, script, want string }{
 		{"descriptors", "ls /proc/self/fd", "0\n1\n2\n3\n"}, // the last is that of ls
 		{"descriptors of others", "ls -l /proc/*/fd | grep -c ' -> /$'", "0\n"},
 		{"user namespaces", "unshare -Ur true 2>/dev/null || echo refused", "refused\n"},
 		{"mounts", "mount -t tmpfs none /x 2>/dev/null || echo refused", "refused\n"},
-		{"cgroups", "for f in $(find /sys/fs/cgroup -name cgroup.procs); do echo 0 >$f; done 2>/dev/null && echo written; echo end", "end\n"},
-		{"all of /sys is read-only", "grep ' /sys' /proc/mounts | grep -v ' ro,' | grep -v '^cgroup /sys/fs/cgroup tmpfs'; # the last is its own memory\n echo end", "end\n"},
+		{"cgroups",
+			"for f in $(find /sys/fs/cgroup -name cgroup.procs); do echo 0 >$f; done 2>/dev/null && echo written; echo end",
+			"end\n"},
+		{"all of /sys is read-only",
+			"grep ' /sys' /proc/mounts | grep -v ' ro,' | grep -v '^cgroup /sys/fs/cgroup tmpfs'; " +
+				"# the last is its own memory\n echo end", "end\n"},
+		{"interfaces", "ls /sys/class/net; tail -n +3 /proc/net/dev | cut -d: -f1", "lo\n    lo\n"},
+		{"abstract sockets", "grep -c '@' /proc/net/unix", "0\n"},
 		{"keys", "cat /proc/keys", ""},
 		{"kernel memory", "head -c 1 /proc/kcore", ""},
 		{"firmware", "ls /sys/firmware", ""},
@@ -120,8 +126,9 @@ func TestWaysOut(t *testing.T) {
 		{"core dumps", "(echo '|/x' >/proc/sys/kernel/core_pattern) 2>/dev/null || echo refused", "refused\n"},
 		{"devices", "mknod /x/sda b 8 0 2>/dev/null || echo refused", "refused\n"},
 		{"own cgroup only", "cut -d: -f3 /proc/self/cgroup | sort -u", "/\n"},
-		{"capabilities", "grep -E 'Cap(Inh|Eff|Bnd|Amb)' /proc/self/status", "CapInh:\t0000000000000000\nCapEff:\t00000000a00425fb\n" +
-			"CapBnd:\t00000000a00425fb\nCapAmb:\t0000000000000000\n"},
+		{"capabilities", "grep -E 'Cap(Inh|Eff|Bnd|Amb)' /proc/self/status",
+			"CapInh:\t0000000000000000\nCapEff:\t00000000a00425fb\n" +
+				"CapBnd:\t00000000a00425fb\nCapAmb:\t0000000000000000\n"},
 		{"system calls", "grep Seccomp: /proc/self/status", "Seccomp:\t2\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -207,12 +214,14 @@ func main() {
 func TestRootInUse(t *testing.T) {
 	m := hostileRoot(t)
 	other := reopenForExec(t, m)
-	p, err := other.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: []string{"/bin/busybox", "sleep", "1000"}})
+	p, err := other.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs",
+		Args: []string{"/bin/busybox", "sleep", "1000"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	remove := root(1, "/run/scratch").Inverse()
-	if err := m.Apply(t.Context(), remove); !errors.Is(err, vmm.ErrBusy) || !strings.Contains(err.Error(), "/bin/busybox") {
+	if err := m.Apply(t.Context(), remove); !errors.Is(err, vmm.ErrBusy) ||
+		!strings.Contains(err.Error(), "/bin/busybox") {
 		t.Errorf("unmounted while a program runs: %v", err)
 	}
 	if err := m.DeleteContainerState(t.Context(), "c"); err != nil {
@@ -232,11 +241,7 @@ func TestRootInUse(t *testing.T) {
 
 func reopenForExec(t *testing.T, m *local.Machine) *local.Machine {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := local.Open(local.Options{Dir: filepath.Dir(m.HostPath("/")), InitPath: self})
+	other, err := local.Open(local.Options{Dir: filepath.Dir(m.HostPath("/"))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +255,8 @@ func TestTerminalInAFolderWithALongName(t *testing.T) {
 		t.Fatalf("the name has %d bytes only", n)
 	}
 	var out bytes.Buffer
-	p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs", Args: shell("/bin/busybox stty size"),
+	p, err := m.Exec(t.Context(), vmm.ProcessSpec{ContainerID: "c", Root: "/run/c/rootfs",
+		Args:     shell("/bin/busybox stty size"),
 		Terminal: true, Width: 90, Height: 30, Stdout: &out})
 	if err != nil {
 		t.Fatal(err)

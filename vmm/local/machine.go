@@ -14,8 +14,10 @@ import (
 
 	"github.com/stratavm/strata/internal/applyengine"
 	"github.com/stratavm/strata/internal/bootid"
+	"github.com/stratavm/strata/internal/bootimage"
 	"github.com/stratavm/strata/internal/guest"
 	"github.com/stratavm/strata/internal/hostmount"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -30,12 +32,7 @@ type Options struct {
 	ID  string // of a new machine; empty: the name of Dir
 	// BootID tells this boot of the system from others. Empty: asked of the kernel.
 	BootID string
-	// InitPath is a program that carries the guest's agent, such as strata-init: it is started as the first
-	// process of each container. Empty: FindInit is asked for one when a program is to be run.
-	InitPath string
-	// FindInit finds such a program. Nil, and InitPath empty: Exec answers errors.ErrUnsupported.
-	FindInit func() (string, error)
-	Logger   *slog.Logger // of what containers do; nil: none
+	Logger *slog.Logger // of what containers do; nil: none
 	// Mounter mounts. Nil: the functions of package hostmount.
 	Mounter Mounter
 }
@@ -82,7 +79,6 @@ type Machine struct {
 	dirs   sync.Mutex // held while directories of mounts are made or removed
 
 	containersOf func() (guest.Containers, error) // starts what runs processes
-	checkInit    func() error                     // whether there is what Exec is to have
 
 	mu    sync.Mutex
 	run   guest.Containers  // nil: there were no processes yet
@@ -138,7 +134,7 @@ func open(o Options) (*Machine, error) {
 	want := machineFile{ID: o.ID, Boot: o.BootID}
 	path := filepath.Join(dir, machineName)
 	have := machineFile{}
-	b, err := os.ReadFile(path)
+	b, err := regfile.ReadState(path)
 	if err == nil {
 		err = json.Unmarshal(b, &have)
 	}
@@ -171,27 +167,21 @@ func open(o Options) (*Machine, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	m.checkInit = func() error {
-		if o.InitPath != "" {
-			return nil
-		}
-		if o.FindInit == nil {
-			return fmt.Errorf("%w: there is no first process for containers: set InitPath", errors.ErrUnsupported)
-		}
-		if _, err := o.FindInit(); err != nil {
-			return fmt.Errorf("%w: the first process of containers: %w", errors.ErrUnsupported, err)
-		}
-		return nil
-	}
 	m.containersOf = func() (guest.Containers, error) {
-		return guest.NewContainers(log, filepath.Join(dir, fsDir), filepath.Join(dir, containersDir))
+		run, err := guest.NewContainers(log, filepath.Join(dir, fsDir), filepath.Join(dir, containersDir))
+		if err == nil {
+			run.SetNetworks(m)
+			run.SetInit(bootimage.FindTool("", "catatonit"))
+		}
+		return run, err
 	}
 	return m, nil
 }
 
 func limits(m Mounter) vmm.Limits {
 	return vmm.Limits{SCSIControllers: controllers, SCSILUNs: luns, Plan9: true, ScratchFolders: true,
-		EROFS: m.CanEROFS(), LayerFolders: !m.CanDisks(), Observes: true}
+		HostFiles: true, HostNetworks: true,
+		EROFS: m.CanEROFS(), LayerFolders: !m.CanDisks(), NICs: nics, Observes: true}
 }
 
 // HostPath is where a path of the machine is on this system.
@@ -245,7 +235,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	}
 	for i := len(mounts) - 1; i >= 0; i-- {
 		g := byPath[mounts[i]]
-		if g == nil { // of somebody else: whoever removes the directory must not reach into it
+		if g == nil { // not ours: removing the directory must not remove what is mounted there
 			errs = append(errs, m.mount.Unmount(ctx, mounts[i]))
 			continue
 		}

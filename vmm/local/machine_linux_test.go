@@ -62,7 +62,8 @@ func loopDevices(t testing.TB, dir string) string {
 
 func layer(t testing.TB, format layerdir.Format, entries ...entry) string {
 	t.Helper()
-	res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Dir: filepath.Join(t.TempDir(), "l"), Tar: bytes.NewReader(treetest.Tar(t, entries...))})
+	res, err := layerdir.Convert(t.Context(), layerdir.Options{Format: format, Dir: filepath.Join(t.TempDir(), "l"),
+		Tar: bytes.NewReader(treetest.Tar(t, entries...))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +87,8 @@ func disk(i int, path string) vmm.Change {
 }
 
 func folder(path string) vmm.Change {
-	return vmm.Change{Op: vmm.Add, Device: vmm.Plan9Share{Name: "scratch", Path: path}, Mount: vmm.MappedDirectory{MountPath: "/run/scratch", Share: "scratch"}}
+	return vmm.Change{Op: vmm.Add, Device: vmm.Plan9Share{Name: "scratch", Path: path},
+		Mount: vmm.MappedDirectory{MountPath: "/run/scratch", Share: "scratch"}}
 }
 
 func root(n int, scratch string) vmm.Change {
@@ -128,7 +130,8 @@ func TestRoot(t *testing.T) {
 			m := machine(t)
 			changes := []vmm.Change{
 				disk(0, layer(t, layerdir.VHD, entry{Name: "etc/a", Body: "base"}, entry{Name: "etc/b", Body: "base"})),
-				disk(1, layer(t, layerdir.EROFS, entry{Name: "etc/.wh.a"}, entry{Name: "etc/b", Body: "upper"}, entry{Name: "setuid", Mode: 0o4755})),
+				disk(1, layer(t, layerdir.EROFS, entry{Name: "etc/.wh.a"}, entry{Name: "etc/b", Body: "upper"},
+					entry{Name: "setuid", Mode: 0o4755})),
 				scratch, root(2, "/run/scratch/c"),
 			}
 			apply(t, m, changes...)
@@ -157,7 +160,8 @@ func TestManyLayers(t *testing.T) {
 	const n = 200
 	var changes []vmm.Change
 	for i := range n {
-		changes = append(changes, disk(i, layer(t, layerdir.EROFS, entry{Name: fmt.Sprintf("f%d", i)}, entry{Name: "top", Body: fmt.Sprint(i)})))
+		changes = append(changes, disk(i, layer(t, layerdir.EROFS, entry{Name: fmt.Sprintf("f%d", i)},
+			entry{Name: "top", Body: fmt.Sprint(i)})))
 	}
 	changes = append(changes, root(n, ""))
 	apply(t, m, changes...)
@@ -190,10 +194,12 @@ func TestOneLayer(t *testing.T) {
 // TestBusy: an open file holds the root; the error names the process, and the removal succeeds after.
 func TestBusy(t *testing.T) {
 	m := machine(t)
-	changes := []vmm.Change{disk(0, layer(t, layerdir.EROFS, entry{Name: "f", Body: "x"})), folder(t.TempDir()), root(1, "/run/scratch")}
+	changes := []vmm.Change{disk(0, layer(t, layerdir.EROFS, entry{Name: "f", Body: "x"})), folder(t.TempDir()),
+		root(1, "/run/scratch")}
 	apply(t, m, changes...)
 	for _, c := range changes[:2] { // used by the root
-		if err := m.Apply(t.Context(), c.Inverse()); !errors.Is(err, vmm.ErrBusy) || !strings.Contains(err.Error(), "/run/c/rootfs") {
+		if err := m.Apply(t.Context(), c.Inverse()); !errors.Is(err, vmm.ErrBusy) ||
+			!strings.Contains(err.Error(), "/run/c/rootfs") {
 			t.Errorf("%s: %v", c.Inverse(), err)
 		}
 	}
@@ -205,7 +211,8 @@ func TestBusy(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = m.Apply(t.Context(), changes[2].Inverse())
-	if _, guest := vmm.Outcomes(changes[2].Inverse(), err); !errors.Is(err, vmm.ErrBusy) || guest != vmm.NotDone || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+	if _, guest := vmm.Outcomes(changes[2].Inverse(), err); !errors.Is(err, vmm.ErrBusy) || guest != vmm.NotDone ||
+		!strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
 		t.Errorf("unmount with an open file: %v", err)
 	}
 	if err := f.Close(); err != nil {
@@ -217,7 +224,8 @@ func TestBusy(t *testing.T) {
 // TestReopen: another process finds everything, and takes it away.
 func TestReopen(t *testing.T) {
 	m := machine(t)
-	changes := []vmm.Change{disk(0, layer(t, layerdir.VHD, entry{Name: "f"})), folder(t.TempDir()), root(1, "/run/scratch")}
+	changes := []vmm.Change{disk(0, layer(t, layerdir.VHD, entry{Name: "f"})), folder(t.TempDir()),
+		root(1, "/run/scratch")}
 	apply(t, m, changes...)
 	dir := filepath.Dir(m.HostPath("/"))
 	m = reopen(t, dir)
@@ -289,22 +297,28 @@ func TestRefused(t *testing.T) {
 		want   error
 		text   string
 	}{
-		"missing file":     {scsi(filepath.Join(dir, "none.vhd")), fs.ErrNotExist, "none.vhd"},
-		"folder":           {scsi(dir), nil, "no regular file"},
-		"no file system":   {scsi(write("text.img", []byte("hello"))), hostmount.ErrNoFilesystem, "text.img"},
-		"empty":            {scsi(write("empty.img", nil)), hostmount.ErrNoFilesystem, "empty.img"},
-		"truncated VHD":    {scsi(write("cut.vhd", whole[:len(whole)-4096])), nil, "truncated"},
-		"VHDX":             {scsi(write("s.vhdx", []byte("vhdxfile"))), errors.ErrUnsupported, "VHDX"},
-		"occupied slot":    {vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: 7, Path: "/other"}}, vmm.ErrOccupied, "scsi 0:7"},
-		"occupied path":    {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/run/mounts/m7", LUN: 9}}, vmm.ErrOccupied, "/run/mounts/m7"},
-		"no such disk":     {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/m", LUN: 9}}, nil, "no disk"},
-		"path with ..":     {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/run/../../etc", LUN: 7}}, nil, ".."},
-		"pmem":             {vmm.Change{Op: vmm.Add, Device: vmm.VPMEMDevice{Path: good}}, errors.ErrUnsupported, "vpmem"},
-		"verity":           {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/m", LUN: 7, Verity: &vmm.Verity{}}}, errors.ErrUnsupported, "verity"},
-		"unmounted layer":  {root(1, ""), nil, "not mounted"},
-		"unmounted upper":  {vmm.Change{Op: vmm.Add, Mount: vmm.CombinedLayers{RootPath: "/r", Layers: []vmm.GuestLayer{{Path: "/run/mounts/m7"}}, ScratchPath: "/s"}}, nil, "scratch"},
-		"no partition":     {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/m", LUN: 7, Partition: 1}}, nil, "partition"},
-		"share of nothing": {vmm.Change{Op: vmm.Add, Device: vmm.Plan9Share{Name: "x", Path: "/nonexistent"}}, fs.ErrNotExist, "/nonexistent"},
+		"missing file":   {scsi(filepath.Join(dir, "none.vhd")), fs.ErrNotExist, "none.vhd"},
+		"folder":         {scsi(dir), nil, "no regular file"},
+		"no file system": {scsi(write("text.img", []byte("hello"))), hostmount.ErrNoFilesystem, "text.img"},
+		"empty":          {scsi(write("empty.img", nil)), hostmount.ErrNoFilesystem, "empty.img"},
+		"truncated VHD":  {scsi(write("cut.vhd", whole[:len(whole)-4096])), nil, "truncated"},
+		"VHDX":           {scsi(write("s.vhdx", []byte("vhdxfile"))), errors.ErrUnsupported, "VHDX"},
+		"occupied slot": {vmm.Change{Op: vmm.Add, Device: vmm.SCSIDisk{LUN: 7, Path: "/other"}}, vmm.ErrOccupied,
+			"scsi 0:7"},
+		"occupied path": {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/run/mounts/m7", LUN: 9}},
+			vmm.ErrOccupied, "/run/mounts/m7"},
+		"no such disk": {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/m", LUN: 9}}, nil, "no disk"},
+		"path with ..": {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/run/../../etc", LUN: 7}}, nil, ".."},
+		"pmem":         {vmm.Change{Op: vmm.Add, Device: vmm.VPMEMDevice{Path: good}}, errors.ErrUnsupported, "vpmem"},
+		"verity": {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/m", LUN: 7, Verity: &vmm.Verity{}}},
+			errors.ErrUnsupported, "verity"},
+		"unmounted layer": {root(1, ""), nil, "not mounted"},
+		"unmounted upper": {vmm.Change{Op: vmm.Add, Mount: vmm.CombinedLayers{RootPath: "/r",
+			Layers: []vmm.GuestLayer{{Path: "/run/mounts/m7"}}, ScratchPath: "/s"}}, nil, "scratch"},
+		"no partition": {vmm.Change{Op: vmm.Add, Mount: vmm.MappedDisk{MountPath: "/m", LUN: 7, Partition: 1}}, nil,
+			"partition"},
+		"share of nothing": {vmm.Change{Op: vmm.Add, Device: vmm.Plan9Share{Name: "x", Path: "/nonexistent"}}, fs.ErrNotExist,
+			"/nonexistent"},
 	} {
 		err := m.Apply(t.Context(), c.change)
 		if err == nil || (c.want != nil && !errors.Is(err, c.want)) || !strings.Contains(err.Error(), c.text) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/stratavm/strata/internal/atomicfile"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -51,14 +52,14 @@ func (m *Machine) removeRecord(kind, name string) error {
 	return err
 }
 
-// record reads one record; there being none gives an empty Change.
+// record reads one record; there being none returns an empty Change.
 func (m *Machine) record(kind, name string) (vmm.Change, error) {
 	return readRecord(m.recordPath(kind, name))
 }
 
 func readRecord(path string) (vmm.Change, error) {
 	var c vmm.Change
-	b, err := os.ReadFile(path)
+	b, err := regfile.ReadState(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
 	}
@@ -158,6 +159,9 @@ func (m *Machine) Tidy() error {
 	var errs []error
 	for _, g := range records {
 		if path := m.HostPath(g.Target()); !points[path] {
+			if n, ok := g.(vmm.NetworkInterface); ok {
+				errs = append(errs, m.endNetwork(context.Background(), n.ContainerID))
+			}
 			m.removeDirs(path) // first: a mount that hangs in the kernel then has no place to appear at
 			errs = append(errs, m.removeRecord(mountsDir, g.Target()))
 		}

@@ -45,7 +45,8 @@ func TestTidy(t *testing.T) {
 	m := open()
 	empty := files(t, dir)
 	mount := func(name string) vmm.Change {
-		return vmm.Change{Op: vmm.Add, Device: vmm.Plan9Share{Name: name, Path: source}, Mount: vmm.MappedDirectory{Share: name, MountPath: "/run/" + name}}
+		return vmm.Change{Op: vmm.Add, Device: vmm.Plan9Share{Name: name, Path: source},
+			Mount: vmm.MappedDirectory{Share: name, MountPath: "/run/" + name}}
 	}
 	must := func(errs ...error) {
 		t.Helper()
@@ -57,7 +58,8 @@ func TestTidy(t *testing.T) {
 	want := files(t, dir)
 	// As if the mounts had not been made yet; of one the directory is gone as well.
 	must(m.Apply(t.Context(), mount("one")), m.Apply(t.Context(), mount("two")),
-		m.Apply(t.Context(), vmm.Change{Op: vmm.Add, Device: vmm.Plan9Share{Name: "a", Path: source}, Mount: vmm.MappedDirectory{Share: "a", MountPath: "/deep/a/b"}}))
+		m.Apply(t.Context(), vmm.Change{Op: vmm.Add, Device: vmm.Plan9Share{Name: "a", Path: source},
+			Mount: vmm.MappedDirectory{Share: "a", MountPath: "/deep/a/b"}}))
 	for _, target := range []string{"/run/one", "/run/two", "/deep/a/b"} {
 		must(mem.Unmount(t.Context(), m.HostPath(target)))
 	}

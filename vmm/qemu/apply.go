@@ -28,6 +28,9 @@ func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 		}
 		h.Host = m.explained(half)
 	}
+	if err := m.served(c); err != nil {
+		return h, err
+	}
 	if c.Mount != nil {
 		req, err := vmm.GuestRequest(c.Op, c.Mount, vmm.Linux)
 		if err != nil {
@@ -59,7 +62,8 @@ func (m *Machine) modify(ctx context.Context, req hcsschema.GuestRequest) error 
 
 func (m *Machine) hostHalf(op vmm.Op, d vmm.Device) (applyengine.Half, error) {
 	if op != vmm.Add && op != vmm.Remove {
-		return nil, fmt.Errorf("%s %s: a QEMU machine has no devices that can be updated: %w", op, d.Addr(), errors.ErrUnsupported)
+		return nil, fmt.Errorf("%s %s: a QEMU machine has no devices that can be updated: %w", op, d.Addr(),
+			errors.ErrUnsupported)
 	}
 	switch d := d.(type) {
 	case vmm.SCSIDisk:
@@ -78,6 +82,22 @@ func (m *Machine) hostHalf(op vmm.Op, d vmm.Device) (applyengine.Half, error) {
 			return func(context.Context) (vmm.Outcome, error) { return m.detachPMEM(d) }, nil
 		}
 		return func(ctx context.Context) (vmm.Outcome, error) { return m.attachPMEM(ctx, d) }, nil
+	case vmm.NIC:
+		if err := checkNIC(d); err != nil {
+			return nil, err
+		}
+		if op == vmm.Remove {
+			return func(ctx context.Context) (vmm.Outcome, error) { return m.detachNIC(ctx, d) }, nil
+		}
+		return func(ctx context.Context) (vmm.Outcome, error) { return m.attachNIC(ctx, d) }, nil
+	case vmm.VirtioFSShare:
+		if d.Slot >= maxShares {
+			return nil, fmt.Errorf("%s: there are %d slots", d.Addr(), maxShares)
+		}
+		if op == vmm.Remove {
+			return func(ctx context.Context) (vmm.Outcome, error) { return m.detachShare(ctx, d) }, nil
+		}
+		return func(ctx context.Context) (vmm.Outcome, error) { return m.attachShare(ctx, d) }, nil
 	}
 	return nil, fmt.Errorf("%s %s: a QEMU machine has no such devices (%T): %w", op, d.Addr(), d, errors.ErrUnsupported)
 }

@@ -8,10 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -35,7 +37,7 @@ func (m *Machine) record(id string, d vmm.Device) (name string, err error) {
 // namesOf returns the name of a device's node as its record tells it. Without one QEMU is asked for all the
 // nodes it has, which may be many.
 func (m *Machine) namesOf(ctx context.Context, id string) ([]string, error) {
-	b, err := os.ReadFile(filepath.Join(m.attachedDir(), id+".json"))
+	b, err := regfile.ReadState(filepath.Join(m.attachedDir(), id+".json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return m.nodes(ctx, id+"-")
 	}
@@ -45,7 +47,7 @@ func (m *Machine) namesOf(ctx context.Context, id string) ([]string, error) {
 // recorded reads the record of the device called id, if it is that of the node called name. dir is
 // that of the records.
 func recorded(dir, id, name string) vmm.Device {
-	b, err := os.ReadFile(filepath.Join(dir, id+".json"))
+	b, err := regfile.ReadState(filepath.Join(dir, id+".json"))
 	if err != nil || nodeName(id, b) != name {
 		return nil
 	}
@@ -162,7 +164,7 @@ func (m *Machine) detachSCSI(ctx context.Context, controller, lun uint8) (vmm.Ou
 	return vmm.Done, nil
 }
 
-// eject makes the guest let go of a disk. Only a guest that says that the disk is in use stops us: one
+// eject makes the guest release a disk. Only a guest that says that the disk is in use stops us: one
 // that knows no such request, or does not answer, must not keep the host from its disk.
 func (m *Machine) eject(ctx context.Context, controller, lun uint8) error {
 	limited, cancel := context.WithTimeout(ctx, ejectTime)
@@ -198,7 +200,8 @@ func (m *Machine) unplug(ctx context.Context, id string) error {
 	if errors.Is(err, errNoDevice) {
 		return nil
 	}
-	if err != nil {
+	refusal, refused := errors.AsType[*QMPError](err)
+	if err != nil && !(refused && strings.Contains(refusal.Desc, "already in the process of unplug")) {
 		return err
 	}
 	select {

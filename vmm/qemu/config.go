@@ -42,21 +42,34 @@ type Config struct {
 
 	MemoryMiB int    // 0: 256
 	CPUs      int    // 0: 1
+	NoShares  bool   // no folders of the host will be shared: the memory is not shared with who serves them
 	Accel     string // AccelAuto (or empty), AccelKVM, AccelTCG
 	// CacheDir is where AccelAuto remembers that KVM does not work here, until the next boot of the
 	// host. Empty: nothing is remembered.
 	CacheDir string
 	// KVMTrial is how long a guest may take to get ready under AccelAuto before KVM is given up; 0: 20 s.
-	KVMTrial  time.Duration
+	KVMTrial time.Duration
+	// BootTime is how long a guest may take to get ready before it is given up; 0: 5 minutes.
+	BootTime  time.Duration
 	Transport string // TransportAuto (or empty), TransportVSock, TransportSerial
+	Namespace string // of vmm.StartOptions
 	// ExecPorts is how many processes at a time may work with the machine by OpenExec where it is
-	// reached by serial ports; 0: 8.
+	// reached by serial ports; 0: 16. Each takes half a MiB of the guest's memory.
 	ExecPorts int
 	// Program is the QEMU to run; empty: the one for this processor in PATH.
 	Program string
 	// Logger is nil for silence.
 	Logger *slog.Logger
 
+	// Template has the machine loaded from one of its kind that was saved when it was idle; the first one of a kind makes
+	// that, in CacheDir. Where that does not go the machine boots. Templates have no vsock: TransportAuto is
+	// TransportSerial.
+	Template bool
+	// ImageID names the content of Kernel and Initrd. Empty: Template does nothing.
+	ImageID string
+
+	// memory, where it is set, is the guest's.
+	memory *guestMemory
 	// connect replaces the guest protocol in tests.
 	connect connectFunc
 	// rewrite changes the arguments of QEMU in tests.
@@ -100,8 +113,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.KVMTrial == 0 {
 		c.KVMTrial = 20 * time.Second
 	}
+	if c.BootTime == 0 {
+		c.BootTime = 5 * time.Minute
+	}
 	if c.ExecPorts == 0 {
-		c.ExecPorts = 8
+		c.ExecPorts = 16
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -148,12 +164,14 @@ type description struct {
 	Kernel    string    `json:"kernel,omitempty"`
 	MemoryMiB int       `json:"memoryMiB"`
 	CPUs      int       `json:"cpus"`
+	NoShares  bool      `json:"noShares,omitempty"`
 	Accel     string    `json:"accel"`
 	ExecPorts int       `json:"execPorts"`
-	Transport string    `json:"transport"`       // vsock or serial
-	CID       uint32    `json:"cid,omitempty"`   // the guest's address on vsock
-	Token     string    `json:"token,omitempty"` // what a host shows to the guest there
-	UID       int       `json:"uid,omitempty"`   // whom QEMU runs as; 0: who started it
+	Transport string    `json:"transport"`          // vsock or serial
+	CID       uint32    `json:"cid,omitempty"`      // the guest's address on vsock
+	Token     string    `json:"token,omitempty"`    // what a host shows to the guest there
+	UID       int       `json:"uid,omitempty"`      // whom QEMU runs as; 0: who started it
+	Template  string    `json:"template,omitempty"` // the key of what it was loaded from
 	Started   time.Time `json:"started"`
 }
 
@@ -166,9 +184,33 @@ func Limits(memoryMiB int) vmm.Limits {
 	return vmm.Limits{
 		SCSIControllers: controllers, SCSILUNs: lunsPerBus,
 		VPMEMDevices: pmemDevices, VPMEMMaxBytes: uint64(memoryMiB)<<20 + vhdFooter,
-		VPMEMAlign: pmemAlign, VPMEMRetained: true,
+		VPMEMAlign: pmemAlign, VPMEMRetained: true, NICs: nics,
 		CompositeDisks: true, EROFS: true, Verity: true, Observes: true,
+		VirtioFSShares: maxShares,
 	}
+}
+
+// limits are Limits of a machine with which folders of the host may be shared, or not.
+func limits(memoryMiB int, noShares bool) vmm.Limits {
+	l := Limits(memoryMiB)
+	if noShares {
+		l.VirtioFSShares = 0
+	}
+	return l
+}
+
+// memoryObject is QEMU's object for the guest's memory. That which is shared, with the processes that serve folders of the
+// host, has no huge pages, and costs a tenth of the processor time until the guest is ready.
+func (c Config) memoryObject() string {
+	if c.memory != nil {
+		share := map[bool]string{true: "on", false: "off"}[c.memory.share]
+		return fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=/proc/self/fd/%d,share=%s", c.MemoryMiB,
+			portFD+c.ExecPorts+1, share)
+	}
+	if c.NoShares {
+		return fmt.Sprintf("memory-backend-ram,id=mem,size=%dM", c.MemoryMiB)
+	}
+	return fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", c.MemoryMiB)
 }
 
 // Descriptors that QEMU gets. It opens nothing by name, so that it needs no right to the files; sockets
@@ -184,12 +226,14 @@ const (
 )
 
 // arguments of QEMU. The descriptors are inherited, in the order of the constants above: then the guest's
-// ports, then the vsock device, if there is one.
+// ports, then the vsock device or the memory, if there is one: never both.
 func (c Config) arguments(accel string, v *vsockDevice) []string {
 	mem := c.MemoryMiB
 	args := []string{
 		"-name", "guest=" + c.ID + ",process=strata-" + c.ID[:min(len(c.ID), 8)],
-		"-machine", machineOptions, "-cpu", "max", "-accel", accelOptions(accel),
+		"-machine", machineOptions + ",memory-backend=mem",
+		"-object", c.memoryObject(),
+		"-cpu", "max", "-accel", accelOptions(accel),
 		"-smp", fmt.Sprint(c.CPUs),
 		// The address range above the memory is what devices of persistent memory are put in.
 		"-m", fmt.Sprintf("%dM,slots=%d,maxmem=%dM", mem, pmemDevices, mem+pmemDevices*(mem+2)),
@@ -213,8 +257,13 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		args = append(args, "-device", fmt.Sprintf(
 			"virtio-scsi-pci,id=scsi%d,addr=3.%d,multifunction=on,num_queues=1,disable-legacy=on", i, i))
 	}
+	args = append(args, "-device", "pci-bridge,id="+shareBus+",addr=5,chassis_nr=1,shpc=on")
+	if c.memory != nil && c.memory.state != nil {
+		args = append(args, "-incoming", "defer")
+	}
 	if v != nil {
-		args = append(args, "-device", fmt.Sprintf("vhost-vsock-pci,addr=4,guest-cid=%d,vhostfd=%d,disable-legacy=on", v.cid, portFD+c.ExecPorts+1))
+		args = append(args, "-device", fmt.Sprintf("vhost-vsock-pci,addr=4,guest-cid=%d,vhostfd=%d,disable-legacy=on", v.cid,
+			portFD+c.ExecPorts+1))
 	}
 	if c.Kernel == "" {
 		return append(args, "-S")
@@ -231,7 +280,8 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 	return args
 }
 
-const machineOptions = "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,mem-merge=off,dump-guest-core=off"
+const machineOptions = "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off," +
+	"mem-merge=off,dump-guest-core=off"
 
 func accelOptions(accel string) string {
 	if accel == AccelTCG {

@@ -10,9 +10,9 @@
 //	               machine is reached over vsock, 0 serves until it is ready, and then none
 //	port.N.lock    whoever works with a port holds a flock on it
 //	attached/      what is attached where, and the descriptors of composite disks
-//	qemu.log       what QEMU has to say
+//	qemu.log       what QEMU prints
 //
-// [Start] creates one, [Open] takes one up that another process started, [Inspect] and [Kill] need no
+// [Start] creates one, [Open] reopens one that another process started, [Inspect] and [Kill] need no
 // cooperation of the machine. One process at a time controls a machine; others may run programs in
 // it with [OpenExec].
 //
@@ -21,6 +21,9 @@
 // QEMU runs without network and default devices and inside its own seccomp sandbox. Paths reach it
 // as JSON strings or links in the state directory, never as comma-separated options. What QEMU sends
 // is bounded; what the guest sends is package gcs's business.
+//
+// The client of QMP is our own. That of github.com/digitalocean/go-qemu sends one command at a time, waits for its
+// answer without a context, and ends at an answer of 64 KiB; a list of block nodes takes megabytes.
 //
 // # Devices
 //
@@ -36,6 +39,13 @@
 // entered by PVH where it is an ELF file. The four disk controllers are functions of one PCI device.
 // What the kernel says goes to a ring in QEMU's memory, from where [Machine.Console] reads it. The
 // firmware qboot was tried in place of SeaBIOS and made no difference.
+//
+// # Templates
+//
+// With Config.Template a machine is loaded from one that was booted for that alone, held by its agent, and saved by
+// QEMU's migration to a file; its memory is no part of that, but a file in memory that is sealed and that QEMU maps for
+// itself. The next machine finds that file in one that runs, else reads it from the cache. QEMU opens the file for
+// writing although it only reads it; the seals keep one that was taken over by its guest from changing what others map.
 //
 // # Why one package
 //

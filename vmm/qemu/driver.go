@@ -29,7 +29,8 @@ func (Driver) Start(ctx context.Context, o vmm.StartOptions) (vmm.Machine, error
 	}
 	return machine(Start(ctx, Config{
 		Dir: o.Dir, ID: o.Name, Kernel: o.Image.Kernel, Initrd: o.Image.Initrd, Cmdline: o.Image.Cmdline,
-		MemoryMiB: o.MemoryMiB, CPUs: cmp.Or(o.CPUs, min(2, runtime.NumCPU())), Accel: o.Accel, Transport: o.Transport,
+		MemoryMiB: o.MemoryMiB, CPUs: cmp.Or(o.CPUs, min(2, runtime.NumCPU())), NoShares: o.NoShares,
+		Accel: o.Accel, Transport: o.Transport, Namespace: o.Namespace, Template: o.Template, ImageID: o.Image.ID,
 		CacheDir: o.CacheDir, Logger: o.Logger,
 	}))
 }
@@ -63,4 +64,4 @@ func (Driver) Inspect(_ context.Context, dir string) (vmm.Info, error) { return 
 func (Driver) Kill(ctx context.Context, dir string) error { return Kill(ctx, dir) }
 
 // Limits implements vmm.Driver.
-func (Driver) Limits(i vmm.Info) (vmm.Limits, error) { return Limits(i.Memory), nil }
+func (Driver) Limits(i vmm.Info) (vmm.Limits, error) { return limits(i.Memory, i.NoShares), nil }

@@ -5,19 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/vmm"
 )
 
 // ExecSession runs programs in a machine that another process may control at the same time.
 type ExecSession struct {
-	g    guest
-	lock *portLock // nil over vsock
-	room sessionWatch
+	dir       string
+	memoryMiB int
+	g         guest
+	lock      *portLock // nil over vsock
+	room      sessionWatch
 }
 
 // OpenExec connects to the guest of the machine in dir. Its error matches ErrPortsTaken when the guest
-// is reached by serial ports and none is free, vmm.ErrNoVM, or vmm.ErrGone.
+// is reached by serial ports and none becomes free within ten seconds, vmm.ErrNoVM, or vmm.ErrGone.
 func OpenExec(ctx context.Context, dir string, log *slog.Logger) (*ExecSession, error) {
 	return openExec(ctx, dir, log, connectGCS)
 }
@@ -38,10 +43,10 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 		return nil, fmt.Errorf("qemu: open %s: %w", dir, err)
 	}
 	defer proc.close()
-	s := &ExecSession{}
+	s := &ExecSession{dir: dir, memoryMiB: desc.MemoryMiB}
 	port := 0
 	if desc.Transport != TransportVSock {
-		if s.lock, port, err = freePort(dir, desc.ExecPorts); err != nil {
+		if s.lock, port, err = waitPort(ctx, dir, desc.ExecPorts); err != nil {
 			return nil, err
 		}
 	}
@@ -55,13 +60,40 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 		case <-ctx.Done():
 		}
 	}()
-	p := &guestPort{connect: connect, log: log}
+	p := &guestPort{connect: desc.connecting(connect), log: log}
 	if s.g, err = p.dial(ctx, desc.reach(dir, port)); err != nil {
 		s.unlock()
+		select { // a connection that broke is often the first sign of the end
+		case <-proc.exited:
+			return nil, fmt.Errorf("qemu: machine %s: %w (%w)", desc.ID, vmm.ErrGone, err)
+		case <-ctx.Done():
+		case <-time.After(settleTime):
+		}
 		return nil, fmt.Errorf("qemu: machine %s: %w", desc.ID, noGuest(err))
 	}
 	s.room.start(dir, log.With("vm", desc.ID))
 	return s, nil
+}
+
+// portPatience is how long a program waits for one of the others to end: most take less.
+const portPatience = 10 * time.Second
+
+// waitPort takes a port of the guest as soon as one is free. It gives up with an error matching ErrPortsTaken after
+// portPatience or when ctx ends.
+func waitPort(ctx context.Context, dir string, ports int) (*portLock, int, error) {
+	ctx, cancel := context.WithTimeout(ctx, portPatience)
+	defer cancel()
+	for {
+		lock, port, err := freePort(dir, ports)
+		if !errors.Is(err, ErrPortsTaken) {
+			return lock, port, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, 0, err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func freePort(dir string, ports int) (*portLock, int, error) {
@@ -87,6 +119,54 @@ func (s *ExecSession) FindProcess(ctx context.Context, containerID string, pid u
 	return s.g.FindProcess(ctx, containerID, pid)
 }
 
+// ContainerStats implements vmm.ContainerStatist.
+func (s *ExecSession) ContainerStats(ctx context.Context, containerID string) (vmm.ContainerStats, error) {
+	g, ok := s.g.(vmm.ContainerStatist)
+	if !ok {
+		return vmm.ContainerStats{}, fmt.Errorf("statistics of containers: %w", errors.ErrUnsupported)
+	}
+	return g.ContainerStats(ctx, containerID)
+}
+
+// PauseContainer implements vmm.ContainerController.
+func (s *ExecSession) PauseContainer(ctx context.Context, containerID string) error {
+	g, err := s.controller()
+	if err != nil {
+		return err
+	}
+	return g.PauseContainer(ctx, containerID)
+}
+
+// ResumeContainer implements vmm.ContainerController.
+func (s *ExecSession) ResumeContainer(ctx context.Context, containerID string) error {
+	g, err := s.controller()
+	if err != nil {
+		return err
+	}
+	return g.ResumeContainer(ctx, containerID)
+}
+
+// UpdateContainer implements vmm.ContainerController. A limit that is more than the machine has is an error.
+func (s *ExecSession) UpdateContainer(ctx context.Context, containerID string, r specs.LinuxResources) error {
+	g, err := s.controller()
+	if err != nil {
+		return err
+	}
+	if m := r.Memory; m != nil && m.Limit != nil && *m.Limit > int64(s.memoryMiB)<<20 {
+		return fmt.Errorf("update container %q: a memory limit of %d MiB, and its VM has %d MiB: give it a lower limit",
+			containerID, *m.Limit>>20, s.memoryMiB)
+	}
+	return g.UpdateContainer(ctx, containerID, r)
+}
+
+func (s *ExecSession) controller() (vmm.ContainerController, error) {
+	g, ok := s.g.(vmm.ContainerController)
+	if !ok {
+		return nil, fmt.Errorf("pausing and updating containers: %w", errors.ErrUnsupported)
+	}
+	return g, nil
+}
+
 // Done is closed when the connection to the agent is gone, with the machine or without.
 func (s *ExecSession) Done() <-chan struct{} { return s.g.Done() }
 
@@ -103,3 +183,8 @@ func (s *ExecSession) unlock() {
 		s.lock.unlock()
 	}
 }
+
+var (
+	_ vmm.ContainerStatist    = (*ExecSession)(nil)
+	_ vmm.ContainerController = (*ExecSession)(nil)
+)

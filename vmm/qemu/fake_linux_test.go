@@ -155,3 +155,20 @@ func end(t testing.TB, m *Machine) {
 		t.Error(err)
 	}
 }
+
+// reopened closes m, and opens the machine as the next process does, which looks at what is there.
+func reopened(t testing.TB, m *Machine) (*Machine, vmm.Observation) {
+	t.Helper()
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := Open(t.Context(), m.dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	obs, err := m.Observe(t.Context())
+	if err != nil {
+		t.Fatal(errors.Join(err, m.Close()))
+	}
+	return m, obs
+}

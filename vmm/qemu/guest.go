@@ -55,6 +55,17 @@ func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 			out = append(out, vmm.MappedPMEM{MountPath: m.Path, Slot: m.Slot, Offset: m.Offset, Size: m.Size})
 		case "directory":
 			out = append(out, vmm.MappedDirectory{MountPath: m.Path, Share: m.Share, ReadOnly: m.ReadOnly})
+		case "network":
+			g := vmm.NetworkInterface{ContainerID: m.ContainerID, Slot: m.Slot}
+			if m.Share != "" {
+				g.Link = &vmm.Link{Name: m.Share}
+			}
+			out = append(out, g)
+		case "virtiofs":
+			g := vmm.MappedVirtioFS{MountPath: m.Path, ReadOnly: m.ReadOnly}
+			if n, _ := fmt.Sscanf(m.Share, "strata%d", &g.Slot); n == 1 {
+				out = append(out, g)
+			}
 		case "overlay":
 			out = append(out, vmm.CombinedLayers{RootPath: m.Path, ContainerID: m.ContainerID, ScratchPath: m.ScratchPath})
 		}

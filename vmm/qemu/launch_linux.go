@@ -14,6 +14,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/nsthread"
+	"github.com/stratavm/strata/internal/regfile"
+	"github.com/stratavm/strata/internal/tapnet"
+	"github.com/stratavm/strata/vmm"
 )
 
 // inDir calls do with a short path for the directory: that of a socket may have 107 bytes only.
@@ -72,6 +77,8 @@ func dialSocket(ctx context.Context, dir, name string) (conn net.Conn, err error
 
 const dialPause = 50 * time.Millisecond
 
+const qemuProgram = "qemu-system-x86_64"
+
 // launch starts QEMU, detached from us, as the user given (0: as we are), and returns the process. The
 // state directory holds nothing of an earlier one.
 func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err error) {
@@ -81,7 +88,7 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 		if runtime.GOARCH != "amd64" {
 			return nil, fmt.Errorf("qemu: a %s host: %w", runtime.GOARCH, errors.ErrUnsupported)
 		}
-		if program, err = exec.LookPath("qemu-system-x86_64"); err != nil {
+		if program, err = exec.LookPath(qemuProgram); err != nil {
 			return nil, fmt.Errorf("qemu: %w; install it with: apt-get install qemu-system-x86", err)
 		}
 	}
@@ -94,7 +101,7 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	if err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	log, err := os.OpenFile(filepath.Join(c.Dir, logFile), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	log, err := regfile.OpenFile(filepath.Join(c.Dir, logFile), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
@@ -108,12 +115,12 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	if c.rewrite != nil {
 		args = c.rewrite(args)
 	}
-	child, err := os.StartProcess(shell, append([]string{shell, "-c", raiseFileLimit, shell, program}, args...),
+	child, err := startIn(c.Namespace, shell, append([]string{shell, "-c", raiseFileLimit, shell, program}, args...),
 		&os.ProcAttr{
 			Dir: "/", Files: append([]*os.File{null, log, log}, files...),
 			// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
 			// detach is not possible inside its sandbox.)
-			Sys: &syscall.SysProcAttr{Setsid: true, Credential: credentials(uid)},
+			Sys: &syscall.SysProcAttr{Setsid: true, Credential: credentials(uid), Pdeathsig: c.memory.lifeline()},
 		})
 	if err != nil {
 		return nil, fmt.Errorf("qemu: start %s: %w", program, err)
@@ -139,6 +146,31 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	return p, nil
 }
 
+// startIn starts a program in a network namespace of vmm.StartOptions.
+func startIn(namespace, program string, args []string, attr *os.ProcAttr) (child *os.Process, err error) {
+	switch namespace {
+	case "":
+		return os.StartProcess(program, args, attr)
+	case vmm.NewNamespace:
+		attr.Sys.Cloneflags |= unix.CLONE_NEWNET
+		child, err = os.StartProcess(program, args, attr)
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w (a network namespace is made by root)", err)
+		}
+		return child, err
+	}
+	ns, err := tapnet.Open(namespace)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	err = nsthread.Run(ns, func() error {
+		child, err = os.StartProcess(program, args, attr)
+		return err
+	})
+	return child, err
+}
+
 // QEMU begins as a shell that raises the soft limit on open files to the hard one: a disk takes a
 // descriptor for each of its extents, and the soft limit of most systems is 1024. From outside only a
 // privilege that root in a container lacks could do so once QEMU runs as another user.
@@ -159,6 +191,20 @@ func kvmUsable() error {
 		return fmt.Errorf("KVM: %w", err)
 	}
 	return kvmFlags(string(info))
+}
+
+// processorKind is what /proc/cpuinfo says of the first processor that a guest under KVM sees of it.
+func processorKind(cpuinfo string) string {
+	var kind []string
+	first, _, _ := strings.Cut(cpuinfo, "\n\n")
+	for line := range strings.Lines(first) {
+		key, _, _ := strings.Cut(line, ":")
+		switch strings.TrimSpace(key) {
+		case "vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags":
+			kind = append(kind, line)
+		}
+	}
+	return strings.Join(kind, "")
 }
 
 // kvmFlags looks for hardware virtualisation in /proc/cpuinfo: /dev/kvm may be there without.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -150,6 +151,11 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 	if _, err := Start(ctx, c); !errors.Is(err, vmm.ErrGuestUnreachable) {
 		t.Errorf("silent guest: %v", err)
 	}
+	c.BootTime, c.connect = 100*time.Millisecond, connectGCS
+	if _, err := Start(t.Context(), c); !errors.Is(err, vmm.ErrGuestUnreachable) || !errors.Is(err,
+		context.DeadlineExceeded) || !strings.Contains(err.Error(), "not ready within 100ms") {
+		t.Errorf("a guest that is given up: %v", err)
+	}
 	if _, err := Open(t.Context(), c.Dir, nil); !errors.Is(err, vmm.ErrNoVM) {
 		t.Errorf("Open: %v", err)
 	}
@@ -166,12 +172,17 @@ func TestPortsForPrograms(t *testing.T) {
 		}
 		open = append(open, s)
 	}
-	if _, err := openExec(t.Context(), m.dir, nil, g.connect); !errors.Is(err, ErrPortsTaken) {
+	impatient, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := openExec(impatient, m.dir, nil, g.connect); !errors.Is(err, ErrPortsTaken) {
 		t.Errorf("one too many: %v", err)
 	}
-	if err := open[0].Close(); err != nil {
-		t.Error(err)
-	}
+	// One that waits gets the port that another gives back.
+	time.AfterFunc(50*time.Millisecond, func() {
+		if err := open[0].Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	s, err := openExec(t.Context(), m.dir, nil, (&fakeGuest{}).connect)
 	if err != nil {
 		t.Fatalf("a port that was given back: %v", err)
@@ -203,5 +214,54 @@ func TestReusedProcessIDIsNotKilled(t *testing.T) {
 	}
 	if _, err := readDescription(dir); err != nil {
 		t.Errorf("the files are gone, which may have been those of the next machine: %v", err)
+	}
+}
+
+// TestOpenOfDyingQEMU connects to a QEMU that takes no connections any more and has not ended yet.
+func TestOpenOfDyingQEMU(t *testing.T) {
+	leaktest.Check(t)
+	dir := t.TempDir()
+	qemu := exec.Command("sh", "-c", "read x")
+	life, err := qemu.StdinPipe()
+	if err == nil {
+		err = qemu.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		life.Close()
+		_ = qemu.Wait() // its status may be taken already
+	}()
+	start, err := processStart(qemu.Process.Pid)
+	socket, serr := listenSocket(dir, qmpSocket)
+	if err := errors.Join(err, serr); err != nil {
+		t.Fatal(err)
+	}
+	socket.Close()
+	open := func(ctx context.Context) func() error {
+		proc, err := openProcess(qemu.Process.Pid, start, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock, err := tryLockPort(dir, controlPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() error {
+			_, err := connect(ctx, dir, description{ID: "dying", MemoryMiB: 256}, proc, lock,
+				Config{Logger: slog.New(slog.DiscardHandler)})
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dialPause)
+	defer cancel()
+	if err := open(ctx)(); !errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, vmm.ErrGone) {
+		t.Errorf("while it lives: %v", err)
+	}
+	again := open(t.Context())
+	life.Close()
+	if err := again(); !errors.Is(err, vmm.ErrGone) {
+		t.Errorf("when it ends: %v", err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -39,6 +38,7 @@ type Machine struct {
 	killed    bool                     // by us
 	closing   bool                     // Close was called: no new work
 	unplugged map[string]chan struct{} // by QEMU's id of the device that is going
+	servers   map[string]*process      // of NICs and shares that were plugged here, by QEMU's id of the device
 	stopped   chan struct{}            // holds a token when the guest was paused
 }
 
@@ -49,29 +49,34 @@ func connect(ctx context.Context, dir string, desc description, proc *process, l
 	c Config) (*Machine, error) {
 	m := &Machine{dir: dir, desc: desc, log: c.Logger.With("vm", desc.ID), proc: proc, lock: lock,
 		done:      make(chan struct{}),
-		unplugged: map[string]chan struct{}{}, stopped: make(chan struct{}, 1)}
-	m.port = &guestPort{reach: desc.reach(dir, controlPort), connect: c.connect, log: m.log}
+		unplugged: map[string]chan struct{}{}, servers: map[string]*process{},
+		stopped: make(chan struct{}, 1)}
+	m.port = &guestPort{reach: desc.reach(dir, controlPort), connect: desc.connecting(c.connect), log: m.log}
 	m.base, m.cancel = context.WithCancelCause(context.Background())
 	conn, err := dialSocket(ctx, dir, qmpSocket)
 	if err == nil {
 		m.qmp, err = newQMPClient(ctx, conn, m.event)
 	}
 	if err != nil {
+		err = fmt.Errorf("qemu: %w%s", endedMeanwhile(ctx, proc, err), logTail(dir))
 		proc.close()
 		lock.unlock()
-		return nil, fmt.Errorf("qemu: %w%s", err, logTail(dir))
+		return nil, err
 	}
 	m.work.Go(m.watch)
+	if err := m.load(ctx, c.memory); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
 	if waiting, _, err := resumeIfRoom(ctx, m.qmp, m.attachedDir()); err != nil || waiting != nil {
 		if waiting != nil {
 			err = waiting.err()
 		}
-		return nil, errors.Join(fmt.Errorf("qemu: machine %s: %w", desc.ID, err), m.Close())
+		return nil, errors.Join(fmt.Errorf("qemu: machine %s: %w", desc.ID, m.explain(err)), m.Close())
 	}
 	m.work.Go(func() { watchRoom(m.base, m.qmp, m.dir, m.log, m.stopped) })
 	devices, err := m.inventory(ctx)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("qemu: find out what is attached: %w", err), m.Close())
+		return nil, errors.Join(fmt.Errorf("qemu: find out what is attached: %w", m.explain(err)), m.Close())
 	}
 	m.known = applyengine.NewKnown(false, devices...)
 	m.engine = applyengine.New(m.base, vmm.Linux, m.known, m.log)
@@ -111,78 +116,6 @@ func (m *Machine) event(name string, data json.RawMessage) {
 	}
 }
 
-// endGrace is how long QEMU may live on after it has closed its control socket.
-const endGrace = 10 * time.Second
-
-// watch notices the end of QEMU: by its process, or by its control connection, whichever is first.
-func (m *Machine) watch() {
-	select {
-	case <-m.proc.exited:
-		// What it said last is still in the socket.
-		select {
-		case <-m.qmp.done:
-		case <-time.After(endGrace):
-		}
-	case <-m.qmp.done:
-		select {
-		case <-m.proc.exited:
-		case <-m.base.Done():
-			return // closed by us
-		case <-time.After(endGrace):
-			m.log.Error("QEMU runs on but its control connection broke", "error", m.qmp.closedErr())
-			m.end(
-				fmt.Errorf("machine %s: QEMU (process %d) runs on but its control connection broke; open the machine again: %w",
-					m.desc.ID, m.proc.pid, m.qmp.closedErr()))
-			return
-		}
-	case <-m.base.Done():
-		return
-	}
-	m.mu.Lock()
-	err := fmt.Errorf("machine %s: %w: %s", m.desc.ID, vmm.ErrGone, m.reason())
-	m.mu.Unlock()
-	m.end(err)
-}
-
-// reason says why QEMU ended. m.mu is held.
-func (m *Machine) reason() string {
-	switch {
-	case m.killed:
-		return "it was terminated"
-	case m.panicked:
-		return "the guest's kernel panicked"
-	}
-	switch m.shutdown {
-	case "guest-shutdown":
-		return "the guest powered off"
-	case "guest-reset":
-		return "the guest reset itself, which is how a kernel panic or the death of the agent ends"
-	case "guest-panic":
-		return "the guest's kernel panicked"
-	case "host-qmp-quit":
-		return "QEMU was told to quit over its control socket"
-	case "host-signal":
-		return "QEMU was told to end by a signal" + logTail(m.dir)
-	case "":
-		return fmt.Sprintf("QEMU (process %d) was killed or crashed%s; dmesg tells whether the host ran out of memory",
-			m.proc.pid, m.proc.ending) + logTail(m.dir)
-	}
-	return "QEMU ended: " + m.shutdown + logTail(m.dir)
-}
-
-// end marks the machine as gone. Work under way sees it.
-func (m *Machine) end(err error) {
-	m.mu.Lock()
-	if m.err == nil {
-		m.err = err
-		m.log.Info("the machine is gone", "reason", err)
-	}
-	m.mu.Unlock()
-	m.cancel(err)
-	close(m.done)
-	_ = m.port.close() // the other end is gone
-}
-
 // ID implements vmm.Machine.
 func (m *Machine) ID() string { return m.desc.ID }
 
@@ -190,7 +123,7 @@ func (m *Machine) ID() string { return m.desc.ID }
 func (m *Machine) OS() vmm.OS { return vmm.Linux }
 
 // Limits implements vmm.Machine.
-func (m *Machine) Limits() vmm.Limits { return Limits(m.desc.MemoryMiB) }
+func (m *Machine) Limits() vmm.Limits { return limits(m.desc.MemoryMiB, m.desc.NoShares) }
 
 // Done implements vmm.Machine.
 func (m *Machine) Done() <-chan struct{} { return m.done }
@@ -236,32 +169,6 @@ func (m *Machine) withGuest(ctx context.Context, ask func(context.Context, guest
 		err = ask(ctx, g)
 	}
 	return m.explain(err)
-}
-
-// explain puts the end of the machine before an error that came of it.
-func (m *Machine) explain(err error) error {
-	if err == nil {
-		return nil
-	}
-	if gone := m.goneSoon(err); gone != nil && !errors.Is(err, gone) {
-		return fmt.Errorf("%w (%w)", gone, err)
-	}
-	return err
-}
-
-// settleTime is how long a broken connection may be ahead of the news that the machine is gone.
-const settleTime = 500 * time.Millisecond
-
-// goneSoon returns the machine's error. A connection that broke is often the first sign of the end.
-func (m *Machine) goneSoon(err error) error {
-	if errors.Is(err, vmm.ErrGuestUnreachable) || errors.Is(err, errQMPClosed) || errors.Is(err, io.EOF) {
-		select {
-		case <-m.done:
-		case <-m.base.Done():
-		case <-time.After(settleTime):
-		}
-	}
-	return m.Err()
 }
 
 // Exec implements vmm.Machine. The process lives on the control connection: it cannot be waited for
@@ -313,8 +220,16 @@ func (m *Machine) Console(ctx context.Context) (string, error) {
 // at once unless it is inside the kernel.
 const terminateTime = 10 * time.Second
 
+// unservedTime is how long a guest may take to power off that has lost the server of a share.
+const unservedTime = 5 * time.Second
+
 // Shutdown implements vmm.Machine. The files of the machine are removed when it is gone.
 func (m *Machine) Shutdown(ctx context.Context) error {
+	if m.anyServerDied() { // what waits for it keeps the guest from ending
+		limited, cancel := context.WithTimeoutCause(ctx, unservedTime, ErrServerDied)
+		defer cancel()
+		ctx = limited
+	}
 	err := m.withGuest(ctx, func(ctx context.Context, g guest) error { return g.Shutdown(ctx) })
 	if err == nil || m.Err() != nil {
 		select {
@@ -357,6 +272,11 @@ func (m *Machine) Terminate(ctx context.Context) error {
 }
 
 func (m *Machine) tidy() error {
+	limited, cancel := context.WithTimeout(context.Background(), terminateTime)
+	defer cancel()
+	if err := endServers(limited, m.dir); err != nil {
+		return fmt.Errorf("machine %s has ended, but what served its shares runs: %w", m.desc.ID, err)
+	}
 	if err := removeState(m.dir); err != nil {
 		return fmt.Errorf("machine %s has ended, but its files are left: %w", m.desc.ID, err)
 	}
@@ -364,7 +284,7 @@ func (m *Machine) tidy() error {
 }
 
 // Close implements vmm.Machine: the machine runs on. What is under way in QEMU or in the guest comes
-// to rest there; Observe of whoever opens the machine next tells the result.
+// to rest there; Observe, after the machine is opened again, reports the result.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	first := !m.closing
@@ -379,6 +299,7 @@ func (m *Machine) Close() error {
 	m.qmp.close()
 	<-m.qmp.done
 	m.rest()
+	m.closeServers()
 	m.proc.close()
 	m.lock.unlock()
 	return ignoreClosed(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/stratavm/strata/vmm"
@@ -33,7 +34,15 @@ func (m *Machine) devices(ctx context.Context) ([]vmm.Device, error) {
 		return nil, err
 	}
 	pmem, err := m.pmem(ctx)
-	return append(disks, pmem...), err
+	if err != nil {
+		return nil, err
+	}
+	nics, err := m.nics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	shares, err := m.shares(ctx)
+	return slices.Concat(disks, pmem, nics, shares), err
 }
 
 func (m *Machine) disks(ctx context.Context) ([]vmm.Device, error) {
@@ -86,7 +95,8 @@ func (m *Machine) pmem(ctx context.Context) ([]vmm.Device, error) {
 			out = append(out, rec)
 			continue
 		}
-		if err := m.qmp.do(ctx, "qom-get", map[string]any{"path": mem.Data.MemDev, "property": "mem-path"}, &d.Path); err != nil {
+		if err := m.qmp.do(ctx, "qom-get", map[string]any{"path": mem.Data.MemDev, "property": "mem-path"},
+			&d.Path); err != nil {
 			return nil, err
 		}
 		out = append(out, d)
@@ -126,6 +136,10 @@ func (m *Machine) inventory(ctx context.Context) ([]vmm.Device, error) {
 			plugged[scsiID(d.Controller, d.LUN)] = true
 		case vmm.VPMEMDevice:
 			plugged[pmemID(d.Slot)] = true
+		case vmm.NIC:
+			plugged[nicID(d.Slot)] = true
+		case vmm.VirtioFSShare:
+			plugged[shareID(d.Slot)] = true
 		}
 	}
 	stale := func(name string) (id string, ok bool) {
@@ -139,7 +153,7 @@ func (m *Machine) inventory(ctx context.Context) ([]vmm.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	var errs []error
+	errs := []error{m.staleNICs(ctx, plugged)}
 	for _, n := range nodes {
 		if id, ok := stale(n); ok {
 			errs = append(errs, m.deleteNode(ctx, n), m.forget(id))
@@ -156,5 +170,6 @@ func (m *Machine) inventory(ctx context.Context) ([]vmm.Device, error) {
 			errs = append(errs, m.qmp.do(ctx, "object-del", map[string]any{"id": o.Name}, nil), m.forget(id))
 		}
 	}
+	errs = append(errs, m.clearShares(ctx, plugged))
 	return devices, errors.Join(errs...)
 }

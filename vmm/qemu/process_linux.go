@@ -16,6 +16,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // process is a QEMU that runs, held by a descriptor: what happens through it never hits another
@@ -208,7 +210,7 @@ func pidfile(dir string) string { return filepath.Join(dir, "qemu.pid") }
 
 // findProcess takes hold of the machine in a state directory. errNoProcess means that none runs.
 func findProcess(dir string) (*process, error) {
-	if b, err := os.ReadFile(filepath.Join(dir, "pid")); err == nil {
+	if b, err := regfile.ReadState(filepath.Join(dir, "pid")); err == nil {
 		var pid int
 		var start uint64
 		if n, _ := fmt.Sscan(string(b), &pid, &start); n == 2 && pid > 0 && start > 0 {

@@ -10,6 +10,8 @@ import (
 	"net"
 	"os"
 	"runtime"
+
+	"github.com/stratavm/strata/vmm"
 )
 
 var errNoProcess = errors.New("the QEMU process does not run any more")
@@ -41,10 +43,50 @@ func openVSock() (*vsockDevice, error) { return nil, errHost }
 
 func kvmUsable() error { return errHost }
 
+type network struct {
+	Socket, Life *os.File
+	server       *process
+}
+
+func (n *network) handOver() {}
+
+func startNetwork(context.Context, string, int, vmm.NIC) (*network, error) {
+	_ = networkDir // for the other half
+	return nil, errHost
+}
+
+func endUnconnected(string) {}
+
 const nonBlock = 0
 
 func memoryFile(string, io.Reader, int64) (*os.File, error) { return nil, errHost }
 
 func sendFile(net.Conn, []byte, *os.File) (int, error) { return 0, errHost }
 
+func openProcess(int, uint64, string) (*process, error) { return nil, errHost }
+
+type serverOptions struct{ dir, note string }
+
+type server struct {
+	proc *process
+	conn *os.File
+}
+
+func (*server) words(context.Context) string { return "" }
+
+func startServer(_ vmm.VirtioFSShare, o serverOptions) (*server, error) {
+	return nil, fmt.Errorf("%s, %s: %w", o.dir, o.note, errHost)
+}
+
+// FindServer returns virtiofsd's path.
+func FindServer() (string, error) { return "", errHost }
+
+// CanShare returns an error unless n folders and files of this host can be shared with a machine.
+func CanShare(int) error { return errHost }
+
 func freeBytes(string) (uint64, error) { return 0, errHost }
+
+func startTemplated(context.Context, Config, string) (*Machine, error) {
+	_ = guestMemory{}.f // for the other half
+	return nil, errHost
+}

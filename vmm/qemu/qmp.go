@@ -55,9 +55,11 @@ func (e *QMPError) Is(target error) bool {
 	switch target {
 	case errNoDevice:
 		return e.Class == "DeviceNotFound" || strings.Contains(e.Desc, "Cannot find device") ||
-			strings.Contains(e.Desc, "Failed to find node with node-name")
+			strings.Contains(e.Desc, "Failed to find node with node-name") ||
+			strings.HasPrefix(e.Desc, "Chardev '") && strings.HasSuffix(e.Desc, "' not found") ||
+			strings.HasPrefix(e.Desc, "File descriptor named '")
 	case vmm.ErrBusy:
-		return e.locked() || strings.Contains(e.Desc, "is in use")
+		return e.locked() || strings.Contains(e.Desc, "is in use") || strings.HasSuffix(e.Desc, "' is busy")
 	case vmm.ErrAccessDenied, fs.ErrPermission:
 		return strings.Contains(e.Desc, "Permission denied")
 	case fs.ErrNotExist:

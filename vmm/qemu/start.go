@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/bootid"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
 // Start starts a machine and returns when its guest answers, or with an error and nothing left
-// behind. It takes as long as ctx allows. The machine outlives this process.
+// behind: each boot takes Config.BootTime at most. The machine outlives this process.
 func Start(ctx context.Context, c Config) (*Machine, error) {
 	c, err := c.withDefaults()
 	if err != nil {
@@ -27,10 +28,9 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 		c.Logger.Info("the machine is emulated in software", "reason", err)
 		return start(ctx, c, AccelTCG)
 	}
-	trial, cancel := context.WithTimeoutCause(ctx, c.KVMTrial,
-		fmt.Errorf("the guest was not ready within %s: %w", c.KVMTrial, context.DeadlineExceeded))
-	defer cancel()
-	m, err := start(trial, c, AccelKVM)
+	trial := c
+	trial.BootTime = min(c.BootTime, c.KVMTrial)
+	m, err := start(ctx, trial, AccelKVM)
 	if err == nil || ctx.Err() != nil {
 		return m, err
 	}
@@ -44,9 +44,28 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	return m, nil
 }
 
-func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) {
+// readyWithin is a context for a guest that boots.
+func readyWithin(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit,
+		fmt.Errorf("the guest was not ready within %s: %w", limit, context.DeadlineExceeded))
+}
+
+// start loads a machine from its template where that is wanted and goes, and else boots one.
+func start(ctx context.Context, c Config, accel string) (*Machine, error) {
+	if c.Template {
+		m, err := startTemplated(ctx, c, accel)
+		if err == nil || ctx.Err() != nil || errors.Is(err, vmm.ErrRunning) {
+			return m, err
+		}
+		c.Logger.Warn("the machine boots instead of being loaded from a template", "error", err)
+	}
+	return boot(ctx, c, accel)
+}
+
+// boot starts a QEMU, whose guest boots, or, with the state of a template in c.memory, is loaded.
+func boot(ctx context.Context, c Config, accel string) (_ *Machine, err error) {
 	desc := description{ID: c.ID, Program: c.Program, Kernel: c.Kernel, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
-		Accel: accel, ExecPorts: c.ExecPorts, Transport: TransportSerial, Started: time.Now().UTC()}
+		NoShares: c.NoShares, Accel: accel, ExecPorts: c.ExecPorts, Transport: TransportSerial, Started: time.Now().UTC()}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("qemu: state directory: %w", err)
 	}
@@ -88,6 +107,9 @@ func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) 
 		defer dev.f.Close() // QEMU gets a copy
 		desc.CID, desc.Token = dev.cid, dev.token
 	}
+	if c.memory != nil {
+		desc.Template = c.memory.key
+	}
 	if desc.UID, err = machineUser(c.Dir); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
@@ -103,8 +125,13 @@ func start(ctx context.Context, c Config, accel string) (_ *Machine, err error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := m.Ready(ctx); err != nil {
+	booting, cancel := readyWithin(ctx, c.BootTime)
+	defer cancel()
+	if err := m.Ready(booting); err != nil {
 		err = fmt.Errorf("machine %s: the guest did not get ready: %w%s", c.ID, err, m.lastWords(ctx))
+		if c.memory != nil && c.memory.state != nil {
+			err = fmt.Errorf("%w: %w", errNotLoaded, err)
+		}
 		return nil, errors.Join(err, m.Close())
 	}
 	if dev != nil {
@@ -179,7 +206,8 @@ func Inspect(dir string) (vmm.Info, error) {
 		return vmm.Info{}, err
 	}
 	info := vmm.Info{Dir: dir, Driver: Driver{}.Name(), OS: vmm.Linux, Accel: desc.Accel, Memory: desc.MemoryMiB,
-		CPUs: desc.CPUs, Kernel: desc.Kernel, Transport: desc.Transport, Started: desc.Started}
+		CPUs: desc.CPUs, NoShares: desc.NoShares, Kernel: desc.Kernel, Transport: desc.Transport, Template: desc.Template,
+		Started: desc.Started}
 	proc, err := findProcess(dir)
 	if errors.Is(err, errNoProcess) {
 		return info, nil
@@ -209,6 +237,9 @@ func Kill(ctx context.Context, dir string) error {
 	} else if !errors.Is(err, errNoProcess) {
 		return fmt.Errorf("qemu: %w", err)
 	}
+	if err := errors.Join(endServers(ctx, dir), disconnectAll(dir)); err != nil {
+		return fmt.Errorf("qemu: %w", err)
+	}
 	return nil
 }
 
@@ -224,7 +255,7 @@ func kvmWorth(c Config) error {
 		return nil
 	}
 	boot, bootErr := bootid.Read()
-	if b, err := os.ReadFile(kvmFile(c)); err == nil && bootErr == nil && len(b) > 0 && string(b) == boot {
+	if b, err := regfile.ReadState(kvmFile(c)); err == nil && bootErr == nil && len(b) > 0 && string(b) == boot {
 		return fmt.Errorf("KVM did not work here before; to try it again remove %s", kvmFile(c))
 	}
 	return nil

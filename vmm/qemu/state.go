@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/stratavm/strata/internal/atomicfile"
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -31,7 +32,7 @@ func portLockName(i int) string { return fmt.Sprintf("port.%d.lock", i) }
 func writeFile(path string, b []byte) error { return atomicfile.Write(path, b, atomicfile.Options{}) }
 
 func readDescription(dir string) (d description, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, machineFile))
+	b, err := regfile.ReadState(filepath.Join(dir, machineFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return d, fmt.Errorf("qemu: %s: %w", dir, vmm.ErrNoVM)
 	}
@@ -57,7 +58,7 @@ func (d description) write(dir string) error {
 
 // runtimeFiles are the names of what a machine has in its directory.
 var runtimeFiles = []string{qmpSocket, statusSocket, "gcs.*.sock", "port.*.lock", "qemu.pid", "pid",
-	logFile, machineFile, atomicfile.Prefix + "*", attachedDir}
+	logFile, machineFile, "nic*.tmp", "virtiofs.sock", atomicfile.Prefix + "*", attachedDir}
 
 // removeFiles takes the files of a machine that does not run out of its directory, but for the one
 // called keep. It tells how many other files there are.
@@ -65,6 +66,10 @@ func removeFiles(dir, keep string) (others int, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
+	}
+	endUnconnected(dir)
+	if err := disconnectAll(dir); err != nil { // what says so is among the files
+		return 0, err
 	}
 	errs := []error{err}
 	for _, e := range entries {
@@ -100,7 +105,7 @@ const maxTail = 2048
 
 // logTail is the end of QEMU's log, to be put behind an error; empty when there is nothing in it.
 func logTail(dir string) string {
-	f, err := os.Open(filepath.Join(dir, logFile))
+	f, _, err := regfile.Open(filepath.Join(dir, logFile))
 	if err != nil {
 		return ""
 	}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/internal/userns"
 )
 
@@ -50,14 +51,11 @@ func credentials(uid int) *syscall.Credential {
 // readableBy opens a file that QEMU reads by its descriptor, which takes the right to read it: for a user
 // that lacks it this is a copy in memory.
 func readableBy(uid int, path string) (_ *os.File, err error) {
-	f, err := os.Open(path)
+	f, _, err := regfile.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	fi, err := f.Stat()
-	if err == nil && !fi.Mode().IsRegular() {
-		err = fmt.Errorf("%s: is no regular file", path)
-	}
 	if err == nil && (uid == 0 || fi.Mode()&0o004 != 0) {
 		return f, nil
 	}
@@ -92,6 +90,9 @@ func inherited(c Config, uid int, v *vsockDevice) (files []*os.File, err error) 
 	if v != nil {
 		opens = append(opens, func() (*os.File, error) { return duplicate(v.f) })
 	}
+	if c.memory != nil {
+		opens = append(opens, func() (*os.File, error) { return duplicate(c.memory.f) })
+	}
 	for _, open := range opens {
 		f, err := open()
 		if err != nil {
@@ -112,7 +113,7 @@ func bootFile(uid int, path string) (*os.File, error) {
 
 // createPidfile creates the file that tells a QEMU by its having it open, while its number is not noted.
 func createPidfile(dir string) (*os.File, error) {
-	return os.OpenFile(pidfile(dir), os.O_CREATE|os.O_RDONLY|os.O_TRUNC, 0o600)
+	return regfile.OpenFile(pidfile(dir), os.O_CREATE|os.O_RDONLY|os.O_TRUNC, 0o600)
 }
 
 func duplicate(f *os.File) (*os.File, error) {

@@ -111,7 +111,7 @@ func TestVM(t *testing.T) {
 		}
 		obs, err := m.Observe(t.Context())
 		if err != nil || len(obs.Mounts) != 0 || obs.Device("vpmem 5") == nil {
-			t.Errorf("the machine has %v %v", obs, err)
+			t.Errorf("the machine has %v", obs)
 		}
 	})
 	t.Run("programs of another process", func(t *testing.T) {
@@ -133,17 +133,10 @@ func TestVM(t *testing.T) {
 		d := vmm.SCSIDisk{LUN: 3, Path: ext4File(t, dir, 3, 1<<20), ReadOnly: true}
 		both := vmm.Change{Op: vmm.Add, Device: d, Mount: vmm.MappedDisk{LUN: 3, MountPath: "/run/o", ReadOnly: true}}
 		apply(t, m, both)
-		if err := m.Close(); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if m, err = Open(t.Context(), m.dir, nil); err != nil {
-			t.Fatal(err)
-		}
-		obs, err := m.Observe(t.Context())
-		if err != nil || obs.Device("scsi 0:3") != vmm.Device(nil) && obs.Device("scsi 0:3").String() != d.String() ||
-			obs.Mount(both.Mount) == nil {
-			t.Errorf("the machine has %v %v", obs, err)
+		var obs vmm.Observation
+		m, obs = reopened(t, m)
+		if was := obs.Device("scsi 0:3"); was == nil || was.String() != d.String() || obs.Mount(both.Mount) == nil {
+			t.Errorf("the machine has %v", obs)
 		}
 		apply(t, m, both.Inverse())
 	})

@@ -17,7 +17,7 @@ type vsockDevice struct {
 
 // vsock returns the device for a machine, or nil for one that is reached by serial ports alone.
 func (c Config) vsock() (*vsockDevice, error) {
-	if c.Transport == TransportSerial || c.Transport == TransportAuto && c.Kernel == "" {
+	if c.Transport == TransportSerial || c.memory != nil || c.Transport == TransportAuto && c.Kernel == "" {
 		return nil, nil
 	}
 	dev, err := openVSock()

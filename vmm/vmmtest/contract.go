@@ -20,12 +20,21 @@ type Env struct {
 	Disk func(n int) vmm.Change
 	// Bad adds a device that the guest cannot mount; no device: this is not tried.
 	Bad vmm.Change
+	// Network returns Changes that give a container a network: another one for each n of 0 and 1; nil: this is not
+	// tried.
+	Network func(n int) vmm.Change
+	// Namespace returns Changes that connect a container to existing network namespaces, as Network; Left is
+	// called when none of them is connected and fails the test where something is left in them.
+	Namespace func(n int) vmm.Change
+	Left      func()
 	// Hang stops the machine from answering until resume is called; nil: this is not tried.
 	Hang func() (resume func())
 	// Recorded: Observe returns records, and so does not wait for a machine that hangs.
 	Recorded bool
 	// Program is one that runs until a signal ends it, once Disk(0) is mounted; nil Args: this is not tried.
 	Program vmm.ProcessSpec
+	// Container is one of a driver that says what containers use; nil: this is not tried.
+	Container *Container
 	// Kill ends the machine behind the back of its driver.
 	Kill func()
 }
@@ -34,7 +43,7 @@ type Env struct {
 // it a driver that hangs would say so only when the whole test run times out.
 const patience = 60 * time.Second
 
-// Contract checks that a driver keeps the contract of package vmm. newMachine gives a machine without
+// Contract checks that a driver keeps the contract of package vmm. newMachine returns a machine without
 // devices; it is called once for each part and cleans up after itself.
 func Contract(t *testing.T, newMachine func(t *testing.T) Env) {
 	for _, part := range []struct {
@@ -43,7 +52,9 @@ func Contract(t *testing.T, newMachine func(t *testing.T) Env) {
 	}{
 		{"devices and mounts", comeAndGo}, {"the halves alone", halvesAlone}, {"an address is occupied", occupied},
 		{"an ended context", endedContext}, {"a mount that fails", failedMount},
-		{"a process is found again", foundAgain},
+		{"a process is found again", foundAgain}, {"networks", networks},
+		{"statistics of a container", statistics},
+		{"a container is paused and updated", control},
 		{"many addresses at a time", concurrent}, {"a machine that hangs", hangs}, {"a machine that dies", dies},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, &suite{t, newMachine(t)}) })
@@ -173,6 +184,9 @@ func at(d, address vmm.Device) vmm.Device {
 	case vmm.VSMBShare:
 		d.Name = address.(vmm.VSMBShare).Name
 		return d
+	case vmm.VirtioFSShare:
+		d.Slot = address.(vmm.VirtioFSShare).Slot
+		return d
 	case vmm.WritableLayer:
 		return address
 	}
@@ -186,6 +200,9 @@ func onto(g vmm.Mount, target string) vmm.Mount {
 		g.MountPath = target
 		return g
 	case vmm.MappedDirectory:
+		g.MountPath = target
+		return g
+	case vmm.MappedVirtioFS:
 		g.MountPath = target
 		return g
 	case vmm.CombinedLayers:
@@ -351,6 +368,14 @@ func dies(t *testing.T, s *suite) {
 	}
 	if err := errors.Join(s.Machine.Terminate(s.limited()), s.Machine.Close()); err != nil {
 		t.Errorf("ending a dead machine: %v", err)
+	}
+}
+
+// ContractShare is a Disk of Env for a Linux machine, of folders that folder gives.
+func ContractShare(folder func(n int) string) func(n int) vmm.Change {
+	return func(n int) vmm.Change {
+		return vmm.Change{Op: vmm.Add, Device: vmm.VirtioFSShare{Slot: uint32(n), Path: folder(n)},
+			Mount: vmm.MappedVirtioFS{Slot: uint32(n), MountPath: fmt.Sprintf("/run/contract/%d", n)}}
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 const driverFile = "fake"
 
 // Driver starts Fakes. They live in the Driver: it stands for the system that VMMs run on, and outlives
-// whoever opens and closes its machines.
+// the handles of its machines.
 type Driver struct {
 	mu       sync.Mutex
 	machines map[string]*Fake

@@ -67,12 +67,13 @@ type Fake struct {
 	hang       chan struct{}                   // closed when the machine answers again; nil: it does
 	execs      []vmm.ProcessSpec
 	forgotten  []string
+	containers map[string]*FakeContainer
 }
 
 // LinuxLimits are those of a Linux utility VM with everything.
 func LinuxLimits() vmm.Limits {
 	return vmm.Limits{SCSIControllers: 4, SCSILUNs: 64, VPMEMDevices: 64, VPMEMMaxBytes: 4 << 30,
-		Plan9: true, CompositeDisks: true, EROFS: true, Verity: true, Observes: true}
+		Plan9: true, NICs: 4, VirtioFSShares: 4, CompositeDisks: true, EROFS: true, Verity: true, Observes: true}
 }
 
 // WindowsLimits are those of a Windows utility VM.
@@ -83,7 +84,8 @@ func WindowsLimits() vmm.Limits {
 
 // New creates a machine.
 func New(id string, os vmm.OS, limits vmm.Limits) *Fake {
-	f := &Fake{id: id, os: os, limits: limits, devices: map[string]vmm.Device{}, mounts: map[string]vmm.Mount{}}
+	f := &Fake{id: id, os: os, limits: limits, devices: map[string]vmm.Device{}, mounts: map[string]vmm.Mount{},
+		containers: map[string]*FakeContainer{}}
 	f.life, f.end = context.WithCancelCause(context.Background())
 	f.engine = applyengine.New(f.life, os, nil, nil)
 	return f
@@ -247,8 +249,10 @@ func (f *Fake) halves(c vmm.Change, fault Fault) (h applyengine.Halves) {
 			return vmm.Done, nil
 		}
 	}
-	h.Host = half(hostFirst || c.Mount == nil, !hostFirst || c.Mount == nil, func() error { return f.host(c.Op, c.Device) })
-	h.Guest = half(!hostFirst || c.Device == nil, hostFirst || c.Device == nil, func() error { return f.guest(c.Op, c.Mount) })
+	h.Host = half(hostFirst || c.Mount == nil, !hostFirst || c.Mount == nil,
+		func() error { return f.host(c.Op, c.Device) })
+	h.Guest = half(!hostFirst || c.Device == nil, hostFirst || c.Device == nil,
+		func() error { return f.guest(c.Op, c.Mount) })
 	return h
 }
 
@@ -274,6 +278,16 @@ func (f *Fake) Exec(_ context.Context, spec vmm.ProcessSpec) (vmm.Process, error
 	defer f.mu.Unlock()
 	if err := f.Err(); err != nil {
 		return nil, err
+	}
+	if spec.ContainerID != "" {
+		c := f.containers[spec.ContainerID]
+		if c == nil {
+			c = &FakeContainer{}
+			f.containers[spec.ContainerID] = c
+		}
+		if c.Paused {
+			return nil, fmt.Errorf("container %s: %w", spec.ContainerID, vmm.ErrPaused)
+		}
 	}
 	f.execs = append(f.execs, spec)
 	return process(len(f.execs)), nil
@@ -304,6 +318,7 @@ func (f *Fake) DeleteContainerState(_ context.Context, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.forgotten = append(f.forgotten, id)
+	delete(f.containers, id)
 	return f.Err()
 }
 

@@ -5,6 +5,9 @@
 //
 // The package does no I/O but through the io.Reader or io.Writer it is given. A Writer or a Reader
 // must not be used by several goroutines at once.
+//
+// github.com/cavaliergopher/cpio is not used: it writes no device numbers, without which a guest has no console, and
+// believes the length of a name that it reads.
 package cpio
 
 import (

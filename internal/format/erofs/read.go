@@ -63,16 +63,9 @@ func readSuper(r io.ReaderAt, size int64) (super, error) {
 	return s, nil
 }
 
-// ImageSize returns the size of the image at the beginning of r, without what follows it, such as a hash
-// tree. size is the size of what r reads.
-func ImageSize(r io.ReaderAt, size int64) (int64, error) {
-	s, err := readSuper(r, size)
-	return int64(s.blocks) * blockSize, err
-}
-
 // Open reads the metadata of the uncompressed image r of at most size bytes. Contents that lie inside
 // of inodes, as mkfs.erofs writes them, are kept in memory. Every offset and sum is checked: a hostile image
-// gives an error that matches ErrCorrupt, or a tree. Memory is bounded: it is in proportion to the size of the
+// returns an error that matches ErrCorrupt, or a tree. Memory is bounded: it is in proportion to the size of the
 // image, and never more than DefaultMaxMemory, beyond which the error matches ErrTooLarge.
 func Open(r io.ReaderAt, size int64) (*layertree.Tree, error) {
 	return open(r, size, newBudget(DefaultMaxMemory))

@@ -88,7 +88,7 @@ type metadata struct {
 	chunky bool
 }
 
-// writeMetadata writes all metadata of tree, the first byte being that of block first, and gives
+// writeMetadata writes all metadata of tree, the first byte being that of block first, and returns
 // block 0.
 func writeMetadata(w *bufio.Writer, tree *layertree.Tree, first uint32) ([]byte, Info, error) {
 	m := &metadata{w: w, sum: sha256.New(), tree: tree, next: first, index: make(map[*layertree.Node]*inode)}

@@ -110,7 +110,7 @@ func (im *image) usedBlocks(g groups) bitmap {
 	return used
 }
 
-// writeBitmaps writes the bitmaps and gives the descriptors, and how many blocks are free.
+// writeBitmaps writes the bitmaps and returns the descriptors, and how many blocks are free.
 func (im *image) writeBitmaps(g groups) (descs []byte, free uint32, err error) {
 	used := im.usedBlocks(g)
 	descs = make([]byte, g.descBlocks*blockSize)

@@ -101,7 +101,7 @@ func encodeTime(sec int64, nsec uint32) (low, extra uint32) {
 	return uint32(sec), nsec<<2 | epoch
 }
 
-// extentTree maps runs: it gives the 60 bytes in the inode, and the blocks of the tree when there are
+// extentTree maps runs: it returns the 60 bytes in the inode, and the blocks of the tree when there are
 // more extents than these hold, which then begin at block first.
 func extentTree(runs []layertree.Run, first uint32) (root, blocks []byte) {
 	var level []byte // entries of 12 bytes each

@@ -91,7 +91,7 @@ type image struct {
 	numbers    map[*layertree.Node]uint32
 }
 
-// append writes whole blocks of metadata and gives the number of the first.
+// append writes whole blocks of metadata and returns the number of the first.
 func (im *image) append(b []byte) (uint32, error) {
 	first := im.next
 	n := uint32(len(b) / blockSize)

@@ -4,4 +4,7 @@
 // makes a disk of them and of the layer files themselves, without copying a layer. [Read] finds the
 // partitions of a disk, such as an lcow-partitioned-layer. The format is that of the UEFI
 // specification, chapter 5.
+//
+// github.com/diskfs/go-diskfs is not used: it writes a table into a disk that exists as one file, and here no such file
+// is ever made.
 package gpt

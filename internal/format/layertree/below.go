@@ -131,14 +131,15 @@ const maxFollowWork = 50_000_000
 //     the link leads to, as when layers are unpacked over one another.
 //   - Such a directory that holds whiteouts alone, over nothing, is not there either.
 //   - Such a directory over another has that one's attributes.
+//   - In a directory of the layer alone there are no whiteouts: overlayfs lists the names of those there.
 //
-// It reports whether one of the first two changed the layer.
+// It reports whether one of these, but for the third, changed the layer.
 func (t *Tree) Follow(b *Below) (changed bool, err error) {
 	root := b.root()
 	if t.Root.Implied {
 		t.Root.inheritBelow(root)
 	}
-	if !t.HasImplied {
+	if !t.HasImplied && !t.HasWhiteouts {
 		return false, nil
 	}
 	f := follower{tree: t, bare: bareness{}, put: (*Node).SetChild}
@@ -147,6 +148,11 @@ func (t *Tree) Follow(b *Below) (changed bool, err error) {
 		stack = stack[:len(stack)-1]
 		for _, name := range here.own.Names() {
 			c := here.own.Child(name)
+			if c != nil && t.HasWhiteouts && c.IsWhiteout() && !here.low.is(TypeDir) {
+				here.own.RemoveChild(name)
+				f.changed = true
+				continue
+			}
 			if c == nil || !c.IsDir() {
 				continue
 			}

@@ -22,11 +22,12 @@ func TestMetadataIsCounted(t *testing.T) {
 		entry func(i int) entry
 		keeps bool
 	}{
-		"names":          {func(i int) entry { return entry{Name: long(255, i), Body: "x"} }, true},
-		"deep names":     {func(i int) entry { return entry{Name: strings.Repeat(long(254, i)+"/", 15)} }, true},
-		"symbolic links": {func(i int) entry { return entry{Name: long(9, i), Type: tar.TypeSymlink, Link: long(4000, i)} }, true},
-		"hard links":     {func(i int) entry { return entry{Name: long(255, i), Type: tar.TypeLink, Link: "target"} }, true},
-		"whiteouts":      {func(i int) entry { return entry{Name: ".wh." + long(250, i)} }, true},
+		"names":      {func(i int) entry { return entry{Name: long(255, i), Body: "x"} }, true},
+		"deep names": {func(i int) entry { return entry{Name: strings.Repeat(long(254, i)+"/", 15)} }, true},
+		"symbolic links": {func(i int) entry { return entry{Name: long(9, i), Type: tar.TypeSymlink, Link: long(4000, i)} },
+			true},
+		"hard links": {func(i int) entry { return entry{Name: long(255, i), Type: tar.TypeLink, Link: "target"} }, true},
+		"whiteouts":  {func(i int) entry { return entry{Name: ".wh." + long(250, i)} }, true},
 		"attributes": {func(i int) entry {
 			return entry{Name: long(9, i), PAX: map[string]string{"SCHILY.xattr.user." + long(200, i): long(60_000, i)}}
 		}, true},
@@ -37,8 +38,9 @@ func TestMetadataIsCounted(t *testing.T) {
 			}
 			return entry{Name: long(9, i), PAX: pax}
 		}, true},
-		"comments": {func(i int) entry { return entry{Name: "same", PAX: map[string]string{"comment": long(900_000, i)}} }, false},
-		"dots":     {func(i int) entry { return entry{Name: strings.Repeat("./", 2000) + "same"} }, true},
+		"comments": {func(i int) entry { return entry{Name: "same", PAX: map[string]string{"comment": long(900_000, i)}} },
+			false},
+		"dots": {func(i int) entry { return entry{Name: strings.Repeat("./", 2000) + "same"} }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			entries := []entry{{Name: "target", Body: "x"}}

@@ -168,6 +168,8 @@ type Tree struct {
 	NextBlock uint32
 	// HasImplied says that directories below the root are, or were, [Node.Implied].
 	HasImplied bool
+	// HasWhiteouts says that the layer was converted from a tar with whiteouts that may have to go over nothing.
+	HasWhiteouts bool
 }
 
 // Walk calls f for each node once, parents before children and entries in byte order, the root first,

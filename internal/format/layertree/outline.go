@@ -12,8 +12,9 @@ import (
 // An outline is a layer without contents: names, attributes, and where the contents are. It is kept beside the
 // layer for those that are converted over it.
 type outlineHead struct {
-	Version    int
-	HasImplied bool
+	Version      int
+	HasImplied   bool
+	HasWhiteouts bool // always false where an earlier version has written it
 }
 
 type outlineEntry struct {
@@ -34,7 +35,7 @@ func (t *Tree) writeOutline(w io.Writer) error {
 		return err
 	}
 	enc := gob.NewEncoder(z)
-	if err := enc.Encode(outlineHead{outlineVersion, t.HasImplied}); err != nil {
+	if err := enc.Encode(outlineHead{outlineVersion, t.HasImplied, t.HasWhiteouts}); err != nil {
 		return err
 	}
 	if err := enc.Encode(outlineEntry{Node: t.Root}); err != nil {
@@ -68,11 +69,11 @@ func (t *Tree) writeOutline(w io.Writer) error {
 	return z.Close()
 }
 
-// OutlineHasImplied reads from the beginning of an outline whether the layer has directories without entries of
-// their own: no others depend on the layers below.
-func OutlineHasImplied(r io.Reader) (bool, error) {
+// OutlineAsks reads from the beginning of an outline whether the layer may depend on those below it: it has
+// directories without entries of their own, or whiteouts. Over nothing it is the latter alone that matter.
+func OutlineAsks(r io.Reader, overNothing bool) (bool, error) {
 	_, head, err := openOutline(r)
-	return head.HasImplied, err
+	return head.HasWhiteouts || head.HasImplied && !overNothing, err
 }
 
 func openOutline(r io.Reader) (*gob.Decoder, outlineHead, error) {
@@ -100,7 +101,7 @@ func ReadOutline(r io.Reader, left *int64) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tree{HasImplied: head.HasImplied}
+	t := &Tree{HasImplied: head.HasImplied, HasWhiteouts: head.HasWhiteouts}
 	dirs := map[string]*Node{}
 	for {
 		var e outlineEntry

@@ -52,6 +52,7 @@ func TestEntriesOfOddTars(t *testing.T) {
 		want string
 	}{
 		{"nothing", nil, "/ dir 2\n"},
+		{"directory without a name", []entry{{Name: "", Type: tar.TypeDir}, {Name: "f"}}, "/ dir 2\n/f file 1\n"},
 		{"whiteout", []entry{{Name: "d/.wh.gone"}}, "/ dir 3\n/d dir 2\n/d/gone whiteout 1\n"},
 		{"whiteout in the root", []entry{{Name: ".wh.gone"}}, "/ dir 2\n/gone whiteout 1\n"},
 		{"opaque", []entry{{Name: "d/"}, {Name: "d/.wh..wh..opq"}, {Name: "d/f"}}, "/ dir 3\n/d opaque 2\n/d/f file 1\n"},
@@ -151,6 +152,7 @@ func TestHostile(t *testing.T) {
 			want: layertree.ErrInvalid, text: `"s"`},
 		{name: "whiteout of nothing", tar: []entry{{Name: ".wh."}}, want: layertree.ErrInvalid, text: ".wh."},
 		{name: "whiteout of the parent", tar: []entry{{Name: "d/.wh..."}}, want: layertree.ErrInvalid, text: ".wh..."},
+		{name: "file without a name", tar: []entry{{Name: "", Body: "x"}}, want: layertree.ErrInvalid, text: "root"},
 		{name: "file as root", tar: []entry{{Name: "./", Type: tar.TypeSymlink, Link: "/"}}, want: layertree.ErrInvalid,
 			text: "root"},
 		{name: "device numbers", tar: []entry{{Name: "dev", Type: tar.TypeBlock, Major: 5000}}, want: layertree.ErrInvalid,
@@ -198,6 +200,38 @@ func TestSizeLies(t *testing.T) {
 		} else if name == "gzip" && !strings.Contains(err.Error(), "gzip") {
 			t.Errorf("the error does not say gzip: %v", err)
 		}
+	}
+}
+
+// TestUnterminated: with a digest that is checked elsewhere a tar may lack its end, but nothing of a file.
+func TestUnterminated(t *testing.T) {
+	const size = 10_000
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Name: "f", Typeflag: tar.TypeReg, Mode: 0o644, Size: size})
+	if err == nil {
+		_, err = w.Write(bytes.Repeat([]byte("x"), size))
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	const content = 512 + size // where the content ends; what fills its block is not missed
+	for _, n := range []int{b.Len(), b.Len() - 512, b.Len() - 1024, content} {
+		tree, err := read(t, b.Bytes()[:n], layertree.Options{AllowUnterminated: true})
+		if err != nil {
+			t.Errorf("cut after %d bytes, behind the content: %v", n, err)
+		} else if f := tree.Root.Child("f"); f == nil || f.Size != size {
+			t.Errorf("cut after %d bytes: the file is %+v", n, f)
+		}
+	}
+	for _, n := range []int{1, 511, 512, 700, 1024, 5000, content - 1} {
+		if _, err := read(t, b.Bytes()[:n], layertree.Options{AllowUnterminated: true}); !errors.Is(err,
+			io.ErrUnexpectedEOF) {
+			t.Errorf("cut after %d bytes: error %v, want %v", n, err, io.ErrUnexpectedEOF)
+		}
+	}
+	if _, err := read(t, b.Bytes()[:b.Len()-1024], layertree.Options{}); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("without a digest: error %v, want %v", err, io.ErrUnexpectedEOF)
 	}
 }
 

@@ -52,10 +52,15 @@ func (rd *reader) whiteouts() {
 			c.dropWhiteouts(bare)
 		}
 	}
+	for _, d := range rd.whited {
+		for _, c := range d.children {
+			rd.tree.HasWhiteouts = rd.tree.HasWhiteouts || c.IsWhiteout()
+		}
+	}
 }
 
-// dropWhiteouts removes the whiteouts in an opaque directory, and the directories that are there for them alone: nothing
-// is below it that they could hide, and overlayfs lists their names there. It does nothing to others.
+// dropWhiteouts removes the whiteouts in an opaque directory, and the directories that are there for them alone:
+// nothing is below it that they could hide, and overlayfs lists their names there. It does nothing to others.
 func (n *Node) dropWhiteouts(bare bareness) {
 	if !n.IsDir() || !n.IsOpaque() {
 		return

@@ -2,4 +2,7 @@
 // the footer of a fixed VHD (layer.vhd: a file system, then 512 bytes), and the header of a VHDX
 // (sandbox.vhdx), which is only probed. The formats are those of the "Virtual Hard Disk Image Format
 // Specification" and of MS-VHDX. Nothing here opens a file.
+//
+// Of what there is, go-winio's package vhd calls virtdisk.dll, which Windows alone has, and hcsshim's tar2ext4 appends
+// the footer of a fixed VHD but reads none.
 package vhd

@@ -53,7 +53,7 @@ type VHDX struct {
 }
 
 // ProbeVHDX reads the headers and the metadata of the VHDX in r, whose file has fileSize bytes. It
-// reads at most about 1 MiB, whatever the file claims, and never writes. A file of another kind gives
+// reads at most about 1 MiB, whatever the file claims, and never writes. A file of another kind returns
 // ErrNotVHDX, one whose parts contradict each other or lie outside of the file ErrVHDXDamaged.
 func ProbeVHDX(r io.ReaderAt, fileSize int64) (VHDX, error) {
 	p := probe{r: r, size: fileSize}

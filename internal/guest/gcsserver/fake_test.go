@@ -9,8 +9,11 @@ import (
 	"slices"
 	"sync"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/gcs"
+	"github.com/stratavm/strata/vmm"
 )
 
 // memory is a Runtime with nothing behind it. Its programs are "cat" (stdin to stdout), "fail" (exit
@@ -21,6 +24,8 @@ type memory struct {
 	containers map[string]bool
 	procs      map[uint32]*memoryProc
 	requests   int
+	paused     map[string]bool
+	updates    []specs.LinuxResources
 	hold       chan struct{} // Modify waits for it when it is not nil
 	off        chan struct{}
 	gone       chan struct{} // PowerOff returns; a real one does not
@@ -34,7 +39,8 @@ type memoryProc struct {
 
 func newMemory() *memory {
 	return &memory{mounts: map[string]gcs.Mount{}, containers: map[string]bool{}, procs: map[uint32]*memoryProc{},
-		off: make(chan struct{}, 1), gone: make(chan struct{})}
+		paused: map[string]bool{},
+		off:    make(chan struct{}, 1), gone: make(chan struct{})}
 }
 
 func (m *memory) Modify(ctx context.Context, r Modification, _ Dialer) error {
@@ -164,7 +170,38 @@ func (m *memory) Mounts(context.Context) ([]gcs.Mount, error) {
 	return slices.Collect(maps.Values(m.mounts)), nil
 }
 
-func (m *memory) Processes(string) ([]uint32, error)            { return nil, nil }
+func (m *memory) Processes(string) ([]uint32, error) { return nil, nil }
+func (m *memory) Stats(string) (vmm.ContainerStats, error) {
+	return vmm.ContainerStats{Memory: 7, Processes: []vmm.ContainerProcess{{PID: 1, Command: "sh"}}}, nil
+}
+
+func (m *memory) Pause(_ context.Context, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.paused[id] {
+		return vmm.ErrPaused
+	}
+	m.paused[id] = true
+	return nil
+}
+
+func (m *memory) Resume(_ context.Context, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.paused[id] {
+		return vmm.ErrNotPaused
+	}
+	delete(m.paused, id)
+	return nil
+}
+
+func (m *memory) Update(_ context.Context, _ string, r specs.LinuxResources) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.updates = append(m.updates, r)
+	return nil
+}
+
 func (m *memory) Ended(context.Context, string) (string, error) { return "", ErrNoContainer }
 func (m *memory) Stop(context.Context, string, int) error       { return nil }
 

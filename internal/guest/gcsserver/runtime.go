@@ -8,6 +8,8 @@ import (
 	"net"
 	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/vmm"
@@ -20,8 +22,9 @@ type Dialer func(ctx context.Context, port uint32) (net.Conn, error)
 type Process struct {
 	Container string // empty: the VM itself
 	// First stands for the process in the container's document, with these streams. With it the container
-	// begins and ends.
+	// begins and ends. Instance is then that of the document, see gcs.ContainerConfig.
 	First    bool
+	Instance string
 	Args     []string
 	Env      []string
 	Dir      string
@@ -32,6 +35,12 @@ type Process struct {
 	Width    uint16
 	Height   uint16
 	Streams  [3]net.Conn // stdin, stdout, stderr
+}
+
+// holder is a Runtime that can be held, by a Modify of hcsschema.ResourceTemplate, until it is renewed by another one.
+// Await, which waits for that, is called before all else that hosts ask for.
+type holder interface {
+	Await(ctx context.Context) error
 }
 
 // Modification is a guest request as it came.
@@ -45,6 +54,7 @@ type Modification struct {
 // of this package where one fits.
 type Runtime interface {
 	Modify(ctx context.Context, m Modification, dial Dialer) error
+	// Create makes a container known. One of that id that is there already is an error matching ErrContainer.
 	Create(ctx context.Context, id string, config gcs.ContainerConfig) error
 	// Exec starts a process and returns the number by which it is known from then on.
 	Exec(ctx context.Context, p Process) (uint32, error)
@@ -56,6 +66,14 @@ type Runtime interface {
 	// When one takes too long the error matches ErrBusy.
 	Mounts(ctx context.Context) ([]gcs.Mount, error)
 	Processes(container string) ([]uint32, error)
+	// Stats reports what a container uses that runs.
+	Stats(container string) (vmm.ContainerStats, error)
+	// Pause stops all processes of a container that runs, until Resume lets them go on. The errors match vmm.ErrPaused
+	// and vmm.ErrNotPaused where it is so, or is not so, already.
+	Pause(ctx context.Context, container string) error
+	Resume(ctx context.Context, container string) error
+	// Update changes the limits of a container that runs which are set in r.
+	Update(ctx context.Context, container string, r specs.LinuxResources) error
 	// Ended waits for the end of a container that begins with its First process, and returns how it came:
 	// one of the types of [gcs.Notification]. One that is deleted before it has begun is an error.
 	Ended(ctx context.Context, container string) (string, error)
@@ -86,6 +104,7 @@ var results = []struct {
 	result gcs.HRESULT
 }{
 	{vmm.ErrProgramNotFound, gcs.ResultProgramNotFound}, {vmm.ErrNotExecutable, gcs.ResultNotExecutable},
+	{vmm.ErrPaused, gcs.ResultPaused}, {vmm.ErrNotPaused, gcs.ResultNotPaused},
 	{ErrBusy, gcs.ResultBusy}, {syscall.EBUSY, gcs.ResultBusy},
 	{ErrNoContainer, gcs.ResultContainerNotFound}, {ErrContainer, gcs.ResultContainerExists},
 	{ErrNotFound, gcs.ResultElementNotFound}, {ErrExists, gcs.ResultExists},
@@ -104,16 +123,6 @@ func ResultOf(err error) gcs.HRESULT {
 		}
 	}
 	return gcs.ResultFail
-}
-
-// ErrorOf returns the error that stands for a result, or nil where there is none of its own.
-func ErrorOf(result gcs.HRESULT) error {
-	for _, r := range results {
-		if r.result == result && result != gcs.ResultFail {
-			return r.err
-		}
-	}
-	return nil
 }
 
 // Decode reads a document strictly enough to be useful and loosely enough for hosts of all ages:

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/gcs"
 )
 
@@ -148,11 +149,16 @@ func (s *session) route(ctx context.Context, t gcs.MessageType, b gcs.RequestBas
 	if container == gcs.NullContainer {
 		container = ""
 	}
+	if t != gcs.TypeModifySettings {
+		if err := s.await(ctx); err != nil {
+			return nil, err
+		}
+	}
 	// What changes the guest is finished even when the host goes away.
 	lasting := context.WithoutCancel(ctx)
 	switch t {
 	case gcs.TypeModifySettings:
-		return nil, s.modify(lasting, container, payload)
+		return nil, s.modify(ctx, container, payload)
 	case gcs.TypeCreate:
 		if err := s.create(lasting, container, payload); err != nil {
 			return nil, err
@@ -218,21 +224,55 @@ func (s *session) negotiate(payload []byte) (base, error) {
 	return resp, nil
 }
 
+// await waits while the runtime is held.
+func (s *session) await(ctx context.Context) error {
+	if h, ok := s.rt.(holder); ok {
+		return h.Await(ctx)
+	}
+	return nil
+}
+
 func (s *session) modify(ctx context.Context, container string, payload []byte) error {
 	var r struct{ Request Modification }
 	if err := Decode(payload, &r); err != nil {
 		return err
 	}
+	if container != "" || r.Request.ResourceType != hcsschema.ResourceTemplate {
+		if err := s.await(ctx); err != nil {
+			return err
+		}
+	}
 	if container != "" {
-		return fmt.Errorf("%s of container %s: %w", r.Request.ResourceType, container, ErrUnsupported)
+		return s.modifyContainer(ctx, container, r.Request)
 	}
 	if r.Request.RequestType == "" {
 		r.Request.RequestType = "Add"
 	}
-	if err := s.rt.Modify(ctx, r.Request, s.dial); err != nil {
+	if err := s.rt.Modify(context.WithoutCancel(ctx), r.Request, s.dial); err != nil {
 		return fmt.Errorf("%s %s: %w", r.Request.RequestType, r.Request.ResourceType, err)
 	}
 	return nil
+}
+
+// modifyContainer changes a container that runs.
+func (s *session) modifyContainer(ctx context.Context, id string, m Modification) error {
+	type request struct {
+		resource hcsschema.ResourceType
+		kind     hcsschema.RequestType
+	}
+	switch (request{m.ResourceType, m.RequestType}) {
+	case request{hcsschema.ResourcePaused, hcsschema.RequestAdd}:
+		return s.rt.Pause(ctx, id)
+	case request{hcsschema.ResourcePaused, hcsschema.RequestRemove}:
+		return s.rt.Resume(ctx, id)
+	case request{hcsschema.ResourceConstraints, hcsschema.RequestUpdate}, request{hcsschema.ResourceConstraints, ""}:
+		var c gcs.Constraints
+		if err := Decode(m.Settings, &c); err != nil {
+			return err
+		}
+		return s.rt.Update(ctx, id, c.Linux)
+	}
+	return fmt.Errorf("%s %s of container %s: %w", m.RequestType, m.ResourceType, id, ErrUnsupported)
 }
 
 func (s *session) create(ctx context.Context, container string, payload []byte) error {
@@ -275,7 +315,11 @@ func (s *session) wait(ctx context.Context, container string, payload []byte) (b
 		defer cancel()
 	}
 	code, err := s.rt.Wait(ctx, container, r.ProcessId)
-	return &gcs.WaitResponse{ExitCode: uint32(int32(code))}, err
+	resp := &gcs.WaitResponse{ExitCode: uint32(int32(code))}
+	if o, ok := s.rt.(interface{ OutOfMemory(string, uint32) bool }); ok && err == nil {
+		resp.StrataOutOfMemory = o.OutOfMemory(container, r.ProcessId)
+	}
+	return resp, err
 }
 
 func (s *session) signal(ctx context.Context, container string, payload []byte) error {
@@ -322,6 +366,12 @@ func (s *session) properties(ctx context.Context, container string, payload []by
 			for _, pid := range pids {
 				p.ProcessList = append(p.ProcessList, gcs.ProcessDetails{ProcessId: pid})
 			}
+		case name == gcs.PropertyStats && container != "":
+			stats, err := s.rt.Stats(container)
+			if err != nil {
+				return nil, err
+			}
+			p.StrataStatistics = &stats
 		default:
 			return nil, fmt.Errorf("property %s: %w", strconv.Quote(name), ErrUnsupported)
 		}

@@ -53,7 +53,7 @@ func (w *wire) connect(budget int) *wireHost {
 	return w.host
 }
 
-// spend takes n bytes off the budget and gives what there was; the host vanishes at 0.
+// spend takes n bytes off the budget and returns what there was; the host vanishes at 0.
 func (h *wireHost) spend(n int) int {
 	if h.budget < 0 {
 		return n

@@ -57,7 +57,7 @@ func processOf(container string, params gcs.ProcessParameters) (Process, error) 
 		container = ""
 	}
 	p := Process{Container: container, Args: params.CommandArgs, Dir: params.WorkingDirectory,
-		MakeDir: params.StrataMakeDir, Terminal: params.EmulateConsole}
+		MakeDir: params.StrataMakeDir, Terminal: params.EmulateConsole, Instance: params.StrataInstance}
 	if len(p.Args) == 0 && params.CommandLine != "" {
 		var err error
 		if p.Args, err = splitCommandLine(params.CommandLine); err != nil {

@@ -1,5 +1,5 @@
-// Package guestmain makes a program one that a Linux guest can boot and that containers can start with. What
-// imports it carries the guest's agent, and package bootimage recognises it by Marker.
+// Package guestmain makes a program one that a Linux guest can boot. What imports it carries the guest's agent, and
+// package bootimage recognises it by Marker.
 package guestmain
 
 import (
@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/stratavm/strata/internal/guest"
+	"github.com/stratavm/strata/internal/treecopy"
 )
 
 // Marker is in the binaries of programs that call Main, and only in these.
@@ -17,10 +18,9 @@ const Marker = "org.stratavm.strata/carries-the-guest-agent/1"
 const identify = "--strata-agent"
 
 // Main is to be called first thing in main. When this process is the first one of a VM, whose kernel calls it
-// /init, or was started by the agent as the first one of a container, Main does that work and returns the exit
-// code and true; the caller then exits.
+// /init, Main does that work and returns the exit code and true; the caller then exits.
 func Main() (code int, handled bool) {
-	if code, handled = guest.Stage(os.Args); handled {
+	if code, handled = treecopy.Run(os.Args); handled {
 		return code, true
 	}
 	switch {

@@ -159,7 +159,7 @@ func (d *Devices) rescan(controller, lun uint8) {
 	}
 }
 
-// eject makes the guest let go of a disk. A disk that is not there is gone already.
+// eject makes the guest release a disk. A disk that is not there is gone already.
 func (d *Devices) eject(controller, lun uint8) error {
 	dir, _, err := d.scsiDir(controller, lun)
 	if errors.Is(err, errAbsent) {
@@ -177,7 +177,7 @@ func (d *Devices) eject(controller, lun uint8) error {
 	}
 	defer f.Close()
 	if _, err := f.WriteString("1\n"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("let go of SCSI disk %d:%d: %w", controller, lun, err)
+		return fmt.Errorf("release SCSI disk %d:%d: %w", controller, lun, err)
 	}
 	return nil
 }

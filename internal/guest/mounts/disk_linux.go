@@ -155,9 +155,13 @@ func (t *Table) removeDisk(_ context.Context, s hcsschema.LCOWMappedVirtualDisk)
 	if s.MountPath == "" {
 		return nil // the disk itself goes by SCSIDevice
 	}
-	return t.removeMount(s.MountPath, func(m gcs.Mount) bool {
+	err := t.removeMount(s.MountPath, func(m gcs.Mount) bool {
 		return m.Kind == "scsi" && m.Controller == s.Controller && m.Lun == s.Lun && m.Partition == s.Partition
 	})
+	if err == nil {
+		t.rootGone(s.MountPath) // it may have been one
+	}
+	return err
 }
 
 func (t *Table) removeSCSI(_ context.Context, s hcsschema.SCSIDevice) error {
@@ -293,21 +297,24 @@ func (t *Table) combinable(scratch string, parts []string) error {
 	return nil
 }
 
-// removeCombined also takes away what there is only for the sake of the root: its containers, and the
-// directory that was made around it where the scratch is not mounted there.
 func (t *Table) removeCombined(_ context.Context, s hcsschema.LCOWCombinedLayers) error {
-	root := s.ContainerRootPath
-	if err := t.removeMount(root, func(m gcs.Mount) bool { return m.Kind == "overlay" }); err != nil {
-		return err
+	err := t.removeMount(s.ContainerRootPath, func(m gcs.Mount) bool { return m.Kind == "overlay" })
+	if err == nil {
+		t.rootGone(s.ContainerRootPath)
 	}
+	return err
+}
+
+// rootGone takes away what there is only for the sake of a root that is not mounted any more: its containers, and the
+// directory that was made around it where the scratch is not mounted there.
+func (t *Table) rootGone(root string) {
 	if _, mounted := mountedDevice(root); mounted {
-		return nil // something else
+		return // something else
 	}
 	t.procs.RootGone(root)
 	if filepath.Base(root) == "rootfs" {
 		_ = atParent(filepath.Dir(root), removeEmpty) // a mount point stays
 	}
-	return nil
 }
 
 // sizeOf is the size of a block device or file in bytes.

@@ -39,7 +39,9 @@ func TestRuntimeFaults(t *testing.T) {
 		"long words":     `while [ "$1" != --log ]; do shift; done; head -c 300000 /dev/zero | tr '\0' x >$2; exit 1`,
 	}
 	for _, ms := range []int{2, 5, 10, 20, 30, 40, 60, 90} { // wherever it is by then
-		faults[fmt.Sprintf("killed after %d ms", ms)] = fmt.Sprintf(`case "$*" in *" run "*) exec timeout -s KILL 0.%03d %s "$@";; esac; exec %[2]s "$@"`, ms, good.Path)
+		faults[fmt.Sprintf("killed after %d ms",
+			ms)] = fmt.Sprintf(`case "$*" in *" run "*) exec timeout -s KILL 0.%03d %s "$@";; esac; exec %[2]s "$@"`, ms,
+			good.Path)
 	}
 	for name, script := range faults {
 		t.Run(name, func(t *testing.T) {
@@ -52,7 +54,7 @@ func TestRuntimeFaults(t *testing.T) {
 			if script != "" {
 				write(t, faulty.Path, "#!/bin/sh\n"+script+"\n", 0o755)
 			}
-			r.UseRuntime(&faulty, state)
+			r.UseRuntime(&faulty, state, "")
 			pid, err := r.Exec(t.Context(), gcsserver.Process{Container: "c1", Args: []string{"sleep", "1000"}})
 			if err == nil && !strings.HasPrefix(name, "killed after") {
 				t.Error("no error")
@@ -68,11 +70,12 @@ func TestRuntimeFaults(t *testing.T) {
 			if err != nil && len(err.Error()) > 4000 {
 				t.Errorf("an error of %d bytes", len(err.Error()))
 			}
-			r.UseRuntime(good, state)
+			r.UseRuntime(good, state, "")
 			if left, err := os.ReadDir(state); len(left) > 0 {
 				t.Errorf("left: %v, %v", left, err)
 			}
-			if out, code := r.output(t, gcsserver.Process{Container: "c1", Args: []string{"sh", "-c", "ps | grep -c 'sleep 100[0]'"}}, ""); out != "0\n" {
+			if out, code := r.output(t, gcsserver.Process{Container: "c1", Args: []string{"sh", "-c",
+				"ps | grep -c 'sleep 100[0]'"}}, ""); out != "0\n" {
 				t.Errorf("the next program says %q, code %d", out, code)
 			}
 		})

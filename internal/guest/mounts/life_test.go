@@ -30,9 +30,7 @@ func document(root string, args ...string) gcs.ContainerConfig {
 }
 
 // TestFirstProcess: a container begins with the process of its document, and ends with it.
-func TestFirstProcess(t *testing.T) { eachEngine(t, testFirstProcess) }
-
-func testFirstProcess(t *testing.T) {
+func TestFirstProcess(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		script string
@@ -40,7 +38,9 @@ func testFirstProcess(t *testing.T) {
 		delete bool
 		want   string
 	}{
-		{"ends by itself", "id -u; id -G; pwd; echo $A; stat -c %a /run; grep -c ' / /run\\|/a/b ' /proc/self/mountinfo; sleep 1000 & exit 3", 0, false, gcs.ExitUnexpected},
+		{"ends by itself",
+			"id -u; id -G; pwd; echo $A; stat -c %a /run; grep -c ' / /run\\|/a/b ' /proc/self/mountinfo; sleep 1000 & exit 3",
+			0, false, gcs.ExitUnexpected},
 		{"asked to end", "trap 'exit 3' TERM; while true; do sleep 0.05; done", 15, false, gcs.ExitGraceful},
 		{"killed", "sleep 1000", 9, false, gcs.ExitForced},
 		{"deleted", "sleep 1000", 0, true, gcs.ExitForced},
@@ -97,7 +97,8 @@ func testFirstProcess(t *testing.T) {
 			if tc.delete {
 				return
 			}
-			if _, err := r.Exec(t.Context(), gcsserver.Process{Container: "first", Args: []string{"/bin/busybox", "true"}}); !errors.Is(err, gcsserver.ErrStopped) {
+			if _, err := r.Exec(t.Context(), gcsserver.Process{Container: "first", Args: []string{"/bin/busybox",
+				"true"}}); !errors.Is(err, gcsserver.ErrStopped) {
 				t.Errorf("a program starts in a container that has ended: %v", err)
 			}
 			// Nothing of it runs any more.
@@ -107,13 +108,12 @@ func testFirstProcess(t *testing.T) {
 }
 
 // TestNeverBegun: a container that is deleted before its first process was started does not end.
-func TestNeverBegun(t *testing.T) { eachEngine(t, testNeverBegun) }
-
-func testNeverBegun(t *testing.T) {
+func TestNeverBegun(t *testing.T) {
 	r := testRuntime(t)
 	root := r.testContainer(t, "c1") // without a process in its document
 	_ = root
-	if _, err := r.Exec(t.Context(), gcsserver.Process{Container: "c1", First: true}); !errors.Is(err, gcsserver.ErrInvalid) {
+	if _, err := r.Exec(t.Context(), gcsserver.Process{Container: "c1", First: true}); !errors.Is(err,
+		gcsserver.ErrInvalid) {
 		t.Errorf("a document without a process: %v", err)
 	}
 	ended := make(chan error, 1)
@@ -137,26 +137,31 @@ func testNeverBegun(t *testing.T) {
 	}
 }
 
-// TestExitNotification: the host that created a container hears of its end, once, after the answers that
-// came before, and a program is started by a request that does not name one.
-func TestExitNotification(t *testing.T) { eachEngine(t, testExitNotification) }
-
-func testExitNotification(t *testing.T) {
-	r := testRuntime(t)
-	root := r.testContainer(t, "other")
-	r.must(t, "Remove", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root})
-	root = r.base + "/gcs/c/first/rootfs"
-	r.must(t, "Add", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root,
-		Layers: []hcsschema.Layer{{Path: r.base + "/layers/other"}}, ScratchPath: r.base + "/scratch/first"})
+// serve has an agent on a connection, whose host end it returns, after the handshake.
+func serve(t *testing.T, r *testGuest) *servertest.RawHost {
+	t.Helper()
 	host, guest := net.Pipe()
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
 		_ = gcsserver.Serve(t.Context(), guest, nil, r, r.log)
 	}()
-	defer func() { host.Close(); <-served }()
+	t.Cleanup(func() { host.Close(); <-served })
 	b := servertest.New(t, host)
 	b.Ask(gcs.TypeNegotiateProtocol, &gcs.NegotiateRequest{MinimumVersion: 4, MaximumVersion: 4})
+	return b
+}
+
+// TestExitNotification: the host that created a container hears of its end, once, after the answers that
+// came before, and a program is started by a request that does not name one.
+func TestExitNotification(t *testing.T) {
+	r := testRuntime(t)
+	root := r.testContainer(t, "other")
+	r.must(t, "Remove", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root})
+	root = r.base + "/gcs/c/first/rootfs"
+	r.must(t, "Add", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: root,
+		Layers: []hcsschema.Layer{{Path: r.base + "/layers/other"}}, ScratchPath: r.base + "/scratch/first"})
+	b := serve(t, r)
 	base := gcs.RequestBase{ContainerId: "first", ActivityId: "12345678-1234-1234-1234-123456789abc"}
 	config, err := gcs.EncodeText(document(root, "/bin/busybox", "true"))
 	if err != nil {
@@ -169,7 +174,8 @@ func testExitNotification(t *testing.T) {
 		t.Fatalf("%+v", resp)
 	}
 	n := b.Notification()
-	if n.ContainerId != "first" || n.Type != gcs.ExitUnexpected || n.Operation != "None" || n.Result != 0 || n.ActivityId != base.ActivityId {
+	if n.ContainerId != "first" || n.Type != gcs.ExitUnexpected || n.Operation != "None" || n.Result != 0 ||
+		n.ActivityId != base.ActivityId {
 		t.Errorf("notification %+v", n)
 	}
 	if resp := b.Ask(gcs.TypeExecuteProcess, exec); resp.Result != gcs.ResultContainerStopped {
@@ -185,20 +191,10 @@ func testExitNotification(t *testing.T) {
 
 // TestNotServed: what Microsoft's host may ask for and this agent does not have is answered as not
 // supported, by its name.
-func TestNotServed(t *testing.T) { eachEngine(t, testNotServed) }
-
-func testNotServed(t *testing.T) {
+func TestNotServed(t *testing.T) {
 	r := testRuntime(t)
 	r.testContainer(t, "c1")
-	host, guest := net.Pipe()
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = gcsserver.Serve(t.Context(), guest, nil, r, r.log)
-	}()
-	defer func() { host.Close(); <-served }()
-	b := servertest.New(t, host)
-	b.Ask(gcs.TypeNegotiateProtocol, &gcs.NegotiateRequest{MinimumVersion: 4, MaximumVersion: 4})
+	b := serve(t, r)
 	vm, c1 := gcs.RequestBase{ContainerId: gcs.NullContainer}, gcs.RequestBase{ContainerId: "c1"}
 	change := func(base gcs.RequestBase, kind hcsschema.ResourceType) any {
 		return &gcs.ModifyRequest{RequestBase: base,
@@ -210,15 +206,18 @@ func testNotServed(t *testing.T) {
 		req  any
 		want gcs.HRESULT
 	}{
-		{"Statistics", gcs.TypeGetProperties, &gcs.PropertiesRequest{RequestBase: c1, Query: `{"PropertyTypes":["Statistics"]}`}, gcs.ResultNotSupported},
+		{"Statistics", gcs.TypeGetProperties, &gcs.PropertiesRequest{RequestBase: c1,
+			Query: `{"PropertyTypes":["Statistics"]}`}, gcs.ResultNotSupported},
 		{"ContainerConstraints", gcs.TypeModifySettings, change(c1, "ContainerConstraints"), gcs.ResultNotSupported},
 		{"Network", gcs.TypeModifySettings, change(vm, "Network"), gcs.ResultNotSupported},
 		{"NetworkNamespace", gcs.TypeModifySettings, change(vm, "NetworkNamespace"), gcs.ResultNotSupported},
 		{"UpdateContainer", gcs.TypeUpdateContainer, &gcs.EmptyRequest{RequestBase: c1}, gcs.ResultNotImplemented},
-		{"LifecycleNotification", gcs.TypeLifecycleNotification, &gcs.EmptyRequest{RequestBase: vm}, gcs.ResultNotImplemented},
+		{"LifecycleNotification", gcs.TypeLifecycleNotification, &gcs.EmptyRequest{RequestBase: vm},
+			gcs.ResultNotImplemented},
 	} {
 		resp := b.Ask(tc.typ, tc.req)
-		if resp.Result != tc.want || !strings.Contains(resp.ErrorMessage, tc.name) || !strings.Contains(resp.ErrorMessage, "not") {
+		if resp.Result != tc.want || !strings.Contains(resp.ErrorMessage, tc.name) || !strings.Contains(resp.ErrorMessage,
+			"not") {
 			t.Errorf("%s: %v %q", tc.name, resp.Result, resp.ErrorMessage)
 		}
 	}

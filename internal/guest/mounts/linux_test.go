@@ -31,9 +31,6 @@ const privateEnv = "STRATA_AGENT_TEST_PRIVATE"
 // TestMain starts the tests again in a mount and PID namespace of their own when it may: what they
 // mount goes with it, whatever happens.
 func TestMain(m *testing.M) {
-	if code, ok := procs.Stage(os.Args); ok {
-		os.Exit(code)
-	}
 	if os.Getuid() != 0 || os.Getenv(privateEnv) != "" {
 		if os.Getenv(privateEnv) != "" {
 			if err := unix.Mount("proc", "/proc", "proc", procs.NoSUIDDevExec, ""); err != nil {
@@ -100,37 +97,22 @@ func testRuntime(t *testing.T) *testGuest {
 			t.Error(err)
 		}
 	})
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	log := slog.New(slog.DiscardHandler)
 	table := New(Config{Base: dir, Devices: &Devices{Sys: filepath.Join(dir, "sys"), Dev: "/dev",
 		Events: &Uevents{wake: make(chan struct{})}}})
 	spawn := procs.NewSpawner(false)
-	ps := procs.New(log, self, spawn, table)
-	if !strings.HasSuffix(t.Name(), stageEngine) && !strings.Contains(t.Name(), stageEngine+"/") {
-		runtime, err := crun.New(spawn.Starter())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ps.UseRuntime(runtime, filepath.Join(dir, "containers"))
+	ps := procs.New(log, spawn, table)
+	runtime, err := crun.New(spawn.Starter())
+	if err != nil {
+		t.Fatal(err)
 	}
+	ps.UseRuntime(runtime, filepath.Join(dir, "containers"), "")
 	table.SetProcesses(ps)
 	r := &testGuest{Table: table, processes: processes{ps}, log: log}
 	for _, d := range []string{"layers", layersDir, "scratch"} {
 		r.mounts[filepath.Join(dir, d)] = mounted{what: gcs.Mount{Kind: "pretended"}}
 	}
 	return r
-}
-
-// stageEngine ends the name of a test, or of one that it is part of, in which this program is the first process of
-// containers. Otherwise crun runs them.
-const stageEngine = "/stage"
-
-func eachEngine(t *testing.T, f func(*testing.T)) {
-	t.Run("crun", f)
-	t.Run(stageEngine[1:], f)
 }
 
 const layersDir = "layers-with-a-name-of-some-length"
@@ -237,7 +219,8 @@ func TestCombinedOnMemory(t *testing.T) {
 		"read-only layer": {Layers: elsewhere},
 	} {
 		s.ContainerRootPath = r.base + "/gcs/c/c/rootfs"
-		if err := r.try(t, "Add", "CombinedLayers", s); !errors.Is(err, gcsserver.ErrInvalid) || !strings.Contains(err.Error(), "mount it first") {
+		if err := r.try(t, "Add", "CombinedLayers", s); !errors.Is(err, gcsserver.ErrInvalid) ||
+			!strings.Contains(err.Error(), "mount it first") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -281,7 +264,8 @@ func TestPathsRefused(t *testing.T) {
 	if err := os.Symlink("/etc", r.base+"/link"); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{"", "relative", "/etc/x", r.base, r.base + "/../x", r.base + "/a//b", r.base + "/a/", "/", r.base + "/link/x"} {
+	for _, p := range []string{"", "relative", "/etc/x", r.base, r.base + "/../x", r.base + "/a//b", r.base + "/a/", "/",
+		r.base + "/link/x"} {
 		err := r.try(t, "Add", "CombinedLayers", hcsschema.LCOWCombinedLayers{ContainerRootPath: p, Layers: layers})
 		if err == nil {
 			t.Errorf("a root at %q is accepted", p)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -117,8 +118,11 @@ func (m *madePath) close() { m.dir.Close() }
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // atParent calls f with a path to the last element of path, whose directory was opened without
-// following links.
+// following links. Meanwhile no process is forked: it would have a copy of the descriptor until it executes its
+// program, and the mount that the directory is on, which is often unmounted next, would be in use.
 func atParent(path string, f func(string) error) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	dir, err := openPath(filepath.Dir(path))
 	if err != nil {
 		return err

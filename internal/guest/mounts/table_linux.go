@@ -95,6 +95,8 @@ func (t *Table) Modify(ctx context.Context, m gcsserver.Modification, dial gcsse
 		return modify(ctx, t, m, remove,
 			func(ctx context.Context, s hcsschema.LCOWMappedDirectory) error { return t.addDirectory(ctx, s, dial) },
 			func(_ context.Context, s hcsschema.LCOWMappedDirectory) error { return t.removeMount(s.MountPath, nil) })
+	case hcsschema.ResourceVirtioFS:
+		return modify(ctx, t, m, remove, t.addVirtioFS, t.removeVirtioFS)
 	case hcsschema.ResourceSCSIDevice:
 		if !remove {
 			return fmt.Errorf("SCSIDevice knows Remove only: %w", gcsserver.ErrUnsupported)
@@ -133,6 +135,8 @@ func targetOf(settings any) string {
 		path = s.MountPath
 	case hcsschema.LCOWMappedDirectory:
 		path = s.MountPath
+	case hcsschema.LCOWVirtioFS:
+		path = s.MountPath
 	case hcsschema.LCOWCombinedLayers:
 		path = s.ContainerRootPath
 	}
@@ -161,6 +165,8 @@ func describe(m gcs.Mount) string {
 		return fmt.Sprintf("persistent memory slot %d", m.Slot)
 	case "directory":
 		return "share " + m.Share
+	case "virtiofs":
+		return "virtiofs " + m.Share
 	}
 	return "a combined root of " + m.ContainerID
 }

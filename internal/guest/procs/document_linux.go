@@ -1,6 +1,7 @@
 package procs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -21,22 +22,28 @@ import (
 // processes have names the root and little else, and the defaults count.
 func whole(doc *specs.Spec) bool { return doc.Process != nil && doc.Process.Capabilities != nil }
 
-// document returns the document by which an instance of the container is created.
-func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, error) {
+// document returns the document by which an instance of the container is created, and what is to be in the files
+// of /etc that it is given, if it is.
+func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, *ocispec.Etc, error) {
 	var spec *specs.Spec
+	etc := new(ocispec.Etc)
 	if c.doc != nil {
 		given := *c.doc
 		spec = &given
 		if spec.Hooks != nil {
-			return nil, fmt.Errorf("its document has hooks, which are programs outside of the container: %w",
+			return nil, nil, fmt.Errorf("its document has hooks, which are programs outside of the container: %w",
 				gcsserver.ErrUnsupported)
+		}
+		var err error
+		if etc, err = ocispec.EtcOf(spec.Annotations); err != nil {
+			return nil, nil, fmt.Errorf("its document: %w: %w", gcsserver.ErrInvalid, err)
 		}
 	} else {
 		var err error
 		if spec, err = defaultDocument(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		spec.Mounts = append(spec.Mounts, temporaryDocument(c.temporary)...)
+		spec.Mounts = append(spec.Mounts, c.temporary...)
 	}
 	spec.Version, spec.Hostname, spec.Annotations = ocispec.Version, c.hostname, nil
 	readOnly := spec.Root != nil && spec.Root.Readonly
@@ -46,15 +53,17 @@ func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, error
 		linux = *spec.Linux
 	}
 	spec.Linux = &linux
+	linux.Resources = deviceRules(linux.Resources)
 	for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.MountNamespace} {
-		if !slices.ContainsFunc(linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind && n.Path == "" }) {
-			return nil, fmt.Errorf("its document has no %s namespace of its own: %w", kind, gcsserver.ErrInvalid)
+		if !slices.ContainsFunc(linux.Namespaces,
+			func(n specs.LinuxNamespace) bool { return n.Type == kind && isOwn(n) }) {
+			return nil, nil, fmt.Errorf("its document has no %s namespace of its own: %w", kind, gcsserver.ErrInvalid)
 		}
 	}
 	linux.CgroupsPath = cgroup
 	if r.NoCgroups {
 		if limited(linux.Resources) {
-			return nil, fmt.Errorf("limits need cgroups, and this process may create none: run strata as root: %w",
+			return nil, nil, fmt.Errorf("limits need cgroups, and this process may create none: run strata as root: %w",
 				gcsserver.ErrUnsupported)
 		}
 		linux.CgroupsPath, linux.Resources = "", nil
@@ -68,20 +77,20 @@ func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, error
 	if userns.Inside() {
 		spec.Mounts = nestedMounts(spec.Mounts)
 	}
-	return spec, nil
+	return spec, etc, nil
 }
 
-// defaultDocument is the document of a container about which nothing else is said. The network is that of the
-// system, and there is no capability to make device nodes, by which the layers of others could be read.
+// defaultDocument is the document of a container about which nothing else is said. Its network is its own, and there is
+// no capability to make device nodes, by which the layers of others could be read.
 func defaultDocument() (*specs.Spec, error) {
 	spec := ocispec.Default()
 	caps := slices.DeleteFunc(ocispec.DefaultCapabilities(), func(c string) bool { return c == "CAP_MKNOD" })
 	spec.Process.Capabilities = ocispec.Capabilities(caps)
 	spec.Process.Rlimits = append(spec.Process.Rlimits,
 		specs.POSIXRlimit{Type: "RLIMIT_NPROC", Soft: unix.RLIM_INFINITY, Hard: unix.RLIM_INFINITY})
-	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces,
-		func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
-	spec.Linux.Sysctl = nil // of the network
+	if userns.Inside() { // where not all groups have a number
+		delete(spec.Linux.Sysctl, "net.ipv4.ping_group_range")
+	}
 	var err error
 	spec.Linux.Seccomp, err = ocispec.DefaultSeccomp(caps)
 	return spec, err
@@ -97,26 +106,6 @@ func withoutNodes(c *specs.LinuxCapabilities) *specs.LinuxCapabilities {
 	}
 	return &specs.LinuxCapabilities{Bounding: but(c.Bounding), Effective: but(c.Effective), Permitted: but(c.Permitted),
 		Inheritable: but(c.Inheritable), Ambient: but(c.Ambient)}
-}
-
-// temporaryDocument writes the file systems in memory that a document of few words asks for.
-func temporaryDocument(mounts []SystemMount) (out []specs.Mount) {
-	for _, m := range mounts {
-		out = append(out, specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Type, Options: m.options()})
-	}
-	return out
-}
-
-func (m SystemMount) options() (out []string) {
-	for name, flag := range mountFlags {
-		if m.Flags&flag != 0 {
-			out = append(out, name)
-		}
-	}
-	if m.Data != "" {
-		out = append(out, strings.Split(m.Data, ",")...)
-	}
-	return out
 }
 
 // nestedMounts are mounts as a user namespace can have them: no new /sys, which belongs to the network, no cgroups,
@@ -138,6 +127,27 @@ func nestedMounts(mounts []specs.Mount) (out []specs.Mount) {
 		out = append(out, m)
 	}
 	return out
+}
+
+// deviceRules are resources whose rules for devices leave out a number where they mean each, as runc takes -1 for, and
+// crun does not; and which say "rwm" where they mean all.
+func deviceRules(r *specs.LinuxResources) *specs.LinuxResources {
+	if r == nil {
+		return nil
+	}
+	out := *r
+	out.Devices = slices.Clone(r.Devices)
+	for i := range out.Devices {
+		d := &out.Devices[i]
+		if d.Major != nil && *d.Major == -1 {
+			d.Major = nil
+		}
+		if d.Minor != nil && *d.Minor == -1 {
+			d.Minor = nil
+		}
+		d.Access = cmp.Or(d.Access, "rwm")
+	}
+	return &out
 }
 
 // limited reports whether a document asks for a limit besides rules for devices.
@@ -222,10 +232,8 @@ func processSpec(root rootDir, cmd command, like *specs.Process) (*specs.Process
 // one of mounts cannot be seen yet.
 func checkDir(root rootDir, cmd command, mounts []specs.Mount) error {
 	dir := filepath.Clean("/" + cmd.Dir)
-	for _, m := range mounts {
-		if to := filepath.Clean("/" + m.Destination); dir == to || strings.HasPrefix(dir, to+"/") {
-			return nil
-		}
+	if covered(dir, mounts) {
+		return nil
 	}
 	var err error
 	if cmd.MakeDir {
@@ -240,4 +248,13 @@ func checkDir(root rootDir, cmd command, mounts []specs.Mount) error {
 		return fmt.Errorf("working directory %q: no such directory in the root: %w", cmd.Dir, gcsserver.ErrNotFound)
 	}
 	return fmt.Errorf("working directory %q: %w", cmd.Dir, err)
+}
+
+// covered reports whether a path is below one of mounts.
+func covered(path string, mounts []specs.Mount) bool {
+	path = filepath.Clean(path)
+	return slices.ContainsFunc(mounts, func(m specs.Mount) bool {
+		to := filepath.Clean("/" + m.Destination)
+		return path == to || strings.HasPrefix(path, to+"/")
+	})
 }

@@ -9,12 +9,14 @@ import (
 	"strings"
 	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
 // Create implements gcsserver.Runtime.
-func (t *Table) Create(_ context.Context, id string, config gcs.ContainerConfig) error {
+func (t *Table) Create(ctx context.Context, id string, config gcs.ContainerConfig) error {
 	spec := config.OciSpecification
 	if spec == nil || spec.Root == nil || spec.Root.Path == "" {
 		return fmt.Errorf("container %s: its document names no root: %w", id, gcsserver.ErrInvalid)
@@ -29,8 +31,8 @@ func (t *Table) Create(_ context.Context, id string, config gcs.ContainerConfig)
 	if err := t.roots.CheckPath(root); err != nil {
 		return err
 	}
-	var temporary []SystemMount
-	if t.crun == nil || !whole(spec) {
+	var temporary []specs.Mount
+	if !whole(spec) {
 		var err error
 		if temporary, err = temporaryMounts(spec.Mounts); err != nil {
 			return fmt.Errorf("container %s: %w", id, err)
@@ -43,36 +45,75 @@ func (t *Table) Create(_ context.Context, id string, config gcs.ContainerConfig)
 	if len(hostname) > 64 {
 		hostname = hostname[:64]
 	}
-	if c, err := t.container(id); err == nil && c.root != root && c.settle() {
-		return fmt.Errorf("container %s runs in the root %s: %w", id, c.root, gcsserver.ErrBusy)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if old := t.containers[id]; old != nil && old.root == root {
-		return fmt.Errorf("container %s: %w", id, gcsserver.ErrContainer)
-	} else if old != nil {
-		old.end()
-	}
-	c := &container{id: id, root: root, hostname: hostname, temporary: temporary, ended: make(chan struct{})}
+	c := &container{id: id, root: root, hostname: hostname, name: config.StrataInstance, temporary: temporary,
+		ended: make(chan struct{})}
 	if whole(spec) {
 		c.doc = spec
 	}
 	if spec.Process != nil && len(spec.Process.Args) > 0 {
-		c.first = &gcsserver.Process{Container: id, MakeDir: true}
+		c.first = &gcsserver.Process{Container: id}
 		c.first.Describe(spec.Process)
 	}
-	t.containers[id] = c
-	return nil
+	return t.enter(ctx, c)
+}
+
+// enter makes a container known, in the place of one that has another root. One with a name of its own also takes the
+// place of one in which nothing runs.
+func (t *Table) enter(ctx context.Context, c *container) error {
+	for {
+		old := t.known(c.id)
+		switch {
+		case old == nil:
+		case old.root == c.root && c.name == "":
+			return fmt.Errorf("container %s: %w", c.id, gcsserver.ErrContainer)
+		case old.retire():
+		case c.name == "":
+			return fmt.Errorf("container %s runs in the root %s: %w", c.id, old.root, gcsserver.ErrBusy)
+		default:
+			return fmt.Errorf("container %s: a program runs in it: %w", c.id, gcsserver.ErrContainer)
+		}
+		if c.name != "" {
+			if err := t.freeElsewhere(ctx, c.id); err != nil {
+				return err
+			}
+		}
+		t.mu.Lock()
+		now := t.containers[c.id]
+		if now == old || now == nil {
+			t.containers[c.id] = c
+			now = c
+		}
+		t.mu.Unlock()
+		if old != nil {
+			old.end()
+		}
+		if now == c {
+			return nil
+		}
+	}
+}
+
+// forget removes a container from the table.
+func (t *Table) forget(c *container) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.containers[c.id] == c {
+		delete(t.containers, c.id)
+	}
+}
+
+// known returns a container, or nil.
+func (t *Table) known(id string) *container {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.containers[id]
 }
 
 func (t *Table) container(id string) (*container, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	c := t.containers[id]
-	if c == nil {
-		return nil, fmt.Errorf("container %s: %w", id, gcsserver.ErrNoContainer)
+	if c := t.known(id); c != nil {
+		return c, nil
 	}
-	return c, nil
+	return nil, fmt.Errorf("container %s: %w", id, gcsserver.ErrNoContainer)
 }
 
 // Exec implements gcsserver.Runtime.
@@ -118,7 +159,7 @@ func (t *Table) start(c *container, p gcsserver.Process) (*process, error) {
 		Terminal: p.Terminal, Width: p.Width, Height: p.Height}
 	var master *os.File
 	if c != nil {
-		master, err = c.exec(t, pr, cmd, pipes)
+		master, err = c.exec(t, pr, cmd, pipes, p.First)
 	} else {
 		master, err = t.execHere(pr, cmd, pipes)
 	}
@@ -238,13 +279,13 @@ func (t *Table) Delete(ctx context.Context, id string) error {
 		return t.endOthers(ctx, id)
 	}
 	c.asked(int(syscall.SIGKILL))
-	if err := c.stop(ctx); err != nil {
-		return err
+	for retired := false; !retired; retired = c.retire() { // something may just have begun
+		if err := c.stop(ctx); err != nil {
+			return err
+		}
 	}
 	c.end()
-	t.mu.Lock()
-	delete(t.containers, id)
-	t.mu.Unlock()
+	t.forget(c)
 	t.roots.RemoveDir(id)
 	return t.endOthers(ctx, id)
 }

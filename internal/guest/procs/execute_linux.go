@@ -38,7 +38,8 @@ type command struct {
 // execute starts a command. files are its standard streams; nil is /dev/null. With a terminal files
 // are not used and the master of the terminal is returned. The working directory of the caller's thread
 // changes for the time of the call.
-func (s *Spawner) execute(c command, files [3]*os.File, exited func(status syscall.WaitStatus, last bool)) (pid int, master *os.File, err error) {
+func (s *Spawner) execute(c command, files [3]*os.File, exited func(status syscall.WaitStatus, last bool)) (pid int,
+	master *os.File, err error) {
 	root, err := openRoot("/")
 	if err != nil {
 		return 0, nil, err
@@ -107,7 +108,8 @@ func (s *Spawner) execute(c command, files [3]*os.File, exited func(status sysca
 	pid, err = s.start(path, c.Args, attr, exited)
 	err = programError(c.Args[0], err)
 	if errors.Is(err, syscall.EINVAL) && userns.Inside() {
-		err = fmt.Errorf("%w (user %d:%d: has the user namespace such ids? unshare --map-auto -Urm makes one that has more)", err, who.uid, who.gid)
+		err = fmt.Errorf("%w (user %d:%d: has the user namespace such ids? unshare --map-auto -Urm makes one that has more)",
+			err, who.uid, who.gid)
 	}
 	if err != nil && master != nil {
 		master.Close()
@@ -169,7 +171,7 @@ func lookupProgram(name, dir, path string) (string, error) {
 		if filepath.IsAbs(name) {
 			return name, executable(name)
 		}
-		return name, executable(filepath.Join(dir, name)) // found from there, whoever may search the way
+		return name, executable(filepath.Join(dir, name)) // from dir, also where the user may not search the way to it
 	}
 	var denied error
 	for d := range strings.SplitSeq(path, ":") {
@@ -310,7 +312,7 @@ func lookupUser(root rootDir, spec string) (identity, error) {
 // moby/sys/user is not used: it takes a number that cannot be read, or that is missing, for 0, so that a
 // torn line makes its user root.
 func accounts(root rootDir, path string, least, most int, f func([]string) bool) error {
-	file, err := root.open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	file, err := root.openRegular(path)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
@@ -318,9 +320,6 @@ func accounts(root rootDir, path string, least, most int, f func([]string) bool)
 		return err
 	}
 	defer file.Close()
-	if fi, err := file.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file: %w", path, gcsserver.ErrInvalid)
-	}
 	lines := bufio.NewScanner(io.LimitReader(file, maxAccounts))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {

@@ -17,9 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stratavm/strata/internal/crun"
-	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/internal/lockfile"
-	"github.com/stratavm/strata/internal/userns"
 )
 
 // runtimeTime bounds a call of the program that runs containers.
@@ -36,14 +34,18 @@ type instance struct {
 	c      *container
 	bundle crun.Bundle
 	owner  *os.File
-	spec   *specs.Spec
-	exited chan struct{} // closed when nothing of it is left
+	like   *specs.Process // of the document
+	fixed  []string       // places of the document that are read-only
+	exited chan struct{}  // closed when nothing runs in it any more
+	joined []*os.File     // namespaces of other containers, while the first process is started
+	stays  bool           // this process outlives it, see Table.UseRuntime
 
 	mu      sync.Mutex
 	pid     int // of the first process; 0: not started yet
 	files   int // numbers those of exec
 	closing bool
 	instead syscall.Signal // what the first process was killed for
+	pauses  bool           // the first process does nothing
 }
 
 // instanceRecord says what runs, to whoever finds the folder.
@@ -75,11 +77,9 @@ func newInstance(t *Table, c *container) (*instance, error) {
 			return nil, err
 		}
 		return &instance{t: t, c: c, bundle: crun.Bundle{Runtime: t.crun, Dir: dir}, owner: owner,
-			exited: make(chan struct{})}, nil
+			exited: make(chan struct{}), stays: t.keeps()}, nil
 	}
 }
-
-func (i *instance) over() <-chan struct{} { return i.exited }
 
 func (i *instance) ending() bool {
 	i.mu.Lock()
@@ -94,6 +94,7 @@ func (i *instance) end() {
 	i.mu.Unlock()
 	if pid != 0 {
 		_ = i.t.spawn.signal(pid, syscall.SIGKILL) // it may just have ended
+		_ = thaw(cgroupRoot, cgroupOf(i.bundle.Dir))
 	}
 }
 
@@ -110,7 +111,12 @@ func (i *instance) exec(p *process, cmd command, pipes *stdioPipes) (*os.File, e
 	case begun:
 		return i.another(ctx, p, cmd, pipes)
 	}
-	master, err := i.begin(ctx, p, cmd, pipes)
+	return i.begin(ctx, p, cmd, pipes)
+}
+
+// begin starts the first process, or removes the instance. p is nil for a pause.
+func (i *instance) begin(ctx context.Context, p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
+	master, err := i.first(ctx, p, cmd, pipes)
 	if err != nil {
 		i.mu.Lock()
 		i.closing = true
@@ -121,8 +127,8 @@ func (i *instance) exec(p *process, cmd command, pipes *stdioPipes) (*os.File, e
 	return master, err
 }
 
-// begin starts the first process.
-func (i *instance) begin(ctx context.Context, p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
+// first starts the first process.
+func (i *instance) first(ctx context.Context, p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
 	// The new namespace begins with a copy of all mounts. Until it has released them nothing can be
 	// unmounted for good.
 	release, err := i.t.roots.Hold(i.c.root)
@@ -130,12 +136,17 @@ func (i *instance) begin(ctx context.Context, p *process, cmd command, pipes *st
 		return nil, fmt.Errorf("container %s: %w", i.c.id, err)
 	}
 	defer release()
-	if err := i.describe(cmd, p.name, pipes); err != nil {
+	defer i.leaveOthers()
+	if err := i.describe(cmd, p, pipes); err != nil {
 		return nil, err
 	}
 	started := make(chan struct{})
 	var failed error
-	pid, master, err := i.start(ctx, cmd, pipes, i.bundle.Run, func(st syscall.WaitStatus) {
+	run := func(ctx context.Context, o crun.Process) (int, *os.File, error) {
+		o.Check = i.checkReadOnly()
+		return i.bundle.Run(ctx, o)
+	}
+	pid, master, err := i.start(ctx, cmd, pipes, run, func(st syscall.WaitStatus) {
 		i.mu.Lock()
 		i.closing = true
 		i.mu.Unlock()
@@ -149,7 +160,9 @@ func (i *instance) begin(ctx context.Context, p *process, cmd command, pipes *st
 		i.mu.Lock()
 		i.pid = pid
 		i.mu.Unlock()
-		p.started(i.signalFirst, master)
+		if p != nil {
+			p.started(i.signalFirst, master)
+		}
 	}
 	close(started)
 	return master, i.programNamed(cmd, err)
@@ -169,7 +182,7 @@ func (i *instance) another(ctx context.Context, p *process, cmd command, pipes *
 		return nil, err
 	}
 	defer root.close()
-	spec, err := processSpec(root, cmd, i.spec.Process)
+	spec, err := processSpec(root, cmd, i.like)
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +197,7 @@ func (i *instance) another(ctx context.Context, p *process, cmd command, pipes *
 	}
 	pid, master, err := i.start(ctx, cmd, pipes, run, func(st syscall.WaitStatus) {
 		<-started
+		i.noteMemory(p, st)
 		i.t.procs.finish(p, exitCode(st))
 	})
 	if err == nil {
@@ -216,6 +230,9 @@ func (i *instance) start(ctx context.Context, cmd command, pipes *stdioPipes,
 		go exited(st)
 	})
 	err = errors.Join(err, adopted)
+	if err == nil {
+		err = awaitProgram(ctx, pid)
+	}
 	if err == nil && hasEnded(pid) {
 		select {
 		case <-ended:
@@ -242,14 +259,8 @@ func (i *instance) start(ctx context.Context, cmd command, pipes *stdioPipes,
 	return 0, nil, err
 }
 
-// hasEnded reports whether a process has ended: it has no program any more.
-func hasEnded(pid int) bool {
-	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	return errors.Is(err, os.ErrNotExist)
-}
-
 // describe writes the container's document and the record.
-func (i *instance) describe(cmd command, program string, pipes *stdioPipes) error {
+func (i *instance) describe(cmd command, p *process, pipes *stdioPipes) error {
 	root, err := openRoot(i.c.root)
 	if err != nil {
 		return fmt.Errorf("container %s: %w", i.c.id, err)
@@ -258,18 +269,40 @@ func (i *instance) describe(cmd command, program string, pipes *stdioPipes) erro
 	if err := root.checkSystemDirs(); err != nil {
 		return fmt.Errorf("container %s: %w", i.c.id, err)
 	}
-	spec, err := i.c.document(i.t.crun, cgroupOf(i.bundle.Dir))
+	spec, etc, err := i.c.document(i.t.crun, cgroupOf(i.bundle.Dir))
+	if err == nil {
+		err = root.checkPlaces(spec.Mounts)
+	}
+	if err == nil {
+		net := i.t.networkOf(i.c.id)
+		joinNetwork(spec, net)
+		err = i.etcFiles(root, spec, etc, net)
+	}
+	if err == nil {
+		err = i.joinOthers(spec)
+	}
 	if err != nil {
 		return fmt.Errorf("container %s: %w", i.c.id, err)
 	}
-	if spec.Process, err = processSpec(root, cmd, spec.Process); err != nil {
+	program := ""
+	if i.like = spec.Process; p != nil {
+		program = p.name
+	} else if err := i.t.addPause(spec); err != nil {
+		return fmt.Errorf("container %s: %w", i.c.id, err)
+	}
+	if spec.Process, err = processSpec(root, cmd, i.like); err != nil {
 		return err
 	}
 	if err := checkDir(root, cmd, spec.Mounts); err != nil {
 		return err
 	}
-	i.spec = spec
+	if p != nil && i.c.wantsInit() {
+		if err := i.t.addInit(root, spec, cmd); err != nil {
+			return err
+		}
+	}
 	own(pipes, spec.Process)
+	i.fixed = readOnlyPlaces(spec)
 	b, err := json.Marshal(instanceRecord{Container: i.c.id, Root: i.c.root, Program: program})
 	if err == nil {
 		err = os.WriteFile(filepath.Join(i.bundle.Dir, recordName), b, 0o600)
@@ -277,19 +310,35 @@ func (i *instance) describe(cmd command, program string, pipes *stdioPipes) erro
 	return errors.Join(err, i.bundle.WriteConfig(spec))
 }
 
-// finish takes away what is left of the instance once its first process has ended. Its namespaces are gone by then.
+// finish takes away what is left of the instance once its first process has ended. Its namespaces are gone by then,
+// and nothing is kept in use: a process that outlives its containers reports the end first.
 func (i *instance) finish(p *process, st syscall.WaitStatus) {
-	if err := i.remove(); err != nil { // whoever finds the folder does it
+	if p != nil {
+		i.noteMemory(p, st)
+	}
+	if !i.stays {
+		i.clean()
+	}
+	if p != nil {
+		code := exitCode(st)
+		i.mu.Lock()
+		if i.instead != 0 && st.Signaled() && st.Signal() == syscall.SIGKILL {
+			code = 128 + int(i.instead)
+		}
+		i.mu.Unlock()
+		i.t.procs.finish(p, code)
+	}
+	close(i.exited)
+	if i.stays {
+		i.clean()
+	}
+}
+
+// clean is remove where no caller waits for its error.
+func (i *instance) clean() {
+	if err := i.remove(); err != nil { // without a guest the next command that finds the folder removes it
 		i.t.log.Error("container", "id", i.c.id, "err", err)
 	}
-	code := exitCode(st)
-	i.mu.Lock()
-	if i.instead != 0 && st.Signaled() && st.Signal() == syscall.SIGKILL {
-		code = 128 + int(i.instead)
-	}
-	i.mu.Unlock()
-	i.t.procs.finish(p, code)
-	close(i.exited)
 }
 
 // still keeps all mounts as they are where the program that runs containers gets a copy of them, until release is
@@ -326,9 +375,9 @@ func removeBundle(ctx context.Context, b crun.Bundle) error {
 		return fmt.Errorf("end the container in %s: %w", b.Dir, err)
 	}
 	// Where its creation failed half-way. One that is in use, which is an error above, stays.
-	if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroupOf(b.Dir)); !b.Runtime.NoCgroups {
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupOf(b.Dir)); !b.Runtime.NoCgroups {
 		for _, dir := range append(left, "/sys/fs/cgroup"+cgroupOf(b.Dir)) {
-			_ = os.Remove(dir)
+			removeGroup(dir)
 		}
 	}
 	return os.RemoveAll(b.Dir)
@@ -336,20 +385,6 @@ func removeBundle(ctx context.Context, b crun.Bundle) error {
 
 // cgroupOf is the cgroup of an instance with a folder.
 func cgroupOf(dir string) string { return "/strata-" + filepath.Base(dir) }
-
-// signalFirst sends a signal to the first process. The kernel keeps from the first process of a namespace what it has
-// no handler for: what would end any other process then ends this one, too.
-func (i *instance) signalFirst(sig syscall.Signal) error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if endsByDefault(sig) && !handles(i.pid, sig) {
-		if i.instead == 0 {
-			i.instead = sig
-		}
-		sig = syscall.SIGKILL
-	}
-	return i.t.spawn.signal(i.pid, sig)
-}
 
 // own makes the streams those of the process's user, who may open them again by name.
 func own(pipes *stdioPipes, p *specs.Process) {
@@ -362,26 +397,3 @@ func own(pipes *stdioPipes, p *specs.Process) {
 		}
 	}
 }
-
-// programNamed adds what the caller knows to an error of the program that runs containers.
-func (i *instance) programNamed(cmd command, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, errNotExecuted):
-		return i.whyNotExecuted(cmd)
-	case errors.Is(err, crun.ErrDir):
-		return fmt.Errorf("working directory %q: %w: %w", cmd.Dir, gcsserver.ErrNotFound, err)
-	case errors.Is(err, crun.ErrUser) && userns.Inside():
-		return fmt.Errorf("%w (user %q: has the user namespace such ids? unshare --map-auto -Urm makes one that has more)",
-			err, cmd.User)
-	case errors.Is(err, crun.ErrProc):
-		return fmt.Errorf("%w (%s)", err, coveredProc)
-	}
-	return fmt.Errorf("program %q: %w", cmd.Args[0], err)
-}
-
-// coveredProc explains why a user namespace gets no /proc.
-const coveredProc = "parts of this system's own /proc are covered, as in containers, and the kernel then gives a " +
-	"user namespace no other: run strata outside of that container, or start it with a whole /proc " +
-	"(podman run --security-opt unmask=ALL, docker run --security-opt systempaths=unconfined)"

@@ -1,7 +1,6 @@
 package procs
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"syscall"
@@ -33,10 +32,12 @@ func (c *container) begin(p *gcsserver.Process) error {
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
 	switch {
-	case c.life.state == lifeOver:
+	case c.life.state == lifeOver && c.name == "":
 		return fmt.Errorf("container %s: %w", c.id, gcsserver.ErrStopped)
 	case !p.First:
 		return nil
+	case p.Instance != c.name: // another one has taken its place
+		return fmt.Errorf("container %s: %w", c.id, gcsserver.ErrContainer)
 	case c.first == nil:
 		return fmt.Errorf("container %s: no program given, neither now nor in its document: %w", c.id, gcsserver.ErrInvalid)
 	case c.life.state != lifeIdle:
@@ -44,6 +45,7 @@ func (c *container) begin(p *gcsserver.Process) error {
 	}
 	c.life.state = lifeStarting
 	first := *c.first
+	first.MakeDir = p.MakeDir || c.name == ""
 	first.First, first.Streams, first.Terminal = true, p.Streams, first.Terminal || p.Terminal
 	if p.Width > 0 && p.Height > 0 {
 		first.Width, first.Height = p.Width, p.Height
@@ -63,9 +65,7 @@ func (c *container) begun(p *process, err error) {
 	c.life.state = lifeRunning
 	go func() {
 		<-p.exited
-		ctx, cancel := context.WithTimeout(context.Background(), waitTime)
-		defer cancel()
-		_ = c.stop(ctx) // what does not end keeps the root in use, and unmounting says so
+		p.in.gone() // what does not end with it keeps the root in use, and unmounting says so
 		c.end()
 	}()
 }

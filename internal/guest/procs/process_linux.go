@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,6 +39,8 @@ type process struct {
 	exited chan struct{} // closed by finish
 	once   sync.Once
 	code   int
+	memory atomic.Bool // see Table.OutOfMemory
+	in     *instance   // where it runs, once it does
 
 	mu     sync.Mutex
 	kill   func(syscall.Signal) error // set once it runs
@@ -222,6 +225,9 @@ func (s *stdioPipes) relay(p *process, terminal bool) {
 	}()
 }
 
+// maxPipe is what a pipe holds at most, in bytes: so much may have been written before the exit.
+const maxPipe = 1 << 20
+
 // relayOutput copies until the end of the output. When the process has exited, what it wrote is
 // brought over and no more is waited for: its children may keep the pipe open for ever.
 func relayOutput(to net.Conn, from *os.File, exited <-chan struct{}) {
@@ -260,7 +266,7 @@ func relayOutput(to net.Conn, from *os.File, exited <-chan struct{}) {
 	if err != nil {
 		return
 	}
-	for n := 1; n > 0; {
+	for n, left := 1, maxPipe; n > 0 && left > 0; left -= n {
 		if err := raw.Read(func(fd uintptr) bool {
 			n, err = unix.Read(int(fd), buf)
 			return true

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,7 +40,8 @@ func TestTemporaryMounts(t *testing.T) {
 		want string // target and data; "" for none
 		err  error
 	}{
-		{specs.Mount{Destination: "/run", Type: "tmpfs", Options: []string{"mode=755", "evil=1", "size=1,uid=0"}}, "/run mode=755", nil},
+		{specs.Mount{Destination: "/run", Type: "tmpfs", Options: []string{"mode=755", "evil=1", "size=1,uid=0"}},
+			"/run mode=755", nil},
 		{specs.Mount{Destination: "../x/../y", Type: "tmpfs"}, "/y ", nil},
 		{specs.Mount{Destination: "/dev/shm", Type: "tmpfs"}, "", nil},
 		{specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup"}, "", nil},
@@ -51,7 +53,7 @@ func TestTemporaryMounts(t *testing.T) {
 		got, err := temporaryMounts([]specs.Mount{tc.m})
 		text := ""
 		for _, m := range got {
-			text += m.Target + " " + m.Data
+			text += m.Destination + " " + strings.Join(m.Options, ",")
 		}
 		if text != tc.want || !errors.Is(err, tc.err) {
 			t.Errorf("%+v: %q, %v; want %q, %v", tc.m, text, err, tc.want, tc.err)
@@ -73,8 +75,10 @@ func TestAccounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeFile(t, root+"/etc/passwd", "four:x:44:45\n  six:x:66:67::/six\nseven:x:77:78:a:/seven:/bin/sh:more\n"+
-		"torn:x\nthree:x:33\nword:x:abc:1::/:\nnone:x::1::/:\nblank:x: 5:1::/:\n#web:x:1:1::/:\n+nis:x:2:2::/:\n-nis:x:2:2::/:\n\n")
-	writeFile(t, root+"/etc/group", "three:x:33\nfour:x:34:seven,four\n torn:x\nword:x:abc:seven\n#web:x:1:seven\n+:x:2:seven\n")
+		"torn:x\nthree:x:33\nword:x:abc:1::/:\nnone:x::1::/:\n"+
+		"blank:x: 5:1::/:\n#web:x:1:1::/:\n+nis:x:2:2::/:\n-nis:x:2:2::/:\n\n")
+	writeFile(t, root+"/etc/group",
+		"three:x:33\nfour:x:34:seven,four\n torn:x\nword:x:abc:seven\n#web:x:1:seven\n+:x:2:seven\n")
 	for _, tc := range []struct {
 		spec, want string // want is "" for an error
 	}{

@@ -14,7 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stratavm/strata/internal/crun"
 	"github.com/stratavm/strata/internal/guest/gcsserver"
+	"github.com/stratavm/strata/internal/userns"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -45,6 +47,21 @@ func (r rootDir) open(path string, flags int) (*os.File, error) {
 		return os.NewFile(uintptr(fd), path), nil
 	}
 	return nil, &os.PathError{Op: "open", Path: path, Err: unix.EAGAIN}
+}
+
+// has reports whether there is something at a path.
+func (r rootDir) has(path string) bool {
+	f, err := r.open(path, unix.O_PATH)
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
+}
+
+// readOnly reports whether the root is mounted so that nothing can be created in it.
+func (r rootDir) readOnly() bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(r.dir.Fd()), &st) == nil && st.Flags&unix.ST_RDONLY != 0
 }
 
 // isDir returns nil when there is a directory.
@@ -88,7 +105,7 @@ func (r rootDir) searchable(path string, who identity) bool {
 	for at := filepath.Dir(filepath.Clean(path)); ; at = filepath.Dir(at) {
 		f, err := r.open(at, unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
-			return true // whoever goes there finds out
+			return true // the error comes when the program goes there
 		}
 		var st unix.Stat_t
 		err = unix.Fstat(int(f.Fd()), &st)
@@ -131,6 +148,29 @@ func (r rootDir) checkSystemDirs() error {
 	}
 	return nil
 }
+
+// programNamed adds what the caller knows to an error of the program that runs containers.
+func (i *instance) programNamed(cmd command, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errNotExecuted):
+		return i.whyNotExecuted(cmd)
+	case errors.Is(err, crun.ErrDir):
+		return fmt.Errorf("working directory %q: %w: %w", cmd.Dir, gcsserver.ErrNotFound, err)
+	case errors.Is(err, crun.ErrUser) && userns.Inside():
+		return fmt.Errorf("%w (user %q: has the user namespace such ids? unshare --map-auto -Urm makes one that has more)",
+			err, cmd.User)
+	case errors.Is(err, crun.ErrProc):
+		return fmt.Errorf("%w (%s)", err, coveredProc)
+	}
+	return fmt.Errorf("program %q: %w", cmd.Args[0], err)
+}
+
+// coveredProc explains why a user namespace gets no /proc.
+const coveredProc = "parts of this system's own /proc are covered, as in containers, and the kernel then gives a " +
+	"user namespace no other: run strata outside of that container, or start it with a whole /proc " +
+	"(podman run --security-opt unmask=ALL, docker run --security-opt systempaths=unconfined)"
 
 // whyNotExecuted looks for the reason why the kernel did not execute a program.
 func (i *instance) whyNotExecuted(cmd command) error {
@@ -180,23 +220,28 @@ func (r rootDir) interpreter(cmd command) string {
 	return ""
 }
 
+// candidates are the files that a program may be.
+func (cmd command) candidates() (names []string) {
+	switch {
+	case filepath.IsAbs(cmd.Args[0]):
+		return []string{cmd.Args[0]}
+	case strings.Contains(cmd.Args[0], "/"):
+		return []string{filepath.Join("/", cmd.Dir, cmd.Args[0])}
+	}
+	for d := range strings.SplitSeq(cmp.Or(lookupEnv(cmd.Env, "PATH"), defaultPath), ":") {
+		names = append(names, filepath.Join("/", d, cmd.Args[0]))
+	}
+	return names
+}
+
 // find opens the regular file of a program, or returns nil.
 func (r rootDir) find(cmd command) *os.File {
-	names := []string{filepath.Join("/", cmd.Dir, cmd.Args[0])}
-	if filepath.IsAbs(cmd.Args[0]) {
-		names[0] = cmd.Args[0]
-	} else if !strings.Contains(cmd.Args[0], "/") {
-		names = nil
-		for d := range strings.SplitSeq(cmp.Or(lookupEnv(cmd.Env, "PATH"), defaultPath), ":") {
-			names = append(names, filepath.Join("/", d, cmd.Args[0]))
-		}
-	}
-	for _, name := range names {
-		f, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	for _, name := range cmd.candidates() {
+		f, err := r.openRegular(name)
 		if err != nil {
 			continue
 		}
-		if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
+		if fi, err := f.Stat(); err == nil && fi.Mode()&0o111 != 0 {
 			return f
 		}
 		f.Close()

@@ -1,11 +1,14 @@
 package procs
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // endsByDefault reports whether a signal ends a process that does nothing about it.
@@ -38,4 +41,46 @@ func handles(pid int, sig syscall.Signal) bool {
 		}
 	}
 	return !known
+}
+
+// signalFirst sends a signal to the first process. The kernel keeps from the first process of a namespace what it has
+// no handler for: what would end any other process then ends this one, too.
+func (i *instance) signalFirst(sig syscall.Signal) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if endsByDefault(sig) && !handles(i.pid, sig) {
+		if i.instead == 0 {
+			i.instead = sig
+		}
+		sig = syscall.SIGKILL
+	}
+	err := i.t.spawn.signal(i.pid, sig)
+	if sig == syscall.SIGKILL {
+		err = errors.Join(err, thaw(cgroupRoot, cgroupOf(i.bundle.Dir)))
+	}
+	return err
+}
+
+// awaitProgram waits until a process that was forked has become a program, or has ended without. What runs containers
+// returns as soon as it has told the process to do so, which may still fail.
+func awaitProgram(ctx context.Context, pid int) error {
+	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
+		st, ok := readStat(pid)
+		if !ok || !st.noexec || st.state == "Z" || st.state == "X" {
+			return nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return fmt.Errorf("process %d does not execute its program: %w", pid, context.Cause(ctx))
+		}
+	}
+}
+
+// hasEnded reports whether a process has ended: it has no program any more. One whose exit is just being collected
+// may not be looked at.
+func hasEnded(pid int) bool {
+	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) ||
+		errors.Is(err, os.ErrPermission) && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
 }

@@ -1,6 +1,7 @@
 package procs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +22,8 @@ type Spawner struct {
 	mu   sync.Mutex // held while forking, so that no exit is collected before it is awaited
 	pids map[int]func(status syscall.WaitStatus, last bool)
 	init bool // reap everything
-	// orphan, if set, hears of children that were not started here.
-	orphan func(last bool)
+
+	stuckTime time.Duration // how long a process may take to end that was killed; 0: waitTime
 
 	// While children of others are expected:
 	expecting int
@@ -48,7 +50,8 @@ func NewSpawner(all bool) *Spawner {
 
 // start runs a program. exited is called once, must not block, and hears as last whether no child is
 // left.
-func (s *Spawner) start(path string, args []string, attr *syscall.ProcAttr, exited func(status syscall.WaitStatus, last bool)) (int, error) {
+func (s *Spawner) start(path string, args []string, attr *syscall.ProcAttr, exited func(status syscall.WaitStatus,
+	last bool)) (int, error) {
 	s.mu.Lock()
 	pid, err := syscall.ForkExec(path, args, attr)
 	if err == nil {
@@ -93,9 +96,12 @@ func (s *Spawner) reap() {
 		var status syscall.WaitStatus
 		which, noexec := -1, false
 		if s.expecting+len(s.inspect) > 0 {
-			if dead := deadChild(); dead > 0 {
-				which, noexec = dead, neverExecuted(dead)
+			dead, some := deadChild()
+			if dead == 0 { // one that dies now has a signal of its own
+				none = !some
+				break
 			}
+			which, noexec = dead, neverExecuted(dead)
 		}
 		pid, err := syscall.Wait4(which, &status, syscall.WNOHANG, nil)
 		if errors.Is(err, syscall.EINTR) {
@@ -112,13 +118,8 @@ func (s *Spawner) reap() {
 				*note = noexec
 				delete(s.inspect, pid)
 			}
-		} else if s.orphan != nil {
-			exits = append(exits, exit{func(_ syscall.WaitStatus, last bool) { s.orphan(last) }, status})
 		} else if s.expecting > 0 {
-			if s.strays == nil {
-				s.strays = map[int]stray{}
-			}
-			s.strays[pid] = stray{status, noexec}
+			s.keepStray(pid, stray{status, noexec})
 		}
 	}
 	s.mu.Unlock()
@@ -141,13 +142,15 @@ func (s *Spawner) signal(pid int, sig syscall.Signal) error {
 	return nil
 }
 
-// tellIfIdle calls orphan when no child is left.
-func (s *Spawner) tellIfIdle() {
-	s.mu.Lock()
-	err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
-	s.mu.Unlock()
-	if errors.Is(err, syscall.ECHILD) {
-		s.orphan(true)
+// killed waits for the exit of a process that was killed. One that waits in the kernel for what does not come, as from
+// a file system that nobody serves any more, does not end.
+func (s *Spawner) killed(done <-chan syscall.WaitStatus) (st syscall.WaitStatus, err error) {
+	limit := cmp.Or(s.stuckTime, waitTime)
+	select {
+	case st = <-done:
+		return st, nil
+	case <-time.After(limit):
+		return st, fmt.Errorf("it has not ended %s after it was killed: it is stuck in the kernel", limit)
 	}
 }
 
@@ -166,13 +169,17 @@ func (s *Spawner) Run(ctx context.Context, path string, args ...string) error {
 	}
 	defer null.Close()
 	done := make(chan syscall.WaitStatus, 1)
-	pid, err := s.start(path, append([]string{path}, args...), &syscall.ProcAttr{Dir: "/", Env: []string{"PATH=" + defaultPath},
+	pid, err := s.start(path, append([]string{path}, args...), &syscall.ProcAttr{Dir: "/",
+		Env:   []string{"PATH=" + defaultPath},
 		Files: []uintptr{null.Fd(), w.Fd(), w.Fd()}}, func(st syscall.WaitStatus, _ bool) { done <- st })
 	w.Close()
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.signal(pid, syscall.SIGKILL) }) // it may just have ended
+	stop := context.AfterFunc(ctx, func() {
+		_ = s.signal(pid, syscall.SIGKILL) // it may just have ended
+		_ = r.SetReadDeadline(time.Now())
+	})
 	defer stop()
 	out := make([]byte, 0, 2048)
 	buf := make([]byte, 2048)
@@ -185,7 +192,15 @@ func (s *Spawner) Run(ctx context.Context, path string, args ...string) error {
 			break
 		}
 	}
-	code := exitCode(<-done)
+	var st syscall.WaitStatus
+	select {
+	case st = <-done:
+	case <-ctx.Done():
+		if st, err = s.killed(done); err != nil {
+			return fmt.Errorf("%s: %w: %w", path, err, context.Cause(ctx))
+		}
+	}
+	code := exitCode(st)
 	if code != 0 && ctx.Err() != nil {
 		return fmt.Errorf("%s was ended: %w", path, context.Cause(ctx))
 	}

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,6 +49,14 @@ func (r starter) Run(ctx context.Context, c crun.Command) (int, error) {
 			func(st syscall.WaitStatus, _ bool) { done <- st })
 		return err
 	}
+	if c.OwnUnified {
+		group, err := unifiedGroup(c.Dir)
+		if err != nil {
+			return 0, err
+		}
+		defer group.Close()
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(group.Fd())
+	}
 	if c.HideUnified {
 		err = withoutUnified(start)
 	} else {
@@ -64,11 +74,11 @@ func (r starter) Run(ctx context.Context, c crun.Command) (int, error) {
 		if err := unix.Kill(-pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			return 0, fmt.Errorf("kill %s: %w", c.Path, err)
 		}
-		<-done
-		r.s.reapHelpers(filepath.Base(c.Path))
-		return 0, fmt.Errorf("it was killed, for it did not end: %w", context.Cause(ctx))
+		_, err := r.s.killed(done)
+		r.s.reapHelpers(filepath.Base(c.Path), true)
+		return 0, errors.Join(fmt.Errorf("it was killed, for it did not end: %w", context.Cause(ctx)), err)
 	}
-	r.s.reapHelpers(filepath.Base(c.Path))
+	r.s.reapHelpers(filepath.Base(c.Path), st != 0)
 	if st.Signaled() {
 		return 0, fmt.Errorf("it was killed by signal %d (%v)", st.Signal(), st.Signal())
 	}
@@ -76,8 +86,10 @@ func (r starter) Run(ctx context.Context, c crun.Command) (int, error) {
 }
 
 // reapHelpers collects the helpers of a program that has ended, which this process was made the parent of and which
-// are about to end: processes that were forked, and are not those of containers, which have numbers of their own.
-func (s *Spawner) reapHelpers(name string) {
+// are about to end: processes that were forked, and are not those of containers, which have numbers of their own. Where
+// the program has failed it may have left one of these, too, that did not come to execute anything: a container
+// is not gone before it is collected.
+func (s *Spawner) reapHelpers(name string, failed bool) {
 	if s.init {
 		return // everything is collected
 	}
@@ -89,7 +101,11 @@ func (s *Spawner) reapHelpers(name string) {
 		for _, proc := range procs {
 			pid, _ := strconv.Atoi(filepath.Base(proc))
 			st, ok := readStat(pid)
-			if !ok || st.parent != os.Getpid() || st.name != name || !st.noexec || namespaceDepth(pid) != own {
+			if !ok || st.parent != os.Getpid() || st.name != name || !st.noexec {
+				continue
+			}
+			inside := namespaceDepth(pid) != own
+			if inside && !failed {
 				continue
 			}
 			if st.state != "Z" {
@@ -98,7 +114,11 @@ func (s *Spawner) reapHelpers(name string) {
 			}
 			s.mu.Lock()
 			if s.pids[pid] == nil {
-				_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+				var status syscall.WaitStatus
+				got, _ := syscall.Wait4(pid, &status, syscall.WNOHANG, nil)
+				if got == pid && inside { // another start may be about to adopt it
+					s.keepStray(pid, stray{status, true})
+				}
 			}
 			s.mu.Unlock()
 		}
@@ -151,8 +171,35 @@ type starter struct{ s *Spawner }
 // Starter returns what starts programs that run containers.
 func (s *Spawner) Starter() crun.Starter { return starter{s} }
 
+// NoSUIDDevExec are the flags of mounts with neither programs nor devices.
+const NoSUIDDevExec = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
 // unified is the second hierarchy of cgroups where systems have both.
 const unified = "/sys/fs/cgroup/unified"
+
+// unifiedGroup opens the cgroup there of the instance with a folder, which is made where it is missing.
+func unifiedGroup(dir string) (*os.File, error) {
+	path := unified + cgroupOf(dir)
+	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	return os.Open(path)
+}
+
+// removeGroup removes a cgroup without processes, and those that its container has made below it. What does not go
+// stays: it holds nothing.
+func removeGroup(path string) {
+	var all []string
+	_ = filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			all = append(all, path)
+		}
+		return nil
+	})
+	for _, dir := range slices.Backward(all) {
+		_ = os.Remove(dir)
+	}
+}
 
 // withoutUnified calls start in a mount namespace in which the second hierarchy is covered. The namespace ends with
 // what is started.
@@ -209,17 +256,14 @@ func (s *Spawner) expect() (release func()) {
 // adopt awaits the exit of a process that became, or is about to become, a child of this one, as start does. It
 // is to be called between expect and release. When exited is called noexec says whether the process ended without
 // having executed a program.
-func (s *Spawner) adopt(ctx context.Context, pid int, noexec *bool, exited func(status syscall.WaitStatus, last bool)) error {
+func (s *Spawner) adopt(ctx context.Context, pid int, noexec *bool, exited func(status syscall.WaitStatus,
+	last bool)) error {
 	if s.init {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if st, ok := s.strays[pid]; ok {
-			delete(s.strays, pid)
-			*noexec = st.noexec
-			exited(st.status, false)
-			return nil
+		if !s.adoptStray(pid, noexec, exited) {
+			s.note(pid, noexec, exited)
 		}
-		s.note(pid, noexec, exited)
 		return nil
 	}
 	// Its parent may be about to end.
@@ -230,6 +274,12 @@ func (s *Spawner) adopt(ctx context.Context, pid int, noexec *bool, exited func(
 		}
 		if !errors.Is(err, unix.ECHILD) && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("process %d: %w", pid, err)
+		}
+		s.mu.Lock()
+		stray := s.adoptStray(pid, noexec, exited)
+		s.mu.Unlock()
+		if stray {
+			return nil
 		}
 		select {
 		case <-time.After(pause):
@@ -252,6 +302,25 @@ func (s *Spawner) note(pid int, noexec *bool, exited func(syscall.WaitStatus, bo
 	s.pids[pid], s.inspect[pid] = exited, noexec
 }
 
+// adoptStray tells of the exit of a process that was collected already. s.mu is held.
+func (s *Spawner) adoptStray(pid int, noexec *bool, exited func(syscall.WaitStatus, bool)) bool {
+	st, ok := s.strays[pid]
+	if ok {
+		delete(s.strays, pid)
+		*noexec = st.noexec
+		exited(st.status, false)
+	}
+	return ok
+}
+
+// keepStray keeps the exit of a process, as long as others are expected. s.mu is held.
+func (s *Spawner) keepStray(pid int, st stray) {
+	if s.strays == nil {
+		s.strays = map[int]stray{}
+	}
+	s.strays[pid] = st
+}
+
 // stray is the exit of a child that nobody awaits yet.
 type stray struct {
 	status syscall.WaitStatus
@@ -272,13 +341,20 @@ func (s *Spawner) look(pid int) {
 	*note = neverExecuted(pid)
 }
 
-// deadChild returns a child that has exited and was not collected yet, or 0.
-func deadChild() int {
+// deadChild returns a child that has exited and was not collected yet, or 0, and whether there are children at all.
+func deadChild() (pid int, some bool) {
 	var info unix.Siginfo
-	if unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) != nil {
-		return 0
+	for {
+		err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return 0, !errors.Is(err, unix.ECHILD)
+		}
+		// si_pid follows three numbers, aligned to 8.
+		return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16))), true
 	}
-	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16))) // si_pid follows three numbers, aligned to 8
 }
 
 // neverExecuted reports whether a process has executed no program since it was forked.

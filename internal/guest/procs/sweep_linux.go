@@ -14,6 +14,7 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/internal/plaintext"
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // InUse ends what processes that were killed left running in containers, and fails when something runs in a root on
@@ -43,8 +44,8 @@ type foundInstance struct {
 
 // sweep ends the instances whose supervisor was killed, and returns the others.
 func (t *Table) sweep(ctx context.Context) (living []foundInstance, err error) {
-	if t.crun == nil {
-		return nil, nil
+	if t.crun == nil || t.keeps() {
+		return nil, nil // there is nobody else
 	}
 	entries, err := os.ReadDir(t.state)
 	if errors.Is(err, os.ErrNotExist) {
@@ -69,13 +70,28 @@ func (t *Table) sweep(ctx context.Context) (living []foundInstance, err error) {
 	return living, errors.Join(errs...)
 }
 
-// readInstance reads a record; there being none, as for a moment at the beginning, gives an empty one.
+// readInstance reads a record; there being none, as for a moment at the beginning, returns an empty one.
 func readInstance(dir string) (r instanceRecord) {
-	b, err := os.ReadFile(filepath.Join(dir, recordName))
+	b, err := regfile.ReadState(filepath.Join(dir, recordName))
 	if err == nil {
 		_ = json.Unmarshal(b, &r) // one half written is of an instance that has not begun
 	}
 	return r
+}
+
+// freeElsewhere fails when another process runs something in a container.
+func (t *Table) freeElsewhere(ctx context.Context, container string) error {
+	living, err := t.sweep(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range living {
+		if l.Container == container {
+			return fmt.Errorf("container %s: program %s runs in it: %w", container, plaintext.Line(l.Program),
+				gcsserver.ErrContainer)
+		}
+	}
+	return nil
 }
 
 // endOthers ends the instances of a container that other processes supervise, and those that nobody does any more.
@@ -98,7 +114,8 @@ func (t *Table) endOthers(ctx context.Context, container string) error {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("container %s: the processes of other programs in it do not end: %w", container, context.Cause(ctx))
+			return fmt.Errorf("container %s: the processes of other programs in it do not end: %w", container,
+				context.Cause(ctx))
 		}
 	}
 }
@@ -107,4 +124,5 @@ func (t *Table) endOthers(ctx context.Context, container string) error {
 func (t *Table) kill(ctx context.Context, b crun.Bundle) {
 	defer t.still()()
 	_ = b.Kill(ctx, "KILL")
+	_ = thaw(cgroupRoot, cgroupOf(b.Dir))
 }

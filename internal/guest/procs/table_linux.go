@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/crun"
+	"github.com/stratavm/strata/internal/guest/network"
 )
 
 // waitTime bounds the wait for processes that begin or end.
@@ -32,26 +33,38 @@ type Roots interface {
 // Table is all containers and processes of hosts. Its methods may be called concurrently.
 type Table struct {
 	log   *slog.Logger
-	self  string // this program, to be started again
 	spawn *Spawner
 	roots Roots
 	procs processes
-	crun  *crun.Runtime // nil: the containers' first process is this program
+	crun  *crun.Runtime // nil: there is none
 	state string        // the folder of instances
+	pause string        // a program that waits as the first process of instances; empty: see UseRuntime
+
+	init string // a program that begins containers that ask for it; empty: there is none
+
+	networks network.Networks // nil: there are none
 
 	mu         sync.Mutex
 	containers map[string]*container
 }
 
-// New returns an empty table. self is the program that is started as the first process of each container; its
-// main calls [Stage] first thing.
-func New(log *slog.Logger, self string, spawn *Spawner, roots Roots) *Table {
-	return &Table{log: log, self: self, spawn: spawn, roots: roots, containers: map[string]*container{}}
+// New returns an empty table, by which no container runs before UseRuntime.
+func New(log *slog.Logger, spawn *Spawner, roots Roots) *Table {
+	return &Table{log: log, spawn: spawn, roots: roots, containers: map[string]*container{}}
 }
 
 // UseRuntime has containers run by crun, or a program like it, from now on. What belongs to those that run is in a
 // folder of its own below dir, by which other processes find it.
-func (t *Table) UseRuntime(r *crun.Runtime, dir string) { t.crun, t.state = r, dir }
+//
+// Where pause is the path of a program, this process is to outlive all containers, and nobody else runs any in dir: a
+// process that is not a container's first then joins what runs in it, begun by pause where nothing does, so that what
+// it leaves in the background outlives it. Without, such a process begins an instance and ends it.
+func (t *Table) UseRuntime(r *crun.Runtime, dir, pause string) {
+	t.crun, t.state, t.pause = r, dir, pause
+}
+
+// keeps reports whether containers go on without the process that began them.
+func (t *Table) keeps() bool { return t.pause != "" }
 
 // Any reports whether any process runs.
 func (t *Table) Any() bool { return len(t.procs.running("", true)) > 0 }
@@ -61,9 +74,9 @@ func (t *Table) Run(ctx context.Context, path string, args ...string) error {
 	return t.spawn.Run(ctx, path, args...)
 }
 
-// Passing reports whether a command line is that of a container's first process, which ends with the others.
+// Passing reports whether a command line is that of a pause, which ends when nothing else runs beside it.
 func (t *Table) Passing(commandLine string) bool {
-	return strings.HasPrefix(commandLine, StageName+"\x00")
+	return t.keeps() && strings.HasPrefix(commandLine, pausePath+"\x00")
 }
 
 // InRoot returns a container that runs in a root, or "", and its programs. Containers that are about to end are
@@ -85,10 +98,8 @@ func (t *Table) InRoot(root string) (container string, programs []string) {
 // RootGone ends and forgets the containers of a root that is not mounted any more.
 func (t *Table) RootGone(root string) {
 	for _, c := range t.containersAt(root) {
-		if !c.settle() {
-			t.mu.Lock()
-			delete(t.containers, c.id)
-			t.mu.Unlock()
+		if c.retire() {
+			t.forget(c)
 			c.end()
 		}
 	}

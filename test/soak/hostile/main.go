@@ -14,9 +14,6 @@ import (
 )
 
 func main() {
-	if code, handled := guest.Stage(os.Args); handled {
-		os.Exit(code)
-	}
 	if os.Getpid() != 1 {
 		fmt.Println(guestmain.Marker)
 		return

@@ -22,7 +22,7 @@ func utf16Text(buf []uint16) string {
 
 func res(h hcs.HRESULT, outs ...any) answer { return answer{hr: uint32(h), outs: outs} }
 
-// onHandle is a function that takes a handle and a text and gives a document.
+// onHandle is a function that takes a handle and a text and returns a document.
 func onHandle(do func(s hcs.API) func(hcs.Handle, string) (string, hcs.HRESULT)) function {
 	return func(w *world, r *reader) answer {
 		h := hcs.Handle(r.number())

@@ -114,7 +114,7 @@ func (g *guest) serve(s *Service, c net.Conn) {
 	}
 }
 
-// answer does what a message asks for and gives the response; wait, when set, completes it in its own time.
+// answer does what a message asks for and returns the response; wait, when set, completes it in its own time.
 func (g *guest) answer(s *Service, name string, payload []byte) (out map[string]any, wait func(map[string]any)) {
 	var in struct {
 		containerRequest

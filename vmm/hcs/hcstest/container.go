@@ -253,7 +253,8 @@ func (g *guest) connect(r containerRequest) (streams [3]net.Conn, err error) {
 	return streams, nil
 }
 
-// run lets a process run. With a container's first process all others end.
+// run lets a process run. With a container's first process all others end, and before it, as the kernel does it: the
+// end of the first is told when the container is empty.
 func (g *guest) run(c *container, p *guestProcess, params ProcessParameters, streams [3]net.Conn) {
 	var stdin io.Reader = eof{}
 	outs := [2]io.Writer{io.Discard, io.Discard}
@@ -283,12 +284,23 @@ func (g *guest) run(c *container, p *guestProcess, params ProcessParameters, str
 			s.Close()
 		}
 	}
-	g.s.mu.Lock()
-	defer g.s.mu.Unlock()
-	close(p.ended)
-	if p == c.first {
-		for _, other := range c.processes {
-			other.kill()
+	for {
+		g.s.mu.Lock()
+		var others []*guestProcess
+		if p == c.first {
+			others = slices.DeleteFunc(values(c.processes), func(o *guestProcess) bool { return o == p || o.exited() })
+		}
+		if len(others) == 0 {
+			close(p.ended)
+			g.s.mu.Unlock()
+			return
+		}
+		for _, o := range others {
+			o.kill()
+		}
+		g.s.mu.Unlock()
+		for _, o := range others {
+			<-o.ended
 		}
 	}
 }

@@ -69,8 +69,8 @@ type Options struct {
 	Synchronous bool   // create and start complete at once instead of with a notification
 	// OldGuest makes Linux guests those of 2021: they unplug on unmount and know no SCSIDevice.
 	OldGuest bool
-	// Lenient answers success where only the service's rules, and no one who told it to fail, stand
-	// against it, as the stand-ins did that the conformance traces were taken with.
+	// Lenient answers success to calls that break the service's rules, unless a test made them fail: so did the
+	// stand-ins with which the conformance traces were recorded.
 	Lenient bool
 	// Access makes VMs open only those files that they, or all VMs, were granted.
 	Access bool
@@ -170,7 +170,7 @@ func (s *Service) verdict(fn string, args map[string]any) Verdict {
 // effect is what a function does: it runs with the service locked.
 type effect func() (out map[string]any, result string, hr hcs.HRESULT)
 
-// call records a call, has its effect unless told otherwise, and gives its result.
+// call records a call, has its effect unless told otherwise, and returns its result.
 func (s *Service) call(fn string, about *system, args map[string]any, do effect) (result string, hr hcs.HRESULT) {
 	s.mu.Lock()
 	c := &Call{Seq: len(s.trace) + 1, Step: s.step, Fn: fn, Args: args}

@@ -241,7 +241,7 @@ func (s *Service) Disconnect() {
 	}
 }
 
-// stop ends a system and gives the containers in it, which end too; the service is locked.
+// stop ends a system and returns the containers in it, which end too; the service is locked.
 func (s *Service) stop(y *system) []*system {
 	y.state = hcsschema.StateStopped
 	y.guest.halt()

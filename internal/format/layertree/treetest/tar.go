@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,8 +14,8 @@ import (
 // Entry is a tar entry for tests: what is not set has a sensible value.
 type Entry struct {
 	Name  string
-	Type  byte // 0: a directory when the name ends with a slash, else a file
-	Mode  int64
+	Type  byte  // 0: a directory when the name ends with a slash, else a file
+	Mode  int64 // 0: 0755 of a directory, 0644 of anything else
 	Body  string
 	Link  string
 	UID   int
@@ -23,6 +25,9 @@ type Entry struct {
 	Minor int64
 	PAX   map[string]string
 }
+
+// NoMode is the mode of an entry without any permission.
+const NoMode = -1
 
 // epoch is the time of entries that have none.
 var epoch = time.Unix(1_600_000_000, 123_456_789)
@@ -42,11 +47,13 @@ func Tar(t testing.TB, entries ...Entry) []byte {
 				h.Typeflag = tar.TypeDir
 			}
 		}
-		if h.Mode == 0 {
+		switch {
+		case h.Mode == NoMode:
+			h.Mode = 0
+		case h.Mode == 0 && h.Typeflag == tar.TypeDir:
+			h.Mode = 0o755
+		case h.Mode == 0:
 			h.Mode = 0o644
-			if h.Typeflag == tar.TypeDir {
-				h.Mode = 0o755
-			}
 		}
 		if h.ModTime.IsZero() {
 			h.ModTime = epoch
@@ -62,6 +69,17 @@ func Tar(t testing.TB, entries ...Entry) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// Programs writes a tar of files, which are all programs, in the order of their names; a name that ends in a slash is a
+// folder.
+func Programs(t testing.TB, files map[string]string) []byte {
+	t.Helper()
+	var entries []Entry
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		entries = append(entries, Entry{Name: name, Mode: 0o755, Body: files[name]})
+	}
+	return Tar(t, entries...)
 }
 
 // Everything is a tar with each kind of entry that a layer can have and plain tar can unpack: files of
@@ -102,7 +120,7 @@ func Everything(t testing.TB) []byte {
 		{Name: "xattrs", Body: "x", PAX: map[string]string{
 			"SCHILY.xattr.user.comment":        "hello",
 			"SCHILY.xattr.user.empty":          "",
-			"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+			"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00" + strings.Repeat("\x00", 12),
 			"SCHILY.xattr.trusted.t":           strings.Repeat("v", 700),
 			"SCHILY.xattr.user.z":              strings.Repeat("w", 1200),
 			"SCHILY.xattr.trusted.long.name":   "1",

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+)
+
+const shimName = "containerd-shim-strata-v1"
+
+// containerdQuestions are about a host whose containerd is to run containers in VMs.
+func containerdQuestions() []question {
+	return []question{
+		{"containerd", true, "install containerd 2 from https://github.com/containerd/containerd/releases", askContainerd},
+		{"shim", true, "make install-shim, into a folder of the PATH that containerd has", askShim},
+		{"rights of containerd", true, "run containerd, and this command, as root", askRoot},
+		{"shared roots", true, "sudo apt-get install qemu-system-common (Debian 13: virtiofsd); " +
+			"snapshots that are no disks need it", askVirtioFS},
+		{"erofs snapshotter", false, "sudo modprobe erofs", askEROFS},
+		{"erofs differ", false, "install erofs-utils 1.7 or later (Debian 13); without it containerd mounts layers " +
+			"while it unpacks an image", askMkfs},
+	}
+}
+
+// firstNumber is the first number in a version such as "v2.4.2", or 0.
+func firstNumber(version string) int {
+	major, _, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
+	n, _ := strconv.Atoi(major)
+	return n
+}
+
+func askContainerd(ctx context.Context, e *env, cmd *cli.Command) (string, error) {
+	detail, err := program("containerd", "--version")(ctx, e, cmd)
+	if err != nil {
+		return "", err
+	}
+	words := strings.Fields(detail) // PATH: containerd REPOSITORY VERSION REVISION
+	if len(words) < 4 || firstNumber(words[3]) < 2 {
+		return "", fmt.Errorf("%s: it is older than 2.0", detail)
+	}
+	return detail, nil
+}
+
+func askShim(context.Context, *env, *cli.Command) (string, error) {
+	path, err := exec.LookPath(shimName)
+	if err != nil {
+		return "", err
+	}
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(resolved), "strata-init")); err != nil {
+		return "", fmt.Errorf("beside %s there has to be what guests boot: %w", resolved, err)
+	}
+	return path, nil
+}
+
+func askRoot(context.Context, *env, *cli.Command) (string, error) {
+	if os.Geteuid() != 0 {
+		return "", errors.New("not root")
+	}
+	return "root", nil
+}
+
+func askEROFS(context.Context, *env, *cli.Command) (string, error) {
+	b, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return "", err
+	}
+	if !slices.Contains(strings.Fields(string(b)), "erofs") {
+		return "", errors.New("the kernel has no EROFS, by which containerd unpacks images")
+	}
+	return "the kernel has EROFS", nil
+}
+
+func askMkfs(ctx context.Context, _ *env, _ *cli.Command) (string, error) {
+	path, err := exec.LookPath("mkfs.erofs")
+	if err != nil {
+		return "", err
+	}
+	// Version 1.5 knows no --version; --tar came with 1.7. Either writes its help, whatever its exit code.
+	out, _ := exec.CommandContext(ctx, path, "--help").CombinedOutput()
+	if !strings.Contains(string(out), "--tar") {
+		return "", fmt.Errorf("%s does not know --tar", path)
+	}
+	return path, nil
+}

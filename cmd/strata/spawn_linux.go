@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// spawn starts this program in a session of its own. It gets our standard error until it closes it, and the other
+// end of the connection as descriptor 3.
+func spawn(args []string, dir string) (*exec.Cmd, *net.UnixConn, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "supervisor"), os.NewFile(uintptr(pair[1]), "command")
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	if err := errors.Join(err, ours.Close()); err != nil {
+		return nil, nil, err
+	}
+	cmd := &exec.Cmd{Path: exe, Args: append([]string{os.Args[0]}, args...), Dir: dir, Stderr: os.Stderr,
+		ExtraFiles: []*os.File{theirs}, SysProcAttr: &syscall.SysProcAttr{Setsid: true}}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return cmd, conn.(*net.UnixConn), nil
+}
+
+// isSocket reports whether a file is one.
+func isSocket(f *os.File) bool {
+	fi, err := f.Stat()
+	return err == nil && fi.Mode()&os.ModeSocket != 0
+}
+
+// replace makes f the file of a descriptor.
+func replace(f *os.File, fd int) error { return unix.Dup3(int(f.Fd()), fd, 0) }

@@ -1,0 +1,50 @@
+package main
+
+// refusedValues is a value, as JSON, of each field that docs/status.md says is refused: one that makes sense.
+var refusedValues = map[string]string{
+	"process.commandLine":     `"cmd /c dir"`,
+	"process.apparmorProfile": `"docker-default"`,
+	"process.selinuxLabel":    `"system_u:system_r:container_t:s0"`,
+	"process.scheduler":       `{"policy": "SCHED_BATCH", "nice": 5}`,
+	"process.ioPriority":      `{"class": "IOPRIO_CLASS_IDLE", "priority": 4}`,
+	"process.execCPUAffinity": `{"initial": "0", "final": "0"}`,
+	"domainname":              `"example.org"`,
+	"mounts[].uidMappings":    `[{"containerID": 0, "hostID": 1000, "size": 1}]`,
+	"mounts[].gidMappings":    `[{"containerID": 0, "hostID": 1000, "size": 1}]`,
+	"hooks":                   `{"createRuntime": [{"path": "/bin/true"}]}`,
+
+	"linux.uidMappings": `[{"containerID": 0, "hostID": 1000, "size": 1000}]`,
+	"linux.gidMappings": `[{"containerID": 0, "hostID": 1000, "size": 1000}]`,
+
+	"linux.resources.memory.kernel":            `8388608`,
+	"linux.resources.memory.kernelTCP":         `8388608`,
+	"linux.resources.memory.swappiness":        `10`,
+	"linux.resources.memory.disableOOMKiller":  `true`,
+	"linux.resources.memory.useHierarchy":      `false`,
+	"linux.resources.memory.checkBeforeUpdate": `true`,
+	"linux.resources.cpu.burst":                `1000`,
+	"linux.resources.cpu.realtimeRuntime":      `1000`,
+	"linux.resources.cpu.realtimePeriod":       `1000000`,
+	"linux.resources.cpu.idle":                 `1`,
+	"linux.resources.blockIO.leafWeight":       `100`,
+	"linux.resources.blockIO.weightDevice":     `[{"major": 8, "minor": 0, "weight": 100}]`,
+	"linux.resources.network":                  `{"classID": 1, "priorities": [{"name": "lo", "priority": 5}]}`,
+	"linux.resources.rdma":                     `{"mlx5_1": {"hcaHandles": 3}}`,
+
+	"linux.cgroupsPath":              `"/mine"`,
+	"linux.namespaces[].path":        `"/proc/1/ns/net"`,
+	"linux.netDevices":               `{"eth0": {"name": "eth1"}}`,
+	"linux.seccomp.listenerPath":     `"/run/listener"`,
+	"linux.seccomp.listenerMetadata": `"x"`,
+	"linux.mountLabel":               `"system_u:object_r:container_file_t:s0"`,
+	"linux.intelRdt":                 `{"closID": "one", "l3CacheSchema": "L3:0=f"}`,
+	"linux.memoryPolicy":             `{"mode": "MPOL_BIND", "nodes": "0"}`,
+	"linux.personality.flags":        `["ADDR_NO_RANDOMIZE"]`,
+	"linux.timeOffsets":              `{"monotonic": {"secs": 86400}}`,
+
+	"solaris": `{"milestone": "svc:/milestone/multi-user"}`,
+	"windows": `{"layerFolders": ["C:\\layer"]}`,
+	"vm":      `{"kernel": {"path": "/vmlinuz"}}`,
+	"zos":     `{"namespaces": [{"type": "pid"}]}`,
+	"freebsd": `{"devices": [{"path": "null"}]}`,
+}

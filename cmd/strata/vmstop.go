@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/vmm"
+)
+
+func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
+	name, dir, err := e.vmArg(cmd)
+	if err != nil {
+		return err
+	}
+	if !exists(dir) && name != hostVM {
+		return fmt.Errorf("VM %q: %w; strata vm ls shows those there are", name, strata.ErrNoVM)
+	}
+	if cmd.Bool("dry-run") {
+		return e.stopDry(ctx, cmd, name)
+	}
+	if !exists(dir) { // nothing is mounted on this system, and recover has removed its empty state
+		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+	}
+	// Runs that were killed have nothing in it any more then, only their folders.
+	defer e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.VM == name })
+	if cmd.Bool("force") {
+		if err := strata.KillVM(ctx, dir); err != nil {
+			return e.explain(name, err)
+		}
+		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: ended\n", name) })
+	}
+	if err := e.stopIn(ctx, cmd, name, dir, cmd.Duration("timeout")); err != nil {
+		return err
+	}
+	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
+}
+
+// stopDry says what vm stop would do.
+func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error {
+	v, _, err := e.view(ctx, cmd, name)
+	if err != nil {
+		return err
+	}
+	if cmd.Bool("force") {
+		return e.would(cmd, "end VM %s%s without unmounting", name, pid(v.PID, " (process %d)"))
+	}
+	if !v.Running {
+		return e.explain(name, vmm.ErrGone)
+	}
+	vm, err := e.open(ctx, cmd, name)
+	if err != nil {
+		return err
+	}
+	defer e.close(vm)
+	for _, c := range vm.Claims() {
+		m, err := layers.Open(vm, c.ID())
+		if err == nil {
+			err = m.Release(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return e.would(cmd, "power VM %s off", name)
+}
+
+// stopIn stops a VM, the hard way after timeout: also when until then it said nothing, or another command
+// had it.
+func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, timeout time.Duration) error {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	vm, err := e.reopen(limited, cmd, name)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil && name != hostVM {
+		e.say("strata: %v; it is ended the hard way", err)
+		return e.explain(name, strata.KillVM(ctx, dir))
+	}
+	if err != nil {
+		return err
+	}
+	if err := strata.StopVM(limited, vm, dir, func(message string) { e.say("strata: %s", message) }); err != nil {
+		return fmt.Errorf("stop VM %q: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,311 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+const (
+	// maxClients bounds the connections at a time.
+	maxClients = 128
+	// requestTime is what a client may take for its request and an answer to it.
+	requestTime = 10 * time.Second
+	// stallTime is how long the program's output waits for a client that does not read.
+	stallTime = 10 * time.Second
+)
+
+// Program is the program of a container that runs.
+type Program struct {
+	// Process is the program itself.
+	Process vmm.Process
+	// Exec starts another one beside it.
+	Exec func(context.Context, vmm.ProcessSpec) (vmm.Process, error)
+	// Stats reports what the container uses; nil: nobody knows.
+	Stats func(context.Context) (vmm.ContainerStats, error)
+	// Control pauses and changes the container; nil: nobody can.
+	Control vmm.ContainerController
+	// Base is what the program was started by: others get its environment, folder and user where they say nothing.
+	Base vmm.ProcessSpec
+}
+
+// Server answers other processes in the name of a container. It is made by [Listen], is told by Started and Finish how
+// the program fares, and ends with Close.
+type Server struct {
+	dir   string
+	l     *net.UnixListener // nil: nobody can reach it
+	ctx   context.Context
+	stop  context.CancelFunc
+	conns sync.WaitGroup
+	slots chan struct{}
+
+	input  chan []byte // of the program
+	closed chan struct{}
+
+	hub hub
+
+	mu      sync.Mutex
+	program *Program      // while it runs
+	done    chan struct{} // closed by Finish
+	exit    Exit
+	all     map[net.Conn]bool
+}
+
+// Listen makes the control socket in a folder. Where there are no such sockets nobody can reach the server, and all
+// else works.
+func Listen(dir string) (*Server, error) {
+	s := &Server{dir: dir, slots: make(chan struct{}, maxClients), done: make(chan struct{}), all: map[net.Conn]bool{},
+		input: make(chan []byte), closed: make(chan struct{})}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.hub.stall = stallTime
+	l, err := listen(dir)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the control socket of the container: %w", err)
+	}
+	s.l = l
+	s.conns.Go(s.accept)
+	return s, nil
+}
+
+// Input is what attached clients write, for the program to read. It never ends before Close.
+func (s *Server) Input() io.Reader { return &inputReader{from: s.input, over: s.closed} }
+
+// Output returns the writer for a stream of the program, "stdout" or "stderr": to says where it goes first, such as the
+// log, or is nil; then it goes to the clients that are attached.
+func (s *Server) Output(stream string, to io.Writer) io.Writer {
+	k := kindStdout
+	if stream == "stderr" {
+		k = kindStderr
+	}
+	return &output{hub: &s.hub, kind: k, to: to}
+}
+
+// Started says that the program runs.
+func (s *Server) Started(p Program) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.program = &p
+}
+
+// Ended says that the program does not run any more.
+func (s *Server) Ended() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.program = nil
+}
+
+// Finish says that the container is over, to all that wait for it.
+func (s *Server) Finish(e Exit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.program, s.exit = nil, e
+	select {
+	case <-s.done:
+	default:
+		close(s.done)
+	}
+}
+
+// Close ends the server and its connections. After Finish clients are told first, where they listen.
+func (s *Server) Close() error {
+	var err error
+	if s.l != nil {
+		err = unlisten(s.dir, s.l)
+	}
+	close(s.closed)
+	over := make(chan struct{})
+	go func() { s.conns.Wait(); close(over) }()
+	select {
+	case <-s.done: // they end by themselves
+		t := time.NewTimer(requestTime)
+		defer t.Stop()
+		select {
+		case <-over:
+		case <-t.C:
+		}
+	default:
+	}
+	s.stop()
+	s.mu.Lock()
+	for c := range s.all {
+		_ = c.Close()
+	}
+	s.mu.Unlock()
+	<-over
+	return err
+}
+
+func (s *Server) accept() {
+	for {
+		conn, err := s.l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // no descriptors, say
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-s.ctx.Done():
+				return
+			}
+			continue
+		}
+		select {
+		case s.slots <- struct{}{}:
+		default:
+			_ = conn.Close() // too many
+			continue
+		}
+		s.mu.Lock()
+		s.all[conn] = true
+		s.mu.Unlock()
+		s.conns.Go(func() {
+			defer func() {
+				_ = conn.Close()
+				s.mu.Lock()
+				delete(s.all, conn)
+				s.mu.Unlock()
+				<-s.slots
+			}()
+			s.serve(conn)
+		})
+	}
+}
+
+// running returns the program.
+func (s *Server) running() (Program, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.program == nil {
+		return Program{}, ErrEnded
+	}
+	return *s.program, nil
+}
+
+// meanwhile returns an error of asking the program something: where it has ended by then, that is the reason.
+func (s *Server) meanwhile(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ended := s.running(); ended != nil {
+		return ended
+	}
+	return err
+}
+
+// serve answers one client.
+func (s *Server) serve(conn net.Conn) {
+	_ = conn.SetDeadline(time.Now().Add(requestTime))
+	var r request
+	if err := readJSON(conn, &r); err != nil {
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	switch r.Op {
+	case "signal":
+		s.reply(conn, s.signal(r.Signal))
+	case "wait":
+		s.wait(conn)
+	case "attach":
+		s.attach(conn, r.Stdin)
+	case "stats":
+		s.stats(conn)
+	case "exec":
+		s.exec(conn, r.Exec)
+	case "pause", "resume", "update":
+		s.reply(conn, s.change(r))
+	default:
+		s.reply(conn, unknown(r.Op))
+	}
+}
+
+func (s *Server) reply(conn net.Conn, err error) {
+	a := answer{}
+	if err != nil {
+		a = failed(err)
+	}
+	_ = conn.SetWriteDeadline(time.Now().Add(requestTime))
+	_ = writeJSON(conn, a) // the client may have gone
+	_ = conn.SetWriteDeadline(time.Time{})
+}
+
+func (s *Server) signal(sig int) error {
+	if sig < 1 || sig > 64 {
+		return fmt.Errorf("there is no signal %d", sig)
+	}
+	p, err := s.running()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, requestTime)
+	defer cancel()
+	return s.meanwhile(p.Process.Signal(ctx, sig))
+}
+
+// change pauses the container, lets it go on, or gives it other limits.
+func (s *Server) change(r request) error {
+	p, err := s.running()
+	if err != nil {
+		return err
+	}
+	if p.Control == nil {
+		return fmt.Errorf("%s of the container: %w", r.Op, errors.ErrUnsupported)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, requestTime)
+	defer cancel()
+	switch id := p.Base.ContainerID; {
+	case r.Op == "pause":
+		return s.meanwhile(p.Control.PauseContainer(ctx, id))
+	case r.Op == "resume":
+		return s.meanwhile(p.Control.ResumeContainer(ctx, id))
+	case r.Limits == nil:
+		return errFrame
+	default:
+		return s.meanwhile(p.Control.UpdateContainer(ctx, id, *r.Limits))
+	}
+}
+
+// stats answers what the container uses.
+func (s *Server) stats(conn net.Conn) {
+	p, err := s.running()
+	if err == nil && p.Stats == nil {
+		err = fmt.Errorf("statistics of the container: %w", errors.ErrUnsupported)
+	}
+	var stats vmm.ContainerStats
+	if err == nil {
+		ctx, cancel := context.WithTimeout(s.ctx, requestTime)
+		defer cancel()
+		stats, err = p.Stats(ctx)
+		err = s.meanwhile(err)
+	}
+	if err != nil {
+		s.reply(conn, err)
+		return
+	}
+	_ = conn.SetWriteDeadline(time.Now().Add(requestTime))
+	_ = writeJSON(conn, answer{Stats: &stats})
+}
+
+// wait answers when the container is over.
+func (s *Server) wait(conn net.Conn) {
+	left := make(chan struct{})
+	go func() { // the client says nothing more
+		_, _ = conn.Read(make([]byte, 1))
+		close(left)
+	}()
+	select {
+	case <-s.done:
+		_ = conn.SetWriteDeadline(time.Now().Add(requestTime))
+		_ = writeJSON(conn, answer{Exit: &s.exit})
+	case <-left:
+	case <-s.ctx.Done():
+	}
+}

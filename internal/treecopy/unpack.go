@@ -1,0 +1,224 @@
+package treecopy
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"time"
+)
+
+// Owners says whose the files are that are unpacked.
+type Owners uint8
+
+// The owners that files can get.
+const (
+	Ours     Owners = iota // of whoever unpacks
+	Archived               // as the tar says
+)
+
+// maxDirs bounds what is kept of folders whose modes and times are still to be set, in bytes.
+const maxDirs = 256 << 20
+
+// Unpack writes what a tar has into root. Nothing is written outside, whatever links there are or the tar brings, and
+// nothing beside what is called as, with what is below it, unless as is ".": whoever made the tar may be hostile, and
+// the folder is not for it alone. What is no file, folder or link is left out, which skip is told.
+func Unpack(r io.Reader, root *os.Root, as string, owners Owners, skip func(name, why string)) error {
+	u := unpacker{root: root, as: as, owners: owners, skip: skip}
+	defer u.close()
+	in := tar.NewReader(r)
+	for {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read the tar: %w", err)
+		}
+		if u.n++; u.n > maxEntries {
+			return fmt.Errorf("the tar has more than %d entries", maxEntries)
+		}
+		if err := u.entry(h, in); err != nil {
+			return fmt.Errorf("unpack %.200q: %w", h.Name, err)
+		}
+	}
+	// The deepest first: what is written below changes the time of a folder, and its mode may forbid that.
+	for i := len(u.dirs) - 1; i >= 0; i-- {
+		d := u.dirs[i]
+		if err := u.finish(d.root, d.name, d.attributes); err != nil {
+			return fmt.Errorf("unpack %.200q: %w", d.name, err)
+		}
+	}
+	return nil
+}
+
+type unpacker struct {
+	root   *os.Root
+	as     string   // what alone is unpacked; ".": all
+	inside *os.Root // the folder of that name, once the tar has named it
+	owners Owners
+	skip   func(name, why string)
+	n      int
+	dirs   []dirEntry
+	kept   int // bytes of dirs, about
+}
+
+// attributes are those of an entry. The rest of a header can be large.
+type attributes struct {
+	mode     fs.FileMode
+	uid, gid int
+	time     time.Time
+}
+
+type dirEntry struct {
+	root *os.Root
+	name string
+	attributes
+}
+
+func (u *unpacker) close() {
+	if u.inside != nil {
+		u.inside.Close()
+	}
+}
+
+// place is where a path of the tar leads: a folder and a path below it.
+func (u *unpacker) place(tarName string) (root *os.Root, name string, err error) {
+	name, err = clean(tarName)
+	if err != nil || u.as == "." || name == u.as {
+		return u.root, name, err
+	}
+	below, ok := strings.CutPrefix(name, u.as+"/")
+	if !ok || u.inside == nil {
+		return nil, "", fmt.Errorf("the tar names %.100q, which was not asked for", tarName)
+	}
+	return u.inside, below, nil
+}
+
+func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	root, name, err := u.place(h.Name)
+	if err != nil {
+		return err
+	}
+	if dir := path.Dir(name); dir != "." {
+		if err := root.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	a := attributes{h.FileInfo().Mode(), h.Uid, h.Gid, h.ModTime}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		return u.dir(root, name, a)
+	case tar.TypeReg, tar.TypeSymlink, tar.TypeLink:
+	default:
+		u.skip(h.Name, "it is no file, folder or link")
+		return nil
+	}
+	if name == "." {
+		return errors.New("the folder itself cannot be replaced")
+	}
+	if fi, err := root.Lstat(name); err == nil {
+		if fi.IsDir() {
+			return errors.New("there is a folder of this name")
+		}
+		if err := root.Remove(name); err != nil {
+			return err
+		}
+	}
+	switch h.Typeflag {
+	case tar.TypeSymlink:
+		if err := root.Symlink(h.Linkname, name); err != nil {
+			return err
+		}
+		return u.own(root, name, a)
+	case tar.TypeLink:
+		return u.link(root, name, h.Linkname)
+	}
+	return u.file(root, name, a, content)
+}
+
+// link makes a hard link, to what is in the same folder.
+func (u *unpacker) link(root *os.Root, name, to string) error {
+	from, target, err := u.place(to)
+	if err != nil {
+		return err
+	}
+	if from == root {
+		var fi fs.FileInfo
+		if fi, err = root.Lstat(target); err == nil && fi.Mode()&fs.ModeSymlink == 0 {
+			return root.Link(target, name)
+		}
+	}
+	return errors.Join(err, fmt.Errorf("a link to %.100q, which is no file of the tar", to))
+}
+
+func (u *unpacker) dir(root *os.Root, name string, a attributes) error {
+	if name != "." {
+		err := root.Mkdir(name, 0o700)
+		if errors.Is(err, fs.ErrExist) {
+			fi, serr := root.Lstat(name)
+			if serr == nil && !fi.IsDir() {
+				return errors.New("there is something else of this name")
+			}
+			err = serr
+		}
+		if err != nil {
+			return err
+		}
+	} else if u.owners == Ours {
+		return nil // the folder that was there keeps what it is
+	}
+	if name == u.as && name != "." && u.inside == nil {
+		var err error
+		if u.inside, err = root.OpenRoot(name); err != nil {
+			return err
+		}
+	}
+	if u.kept += len(name) + 128; u.kept > maxDirs {
+		return fmt.Errorf("the tar has too many folders: their names take more than %d bytes", maxDirs)
+	}
+	u.dirs = append(u.dirs, dirEntry{root, name, a})
+	return nil
+}
+
+// file writes a file. One that is not whole is removed.
+func (u *unpacker) file(root *os.Root, name string, a attributes, content io.Reader) error {
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, content)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, root.Remove(name))
+	}
+	return u.finish(root, name, a)
+}
+
+// finish sets owner, mode and time of a file or folder.
+func (u *unpacker) finish(root *os.Root, name string, a attributes) error {
+	if err := u.own(root, name, a); err != nil {
+		return err
+	}
+	mode := a.mode
+	if u.owners == Ours {
+		mode = mode.Perm()
+	}
+	if err := root.Chmod(name, mode&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+		return err
+	}
+	return root.Chtimes(name, time.Time{}, a.time)
+}
+
+func (u *unpacker) own(root *os.Root, name string, a attributes) error {
+	if u.owners == Ours {
+		return nil
+	}
+	return root.Lchown(name, a.uid, a.gid)
+}

@@ -1,0 +1,69 @@
+// Command containerd-shim-strata-v1 lets containerd run containers in VMs: ctr run --runtime io.containerd.strata.v1.
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/pkg/shutdown"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+
+	"github.com/stratavm/strata/shim/internal/events"
+	"github.com/stratavm/strata/shim/internal/manager"
+	"github.com/stratavm/strata/shim/internal/pod"
+	"github.com/stratavm/strata/shim/internal/task"
+)
+
+var version = "devel" // set by the linker
+
+func main() {
+	registry.Register(&plugin.Registration{
+		Type:     plugins.TTRPCPlugin,
+		ID:       "task",
+		Requires: []plugin.Type{plugins.EventPlugin, plugins.InternalPlugin},
+		InitFn:   newService,
+	})
+	// The children of this process are waited for by those who start them, or end with it.
+	shim.RunShim(context.Background(), manager.Manager{Version: version}, func(c *shim.Config) {
+		c.NoReaper, c.NoSubreaper = true, true
+	})
+}
+
+// endTime bounds the end of the shim: containerd waits three seconds.
+const endTime = 3 * time.Second
+
+func newService(ic *plugin.InitContext) (any, error) {
+	publisher, err := ic.GetByID(plugins.EventPlugin, "publisher")
+	if err != nil {
+		return nil, err
+	}
+	down, err := ic.GetByID(plugins.InternalPlugin, "shutdown")
+	if err != nil {
+		return nil, err
+	}
+	ns, err := namespaces.NamespaceRequired(ic.Context)
+	if err != nil {
+		return nil, err
+	}
+	sd := down.(shutdown.Service)
+	// Standard error is containerd's log.
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	queue := events.New(ic.Context, publisher.(shim.Publisher), logger)
+	s := task.New(task.Config{Namespace: ns, Events: queue, End: sd.Shutdown, Logger: logger,
+		StartVM: func(ctx context.Context, o pod.Options) (task.Machine, error) { return pod.Start(ctx, o) }})
+	sd.RegisterCallback(func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, endTime)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			logger.Error("the end of the shim", "error", err)
+		}
+		return queue.Close(ctx)
+	})
+	return s, nil
+}

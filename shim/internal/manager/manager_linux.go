@@ -1,0 +1,228 @@
+// Package manager starts shims and takes away what is left of those that were killed.
+package manager
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/shim"
+
+	"github.com/stratavm/strata/internal/regfile"
+	"github.com/stratavm/strata/shim/internal/pod"
+	"github.com/stratavm/strata/shim/internal/rootfs"
+	"github.com/stratavm/strata/shim/internal/task"
+)
+
+// Manager is what containerd executes the program for, beside serving tasks.
+type Manager struct {
+	Version string
+}
+
+// Name is the name by which containerd knows the runtime.
+func (Manager) Name() string { return "io.containerd.strata.v1" }
+
+// Start starts a shim for a task, in the folder of whose bundle this program runs, and returns how to reach it.
+func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*bootapi.BootstrapResult, error) {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	id := params.GetInstanceID()
+	bundle, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	group, _, err := group(bundle, id)
+	if err != nil {
+		return nil, err
+	}
+	dir := params.GetSocketDir()
+	if dir == "" {
+		dir = filepath.Join(defaults.DefaultStateDir, "s")
+	}
+	address, err := shim.CreateSocketAddress(ctx, dir, params.GetContainerdGrpcAddress(), group, false)
+	if err != nil {
+		return nil, err
+	}
+	result := &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: address}
+	err = result.AddExtension(&types.MountCapabilities{Types: rootfs.DiskTypes, Transforms: rootfs.Transforms})
+	if err != nil {
+		return nil, err
+	}
+	if group != id && shim.CanConnect(address) {
+		return result, nil
+	}
+	socket, err := listen(address)
+	if err != nil {
+		return nil, fmt.Errorf("the shim's socket: %w", err)
+	}
+	socket.SetUnlinkOnClose(false) // the shim has it
+	defer socket.Close()
+	f, err := socket.File()
+	if err != nil {
+		return nil, errors.Join(err, shim.RemoveSocket(address))
+	}
+	defer f.Close()
+	cmd := exec.Command(self, "-namespace", ns, "-id", id, "-address", params.GetContainerdGrpcAddress())
+	if params.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG {
+		cmd.Args = append(cmd.Args, "-debug")
+	}
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, shim.RemoveSocket(address))
+	}
+	if err := shim.AdjustOOMScore(cmd.Process.Pid); err != nil {
+		return nil, errors.Join(fmt.Errorf("the shim: %w", err), cmd.Process.Kill(), shim.RemoveSocket(address))
+	}
+	return result, nil
+}
+
+// group is the id by which containers are together that have one shim and one VM: that of the sandbox of a pod, else
+// the container's own.
+func group(bundle, id string) (group string, inPod bool, err error) {
+	b, err := regfile.Read(filepath.Join(bundle, "config.json"), task.MaxDocument)
+	if errors.Is(err, os.ErrNotExist) { // then it may be a pod's
+		return id, true, nil
+	}
+	var doc struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &doc)
+	}
+	if err != nil {
+		return "", false, fmt.Errorf("the container's document: %w", err)
+	}
+	sandbox, _ := pod.Sandbox(doc.Annotations)
+	return cmp.Or(sandbox, id), sandbox != "", nil
+}
+
+// listen makes the socket of a shim, in the place of one that a killed shim left.
+func listen(address string) (*net.UnixListener, error) {
+	socket, err := shim.NewSocket(address)
+	if err == nil || !shim.SocketEaddrinuse(err) {
+		return socket, err
+	}
+	if shim.CanConnect(address) {
+		return nil, fmt.Errorf("another shim serves this task: %w", err)
+	}
+	if err := shim.RemoveSocket(address); err != nil {
+		return nil, err
+	}
+	return shim.NewSocket(address)
+}
+
+// bootstrapFile is where containerd keeps in a bundle how to reach its shim.
+const bootstrapFile = "bootstrap.json"
+
+// addressOf is where the shim of a bundle listens; empty: none was started.
+func addressOf(bundle string) (string, error) {
+	b, err := regfile.ReadState(filepath.Join(bundle, bootstrapFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	var how bootapi.BootstrapResult
+	if err == nil {
+		err = json.Unmarshal(b, &how) // which is how containerd writes it
+	}
+	if err != nil {
+		return "", fmt.Errorf("the socket of the shim: %w", err)
+	}
+	return how.Address, nil
+}
+
+// endTime is how long a shim may take to end that was told so.
+const endTime = time.Second
+
+// serves reports whether a shim listens at an address, and goes on to do so.
+func serves(ctx context.Context, address string) bool {
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	for address != "" && shim.CanConnect(address) {
+		select {
+		case <-ctx.Done():
+			return true
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return false
+}
+
+// removeSocket removes the socket of a shim. It is idempotent.
+func removeSocket(address string) error {
+	if address == "" {
+		return nil
+	}
+	if err := shim.RemoveSocket(address); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("the socket of the shim: %w", err)
+	}
+	return nil
+}
+
+// Stop takes away what is left of a task: its VM, its mounts and the shim's socket. This program runs in the folder of
+// the task's bundle if it is not told another. It is idempotent, and needs nobody's help.
+func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return shim.StopStatus{}, err
+	}
+	bundle := ""
+	if o, ok := ctx.Value(shim.OptsKey{}).(shim.Opts); ok {
+		bundle = o.BundlePath // which may be gone
+	}
+	if bundle == "" {
+		if bundle, err = os.Getwd(); err != nil {
+			return shim.StopStatus{}, err
+		}
+	}
+	group, inPod, err := group(bundle, id)
+	if err != nil { // with which nothing was started
+		group, inPod = id, false
+	}
+	dir, err := pod.Dir(ns, group)
+	if err != nil {
+		return shim.StopStatus{}, err
+	}
+	address, err := addressOf(bundle)
+	if err == nil && !(inPod && serves(ctx, address)) { // else other containers of the pod are in the VM
+		err = errors.Join(pod.Remove(ctx, dir), removeSocket(address))
+	}
+	if err = errors.Join(err, rootfs.Unmount(bundle)); err != nil {
+		return shim.StopStatus{}, err
+	}
+	return task.ReadExit(bundle)
+}
+
+// mountsAnnotation says to containerd 2.2 and 2.3 what Start says to later ones.
+const mountsAnnotation = "containerd.io/runtime-allow-mounts"
+
+// Info describes the runtime.
+func (m Manager) Info(context.Context, io.Reader) (*types.RuntimeInfo, error) {
+	mounts := slices.Clone(rootfs.DiskTypes)
+	for _, t := range rootfs.Transforms {
+		mounts = append(mounts, t+"/*")
+	}
+	return &types.RuntimeInfo{Name: m.Name(), Version: &types.RuntimeVersion{Version: m.Version},
+		Annotations: map[string]string{mountsAnnotation: strings.Join(mounts, ",")}}, nil
+}

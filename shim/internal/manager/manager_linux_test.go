@@ -1,0 +1,112 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/shim"
+
+	"github.com/stratavm/strata/shim/internal/pod"
+)
+
+// bootstrap writes into a bundle how its shim is reached.
+func bootstrap(t *testing.T, bundle, address string) {
+	t.Helper()
+	b, err := json.Marshal(&bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: address})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(bundle, bootstrapFile), b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStop takes away the socket of a shim that was killed, and does so again when nothing is there any more.
+func TestStop(t *testing.T) {
+	bundle, sockets := t.TempDir(), t.TempDir()
+	t.Setenv(pod.StateEnv, t.TempDir())
+	ctx := namespaces.WithNamespace(context.Background(), "ns")
+	ctx = context.WithValue(ctx, shim.OptsKey{}, shim.Opts{BundlePath: bundle})
+	stop := func() {
+		t.Helper()
+		if s, err := (Manager{}).Stop(ctx, "a"); err != nil || s.ExitStatus != 137 {
+			t.Errorf("stop: %+v, %v", s, err)
+		}
+	}
+	stop() // before a shim was started
+	name := filepath.Join(sockets, "s")
+	socket, err := listen("unix://" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket.SetUnlinkOnClose(false)
+	socket.Close()
+	bootstrap(t, bundle, "unix://"+name)
+	for range 2 {
+		stop()
+		if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the socket is still there: %v", err)
+		}
+	}
+}
+
+// TestPod: a container of a pod gets the shim of its sandbox, and its end leaves the shim that others have, and their
+// VM.
+func TestPod(t *testing.T) {
+	bundle, state, sockets := t.TempDir(), t.TempDir(), t.TempDir()
+	t.Setenv(pod.StateEnv, state)
+	t.Chdir(bundle)
+	ctx := namespaces.WithNamespace(context.Background(), "ns")
+	document := `{"annotations": {"io.kubernetes.cri.sandbox-id": "sandbox", "io.kubernetes.cri.container-type": "container"}}`
+	if err := os.WriteFile("config.json", []byte(document), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	address, err := shim.CreateSocketAddress(ctx, sockets, "/c.sock", "sandbox", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := listen(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	how, err := Manager{}.Start(ctx, &bootapi.BootstrapParams{InstanceID: "member", SocketDir: &sockets,
+		ContainerdGrpcAddress: "/c.sock"})
+	if err != nil || how.Address != address || how.Version != 3 {
+		t.Fatalf("start: %v, %v; want %s", how, err, address)
+	}
+	bootstrap(t, bundle, address)
+	vm := filepath.Join(state, "ns", "vms", "sandbox")
+	if err := os.MkdirAll(vm, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (Manager{}).Stop(ctx, "member"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(vm); err != nil || !shim.CanConnect(address) {
+		t.Errorf("the VM of the pod, or its shim, is gone: %v", err)
+	}
+	socket.Close() // the shim was killed
+	if _, err := (Manager{}).Stop(ctx, "member"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(vm); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the VM of a pod whose shim was killed is left: %v", err)
+	}
+}
+
+// TestInfo: containerd 2.2 and 2.3 read from an annotation which mounts the shim takes as they are.
+func TestInfo(t *testing.T) {
+	info, err := Manager{Version: "v"}.Info(t.Context(), nil)
+	want := "erofs,ext4,loop,format/*,mkdir/*"
+	if err != nil || info.Name != "io.containerd.strata.v1" || info.Version.Version != "v" ||
+		info.Annotations["containerd.io/runtime-allow-mounts"] != want {
+		t.Errorf("%+v, %v, want the mounts %s", info, err, want)
+	}
+}

@@ -1,0 +1,258 @@
+// Package pod is the VM that containers of containerd run in. Today each container has one of its own.
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/uvm"
+	"github.com/stratavm/strata/vmm"
+)
+
+// Where the state directories of VMs are. It goes with the boot of the host, as VMs do.
+const (
+	defaultState = "/run/strata/shim"
+	// StateEnv is the environment variable of containerd that names another place.
+	StateEnv = "STRATA_SHIM_STATE"
+)
+
+// Dir is the state directory of the VM of a task in a namespace of containerd. Each namespace is a state directory of
+// strata's.
+func Dir(namespace, id string) (string, error) {
+	for _, name := range []string{namespace, id} { // they become names of folders
+		if err := identifiers.Validate(name); err != nil {
+			return "", err
+		}
+	}
+	state := os.Getenv(StateEnv)
+	if state == "" {
+		state = defaultState
+	}
+	return filepath.Join(state, namespace, "vms", id), nil
+}
+
+// maxName is how long a VM's name may be.
+const maxName = 64
+
+// tries is how often a VM's folder is made that goes with its parent, the folder of the namespace, which another shim
+// removes just then.
+const tries = 10
+
+// parentGone reports whether a folder could not be made because its parent is not there.
+func parentGone(err error) bool {
+	mkdir, ok := errors.AsType[*fs.PathError](err)
+	return ok && mkdir.Op == "mkdir" && errors.Is(mkdir, fs.ErrNotExist)
+}
+
+// Options say what VM a pod has.
+type Options struct {
+	Dir       string // the state directory
+	MemoryMiB int
+	CPUs      int // 0: as many as the host has, at most 2
+	// Namespace is the file of the network namespace that the VM's process is in, or vmm.NewNamespace.
+	Namespace string
+	Logger    *slog.Logger
+}
+
+// Pod is a VM that runs. Its methods may be called concurrently.
+type Pod struct {
+	dir    string
+	pid    int
+	netns  string // the file of the network namespace of its process
+	vm     *uvm.UtilityVM
+	runner strata.Runner
+	log    *slog.Logger
+	ending sync.Mutex // one after the other
+}
+
+// Start starts a VM. When it fails nothing is left.
+func Start(ctx context.Context, o Options) (*Pod, error) {
+	boot := strata.BootOptions{Logger: o.Logger}
+	if _, err := os.UserCacheDir(); err != nil { // a service has no home
+		boot.CacheDir = "/var/cache/strata/boot"
+	}
+	name := filepath.Base(o.Dir)
+	var vm *uvm.UtilityVM
+	var err error
+	for range tries {
+		vm, err = strata.StartVM(ctx, strata.VMOptions{Dir: o.Dir, Name: name[:min(len(name), maxName)],
+			MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Namespace: o.Namespace, Boot: boot, Logger: o.Logger})
+		if !parentGone(err) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start a VM: %w", errors.Join(err, removeEmpty(o.Dir)))
+	}
+	p := &Pod{dir: o.Dir, vm: vm, netns: o.Namespace, log: o.Logger}
+	info, err := strata.InspectVM(ctx, o.Dir)
+	if err == nil {
+		if p.pid = info.PID; p.netns == vmm.NewNamespace { // which ends with that process
+			p.netns = fmt.Sprintf("/proc/%d/ns/net", p.pid)
+		}
+		p.runner, err = strata.OpenRunner(ctx, o.Dir, strata.OpenOptions{Logger: o.Logger})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start a VM: %w", err), p.End(context.WithoutCancel(ctx)))
+	}
+	return p, nil
+}
+
+// PID is the number of the VM's process on the host.
+func (p *Pod) PID() int { return p.pid }
+
+// Mount mounts the root of a container in the VM.
+func (p *Pod) Mount(ctx context.Context, r layers.Request) (*layers.Mounted, error) {
+	r.VM = p.vm
+	return layers.Mount(ctx, r)
+}
+
+// networkRole is what the network of a container is to its claim in the VM.
+const networkRole = "network"
+
+// Connect gives a container that is mounted the interfaces that are in the VM's network namespace now and have
+// addresses. Without any it has the loopback interface of its own only. It may be called again.
+func (p *Pod) Connect(ctx context.Context, id string) error {
+	claim, err := p.vm.FindClaim(id)
+	if err != nil {
+		return fmt.Errorf("the container's network: %w", err)
+	}
+	if slices.ContainsFunc(claim.Leases(), func(l *uvm.Lease) bool { return l.Role() == networkRole }) {
+		return nil
+	}
+	n, err := strata.NetworkNamespace(p.netns)
+	if err != nil {
+		return fmt.Errorf("the container's network: %w", err)
+	}
+	if len(n.Links) == 0 {
+		return nil
+	}
+	leases, err := p.vm.AttachNetwork(ctx, claim, networkRole, n)
+	if err == nil {
+		return nil
+	}
+	undo, cancel := p.vm.RollbackContext(ctx)
+	defer cancel()
+	for _, l := range leases {
+		err = errors.Join(err, l.Release(undo))
+	}
+	return fmt.Errorf("the container's network: %w", err)
+}
+
+// Exec starts a program in the VM. Where the guest does not answer in time it is logged what its agent does.
+func (p *Pod) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
+	proc, err := p.runner.Exec(ctx, spec)
+	if err != nil && errors.Is(context.Cause(ctx), uvm.ErrNoAnswer) {
+		p.logStacks(ctx)
+	}
+	return proc, err
+}
+
+// How long the guest's agent may take to say what it does, and how much of that is logged, in bytes.
+const (
+	stacksTime = 5 * time.Second
+	maxStacks  = 32 << 10
+)
+
+func (p *Pod) logStacks(ctx context.Context) {
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), stacksTime)
+	defer cancel()
+	stacks, err := p.vm.Machine().Stacks(limited)
+	p.log.Error("the guest does not start a program", "stacks", stacks[:min(len(stacks), maxStacks)], "error", err)
+}
+
+// Stats says what a container uses that runs.
+func (p *Pod) Stats(ctx context.Context, id string) (vmm.ContainerStats, error) {
+	s, ok := p.runner.(vmm.ContainerStatist)
+	if !ok {
+		return vmm.ContainerStats{}, errors.ErrUnsupported
+	}
+	return s.ContainerStats(ctx, id)
+}
+
+// Pause stops all processes of a container that runs.
+func (p *Pod) Pause(ctx context.Context, id string) error {
+	c, err := p.controller()
+	if err != nil {
+		return err
+	}
+	return c.PauseContainer(ctx, id)
+}
+
+// Resume lets a container go on that is paused.
+func (p *Pod) Resume(ctx context.Context, id string) error {
+	c, err := p.controller()
+	if err != nil {
+		return err
+	}
+	return c.ResumeContainer(ctx, id)
+}
+
+// Update changes the limits of a container that runs.
+func (p *Pod) Update(ctx context.Context, id string, r specs.LinuxResources) error {
+	c, err := p.controller()
+	if err != nil {
+		return err
+	}
+	return c.UpdateContainer(ctx, id, r)
+}
+
+func (p *Pod) controller() (vmm.ContainerController, error) {
+	c, ok := p.runner.(vmm.ContainerController)
+	if !ok {
+		return nil, fmt.Errorf("pausing and updating containers: %w", errors.ErrUnsupported)
+	}
+	return c, nil
+}
+
+// Watch waits until something that a container has of the host is not served any more, and returns an error that names
+// it, or the cause of the end of ctx.
+func (p *Pod) Watch(ctx context.Context, m *layers.Mounted) error {
+	return m.WatchVolumes(ctx, p.runner)
+}
+
+// End ends the VM at once. It may be called again.
+func (p *Pod) End(ctx context.Context) error {
+	p.ending.Lock()
+	defer p.ending.Unlock()
+	err := Remove(ctx, p.dir)
+	if p.runner != nil {
+		_ = p.runner.Close() // what it is connected to is gone
+	}
+	_ = p.vm.Close() // for the same reason
+	return err
+}
+
+// Remove ends a VM at once, by whichever process it was started, and removes its state. One that does not exist is no
+// error.
+func Remove(ctx context.Context, dir string) error {
+	if err := strata.KillVM(ctx, dir); err != nil && !errors.Is(err, strata.ErrNoVM) {
+		return fmt.Errorf("end the VM: %w", err)
+	}
+	return removeEmpty(dir)
+}
+
+// removeEmpty removes the folders of a namespace with the last VM in them.
+func removeEmpty(dir string) error {
+	if _, err := os.Lstat(dir); err == nil {
+		return fmt.Errorf("the state directory %s is still there", dir)
+	}
+	vms := filepath.Dir(dir)
+	if os.Remove(vms) == nil { // otherwise another VM is in it
+		_ = os.Remove(filepath.Dir(vms))
+	}
+	return nil
+}

@@ -1,0 +1,50 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"golang.org/x/sys/unix"
+
+	"github.com/stratavm/strata/layerdir"
+)
+
+// Mount makes the mounts on the host, or the scratch that a root of disks lacks. When it fails nothing is mounted.
+func (p Plan) Mount(ctx context.Context) error {
+	if p.Disks != nil && p.Disks.Work != "" {
+		_, err := layerdir.CreateScratch(ctx, layerdir.ScratchOptions{Dir: filepath.Join(p.Disks.Work, scratchName)})
+		if err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("root file system: %w", err)
+		}
+		return nil
+	}
+	if len(p.Mounts) == 0 {
+		return nil
+	}
+	if err := os.Mkdir(p.Folder, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("root file system: %w", err)
+	}
+	if err := mount.All(p.Mounts, p.Folder); err != nil {
+		return fmt.Errorf("mount the root file system on the host: %w", errors.Join(err, unmount(p.Folder)))
+	}
+	return nil
+}
+
+// Unmount takes away what Mount of a plan of the bundle has made, by whichever process. It is idempotent.
+func Unmount(bundle string) error {
+	if err := unmount(filepath.Join(bundle, folderName)); err != nil {
+		return fmt.Errorf("unmount the root file system on the host: %w", err)
+	}
+	return nil
+}
+
+func unmount(folder string) error {
+	if _, err := os.Lstat(folder); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return mount.UnmountRecursive(folder, unix.UMOUNT_NOFOLLOW)
+}

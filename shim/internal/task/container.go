@@ -1,0 +1,340 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/shim/internal/rootfs"
+	"github.com/stratavm/strata/shim/internal/stdio"
+	"github.com/stratavm/strata/vmm"
+)
+
+// Machine is the VM that a container runs in: a *pod.Pod, or one in memory.
+type Machine interface {
+	PID() int
+	Mount(ctx context.Context, r layers.Request) (*layers.Mounted, error)
+	Connect(ctx context.Context, id string) error
+	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
+	Stats(ctx context.Context, id string) (vmm.ContainerStats, error)
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	Update(ctx context.Context, id string, r specs.LinuxResources) error
+	Watch(ctx context.Context, m *layers.Mounted) error
+	End(ctx context.Context) error
+}
+
+// container is a container with its VM.
+type container struct {
+	id, bundle string
+	doc        document
+	machine    *room
+	mounted    *layers.Mounted
+	init       *process
+	send       func(event any)
+	log        *slog.Logger
+
+	changing chan struct{} // takes one element while the container is paused, resumed or updated
+
+	mu     sync.Mutex
+	paused bool
+	execs  map[string]*process
+	pids   []uint32 // the last known
+}
+
+// Times.
+const (
+	undoTime    = 30 * time.Second // taking back what was begun
+	unmountTime = 30 * time.Second // unmounting in a VM that is about to end
+	execsTime   = 5 * time.Second  // the ends of processes after that of their container
+)
+
+// unmounting is how long unmounting may take: half of what is left of ctx, so that the VM can be ended then.
+func unmounting(ctx context.Context) time.Duration {
+	if end, ok := ctx.Deadline(); ok {
+		return min(unmountTime, time.Until(end)/2)
+	}
+	return unmountTime
+}
+
+// create makes a container: its VM is started and its root mounted. When it fails nothing is left.
+func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *container, err error) {
+	doc, err := readDocument(r.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	volumes := strata.BindVolumes(doc.spec)
+	for _, v := range volumes { // before a VM is started for them
+		if _, err := os.Stat(v.Path); err != nil {
+			return nil, fmt.Errorf("the container's document: mounts: source: %w", err)
+		}
+	}
+	plan, err := rootfs.New(r.Rootfs, r.Bundle, doc.root)
+	if err != nil {
+		return nil, err
+	}
+	c := &container{id: r.ID, bundle: r.Bundle, doc: doc, send: s.Events.Send, log: s.Logger, execs: map[string]*process{},
+		changing: make(chan struct{}, 1)}
+	names := stdio.Names{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal,
+		Namespace: s.Namespace, ID: r.ID}
+	spec := describe(doc.spec.Process)
+	spec.ContainerID, spec.First, spec.MakeDir, spec.Hostname = r.ID, true, true, doc.spec.Hostname
+	spec.Terminal = r.Terminal
+	if c.init, err = newProcess("", names, spec); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+			defer cancel()
+			err = errors.Join(err, c.release(limited))
+		}
+	}()
+	request, err := plan.Request(layers.Request{ID: r.ID, Volumes: volumes})
+	if err != nil {
+		return nil, err
+	}
+	if err := plan.Mount(ctx); err != nil {
+		return nil, err
+	}
+	limited, cancel := noAnswer(ctx, createTime)
+	defer cancel()
+	if c.machine, err = s.room(limited, c); err != nil {
+		return nil, err
+	}
+	c.mounted, err = c.machine.Mount(limited, request)
+	if err != nil {
+		return nil, err
+	}
+	c.init.spec.Root = c.mounted.Root
+	c.init.spec.Spec = strata.PlaceVolumes(doc.spec, volumes, c.mounted.VolumePaths)
+	if ctx.Err() != nil { // nobody would know of it
+		return nil, context.Cause(ctx)
+	}
+	return c, nil
+}
+
+// release takes away what the container has. It may be called again.
+func (c *container) release(ctx context.Context) error {
+	var err error
+	if c.machine != nil {
+		err = c.machine.leave(ctx, c)
+	}
+	if err != nil && !c.machine.alone() { // the root is still in use
+		return err
+	}
+	c.init.io.Close()
+	for _, p := range c.others() {
+		p.io.Close()
+	}
+	return errors.Join(err, rootfs.Unmount(c.bundle))
+}
+
+// others lists the processes beside the first.
+func (c *container) others() []*process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.execs))
+}
+
+// process finds one by its id; empty is the first.
+func (c *container) process(id string) (*process, error) {
+	if id == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.execs[id]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("process %q of container %q: %w", id, c.id, errdefs.ErrNotFound)
+}
+
+// start starts a process.
+func (c *container) start(ctx context.Context, p *process) error {
+	if p != c.init {
+		if s, _, _ := c.init.status(); s != task.Status_RUNNING {
+			return fmt.Errorf("the container does not run: %w", errdefs.ErrFailedPrecondition)
+		}
+	}
+	exec := c.machine.Exec
+	if p == c.init && c.doc.sandbox == "" { // what is in the namespace by now, such as the interfaces of CNI plugins
+		exec = func(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
+			ctx, served := c.whileServed(ctx)
+			defer served()
+			if err := c.machine.Connect(ctx, c.id); err != nil {
+				return nil, err
+			}
+			return c.machine.Exec(ctx, spec)
+		}
+	}
+	if err := p.start(ctx, exec); err != nil {
+		return fmt.Errorf("start %q: %w", p.spec.Args[0], err)
+	}
+	pid := uint32(c.machine.PID())
+	if p == c.init {
+		c.send(&eventsapi.TaskStart{ContainerID: c.id, Pid: pid})
+		go c.waitInit()
+		return nil
+	}
+	c.send(&eventsapi.TaskExecStarted{ContainerID: c.id, ExecID: p.id, Pid: pid})
+	go func() {
+		c.wait(p)
+		c.finish(p)
+	}()
+	return nil
+}
+
+// whileServed is a context that ends when something that the container has of the host is not served any more: the guest
+// would wait for it for ever. end is to be called.
+func (c *container) whileServed(ctx context.Context) (_ context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		if err := c.machine.Watch(ctx, c.mounted); ctx.Err() == nil {
+			cancel(err)
+		}
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-over
+	}
+}
+
+// wait waits for the end of a process.
+func (c *container) wait(p *process) {
+	if err := p.wait(context.Background()); err != nil {
+		c.log.Error("wait for a process", "container", c.id, "process", p.id, "error", err)
+	}
+	if o, ok := p.proc.(vmm.OutOfMemory); ok && o.OutOfMemory() {
+		c.send(&eventsapi.TaskOOM{ContainerID: c.id})
+	}
+}
+
+// waitInit waits for the end of the first process, and of all others, which end with it. Where the VM loses what the
+// container has of the host nothing ends any more: then the VM is ended.
+func (c *container) waitInit() {
+	watch, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		if err := c.machine.Watch(watch, c.mounted); watch.Err() == nil {
+			c.log.Error("the VM is ended", "container", c.id, "error", err)
+			limited, cancel := context.WithTimeout(context.Background(), undoTime)
+			defer cancel()
+			if err := c.machine.endAll(limited); err != nil {
+				c.log.Error("end the VM", "container", c.id, "error", err)
+			}
+		}
+	}()
+	c.wait(c.init)
+	ends, stop := context.WithTimeout(context.Background(), execsTime) // of all of them
+	defer stop()
+	for _, p := range c.others() {
+		if s, _, _ := p.status(); s == task.Status_CREATED {
+			continue
+		}
+		p.io.GiveUp(deadTime)
+		select {
+		case <-p.done:
+		case <-ends.Done():
+			c.log.Warn("a process outlives its container", "container", c.id, "process", p.id)
+		}
+	}
+	c.finish(c.init)
+}
+
+// finish tells everybody of the end of a process.
+func (c *container) finish(p *process) {
+	_, code, exited := p.status()
+	id := p.id
+	if p == c.init {
+		id = c.id
+		if err := writeExit(c.bundle, exit{c.machine.PID(), code, exited}); err != nil {
+			c.log.Error("record the exit", "container", c.id, "error", err)
+		}
+	}
+	p.io.Close()
+	c.send(&eventsapi.TaskExit{ContainerID: c.id, ID: id, Pid: uint32(c.machine.PID()), ExitStatus: uint32(code),
+		ExitedAt: timestamppb.New(exited)})
+	p.finish() // from then on Delete goes on, whose event comes behind
+}
+
+// kill sends a signal to a process. Where the guest does not answer, KILL of the container's first ends the VM.
+func (c *container) kill(ctx context.Context, p *process, sig uint32) error {
+	err := c.signal(ctx, p, sig)
+	if p == c.init && sig == uint32(syscall.SIGKILL) { // others in the VM are not to end because it is busy
+		end := time.Now().Add(answerTime)
+		for errors.Is(err, context.DeadlineExceeded) && !errdefs.IsFailedPrecondition(err) && ctx.Err() == nil &&
+			!c.machine.alone() && time.Now().Before(end) {
+			err = c.signal(ctx, p, sig)
+		}
+	}
+	if err != nil && !errdefs.IsNotFound(err) && p == c.init && sig == uint32(syscall.SIGKILL) {
+		if !c.machine.alone() && (ctx.Err() != nil || errdefs.IsFailedPrecondition(err)) {
+			return err // which is no reason to end the others
+		}
+		c.log.Error("the guest does not answer, and its VM is ended", "container", c.id, "error", err)
+		return c.machine.endAll(ctx)
+	}
+	return err
+}
+
+func (c *container) signal(ctx context.Context, p *process, sig uint32) error {
+	if s, _, _ := p.status(); s == task.Status_STOPPED { // it may be held by Delete
+		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
+	}
+	starting, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	release, err := p.hold(starting) // one that is being started is signalled when it runs
+	if err != nil && ctx.Err() == nil && !c.machine.alone() {
+		err = fmt.Errorf("%w: %w", errdefs.ErrFailedPrecondition, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	switch s, _, _ := p.status(); {
+	case s == task.Status_STOPPED:
+		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
+	case s == task.Status_RUNNING:
+		return p.signal(ctx, sig)
+	case sig != uint32(syscall.SIGKILL) && sig != uint32(syscall.SIGTERM):
+		return fmt.Errorf("the process was not started: %w", errdefs.ErrFailedPrecondition)
+	}
+	p.end(128 + int(sig))
+	c.finish(p)
+	return nil
+}
+
+// killAll sends a signal to all processes that were started by containerd. What ends the first ends all others too.
+func (c *container) killAll(ctx context.Context, sig uint32) error {
+	err := c.kill(ctx, c.init, sig)
+	limited, cancel := context.WithTimeout(ctx, signalTime) // for all of them
+	defer cancel()
+	for _, p := range c.others() {
+		if s, _, _ := p.status(); s != task.Status_RUNNING {
+			continue
+		}
+		if perr := c.kill(limited, p, sig); perr != nil && !errdefs.IsNotFound(perr) && !errors.Is(perr, vmm.ErrGone) {
+			err = errors.Join(err, fmt.Errorf("process %q: %w", p.id, perr))
+		}
+	}
+	return err
+}

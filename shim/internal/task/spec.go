@@ -1,0 +1,265 @@
+package task
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/internal/ocispec"
+	"github.com/stratavm/strata/shim/internal/pod"
+	"github.com/stratavm/strata/vmm"
+)
+
+// MaxDocument bounds a document in bytes.
+const MaxDocument = 4 << 20
+
+// Annotations by which the document of a container sizes its VM.
+const (
+	memoryAnnotation = "io.stratavm.memory" // MiB
+	cpusAnnotation   = "io.stratavm.cpus"
+)
+
+// Size of a VM that nobody sizes, in MiB, and what one has besides the limit of its container.
+const (
+	defaultMemoryMiB = 512
+	guestMiB         = 192
+	maxMemoryMiB     = 1 << 24
+	maxCPUs          = 1024
+)
+
+// document is what a bundle says of a container.
+type document struct {
+	spec            *specs.Spec // for the guest
+	root            string      // of the host, as the bundle has it
+	memoryMiB, cpus int
+	needMiB         int    // what its memory limit takes
+	namespace       string // the network namespace of the host, or vmm.NewNamespace
+	sandbox         string // the id of the container of whose pod it is; empty: it has a VM of its own
+}
+
+// readDocument reads the document of a bundle. What cannot be honoured is an error that names it.
+func readDocument(bundle string) (document, error) {
+	var d document
+	f, err := os.Open(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return d, fmt.Errorf("the container's document: %w", err)
+	}
+	defer f.Close()
+	if d.spec, err = decode[specs.Spec](f); err != nil {
+		return d, fmt.Errorf("the container's document: %w", err)
+	}
+	if d.spec.Root != nil {
+		d.root = d.spec.Root.Path
+		d.spec.Root.Path = "rootfs"
+	}
+	sandbox, member := pod.Sandbox(d.spec.Annotations)
+	var shared []int // of the namespaces
+	if member && sandbox == "" {
+		return d, fmt.Errorf("the container's document: annotations: it is that of a container of a pod, and names no "+
+			"sandbox: %w", errdefs.ErrInvalidArgument)
+	}
+	if member {
+		d.sandbox = sandbox
+	}
+	if l := d.spec.Linux; l != nil {
+		if member { // any path is meant for the pod's
+			for i := range l.Namespaces {
+				if l.Namespaces[i].Path != "" && l.Namespaces[i].Type != specs.MountNamespace {
+					shared, l.Namespaces[i].Path = append(shared, i), ""
+				}
+			}
+		}
+		// The host's name for the container's control group. In the guest it has one of its own.
+		l.CgroupsPath = ""
+		i := slices.IndexFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+		if i < 0 {
+			return d, fmt.Errorf("the container's document: linux.namespaces: without a network namespace the container would "+
+				"have the host's network, which a VM has not: %w", errdefs.ErrNotImplemented)
+		}
+		d.namespace = cmp.Or(l.Namespaces[i].Path, vmm.NewNamespace)
+		l.Namespaces[i].Path = "" // in the guest the container has one of its own
+	}
+	if err := strata.CheckSpec(d.spec); err != nil {
+		return d, refused(err)
+	}
+	if err := checkDevices(d.spec.Linux); err != nil {
+		return d, err
+	}
+	for _, i := range shared {
+		d.spec.Linux.Namespaces[i].Path = ocispec.JoinPath(sandbox)
+	}
+	return d, d.size()
+}
+
+// everywhere are the devices whose numbers mean the same in any Linux: null, zero, full, random, urandom, tty, console,
+// ptmx, net/tun and fuse.
+var everywhere = [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 1}, {5, 2}, {10, 200}, {10, 229}}
+
+// checkDevices returns an error for a device of the host: by its numbers the guest has another one, such as a disk of
+// the VM.
+func checkDevices(l *specs.Linux) error {
+	if l == nil {
+		return nil
+	}
+	for i, d := range l.Devices {
+		character := d.Type == "c" || d.Type == "u"
+		if d.Type == "p" || character && slices.Contains(everywhere, [2]int64{d.Major, d.Minor}) {
+			continue
+		}
+		return fmt.Errorf("the container's document: linux.devices[%d]: %s (%s %d:%d) is a device of the host, which a VM "+
+			"has not: %w", i, strconv.Quote(d.Path), d.Type, d.Major, d.Minor, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// decode reads one JSON document without unknown fields.
+func decode[T any](r io.Reader) (*T, error) {
+	limited := &io.LimitedReader{R: r, N: MaxDocument + 1}
+	dec := json.NewDecoder(limited)
+	dec.DisallowUnknownFields()
+	v := new(T)
+	err := dec.Decode(v)
+	if err == nil {
+		if _, rest := dec.Token(); rest != io.EOF {
+			err = errors.New("there is something behind the document's end")
+		}
+	}
+	switch {
+	case limited.N == 0:
+		return nil, fmt.Errorf("it is larger than %d bytes: %w", MaxDocument, errdefs.ErrInvalidArgument)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	return v, nil
+}
+
+// refused gives an error about a document the class that containerd knows.
+func refused(err error) error {
+	if errors.Is(err, strata.ErrSpecRefused) {
+		return fmt.Errorf("%w: %w", errdefs.ErrNotImplemented, err)
+	}
+	return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+}
+
+// size says what VM the container is given: what its annotations say, else one with room for its limits.
+func (d *document) size() error {
+	var limit int64
+	var cpus float64
+	if l := d.spec.Linux; l != nil && l.Resources != nil {
+		if m := l.Resources.Memory; m != nil && m.Limit != nil {
+			limit = max(0, *m.Limit)
+		}
+		if c := l.Resources.CPU; c != nil && c.Quota != nil && *c.Quota > 0 {
+			period := uint64(100000)
+			if c.Period != nil && *c.Period > 0 {
+				period = *c.Period
+			}
+			cpus = float64(*c.Quota) / float64(period)
+		}
+	}
+	memory, pcpus, err := pod.Size(d.spec.Annotations)
+	if err != nil {
+		return err
+	}
+	limit, cpus = max(limit, memory), max(cpus, pcpus)
+	if d.memoryMiB, err = d.annotation(memoryAnnotation, maxMemoryMiB); err != nil {
+		return err
+	}
+	if d.cpus, err = d.annotation(cpusAnnotation, maxCPUs); err != nil {
+		return err
+	}
+	need := (limit + 1<<20 - 1) >> 20
+	d.needMiB = int(min(need, maxMemoryMiB+1))
+	switch {
+	case d.memoryMiB > 0 && int64(d.memoryMiB) < need:
+		return fmt.Errorf("linux.resources.memory.limit is %d MiB, and annotation %s gives the VM %d: %w", need,
+			memoryAnnotation, d.memoryMiB, errdefs.ErrInvalidArgument)
+	case need > maxMemoryMiB:
+		return fmt.Errorf("linux.resources.memory.limit is %d MiB: no VM is so large: %w", need, errdefs.ErrInvalidArgument)
+	case d.memoryMiB == 0:
+		d.memoryMiB = max(defaultMemoryMiB, int(need+need/32)+guestMiB)
+	}
+	switch {
+	case d.cpus > 0 && cpus > float64(d.cpus):
+		return fmt.Errorf("linux.resources.cpu allows %v processors, and annotation %s gives the VM %d: %w", cpus,
+			cpusAnnotation, d.cpus, errdefs.ErrInvalidArgument)
+	case cpus > maxCPUs:
+		return fmt.Errorf("linux.resources.cpu allows %v processors: no VM has so many: %w", cpus, errdefs.ErrInvalidArgument)
+	case d.cpus == 0 && cpus > 2: // what a VM has that nobody sizes
+		d.cpus = int(math.Ceil(cpus))
+	}
+	return nil
+}
+
+// annotation reads a number; 0 where there is none.
+func (d *document) annotation(name string, most int) (int, error) {
+	text, ok := d.spec.Annotations[name]
+	if !ok {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > most {
+		return 0, fmt.Errorf("annotation %s: %q: give a number from 1 to %d: %w", name, text, most,
+			errdefs.ErrInvalidArgument)
+	}
+	return n, nil
+}
+
+// describe is a process as the VM takes it.
+func describe(p *specs.Process) vmm.ProcessSpec {
+	s := vmm.ProcessSpec{Args: p.Args, Env: p.Env, Dir: p.Cwd, Terminal: p.Terminal,
+		User: fmt.Sprintf("%d:%d", p.User.UID, p.User.GID)}
+	if p.User.Username != "" {
+		s.User = p.User.Username
+	}
+	if p.ConsoleSize != nil && p.Terminal {
+		s.Width, s.Height = uint16(p.ConsoleSize.Width), uint16(p.ConsoleSize.Height)
+	}
+	return s
+}
+
+// checkExec refuses a process that is to join a container and to differ from its first one in what it cannot.
+func checkExec(p, first *specs.Process) error {
+	whole := &specs.Spec{Version: specs.Version, Process: p, Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
+		{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}}}}
+	if err := strata.CheckSpec(whole); err != nil {
+		return refused(err)
+	}
+	for _, f := range []struct {
+		name     string
+		of, like specs.Process
+	}{
+		{"capabilities", specs.Process{Capabilities: p.Capabilities}, specs.Process{Capabilities: first.Capabilities}},
+		{"rlimits", specs.Process{Rlimits: p.Rlimits}, specs.Process{Rlimits: first.Rlimits}},
+		{"noNewPrivileges", specs.Process{NoNewPrivileges: p.NoNewPrivileges},
+			specs.Process{NoNewPrivileges: first.NoNewPrivileges}},
+		{"oomScoreAdj", specs.Process{OOMScoreAdj: p.OOMScoreAdj}, specs.Process{OOMScoreAdj: first.OOMScoreAdj}},
+		{"user.umask", specs.Process{User: specs.User{Umask: p.User.Umask}},
+			specs.Process{User: specs.User{Umask: first.User.Umask}}},
+		{"user.additionalGids", specs.Process{User: specs.User{AdditionalGids: p.User.AdditionalGids}},
+			specs.Process{User: specs.User{AdditionalGids: first.User.AdditionalGids}}},
+	} {
+		of, err := json.Marshal(f.of)
+		like, lerr := json.Marshal(f.like)
+		if err := errors.Join(err, lerr); err != nil {
+			return err
+		}
+		if !bytes.Equal(of, like) {
+			return fmt.Errorf("process.%s of a process beside the container's first is not as that one's: %w", f.name,
+				errdefs.ErrNotImplemented)
+		}
+	}
+	return nil
+}

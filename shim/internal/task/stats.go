@@ -1,0 +1,86 @@
+package task
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/typeurl/v2"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// pidsTime bounds the question which processes a container has: containerd gives up a shim that does not answer in
+// five seconds.
+const pidsTime = 2 * time.Second
+
+// Pids lists the VM's process, and behind it those in the container as the guest numbers them: as they are now, or,
+// where the guest does not answer, as they were last known.
+func (s *Service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
+	c, err := s.container(r.ID)
+	if err != nil {
+		return answer[*taskapi.PidsResponse](nil, err)
+	}
+	out := &taskapi.PidsResponse{Processes: []*task.ProcessInfo{{Pid: uint32(c.machine.PID())}}}
+	for _, pid := range c.guestPIDs(ctx) {
+		out.Processes = append(out.Processes, &task.ProcessInfo{Pid: pid})
+	}
+	return out, nil
+}
+
+func (c *container) guestPIDs(ctx context.Context) []uint32 {
+	switch s, _, _ := c.init.status(); s {
+	case task.Status_CREATED, task.Status_STOPPED:
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, pidsTime)
+	defer cancel()
+	st, err := c.machine.Stats(limited, c.id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.log.Warn("the processes of a container", "container", c.id, "error", err)
+		return slices.Clone(c.pids)
+	}
+	c.pids = nil
+	for _, p := range st.Processes {
+		c.pids = append(c.pids, p.PID)
+	}
+	return slices.Clone(c.pids)
+}
+
+// Stats tells what a container uses, as a control group of version 2 does.
+func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
+	return answer(s.stats(ctx, r.ID))
+}
+
+func (s *Service) stats(ctx context.Context, id string) (*taskapi.StatsResponse, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return nil, err
+	}
+	limited, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	st, err := c.machine.Stats(limited, id)
+	if err != nil {
+		return nil, err
+	}
+	data, err := typeurl.MarshalAnyToProto(metrics(st))
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.StatsResponse{Stats: data}, nil
+}
+
+func metrics(st vmm.ContainerStats) *stats.Metrics {
+	return &stats.Metrics{
+		CPU:          &stats.CPUStat{UsageUsec: uint64(st.CPU.Microseconds())},
+		Memory:       &stats.MemoryStat{Usage: st.Memory, UsageLimit: st.MemoryLimit},
+		MemoryEvents: &stats.MemoryEvents{OomKill: st.OOMKills},
+		Pids:         &stats.PidsStat{Current: st.PIDs, Limit: st.PIDsLimit},
+		Io:           &stats.IOStat{Usage: []*stats.IOEntry{{Rbytes: st.Read, Wbytes: st.Written}}},
+	}
+}

@@ -1,0 +1,124 @@
+package test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// vmName is how the process of a VM calls itself.
+const vmName = "strata-"
+
+// killed kills those of a name among what containerd has started, and reports whether there were any.
+func (d *daemon) killed(t *testing.T, name string) (any bool) {
+	t.Helper()
+	for pid, comm := range d.processes(t) {
+		if strings.HasPrefix(comm, name) {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // one may end with another
+			any = true
+		}
+	}
+	return any
+}
+
+// TestKilledRunning kills what serves a container that runs: it ends with 137.
+func TestKilledRunning(t *testing.T) {
+	d := need(t)
+	for _, who := range []string{vmName, "virtiofsd"} {
+		t.Run(who, func(t *testing.T) {
+			defer d.clean(t)
+			d.must(t, 0, run("--detach", image, "victim", "sleep", "1000")...)
+			if !d.killed(t, who) {
+				t.Fatal("there is none")
+			}
+			until(t, func() error {
+				if r := d.ctr(nil, "task", "ls"); !strings.Contains(r.stdout, "STOPPED") {
+					return fmt.Errorf("task ls: %s%s", r.stdout, r.stderr)
+				}
+				return nil
+			})
+			if r := d.must(t, 0, "task", "rm", "victim"); !strings.Contains(r.stderr, "exit code 137") {
+				t.Errorf("task rm: %s", r.stderr)
+			}
+			d.must(t, 0, "container", "rm", "victim")
+		})
+	}
+}
+
+// TestContainerdKilled kills containerd, whose containers run on and are found again.
+func TestContainerdKilled(t *testing.T) {
+	d := need(t)
+	defer d.clean(t)
+	d.must(t, 0, run("--detach", image, "stays", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done")...)
+	d.restart(t)
+	if r := d.must(t, 0, "task", "ls"); !strings.Contains(r.stdout, "RUNNING") {
+		t.Errorf("task ls: %s", r.stdout)
+	}
+	if r := d.must(t, 5, "task", "exec", "--exec-id", "x", "stays", "sh", "-c", "echo here; exit 5"); r.stdout != "here\n" {
+		t.Errorf("exec: %q", r.stdout)
+	}
+	d.must(t, 0, "task", "kill", "--signal", "TERM", "stays")
+	until(t, func() error {
+		if r := d.ctr(nil, "task", "rm", "stays"); !strings.Contains(r.stderr, "exit code 9") {
+			return fmt.Errorf("task rm: %s", r.stderr)
+		}
+		return nil
+	})
+	d.must(t, 0, "container", "rm", "stays")
+}
+
+// TestKilledCreating kills what takes part while a container is being created: nothing is left, and the next run works.
+func TestKilledCreating(t *testing.T) {
+	d := need(t)
+	for _, who := range []string{vmName, "virtiofsd", "containerd-shim", "containerd"} {
+		t.Run(who, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			cmd := d.command(ctx, run(image, "victim", "sleep", "1000")...)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan struct{})
+			go func() { _ = cmd.Wait(); close(ended) }()
+			kill := func() bool {
+				switch who {
+				case vmName, "virtiofsd":
+					return d.killed(t, who)
+				}
+				if !slices.ContainsFunc(slices.Collect(maps.Values(d.processes(t))), func(comm string) bool {
+					return strings.HasPrefix(comm, vmName)
+				}) {
+					return false // too early
+				}
+				if who == "containerd" {
+					d.restart(t)
+					return true
+				}
+				return d.killed(t, who)
+			}
+			for ; !kill(); time.Sleep(time.Millisecond) {
+				select {
+				case <-ended:
+					t.Fatalf("ctr ended before anything was killed\n%s", d.tail())
+				default:
+				}
+			}
+			<-ended
+			if ctx.Err() != nil || cmd.ProcessState.Success() {
+				t.Errorf("ctr ended with %v, %v", cmd.ProcessState, ctx.Err())
+			}
+			d.ctr(nil, "task", "rm", "--force", "victim") // where it came so far
+			d.must(t, 0, "container", "rm", "victim")
+			d.clean(t)
+		})
+	}
+	if r := d.must(t, 0, run("--rm", image, "next", "echo", "hello")...); r.stdout != "hello\n" {
+		t.Errorf("the next run says %q", r.stdout)
+	}
+	d.clean(t)
+}

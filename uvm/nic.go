@@ -1,0 +1,100 @@
+package uvm
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/stratavm/strata/vmm"
+)
+
+// Network says what network a container gets: one of its own that is served by the host, or with a Namespace an
+// existing one.
+type Network struct {
+	Ports  []vmm.PortForward // of the host that lead to the container; not with a Namespace
+	Search []string          // domains that the container looks up names in
+	Subnet netip.Prefix      // of a network that is served: see vmm.UserNetwork
+
+	// Namespace is the file of a network namespace of the host. The container has its Links, with the addresses and
+	// routes that they say, and looks up names at DNS. On the host itself the container is in the namespace.
+	Namespace string
+	Links     []vmm.Link
+	DNS       []netip.Addr
+}
+
+// check returns an error unless the network can be had.
+func (n Network) check() error {
+	if n.Namespace == "" && len(n.Links) > 0 || n.Namespace != "" && len(n.Ports) > 0 {
+		return fmt.Errorf("links are those of a namespace, and ports are forwarded without one only")
+	}
+	if err := vmm.CheckSubnet(n.Subnet); err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for _, l := range n.Links {
+		if seen[l.Name] {
+			return fmt.Errorf("there are two links %q", l.Name)
+		}
+		seen[l.Name] = true
+	}
+	return vmm.CheckPorts(n.Ports)
+}
+
+// AttachNetwork gives the container of a claim a network: NICs in the lowest free slots, one for each link, in a
+// network namespace. A namespace without links is an error in a VM. Errors match ErrNotSupported where the VM has no
+// such networks, ErrNoAvailableLocation where it has no slot left; the claim then keeps what was attached before.
+func (vm *UtilityVM) AttachNetwork(ctx context.Context, c *Claim, role string, n Network) ([]*Lease, error) {
+	limits := vm.Limits()
+	if limits.NICs == 0 {
+		return nil, fmt.Errorf("network of %s: %w", c.id, ErrNotSupported)
+	}
+	if err := n.check(); err != nil {
+		return nil, fmt.Errorf("network of %s: %w", c.id, err)
+	}
+	if n.Namespace == "" || limits.HostNetworks {
+		n.Links = nil
+		le, err := vm.attachNIC(ctx, c, role, n, nil)
+		if err != nil {
+			return nil, err
+		}
+		return []*Lease{le}, nil
+	}
+	if len(n.Links) == 0 {
+		return nil, fmt.Errorf("network of %s: network namespace %s: no interface in it has an address", c.id, n.Namespace)
+	}
+	var leases []*Lease
+	for _, link := range n.Links {
+		le, err := vm.attachNIC(ctx, c, role, n, &link)
+		if err != nil {
+			return leases, err
+		}
+		leases = append(leases, le)
+	}
+	return leases, nil
+}
+
+func (vm *UtilityVM) attachNIC(ctx context.Context, c *Claim, role string, n Network, link *vmm.Link) (*Lease, error) {
+	l, slots := vm.l, vm.Limits().NICs
+	key := "nic|" + c.id
+	if link != nil {
+		key += "|" + link.Name
+	}
+	return l.acquire(ctx, c, role, want{
+		deviceKey: key, exclusive: true,
+		device: func() (vmm.Device, error) {
+			slot := l.slots.nics.firstFree()
+			if slot < 0 {
+				return nil, fmt.Errorf("network of %s: %w: all %d network interfaces of the VM are taken; "+
+					"use another VM, or no network", c.id, ErrNoAvailableLocation, slots)
+			}
+			return vmm.NIC{Slot: uint32(slot), Ports: n.Ports, Subnet: n.Subnet, Namespace: n.Namespace,
+				Link: link}, nil
+		},
+		mountKey: key + "|interface",
+		mount: func(d vmm.Device) (vmm.Mount, error) {
+			return vmm.NetworkInterface{ContainerID: c.id, Slot: d.(vmm.NIC).Slot, Search: n.Search, Subnet: n.Subnet,
+				Link: link,
+				DNS:  n.DNS}, nil
+		},
+	})
+}

@@ -1,0 +1,56 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/stratavm/strata/internal/slirp"
+	"github.com/stratavm/strata/vmm"
+)
+
+// network is the host's end of a NIC while it is being made.
+type network struct {
+	*slirp.Server
+	server *process
+}
+
+// handOver closes our copies of what QEMU has.
+func (n *network) handOver() {
+	n.Socket.Close()
+	n.Life.Close()
+}
+
+// startNetwork starts the server of a NIC with all its ports.
+func startNetwork(ctx context.Context, machineDir string, uid int, d vmm.NIC) (*network, error) {
+	dir := filepath.Join(machineDir, networkDir(d.Slot))
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	s, err := slirp.Start(ctx, slirp.Config{Dir: dir, UID: uid, Ports: d.Ports, Subnet: d.Subnet})
+	if err != nil {
+		return nil, err
+	}
+	n := &network{Server: s}
+	start, err := processStart(s.PID) // nobody else waits for it: the number is still ours
+	if err == nil {
+		n.server, err = openProcess(s.PID, start, "")
+	}
+	if err != nil {
+		n.handOver() // which ends it
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	return n, nil
+}
+
+// endUnconnected ends servers whose starter was killed before it connected to them.
+func endUnconnected(machineDir string) {
+	for slot := range uint32(nics) {
+		dir := filepath.Join(machineDir, networkDir(slot))
+		slirp.Abandon(dir)
+		_ = os.RemoveAll(dir) // removeFiles says what keeps it
+	}
+}

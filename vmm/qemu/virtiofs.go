@@ -1,0 +1,378 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/stratavm/strata/internal/regfile"
+	"github.com/stratavm/strata/vmm"
+)
+
+// A folder or file of the host comes into the machine by a virtiofs device. Its files are served by a virtiofsd of its
+// own, a child that nobody waits for: it ends when QEMU, or whoever starts it, closes the connection to it. QEMU 7.2
+// cannot connect to another one later; what the guest asks of a share whose server has died is never answered.
+
+// The PCI devices of shares are behind a bridge of their own, where number 0 is not used.
+const (
+	shareBus   = "shares"
+	shareFirst = 1
+	maxShares  = 24
+)
+
+func shareID(slot uint32) string { return fmt.Sprintf("virtiofs%d", slot) }
+
+func (m *Machine) serverFile(id string) string { return serverFile(m.dir, id) }
+
+// serverFile is where the number of a share's server is noted, with the time of its start.
+func serverFile(dir, id string) string { return filepath.Join(dir, attachedDir, id+serverSuffix) }
+
+const serverSuffix = ".server"
+
+func (m *Machine) attachShare(ctx context.Context, d vmm.VirtioFSShare) (vmm.Outcome, error) {
+	id := shareID(d.Slot)
+	name, err := m.record(id, d)
+	if err != nil {
+		return undone(err, m.forget(id))
+	}
+	server, err := startServer(d, serverOptions{dir: m.dir, note: m.serverFile(id)})
+	if err != nil {
+		return undone(fmt.Errorf("share %s: %w", d.Path, err), m.forget(id))
+	}
+	defer server.conn.Close() // QEMU has a copy
+	fail := func(err error, undo ...error) (vmm.Outcome, error) {
+		if !known(err) {
+			server.proc.close()
+			return vmm.Unknown, err
+		}
+		_ = server.conn.Close()
+		words := server.words(ctx)
+		return undone(fmt.Errorf("share %s: %w%s", d.Path, err, words),
+			append(undo, m.endFSServer(ctx, id), m.forget(id))...)
+	}
+	if err := m.qmp.doWith(ctx, "getfd", map[string]any{"fdname": name}, nil, server.conn); err != nil {
+		return fail(err)
+	}
+	err = m.qmp.do(ctx, "chardev-add", socketBackend(name), nil)
+	if err != nil {
+		return fail(err, m.closeFD(ctx, name))
+	}
+	err = m.qmp.do(ctx, "device_add", map[string]any{"driver": "vhost-user-fs-pci", "id": id, "chardev": name,
+		"tag": d.Tag(), "bus": shareBus, "addr": fmt.Sprintf("%x.0", shareFirst+d.Slot)}, nil)
+	if err != nil {
+		return fail(err, m.removeChardev(ctx, name))
+	}
+	m.holdServer(id, server.proc)
+	return vmm.Done, nil
+}
+
+// socketBackend are the arguments of a character device that is a connection which QEMU was given under its name.
+func socketBackend(name string) map[string]any {
+	addr := map[string]any{"type": "fd", "data": map[string]any{"str": name}}
+	return map[string]any{"id": name, "backend": map[string]any{"type": "socket",
+		"data": map[string]any{"server": false, "addr": addr}}}
+}
+
+// closeFD closes what QEMU was given under a name and has not used.
+func (m *Machine) closeFD(ctx context.Context, name string) error {
+	err := m.qmp.do(ctx, "closefd", map[string]any{"fdname": name}, nil)
+	if errors.Is(err, errNoDevice) {
+		return nil
+	}
+	return err
+}
+
+// removeChardev ends QEMU's connection to a server. The device may hold it for a moment after it is gone.
+func (m *Machine) removeChardev(ctx context.Context, name string) error {
+	for {
+		err := m.qmp.do(ctx, "chardev-remove", map[string]any{"id": name}, nil)
+		if err == nil || errors.Is(err, errNoDevice) {
+			return nil
+		}
+		if !errors.Is(err, vmm.ErrBusy) {
+			return err
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		}
+	}
+}
+
+func (m *Machine) detachShare(ctx context.Context, d vmm.VirtioFSShare) (vmm.Outcome, error) {
+	have, ok := m.known.Device(d.Addr()).(vmm.VirtioFSShare)
+	if !ok {
+		return vmm.Done, nil
+	}
+	id := shareID(d.Slot)
+	if err := m.unplug(ctx, id); err != nil {
+		if known(err) {
+			return vmm.NotDone, err
+		}
+		return vmm.Unknown, err
+	}
+	name, err := m.shareName(id, have)
+	if err == nil {
+		err = m.removeChardev(ctx, name)
+	}
+	if err == nil {
+		err = errors.Join(m.endFSServer(ctx, id), m.forget(id))
+	}
+	if err != nil {
+		return vmm.Unknown, fmt.Errorf("the share is unplugged, but its server may run: %w", err)
+	}
+	return vmm.Done, nil
+}
+
+// shareName is the name of the connection of a share.
+func (m *Machine) shareName(id string, d vmm.Device) (string, error) {
+	b, err := regfile.ReadState(filepath.Join(m.attachedDir(), id+".json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		b, err = json.Marshal(vmm.Change{Op: vmm.Add, Device: d})
+	}
+	return nodeName(id, b), err
+}
+
+// serverEndTime is how long a server may take to end after its connection was closed, before it is killed.
+const serverEndTime = 5 * time.Second
+
+// endFSServer waits until the server of a share, whose connection is closed, has ended.
+func (m *Machine) endFSServer(ctx context.Context, id string) error {
+	if p := m.takeServer(id); p != nil {
+		p.close()
+	}
+	return endServer(ctx, m.serverFile(id))
+}
+
+func endServer(ctx context.Context, note string) error {
+	p, err := notedServer(note)
+	if errors.Is(err, errNoProcess) {
+		err = os.Remove(note)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	limited, cancel := context.WithTimeout(ctx, serverEndTime)
+	defer cancel()
+	if p.waitExit(limited) != nil {
+		if err := p.kill(); err != nil {
+			return fmt.Errorf("end virtiofsd (process %d): %w", p.pid, err)
+		}
+		again, cancel := context.WithTimeout(context.WithoutCancel(ctx), serverEndTime)
+		defer cancel()
+		if err := p.waitExit(again); err != nil {
+			return fmt.Errorf("virtiofsd (process %d) does not end: %w", p.pid, err)
+		}
+	}
+	if err := os.Remove(note); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// notedServer takes hold of a server. errNoProcess means that it does not run.
+func notedServer(note string) (*process, error) {
+	b, err := regfile.ReadState(note)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNoProcess
+	}
+	var pid int
+	var start uint64
+	if n, _ := fmt.Sscan(string(b), &pid, &start); err == nil && (n != 2 || pid <= 0 || start == 0) {
+		return nil, errNoProcess // torn off
+	}
+	if err != nil {
+		return nil, err
+	}
+	return openProcess(pid, start, "")
+}
+
+// endServers waits for the servers of a machine that has ended.
+func endServers(ctx context.Context, dir string) error {
+	notes, err := filepath.Glob(filepath.Join(globEscape(filepath.Join(dir, attachedDir)), "*"+serverSuffix))
+	for _, note := range notes {
+		err = errors.Join(err, endServer(ctx, note))
+	}
+	return err
+}
+
+// globEscape makes a path a pattern that matches it alone.
+func globEscape(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+// ErrServerDied says that virtiofsd, which serves a share, has ended before its machine.
+var ErrServerDied = errors.New("its virtiofsd has ended: what is shared is lost, and what uses it waits until the VM ends")
+
+// checkServed fails when the server of a share has ended: the guest would wait for it for ever.
+func (m *Machine) checkServed(slot uint32) error {
+	d, ok := m.known.Device(vmm.VirtioFSShare{Slot: slot}.Addr()).(vmm.VirtioFSShare)
+	if !ok {
+		return nil
+	}
+	p, err := notedServer(m.serverFile(shareID(slot)))
+	if errors.Is(err, errNoProcess) {
+		return fmt.Errorf("%s: %w", d, ErrServerDied)
+	}
+	if err == nil {
+		p.close()
+	}
+	return err
+}
+
+// CheckShare implements vmm.ShareServer.
+func (m *Machine) CheckShare(_ context.Context, slot uint32) error { return m.checkServed(slot) }
+
+// served refuses at once what the guest would never answer.
+func (m *Machine) served(c vmm.Change) error {
+	if g, ok := c.Mount.(vmm.MappedVirtioFS); ok {
+		if c.Op == vmm.Add && c.Device != nil && m.known.Device(c.Device.Addr()) == nil {
+			return nil // it comes with its server
+		}
+		return m.checkServed(g.Slot)
+	}
+	return nil
+}
+
+// shares are the shares that QEMU has plugged.
+func (m *Machine) shares(ctx context.Context) ([]vmm.Device, error) {
+	var all []struct {
+		Name string `json:"name"`
+	}
+	if err := m.qmp.do(ctx, "qom-list", map[string]any{"path": "/machine/peripheral"}, &all); err != nil {
+		return nil, err
+	}
+	var out []vmm.Device
+	for _, o := range all {
+		var d vmm.VirtioFSShare
+		if n, _ := fmt.Sscanf(o.Name, "virtiofs%d", &d.Slot); n != 1 || shareID(d.Slot) != o.Name {
+			continue
+		}
+		var chardev string
+		err := m.qmp.do(ctx, "qom-get",
+			map[string]any{"path": "/machine/peripheral/" + o.Name, "property": "chardev"}, &chardev)
+		if errors.Is(err, errNoDevice) {
+			continue // it has just gone
+		}
+		if err != nil {
+			return nil, err
+		}
+		if rec := recorded(m.attachedDir(), o.Name, chardev); rec != nil {
+			out = append(out, rec)
+			continue
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// clearShares takes away what a process that died in the middle of a change left of shares that are not plugged.
+func (m *Machine) clearShares(ctx context.Context, plugged map[string]bool) error {
+	var all []struct {
+		Label string `json:"label"`
+	}
+	if err := m.qmp.do(ctx, "query-chardev", nil, &all); err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range all {
+		if id, _, ok := strings.Cut(c.Label, "-"); ok && strings.HasPrefix(id, "virtiofs") && !plugged[id] {
+			errs = append(errs, m.removeChardev(ctx, c.Label))
+		}
+	}
+	for slot := range uint32(maxShares) {
+		id := shareID(slot)
+		b, err := regfile.ReadState(filepath.Join(m.attachedDir(), id+".json"))
+		if plugged[id] || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = m.closeFD(ctx, nodeName(id, b))
+		}
+		errs = append(errs, err, m.endFSServer(ctx, id), m.forget(id))
+	}
+	return errors.Join(errs...)
+}
+
+// WatchShares implements vmm.ShareServer.
+func (m *Machine) WatchShares(ctx context.Context, slots ...uint32) error {
+	return watchShares(ctx, m.dir, slots)
+}
+
+// WatchShares implements vmm.ShareServer.
+func (s *ExecSession) WatchShares(ctx context.Context, slots ...uint32) error {
+	return watchShares(ctx, s.dir, slots)
+}
+
+// CheckShare implements vmm.ShareServer.
+func (s *ExecSession) CheckShare(_ context.Context, slot uint32) error {
+	p, err := notedServer(serverFile(s.dir, shareID(slot)))
+	if errors.Is(err, errNoProcess) {
+		return shareDied(s.dir, slot)
+	}
+	if err == nil {
+		p.close()
+	}
+	return err
+}
+
+func watchShares(ctx context.Context, dir string, slots []uint32) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	held := make([]*process, 0, len(slots))
+	defer func() {
+		for _, p := range held {
+			p.close()
+		}
+	}()
+	for _, slot := range slots {
+		p, err := notedServer(serverFile(dir, shareID(slot)))
+		if errors.Is(err, errNoProcess) {
+			return shareDied(dir, slot)
+		}
+		if err != nil {
+			return err
+		}
+		held = append(held, p)
+		go func() {
+			if p.waitExit(ctx) == nil {
+				cancel(shareDied(dir, slot))
+			}
+		}()
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// shareDied is the error of a share whose server has ended.
+func shareDied(dir string, slot uint32) error {
+	what := vmm.Device(vmm.VirtioFSShare{Slot: slot})
+	var c vmm.Change
+	b, err := regfile.ReadState(filepath.Join(dir, attachedDir, shareID(slot)+".json"))
+	if err == nil && json.Unmarshal(b, &c) == nil && c.Device != nil {
+		what = c.Device
+	}
+	return fmt.Errorf("%s: %w", what, ErrServerDied)
+}
+
+// anyServerDied reports whether a share of the machine has lost its server.
+func (m *Machine) anyServerDied() bool {
+	for slot := range uint32(maxShares) {
+		if errors.Is(m.checkServed(slot), ErrServerDied) {
+			return true
+		}
+	}
+	return false
+}
