@@ -14,12 +14,16 @@ import (
 // vmName is how the process of a VM calls itself.
 const vmName = "strata-"
 
-// killed kills those of a name among what containerd has started, and reports whether there were any.
+// killed kills those of a name among what containerd has started, and reports whether there were any. Those that
+// ended by themselves do not count, nor a virtiofsd that only says its options: the container runs without it.
 func (d *daemon) killed(t *testing.T, name string) (any bool) {
 	t.Helper()
 	for pid, comm := range d.processes(t) {
-		if strings.HasPrefix(comm, name) {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // one may end with another
+		arguments := about(pid, "cmdline") // of a zombie: none
+		if !strings.HasPrefix(comm, name) || arguments == "" || strings.Contains(arguments, "\x00--help\x00") {
+			continue
+		}
+		if syscall.Kill(pid, syscall.SIGKILL) == nil { // one may end with another
 			any = true
 		}
 	}
