@@ -28,14 +28,12 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
 			holder, _ := lockfile.ReadFile(path)
-			err = fmt.Errorf("%w (process %s): %w", ErrLocked, strings.TrimSpace(string(holder)), cause)
+			err = fmt.Errorf("%w (process %s): %w", ErrLocked, cmp.Or(strings.TrimSpace(string(holder)), "unknown"), cause)
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	text := fmt.Sprintf("%d\n", os.Getpid())
-	if err := errors.Join(f.Truncate(0), writeAt(f, text)); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
-	}
+	// On a full disk the name is missing, and the directory can still be removed.
+	_ = errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("%d\n", os.Getpid())))
 	return f, nil
 }
 

@@ -13,6 +13,7 @@ const dropIn = `version = 3
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata]
 runtime_type = "io.containerd.strata.v1"
 privileged_without_host_devices = true
+pod_annotations = ["io.stratavm.*"]
 
 [plugins."io.containerd.snapshotter.v1.erofs"]
 default_size = "10GiB"

@@ -25,6 +25,8 @@ func containerdQuestions() []question {
 		{"shared roots", true, "sudo apt-get install qemu-system-common (Debian 13: virtiofsd); " +
 			"snapshots that are no disks need it", askVirtioFS},
 		{"erofs snapshotter", false, "sudo modprobe erofs", askEROFS},
+		{"network of pods", false, "install CNI plugins into " + cniPlugins + " (containernetworking-plugins of Debian has them " +
+			"in /usr/lib/cni) and describe a network in " + cniConfig + "; without them there are no pods", askCNI},
 		{"erofs differ", false, "install erofs-utils 1.7 or later (Debian 13); without it containerd mounts layers " +
 			"while it unpacks an image", askMkfs},
 	}
@@ -69,6 +71,23 @@ func askRoot(context.Context, *env, *cli.Command) (string, error) {
 		return "", errors.New("not root")
 	}
 	return "root", nil
+}
+
+// Where containerd's CRI plugin finds CNI plugins and networks if it is not told others.
+const (
+	cniPlugins = "/opt/cni/bin"
+	cniConfig  = "/etc/cni/net.d"
+)
+
+func askCNI(context.Context, *env, *cli.Command) (string, error) {
+	if found, err := filepath.Glob(cniPlugins + "/*"); err != nil || len(found) == 0 {
+		return "", fmt.Errorf("there are no plugins in %s", cniPlugins)
+	}
+	found, err := filepath.Glob(cniConfig + "/*.conf*") // .conf and .conflist
+	if err != nil || len(found) == 0 {
+		return "", fmt.Errorf("there is no network in %s", cniConfig)
+	}
+	return found[0], nil
 }
 
 func askEROFS(context.Context, *env, *cli.Command) (string, error) {

@@ -60,6 +60,12 @@ func TestRefused(t *testing.T) {
 		{"io.stratavm.memory", []string{"--label", "io.stratavm.memory=much"}},
 		{"runtimeoptions", []string{"--runtime-config-path", "/etc/x"}},
 		{"source", []string{"--mount", "type=bind,src=/none/such,dst=/x,options=rbind"}},
+		{"hostPath", []string{"--mount", "type=bind,src=/proc/sys,dst=/x,options=rbind"}},
+		{"where the kernel shows this host", []string{"--mount", "type=bind,src=/,dst=/x,options=rbind:ro"}},
+		{"mountPropagation", []string{"--mount", "type=bind,src=/srv,dst=/x,options=rbind:rshared"}},
+		{`"io.stratavm.disk" is not known`, []string{"--label", "io.stratavm.disk=much"}},
+		{"privileged_without_host_devices", []string{"--privileged"}},
+		{"no VM is so large", []string{"--memory-limit", fmt.Sprint(1 << 50)}},
 	} {
 		r := d.ctr(nil, slices.Concat(run("--rm"), tt.flags, []string{image, fmt.Sprint("refused", i), "echo", "ran"})...)
 		if r.code == 0 || r.stdout != "" || !strings.Contains(r.stderr, tt.want) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -181,7 +182,8 @@ func (i *instance) whyNotExecuted(cmd command) error {
 	defer root.close()
 	interpreter := root.interpreter(cmd)
 	if interpreter == "" {
-		return fmt.Errorf("program %q: %w: the kernel knows no such format", cmd.Args[0], vmm.ErrNotExecutable)
+		return fmt.Errorf("program %q: %w: the kernel knows no such format: is it for another platform than %s/%s?",
+			cmd.Args[0], vmm.ErrNotExecutable, runtime.GOOS, runtime.GOARCH)
 	}
 	f, err := root.open(interpreter, unix.O_PATH)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/identifiers"
@@ -93,6 +94,9 @@ func Start(ctx context.Context, o Options) (*Pod, error) {
 		if !parentGone(err) {
 			break
 		}
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		err = fmt.Errorf("%w: make room in %s, or name another place by %s", err, o.Dir, StateEnv)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start a VM: %w", errors.Join(err, removeEmpty(o.Dir)))

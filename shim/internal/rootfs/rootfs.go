@@ -61,8 +61,8 @@ func New(mounts []*types.Mount, bundle, root string) (Plan, error) {
 // check refuses what would not be mounted as it is meant.
 func check(m mount.Mount) error {
 	if !slices.Contains(kinds, m.Type) {
-		return fmt.Errorf("file systems of this type are not supported, only %s: %w", strings.Join(kinds, ", "),
-			errdefs.ErrNotImplemented)
+		return fmt.Errorf("file systems of this type are not supported, only %s: use another snapshotter, such as "+
+			"overlayfs, erofs or blockfile: %w", strings.Join(kinds, ", "), errdefs.ErrNotImplemented)
 	}
 	if m.Target != "" {
 		return fmt.Errorf("a place %q in the root is not supported: %w", m.Target, errdefs.ErrNotImplemented)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -79,15 +78,18 @@ func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *co
 	if err != nil {
 		return nil, err
 	}
-	volumes := strata.BindVolumes(doc.spec)
-	for _, v := range volumes { // before a VM is started for them
-		if _, err := os.Stat(v.Path); err != nil {
-			return nil, fmt.Errorf("the container's document: mounts: source: %w", err)
-		}
+	if err := checkSources(doc.spec.Mounts); err != nil { // before a VM is started for them
+		return nil, err
 	}
+	volumes := strata.BindVolumes(doc.spec)
 	plan, err := rootfs.New(r.Rootfs, r.Bundle, doc.root)
 	if err != nil {
 		return nil, err
+	}
+	if plan.Disks == nil && len(plan.Mounts) == 0 {
+		if err := checkFolder(plan.Folder); err != nil {
+			return nil, fmt.Errorf("root file system: %w", err)
+		}
 	}
 	c := &container{id: r.ID, bundle: r.Bundle, doc: doc, send: s.Events.Send, log: s.Logger, execs: map[string]*process{},
 		changing: make(chan struct{}, 1)}

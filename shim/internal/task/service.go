@@ -114,8 +114,9 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	switch {
 	case r.Checkpoint != "" || r.ParentCheckpoint != "":
 		return nil, fmt.Errorf("a task from a checkpoint: %w", errdefs.ErrNotImplemented)
-	case r.GetOptions().GetTypeUrl() != "":
-		return nil, fmt.Errorf("runtime options of type %s are not supported, there are none: %w", r.Options.TypeUrl,
+	case r.GetOptions().GetTypeUrl() != "" || len(r.GetOptions().GetValue()) > 0:
+		return nil, fmt.Errorf("runtime options of type %q are not supported, there are none: remove the runtime's options from "+
+			"containerd's configuration, and --runtime-config-path from ctr's command line: %w", r.Options.TypeUrl,
 			errdefs.ErrNotImplemented)
 	case !filepath.IsAbs(r.Bundle):
 		return nil, fmt.Errorf("bundle %q: give an absolute path: %w", r.Bundle, errdefs.ErrInvalidArgument)

@@ -235,7 +235,7 @@ func TestCreateRefused(t *testing.T) {
 		},
 		"io.stratavm.cpus":   func(_ *request, s *specs.Spec) { s.Annotations = map[string]string{cpusAnnotation: "0"} },
 		"process.user.umask": func(_ *request, s *specs.Spec) { s.Process.User.Umask = &mask },
-		"mounts: source": func(_ *request, s *specs.Spec) {
+		"mounts[0]: /x: source": func(_ *request, s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "/none/such", Options: []string{"bind"}}}
 		},
 		"linux.devices[1]": func(_ *request, s *specs.Spec) { // 8:0 is a disk of the VM there

@@ -73,6 +73,10 @@ func readDocument(bundle string) (document, error) {
 	if member {
 		d.sandbox = sandbox
 	}
+	if err := errors.Join(checkAnnotations(d.spec.Annotations), checkNamespaces(d.spec.Linux),
+		checkPropagation(d.spec.Mounts)); err != nil {
+		return d, err
+	}
 	if l := d.spec.Linux; l != nil {
 		if member { // any path is meant for the pod's
 			for i := range l.Namespaces {
@@ -84,10 +88,6 @@ func readDocument(bundle string) (document, error) {
 		// The host's name for the container's control group. In the guest it has one of its own.
 		l.CgroupsPath = ""
 		i := slices.IndexFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
-		if i < 0 {
-			return d, fmt.Errorf("the container's document: linux.namespaces: without a network namespace the container would "+
-				"have the host's network, which a VM has not: %w", errdefs.ErrNotImplemented)
-		}
 		d.namespace = cmp.Or(l.Namespaces[i].Path, vmm.NewNamespace)
 		l.Namespaces[i].Path = "" // in the guest the container has one of its own
 	}
@@ -119,7 +119,8 @@ func checkDevices(l *specs.Linux) error {
 			continue
 		}
 		return fmt.Errorf("the container's document: linux.devices[%d]: %s (%s %d:%d) is a device of the host, which a VM "+
-			"has not: %w", i, strconv.Quote(d.Path), d.Type, d.Major, d.Minor, errdefs.ErrNotImplemented)
+			"has not (for privileged pods: privileged_without_host_devices = true in containerd's configuration): %w", i,
+			strconv.Quote(d.Path), d.Type, d.Major, d.Minor, errdefs.ErrNotImplemented)
 	}
 	return nil
 }
