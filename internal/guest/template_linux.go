@@ -26,6 +26,16 @@ type template struct {
 	held chan struct{} // closed when it is renewed; nil: not held
 }
 
+// observed has the hooks of the configuration called.
+func (t *template) observed(c Config) {
+	if settle := t.settle; c.Hold != nil {
+		t.settle = func() { settle(); c.Hold() }
+	}
+	if really := t.renew; c.Renew != nil {
+		t.renew = func(r hcsschema.TemplateRenewal) error { return c.Renew(func() error { return really(r) }) }
+	}
+}
+
 // await waits for as long as the VM is held.
 func (t *template) await(ctx context.Context) error {
 	t.mu.Lock()

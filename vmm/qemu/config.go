@@ -258,6 +258,9 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 			"virtio-scsi-pci,id=scsi%d,addr=3.%d,multifunction=on,num_queues=1,disable-legacy=on", i, i))
 	}
 	args = append(args, "-device", "pci-bridge,id="+shareBus+",addr=5,chassis_nr=1,shpc=on")
+	if c.memory != nil { // another number in each machine: a kernel that knows it draws new random numbers at once
+		args = append(args, "-device", "vmgenid,guid=auto")
+	}
 	if c.memory != nil && c.memory.state != nil {
 		args = append(args, "-incoming", "defer")
 	}

@@ -50,8 +50,11 @@ type templated struct {
 	broken         bool     // QEMU lacks a device that the template has
 }
 
-func newTemplated(t testing.TB) *templated {
-	img := image(t)
+func newTemplated(t testing.TB) *templated { return newTemplatedOf(t, image(t)) }
+
+// newTemplatedOf is newTemplated for what is booted.
+func newTemplatedOf(t testing.TB, img vmm.BootImage) *templated {
+	t.Helper()
 	if img.ID == "" {
 		t.Fatal("the content of what is booted has no name")
 	}
@@ -154,6 +157,10 @@ func TestTemplate(t *testing.T) {
 		if a[k] == "" || a[k] == b[k] {
 			t.Errorf("%s of two machines: %q and %q", k, a[k], b[k])
 		}
+	}
+	if out, code := run(t, first, "/run/tools/busybox", "sh", "-c", `alias b=/run/tools/busybox
+until b dmesg | b grep "virtual machine fork"; do b sleep 0.1; done`); code != 0 {
+		t.Errorf("the guest's kernel is not told that it is another machine: %d, %s", code, out)
 	}
 	secs, err := strconv.ParseInt(a["time"], 10, 64)
 	if err != nil || time.Until(time.Unix(secs, 0)) < ahead-time.Hour {
