@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/lockfile"
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
@@ -235,7 +236,7 @@ func (r *Run) StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) 
 func (r *Run) End(ctx context.Context) error {
 	ctx, cancel := r.runs.cleanupContext(ctx)
 	defer cancel()
-	if err := r.leaveVM(ctx); err != nil {
+	if err := span.Do(ctx, "strata.run.end", r.leaveVM); err != nil {
 		return errors.Join(err, r.lock.Close())
 	}
 	return lockfile.DropFolder(r.lock)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/bootimage"
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -17,7 +18,15 @@ import (
 // StartVM starts a VM and gives it when its guest is ready. It runs until it is shut down or killed,
 // whatever becomes of this process. When StartVM fails or ctx ends, nothing of the VM is left. A VM
 // that runs in the directory already is an error matching ErrRunning.
-func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
+func StartVM(ctx context.Context, o VMOptions) (vm *uvm.UtilityVM, err error) {
+	err = span.Do(ctx, "strata.vm.start", func(ctx context.Context) error {
+		vm, err = startVM(ctx, o)
+		return err
+	})
+	return vm, err
+}
+
+func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	o.Logger = discard(o.Logger)
 	if err := checkDir(o.Dir); err != nil {
 		return nil, err
@@ -122,7 +131,15 @@ func notRunning(ctx context.Context, dir string) error {
 // another process that has it open, until ctx ends. A directory without a VM is an error matching
 // ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone, one that says nothing
 // uvm.ErrNoAnswer.
-func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
+func OpenVM(ctx context.Context, dir string, o OpenOptions) (vm *uvm.UtilityVM, err error) {
+	err = span.Do(ctx, "strata.vm.open", func(ctx context.Context) error {
+		vm, err = openVM(ctx, dir, o)
+		return err
+	})
+	return vm, err
+}
+
+func openVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
 	o.complete()
 	if err := checkDir(dir); err != nil {
 		return nil, err

@@ -10,6 +10,10 @@ import (
 	"net/http"
 	"runtime"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/stratavm/strata/internal/span"
 )
 
 // Limits on what an image may say of itself. All are far above what real images have.
@@ -182,7 +186,9 @@ func (o Options) withDefaults() Options {
 
 // Open finds the image and reads its documents; layers are not read yet. Close the image after use.
 func Open(ctx context.Context, s Source, o Options) (*Image, error) {
+	ctx, sp := span.Start(ctx, "strata.image.open", attribute.String("strata.image", s.String()))
 	img, err := open(ctx, s, o.withDefaults())
+	span.End(sp, err)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", s, err)
 	}

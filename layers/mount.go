@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -23,7 +26,10 @@ const (
 // everything it did is rolled back; what cannot be rolled back is named in the error, stays in the
 // VM's journal under the container's id, and is removed by the next Mount or Recover.
 func Mount(ctx context.Context, r Request) (*Mounted, error) {
+	ctx, s := span.Start(ctx, "strata.mount", attribute.String("strata.container", r.ID),
+		attribute.Int("strata.layers", len(r.Layers)))
 	m, err := mount(ctx, &r)
+	span.End(s, err)
 	if err != nil {
 		return nil, fmt.Errorf("mount layers of container %q: %w", r.ID, err)
 	}

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -48,7 +51,9 @@ func Open(vm *uvm.UtilityVM, id string) (*Mounted, error) {
 // detached. It attempts everything and joins the errors. It is idempotent, and after a failure it can be
 // called again and continues. When the VM is gone it succeeds.
 func (m *Mounted) Release(ctx context.Context) error {
-	return m.release(ctx, UnmountOperationAll)
+	return span.Do(ctx, "strata.unmount", func(ctx context.Context) error {
+		return m.release(ctx, UnmountOperationAll)
+	}, attribute.String("strata.container", m.ID))
 }
 
 // ReleaseScratch is Release, but keeps the layers: their unmounting is saved where the VM is about to be shut

@@ -14,10 +14,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stratavm/strata/internal/atomicfile"
 	"github.com/stratavm/strata/internal/lockfile"
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/layerdir"
 )
 
@@ -86,7 +88,9 @@ type record struct {
 // in parallel, each by one goroutine of one process. When it fails nothing of what it was making is
 // left; layers that were complete stay until GC, so that the next attempt need not make them again.
 func (s *Store) Import(ctx context.Context, r Request) (Image, error) {
+	ctx, sp := span.Start(ctx, "strata.import", attribute.String("strata.image", r.Name))
 	img, err := s.doImport(ctx, r)
+	span.End(sp, err)
 	if err != nil {
 		return Image{}, fmt.Errorf("import %s: %w", r.Name, err)
 	}
@@ -250,7 +254,9 @@ func (s *Store) putLayer(ctx context.Context, obj object, l Layer, o layerdir.Op
 		if ok, err := s.has(obj); ok || err != nil {
 			return errors.Join(err, lockfile.Drop(lock))
 		}
-		err = s.makeLayer(ctx, obj, l, o, func(n int64) { tell(Reading, n) })
+		err = span.Do(ctx, "strata.import.layer", func(ctx context.Context) error {
+			return s.makeLayer(ctx, obj, l, o, func(n int64) { tell(Reading, n) })
+		}, attribute.String("strata.layer", l.DiffID), attribute.Int64("strata.bytes", l.Size))
 		made.Store(err == nil)
 		return errors.Join(err, lockfile.Drop(lock))
 	})
@@ -285,8 +291,11 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, o layerdir.O
 	if err := os.Rename(outline, filepath.Join(o.Dir, outlineName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return explain(err)
 	}
-	rec, err := newRecord(ctx, l, o, res)
-	if err != nil {
+	var rec record
+	if err := span.Do(ctx, "strata.import.digest", func(ctx context.Context) (err error) {
+		rec, err = newRecord(ctx, l, o, res)
+		return err
+	}); err != nil {
 		return err
 	}
 	b, err := json.MarshalIndent(rec, "", " ")

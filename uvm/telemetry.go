@@ -7,26 +7,22 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/metric"
 	mnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
-	tnoop "go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/vmm"
 )
 
 // telemetry creates one span, one log line and one measurement of every Change.
 type telemetry struct {
 	log      *slog.Logger
-	tracer   trace.Tracer
+	tracer   trace.Tracer // nil: that of the context's span
 	duration metric.Float64Histogram
 }
 
 func newTelemetry(o Options) (*telemetry, error) {
-	if o.Tracer == nil {
-		o.Tracer = tnoop.NewTracerProvider().Tracer("")
-	}
 	if o.Meter == nil {
 		o.Meter = mnoop.NewMeterProvider().Meter("")
 	}
@@ -39,16 +35,19 @@ func newTelemetry(o Options) (*telemetry, error) {
 }
 
 func (t *telemetry) apply(ctx context.Context, m vmm.Machine, c vmm.Change) error {
-	ctx, span := t.tracer.Start(ctx, "strata.change", trace.WithAttributes(
+	tracer := t.tracer
+	if tracer == nil {
+		tracer = trace.SpanFromContext(ctx).TracerProvider().Tracer(span.Scope)
+	}
+	ctx, s := tracer.Start(ctx, "strata.change", trace.WithAttributes(
 		attribute.String("strata.vm", m.ID()), attribute.Stringer("strata.change", c)))
-	defer span.End()
 	start := time.Now()
 	err := m.Apply(ctx, c)
+	span.End(s, err)
 	took := time.Since(start)
 	level, attrs := slog.LevelDebug, []slog.Attr{
 		slog.String("vm", m.ID()), slog.String("change", c.String()), slog.Duration("took", took)}
 	if err != nil {
-		span.SetStatus(codes.Error, err.Error())
 		level, attrs = slog.LevelInfo, append(attrs, slog.Any("error", err))
 	}
 	t.log.LogAttrs(ctx, level, "change", attrs...)

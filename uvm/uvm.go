@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -29,7 +30,7 @@ type Connect func(ctx context.Context) (vmm.Machine, error)
 // Options are the optional parts of Open.
 type Options struct {
 	Logger          *slog.Logger  // nil: silent
-	Tracer          trace.Tracer  // nil: no spans
+	Tracer          trace.Tracer  // nil: that of the span in the context of each call, if any
 	Meter           metric.Meter  // nil: no metrics
 	RollbackTimeout time.Duration // grace for taking back what a failed or cancelled call began; 0: 30 s
 	DiscardJournal  bool          // the machine is new: what the ledger says was in an earlier one
@@ -168,7 +169,7 @@ func (vm *UtilityVM) Close() error {
 // Shutdown powers the VM off (ending it the hard way when ctx ends first) and closes the handle. All
 // that was in it is gone with it.
 func (vm *UtilityVM) Shutdown(ctx context.Context) error {
-	err := vm.machine.Shutdown(ctx)
+	err := span.Do(ctx, "strata.vm.shutdown", vm.machine.Shutdown)
 	if isGone(err) {
 		err = nil
 	}

@@ -99,6 +99,7 @@ func (e *env) root() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "print results as JSON"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done, each change of a VM on a line, and do nothing"},
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "log every step to standard error"},
+			traceFlag(),
 		},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
 			state, err := e.stateDir(cmd)
@@ -129,7 +130,11 @@ func (e *env) root() *cli.Command {
 				}
 				return cli.ShowSubcommandHelp(cmd)
 			}
-		} else if action := c.Action; c.ArgsUsage == "" {
+			return
+		}
+		action := traced(c.Action)
+		c.Action = action
+		if c.ArgsUsage == "" {
 			c.Action = func(ctx context.Context, cmd *cli.Command) error {
 				if cmd.Args().Present() {
 					return usage(cmd, "it takes no arguments")

@@ -156,7 +156,7 @@ var ofContainers = []string{"attach", "cp", "exec", "inspect", "kill", "logs", "
 func withoutGroup(args []string) []string {
 	for i := 1; i < len(args)-1; i++ {
 		switch word, name := args[i], args[i+1]; {
-		case word == "--state-dir" || word == "-state-dir":
+		case slices.Contains([]string{"--state-dir", "-state-dir", "--trace", "-trace"}, word):
 			i++
 		case strings.HasPrefix(word, "-"):
 		case word != "container":

@@ -12,10 +12,12 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/term"
 
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/internal/hostpath"
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/vmm"
 )
@@ -167,7 +169,9 @@ const endPoll = 20 * time.Millisecond
 
 // runProgram runs a program and turns its exit code into ours.
 func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessSpec, stop syscall.Signal) error {
+	ctx, s := span.Start(ctx, "strata.program", attribute.String("strata.program", spec.Args[0]))
 	code, err := e.process(ctx, m, spec, stop)
+	span.End(s, err)
 	if err != nil {
 		return &exitError{startCode(err), fmt.Errorf("run %s: %w", printable(spec.Args[0]), err)}
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/stratavm/strata/internal/span"
 )
 
 func scratchCommands(e *env) []*cli.Command {
@@ -67,7 +69,11 @@ func (e *env) makeScratch(ctx context.Context, cmd *cli.Command, dir string, byt
 	if err != nil {
 		return "", err
 	}
-	return st.Scratch(ctx, dir, bytes)
+	err = span.Do(ctx, "strata.scratch", func(ctx context.Context) (err error) {
+		file, err = st.Scratch(ctx, dir, bytes)
+		return err
+	})
+	return file, err
 }
 
 // parseSize reads "512M", "20G", "1048576": bytes with a binary suffix.

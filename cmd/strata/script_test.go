@@ -2,9 +2,11 @@ package main
 
 import (
 	"archive/tar"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,6 +57,7 @@ func fileExists(path string) bool {
 // commands are what scripts can do besides running strata.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"mktar": mktar,
+	"spans": spans,
 	"shorten": func(ts *testscript.TestScript, _ bool, args []string) { // shorten GLOB: files to a page
 		files, err := filepath.Glob(ts.MkAbs(args[0]))
 		ts.Check(err)
@@ -91,6 +94,45 @@ func mktar(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(w.Close())
 	ts.Check(f.Close())
+}
+
+// spans reads a trace: spans FILE NAME..., where A/B is a span B in the time of a span A. Of each at least one must be
+// there, and no span may have a name that is given with a "-" before it. Those of a lane must nest.
+func spans(ts *testscript.TestScript, neg bool, args []string) {
+	type event struct {
+		Name   string  `json:"name"`
+		Phase  string  `json:"ph"`
+		Micros float64 `json:"ts"`
+		Took   float64 `json:"dur"`
+		Thread int     `json:"tid"`
+	}
+	var doc struct {
+		Events []event `json:"traceEvents"`
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &doc))
+	in := func(a, b event) bool { return a.Micros <= b.Micros && b.Micros+b.Took <= a.Micros+a.Took }
+	for i, a := range doc.Events {
+		for _, b := range doc.Events[i+1:] {
+			if a.Phase == "X" && b.Phase == "X" && a.Thread == b.Thread && !in(a, b) && !in(b, a) &&
+				a.Micros < b.Micros+b.Took && b.Micros < a.Micros+a.Took {
+				ts.Fatalf("%s: %s and %s overlap", args[0], a.Name, b.Name)
+			}
+		}
+	}
+	there := func(want string) bool {
+		outer, inner, nested := strings.Cut(want, "/")
+		return slices.ContainsFunc(doc.Events, func(a event) bool {
+			return a.Name == outer && (!nested || slices.ContainsFunc(doc.Events, func(b event) bool {
+				return b.Name == inner && in(a, b)
+			}))
+		})
+	}
+	for _, want := range args[1:] {
+		name, absent := strings.CutPrefix(want, "-")
+		if there(name) == absent {
+			ts.Fatalf("%s: span %s is there: %t", args[0], name, !absent)
+		}
+	}
 }
 
 func TestScripts(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/atomicfile"
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -51,7 +52,15 @@ const keep = 14 * 24 * time.Hour
 
 // Build creates the image, or finds it in the cache. The files stay valid until nobody asked for them
 // for two weeks; a VM needs them only while it starts.
-func Build(ctx context.Context, o Options) (vmm.BootImage, error) {
+func Build(ctx context.Context, o Options) (img vmm.BootImage, err error) {
+	err = span.Do(ctx, "strata.boot.image", func(ctx context.Context) error {
+		img, err = build(ctx, o)
+		return err
+	})
+	return img, err
+}
+
+func build(ctx context.Context, o Options) (vmm.BootImage, error) {
 	if err := o.defaults(); err != nil {
 		return vmm.BootImage{}, err
 	}

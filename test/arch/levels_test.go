@@ -28,6 +28,7 @@ var levels = []struct {
 		"internal/userns", "internal/bootid", "internal/treecopy", "internal/volume", "internal/ocispec", "hcsschema",
 		"internal/format/cpio", "internal/format/gpt", "internal/format/vhd", "internal/format/verity",
 		"internal/format/layertree", "internal/format/ext4", "internal/format/erofs", "layerdir", "internal/nsthread",
+		"internal/span", "internal/tracefile",
 	}},
 	{"the driver interface", []string{"vmm"}},
 	{"what drivers share", []string{"internal/hcsapi", "internal/gcs", "internal/applyengine", "internal/slirp",

@@ -9,8 +9,11 @@ import (
 	"path/filepath"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/internal/regfile"
+	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -63,7 +66,15 @@ func start(ctx context.Context, c Config, accel string) (*Machine, error) {
 }
 
 // boot starts a QEMU, whose guest boots, or, with the state of a template in c.memory, is loaded.
-func boot(ctx context.Context, c Config, accel string) (_ *Machine, err error) {
+func boot(ctx context.Context, c Config, accel string) (m *Machine, err error) {
+	err = span.Do(ctx, "strata.boot", func(ctx context.Context) error {
+		m, err = bootOnce(ctx, c, accel)
+		return err
+	}, attribute.String("strata.accel", accel), attribute.Bool("strata.template", c.memory != nil && c.memory.state != nil))
+	return m, err
+}
+
+func bootOnce(ctx context.Context, c Config, accel string) (_ *Machine, err error) {
 	desc := description{ID: c.ID, Program: c.Program, Kernel: c.Kernel, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs,
 		NoShares: c.NoShares, Accel: accel, ExecPorts: c.ExecPorts, Transport: TransportSerial, Started: time.Now().UTC()}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
@@ -116,18 +127,24 @@ func boot(ctx context.Context, c Config, accel string) (_ *Machine, err error) {
 	if err := desc.write(c.Dir); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	proc, err := launch(c, accel, desc.UID, dev)
-	if err != nil {
+	var proc *process
+	if err := span.Do(ctx, "strata.boot.launch", func(context.Context) (err error) {
+		proc, err = launch(c, accel, desc.UID, dev)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	locked = nil // it belongs to the machine
-	m, err := connect(ctx, c.Dir, desc, proc, lock, c)
-	if err != nil {
+	var m *Machine
+	if err := span.Do(ctx, "strata.boot.qemu", func(ctx context.Context) (err error) {
+		m, err = connect(ctx, c.Dir, desc, proc, lock, c)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	booting, cancel := readyWithin(ctx, c.BootTime)
 	defer cancel()
-	if err := m.Ready(booting); err != nil {
+	if err := span.Do(booting, "strata.boot.guest", m.Ready); err != nil {
 		err = fmt.Errorf("machine %s: the guest did not get ready: %w%s", c.ID, err, m.lastWords(ctx))
 		if c.memory != nil && c.memory.state != nil {
 			err = fmt.Errorf("%w: %w", errNotLoaded, err)

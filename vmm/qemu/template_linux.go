@@ -16,6 +16,7 @@ import (
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/lockfile"
+	"github.com/stratavm/strata/internal/span"
 )
 
 const (
@@ -70,7 +71,10 @@ func startTemplated(ctx context.Context, c Config, accel string) (*Machine, erro
 	t := templateStore{dir: dir, key: key, memory: int64(c.MemoryMiB) << 20}
 	whole, err := t.find()
 	if errors.Is(err, os.ErrNotExist) {
-		whole, err = t.make(ctx, c, accel)
+		err = span.Do(ctx, "strata.template.make", func(ctx context.Context) (err error) {
+			whole, err = t.make(ctx, c, accel)
+			return err
+		})
 	}
 	if err != nil {
 		return nil, err
