@@ -130,7 +130,7 @@ func (e *env) stopOne(ctx context.Context, cmd *cli.Command, cs *strata.Containe
 		err = nil
 	}
 	if err != nil {
-		return e.goneMeanwhile(cs, r, err)
+		return e.goneMeanwhile(ctx, cs, r, err)
 	}
 	limited, cancel := ctx, context.CancelFunc(func() {})
 	if seconds >= 0 {
@@ -157,12 +157,20 @@ func (e *env) killAndWait(ctx context.Context, cs *strata.Containers, r strata.C
 	if err == nil || errors.Is(err, strata.ErrContainerStopped) {
 		_, err = e.waitFor(limited, cs, r)
 	}
-	return e.goneMeanwhile(cs, r, err)
+	return e.goneMeanwhile(ctx, cs, r, err)
 }
 
+// noteTime is what the end of a container may take to be noted.
+const noteTime = time.Second
+
 // goneMeanwhile makes no error of a container that has ended while something was asked of it.
-func (e *env) goneMeanwhile(cs *strata.Containers, r strata.ContainerRecord, err error) error {
+func (e *env) goneMeanwhile(ctx context.Context, cs *strata.Containers, r strata.ContainerRecord, err error) error {
 	if err == nil || !mayRun(cs, r) {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, noteTime)
+	defer cancel()
+	if _, werr := e.waitFor(limited, cs, r); werr == nil {
 		return nil
 	}
 	return fmt.Errorf("container %s: %w", r.Name, err)

@@ -247,8 +247,38 @@ func (s *Spawner) expect() (release func()) {
 			return
 		}
 		s.strays = nil
+		if s.orphans {
+			s.orphans = false
+			s.endOrphans()
+		}
 		if !s.init && !s.subreaper {
 			_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+		}
+	}
+}
+
+// mayLeave says that a start has failed whose process may run all the same, with a number that nobody knows.
+func (s *Spawner) mayLeave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.orphans = true
+}
+
+// endOrphans kills and collects the children in containers that nobody awaits, while none are expected: a container has
+// not ended before they are collected. s.mu is held.
+func (s *Spawner) endOrphans() {
+	own := namespaceDepth(os.Getpid())
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, proc := range procs {
+		pid, _ := strconv.Atoi(filepath.Base(proc))
+		st, ok := readStat(pid)
+		if !ok || st.parent != os.Getpid() || s.pids[pid] != nil || namespaceDepth(pid) <= own {
+			continue
+		}
+		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
+		s.pids[pid] = func(syscall.WaitStatus, bool) {}
+		if !s.init {
+			go s.await(pid)
 		}
 	}
 }
