@@ -34,13 +34,13 @@ type Container struct {
 // serves beside a process that has the VM open, for running programs or listing. What that process is about
 // to do may be missing. An id that is not there is an error matching uvm.ErrUnknownClaim.
 func Lookup(dir, id string) (Container, error) {
-	all, err := List(dir)
+	status, err := uvm.ReadStatus(dir)
 	if err != nil {
 		return Container{}, err
 	}
-	for _, c := range all {
+	for _, c := range status.Claims {
 		if c.ID == id {
-			return c, nil
+			return container(c)
 		}
 	}
 	return Container{}, fmt.Errorf("container %q: %w", id, uvm.ErrUnknownClaim)
@@ -54,10 +54,17 @@ func List(dir string) ([]Container, error) {
 	}
 	out := make([]Container, len(status.Claims))
 	for i, c := range status.Claims {
-		out[i] = Container{ID: c.ID, Phase: c.Phase}
-		if err := json.Unmarshal(c.Meta, &out[i].Meta); err != nil {
-			return nil, fmt.Errorf("container %q: %w", c.ID, err)
+		if out[i], err = container(c); err != nil {
+			return nil, err
 		}
+	}
+	return out, nil
+}
+
+func container(c uvm.ClaimStatus) (Container, error) {
+	out := Container{ID: c.ID, Phase: c.Phase}
+	if err := json.Unmarshal(c.Meta, &out.Meta); err != nil {
+		return Container{}, fmt.Errorf("container %q: %w", c.ID, err)
 	}
 	return out, nil
 }

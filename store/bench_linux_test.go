@@ -59,6 +59,10 @@ var contenders = []struct {
 		return append([]string{"sh", "-c", `printf '%s\0' "$@" | xargs -0 -n 1 -P ` + fmt.Sprint(procs) + ` sh -c '` +
 			img.how + ` -d -c < "$0" > /dev/null'`, "sh"}, img.blobs...)
 	}},
+	{name: "sha256sum", command: func(img packedImage, _ string, procs int) []string {
+		return append([]string{"sh", "-c", `printf '%s\0' "$@" | xargs -0 -n 1 -P ` + fmt.Sprint(procs) + ` sha256sum`, "sh"},
+			img.tars...)
+	}},
 	{name: "tar", command: func(img packedImage, out string, _ int) []string {
 		return append([]string{"sh", "-e", "-c", `out=$1; shift; for f; do ` + img.how +
 			` -d -c < "$f" | tar -x -p -C "$out"; done; sync -f "$out"`, "sh", out}, img.blobs...)
@@ -75,8 +79,8 @@ var contenders = []struct {
 }
 
 // BenchmarkImportImage imports images and has other programs work on the same, each as a process of its
-// own: decompression alone; tar and umoci, which unpack; tar2ext4, which converts tars that are
-// decompressed already, one after the other; mkfs.erofs, which starts from a tree that is unpacked.
+// own: decompression alone; sha256sum, of tars that are decompressed already; tar and umoci, which unpack;
+// tar2ext4, which converts such tars one after the other; mkfs.erofs, which starts from a tree that is unpacked.
 // Only the import and tar wait for the disk. Of several rounds the fastest counts. A ratio is to the
 // import in the same case, or, with the name of another case, to the same program there.
 func BenchmarkImportImage(b *testing.B) {

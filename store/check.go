@@ -154,19 +154,26 @@ func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
 	if size != rec.Bytes {
 		return 0, fmt.Errorf("%w: %s has %d bytes and had %d", ErrDamaged, f.File.FileName(), size, rec.Bytes)
 	}
-	sum, err := hashLayer(ctx, f, path)
+	same := false
+	if f.File == layerdir.Tree {
+		var sum string
+		sum, err = hashTree(ctx, path)
+		same = sum == rec.Hash
+	} else {
+		same, err = checkFile(ctx, path, rec.Hash)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if sum != rec.Hash {
+	if !same {
 		return size, fmt.Errorf("%w: the content of %s has changed", ErrDamaged, f.File.FileName())
 	}
 	if rec.Outline != "" {
-		sum, err := hashFile(ctx, filepath.Join(dir, outlineName))
+		same, err := checkFile(ctx, filepath.Join(dir, outlineName), rec.Outline)
 		if err != nil {
 			return size, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		if sum != rec.Outline {
+		if !same {
 			return size, fmt.Errorf("%w: the content of its %s has changed", ErrDamaged, outlineName)
 		}
 	}

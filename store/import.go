@@ -78,7 +78,7 @@ type record struct {
 	DiffID   string    `json:"diffID"`
 	Format   string    `json:"format"`
 	Bytes    int64     `json:"bytes"`
-	Hash     string    `json:"hash"`              // see hashFile and hashTree
+	Hash     string    `json:"hash"`              // see sumFile and hashTree
 	Verity   string    `json:"verity,omitempty"`  // the same of the record of the hash tree
 	Outline  string    `json:"outline,omitempty"` // the same of the outline
 	Imported time.Time `json:"imported"`
@@ -345,7 +345,7 @@ func newRecord(ctx context.Context, l Layer, o layerdir.Options, res layerdir.Re
 	if rec.Hash, err = hashLayer(ctx, f, res.Path); err != nil {
 		return rec, err
 	}
-	rec.Outline, err = hashFile(ctx, filepath.Join(o.Dir, outlineName))
+	rec.Outline, err = sumFile(ctx, filepath.Join(o.Dir, outlineName))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return rec, err
 	}

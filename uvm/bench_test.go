@@ -54,3 +54,47 @@ func BenchmarkAttach(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkContainers is what opening a VM with n containers takes, of each container, and listing them without opening
+// it: neither should depend on n. Each holds a layer that all share and a claim of its own.
+func BenchmarkContainers(b *testing.B) {
+	for _, n := range []int{100, 1_000, 10_000} {
+		dir := b.TempDir()
+		f := vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())
+		vm := openFake(b, f, dir)
+		for i := range n {
+			c := mustClaim(b, vm, fmt.Sprint("c", i))
+			mustAttach(b, vm, c, disk("/l/1"))
+			if err := c.Commit(nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := vm.Close(); err != nil {
+			b.Fatal(err)
+		}
+		each := func(name string, do func(b *testing.B)) {
+			b.Run(fmt.Sprintf("%s/containers=%d", name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					do(b)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/container")
+			})
+		}
+		each("open", func(b *testing.B) {
+			vm := openFake(b, f, dir)
+			if len(vm.Claims()) != n {
+				b.Fatalf("%d containers", len(vm.Claims()))
+			}
+			if err := vm.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
+		each("list", func(b *testing.B) {
+			s, err := ReadStatus(dir)
+			if err != nil || len(s.Claims) != n {
+				b.Fatalf("%d containers, %v", len(s.Claims), err)
+			}
+		})
+	}
+}
