@@ -18,6 +18,9 @@ const EtcAnnotation = "org.stratavm.etc"
 // lose their parents and passes signals on to the document's.
 const InitAnnotation = "org.stratavm.init"
 
+// InitPath is where that program, catatonit, is in the container: in its /dev, of which nothing is on a disk.
+const InitPath = "/dev/.strata-init"
+
 // Etc says what is in the files /etc/hosts and /etc/resolv.conf that a container is given, besides what is in them
 // anyway. It is given /etc/hostname with its own name, too.
 type Etc struct {

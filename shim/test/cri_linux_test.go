@@ -18,8 +18,12 @@ import (
 // kube is containerd as a kubelet has it, by crictl.
 type kube struct {
 	*daemon
-	dir string // of documents
+	dir     string // of documents
+	handler string // the runtime: strata has the sandboxer podsandbox, strata-shim the shim
 }
+
+// handlers are the runtimes that a kubelet may have.
+var handlers = []string{"strata", "strata-shim"}
 
 // crictl calls crictl, which has to end with a code.
 func (k kube) crictl(t *testing.T, code int, args ...string) string {
@@ -66,9 +70,9 @@ func (k kube) start(t *testing.T, sandbox, pod, name, script string, more object
 }
 
 // needKube returns the containerd that all tests share, with a network for pods and the images.
-func needKube(t *testing.T) kube {
+func needKube(t *testing.T, handler string) kube {
 	t.Helper()
-	k := kube{need(t), t.TempDir()}
+	k := kube{need(t), t.TempDir(), handler}
 	conf := k.daemon.dir + "/cni"
 	if err := os.MkdirAll(conf, 0o700); err != nil {
 		t.Fatal(err)
@@ -95,7 +99,7 @@ func (k kube) runp(t *testing.T) (id, document string) {
 	document = k.document(t, "pod", object{"metadata": object{"name": "p", "namespace": "default", "uid": "u", "attempt": 1},
 		"hostname": "inpod", "log_directory": k.dir, "dns_config": object{"servers": []string{"192.0.2.53"}},
 		"linux": object{"sysctls": object{"net.ipv4.ip_unprivileged_port_start": "79"}}})
-	return k.crictl(t, 0, "runp", "--runtime", "strata", document), document
+	return k.crictl(t, 0, "runp", "--runtime", k.handler, document), document
 }
 
 // remove stops and removes a pod, of which nothing is left then.
@@ -113,7 +117,12 @@ func (k kube) addresses() string { return k.daemon.dir + "/cni-data" }
 
 // TestPod leads a pod through its life by CRI: its containers are in one VM and have its network and what it shares.
 func TestPod(t *testing.T) {
-	k := needKube(t)
+	for _, handler := range handlers {
+		t.Run(handler, func(t *testing.T) { testPod(t, needKube(t, handler)) })
+	}
+}
+
+func testPod(t *testing.T, k kube) {
 	d := k.daemon
 	sandbox, pod := k.runp(t)
 	shared := object{"mounts": []object{{"container_path": "/shared", "host_path": k.dir}}}
@@ -147,7 +156,9 @@ func TestPod(t *testing.T) {
 	namespaces := func(id string) string {
 		return exec(id, "sh", "-c", "cd /proc/self/ns; for n in ipc uts net; do ls -l $n; done | tr -s ' ' | grep -o '[a-z]*:.*'")
 	}
-	if out := exec(first, "cat", "/proc/1/cmdline"); !strings.Contains(out, "1000000") {
+	// The pause image's sleeps, and where there is none it is what holds the namespaces.
+	holder := map[string]string{"strata": "1000000", "strata-shim": "strata-init"}[k.handler]
+	if out := exec(first, "cat", "/proc/1/cmdline"); !strings.Contains(out, holder) {
 		t.Errorf("the first process of the pod is %q", out)
 	}
 	if a, b := namespaces(first), namespaces(second); a != b || strings.Count(a, "\n") != 2 {
@@ -186,6 +197,10 @@ func TestPod(t *testing.T) {
 		}
 		return nil
 	})
+	d.restart(t)
+	if out := k.crictl(t, 0, "inspectp", sandbox); !strings.Contains(out, "SANDBOX_READY") {
+		t.Errorf("a containerd that was killed finds the pod so: %s", out)
+	}
 	k.crictl(t, 0, "stop", second)
 	k.crictl(t, 0, "rm", second)
 	if out := exec(first, "cat", "/www/file"); out != "of the first" {
@@ -197,7 +212,12 @@ func TestPod(t *testing.T) {
 // TestPodKilled: where the VM of a pod dies, or its shim, its containers have ended, and the pod is removed as any other.
 // Of a shim that was killed containerd's CRI says 255, whatever it was told.
 func TestPodKilled(t *testing.T) {
-	k := needKube(t)
+	for _, handler := range handlers {
+		t.Run(handler, func(t *testing.T) { testPodKilled(t, needKube(t, handler)) })
+	}
+}
+
+func testPodKilled(t *testing.T, k kube) {
 	for _, tt := range []struct {
 		name, code string
 		victim     func() []int

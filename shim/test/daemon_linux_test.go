@@ -132,6 +132,10 @@ conf_dir = "%[1]s/cni"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata]
 runtime_type = "io.containerd.strata.v1"
 privileged_without_host_devices = true
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata-shim]
+runtime_type = "io.containerd.strata.v1"
+sandboxer = "shim"
+disable_pause_image_pull = true
 `, dir, pauseImage)
 	if out, err := exec.Command("mkfs.ext4", "-q", dir+"/blank", "64M").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("mkfs.ext4: %w\n%s", err, out)
@@ -274,7 +278,8 @@ func (d *daemon) left(t *testing.T) (left []string) {
 			left = append(left, "mount "+strings.TrimSpace(line))
 		}
 	}
-	for _, pattern := range []string{d.vms() + "/*", d.dir + "/state/io.containerd.runtime.v2.task/*/*"} {
+	for _, pattern := range []string{d.vms() + "/*", d.dir + "/state/io.containerd.runtime.v2.task/*/*",
+		d.dir + "/state/io.containerd.sandbox.controller.v1.shim/*/*"} {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)

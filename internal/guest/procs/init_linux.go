@@ -31,8 +31,8 @@ func (t *Table) addInit(root rootDir, spec *specs.Spec, cmd command) error {
 	if err := root.checkProgram(cmd, spec.Mounts); err != nil {
 		return err
 	}
-	spec.Process.Args = append([]string{initPath, "--"}, spec.Process.Args...)
-	return addProgram(spec, initPath, t.init)
+	spec.Process.Args = append([]string{ocispec.InitPath, "--"}, spec.Process.Args...)
+	return addProgram(spec, ocispec.InitPath, t.init)
 }
 
 // checkProgram looks for a program in a root. What lies below one of mounts cannot be seen yet.

@@ -17,12 +17,8 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// Where containers have the program that pauses, and the one that begins those that ask for it: in their /dev, of
-// which nothing is on a disk.
-const (
-	pausePath = "/dev/.strata-pause"
-	initPath  = "/dev/.strata-init"
-)
+// pausePath is where containers have the program that pauses: beside ocispec.InitPath.
+const pausePath = "/dev/.strata-pause"
 
 // beginPause begins an instance whose first process does nothing but collect those that lose their parents.
 func (i *instance) beginPause() error {

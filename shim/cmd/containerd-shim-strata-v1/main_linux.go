@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"time"
@@ -13,10 +14,12 @@ import (
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
+	"github.com/containerd/ttrpc"
 
 	"github.com/stratavm/strata/shim/internal/events"
 	"github.com/stratavm/strata/shim/internal/manager"
 	"github.com/stratavm/strata/shim/internal/pod"
+	"github.com/stratavm/strata/shim/internal/sandbox"
 	"github.com/stratavm/strata/shim/internal/task"
 )
 
@@ -65,5 +68,16 @@ func newService(ic *plugin.InitContext) (any, error) {
 		}
 		return queue.Close(ctx)
 	})
-	return s, nil
+	return services{s, sandbox.New(s, sd.Shutdown)}, nil
+}
+
+// services are the APIs that a shim serves.
+type services struct {
+	tasks   *task.Service
+	sandbox *sandbox.Service
+}
+
+// RegisterTTRPC makes the services known to a server.
+func (s services) RegisterTTRPC(server *ttrpc.Server) error {
+	return errors.Join(s.tasks.RegisterTTRPC(server), s.sandbox.RegisterTTRPC(server))
 }

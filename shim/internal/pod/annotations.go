@@ -23,6 +23,15 @@ func Sandbox(annotations map[string]string) (id string, member bool) {
 	return annotations[sandboxAnnotation], annotations[typeAnnotation] == "container"
 }
 
+// Annotate puts into annotations what says that a container is the first one of a pod, and what all of them may have
+// together, as CRI does: see Size.
+func Annotate(annotations map[string]string, id string, memory, quota, period int64) {
+	annotations[sandboxAnnotation], annotations[typeAnnotation] = id, "sandbox"
+	for name, n := range map[string]int64{memoryAnnotation: memory, quotaAnnotation: quota, periodAnnotation: period} {
+		annotations[name] = strconv.FormatInt(n, 10)
+	}
+}
+
 // Size returns what the containers of a pod may have together: memory in bytes, and processors. 0: nothing is said.
 func Size(annotations map[string]string) (memory int64, cpus float64, err error) {
 	var numbers [3]int64

@@ -34,6 +34,24 @@ func (p Plan) Mount(ctx context.Context) error {
 	return nil
 }
 
+// maxFiles bounds the files of Memory: the kernel's memory for them is not in its size.
+const maxFiles = 16 << 10
+
+// Memory makes the root of a bundle a file system in memory of at most mib MiB, and returns its folder. Unmount takes
+// it away.
+func Memory(bundle string, mib int) (folder string, err error) {
+	folder = filepath.Join(bundle, folderName)
+	if err := os.Mkdir(folder, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("root file system: %w", err)
+	}
+	err = unix.Mount("strata", folder, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
+		fmt.Sprintf("mode=755,size=%dm,nr_inodes=%d", mib, maxFiles))
+	if err != nil {
+		return "", fmt.Errorf("root file system in memory: %w", &os.PathError{Op: "mount", Path: folder, Err: err})
+	}
+	return folder, nil
+}
+
 // Unmount takes away what Mount of a plan of the bundle has made, by whichever process. It is idempotent.
 func Unmount(bundle string) error {
 	if err := unmount(filepath.Join(bundle, folderName)); err != nil {

@@ -47,6 +47,7 @@ type container struct {
 	mounted    *layers.Mounted
 	init       *process
 	send       func(event any)
+	holds      bool // see Hold
 	log        *slog.Logger
 
 	changing chan struct{} // takes one element while the container is paused, resumed or updated
@@ -72,8 +73,8 @@ func unmounting(ctx context.Context) time.Duration {
 	return unmountTime
 }
 
-// create makes a container: its VM is started and its root mounted. When it fails nothing is left.
-func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *container, err error) {
+// make makes a container: its VM is started and its root mounted. When it fails nothing is left.
+func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest, holds bool) (_ *container, err error) {
 	doc, err := readDocument(r.Bundle)
 	if err != nil {
 		return nil, err
@@ -91,8 +92,11 @@ func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *co
 			return nil, fmt.Errorf("root file system: %w", err)
 		}
 	}
-	c := &container{id: r.ID, bundle: r.Bundle, doc: doc, send: s.Events.Send, log: s.Logger, execs: map[string]*process{},
-		changing: make(chan struct{}, 1)}
+	c := &container{id: r.ID, bundle: r.Bundle, doc: doc, send: s.Events.Send, holds: holds, log: s.Logger,
+		execs: map[string]*process{}, changing: make(chan struct{}, 1)}
+	if holds {
+		c.send = func(any) {}
+	}
 	names := stdio.Names{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal,
 		Namespace: s.Namespace, ID: r.ID}
 	spec := describe(doc.spec.Process)
@@ -124,8 +128,11 @@ func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *co
 	if err != nil {
 		return nil, err
 	}
+	if holds {
+		c.machine.files = c.mounted.Root
+	}
 	c.init.spec.Root = c.mounted.Root
-	c.init.spec.Spec = strata.PlaceVolumes(doc.spec, volumes, c.mounted.VolumePaths)
+	c.init.spec.Spec = c.addPodFiles(strata.PlaceVolumes(doc.spec, volumes, c.mounted.VolumePaths))
 	if ctx.Err() != nil { // nobody would know of it
 		return nil, context.Cause(ctx)
 	}

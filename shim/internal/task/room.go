@@ -16,6 +16,7 @@ import (
 type room struct {
 	Machine
 	memoryMiB int
+	files     string // the guest's path of what all containers of a pod have, see Hold; empty: containerd gives it to each
 
 	leaving sync.Mutex // one after the other
 

@@ -102,7 +102,11 @@ func (s *Service) process(id, execID string) (*container, *process, error) {
 
 // Create starts the VM and mounts the root in it.
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	out, err := s.create(ctx, r)
+	c, err := s.create(ctx, r, false)
+	out := &taskapi.CreateTaskResponse{}
+	if err == nil {
+		out.Pid = uint32(c.machine.PID())
+	}
 	if errdefs.IsNotImplemented(err) || errors.Is(err, errors.ErrUnsupported) {
 		// By that class containerd would take it that the shim speaks an older protocol only.
 		err = errgrpc.ToGRPCf(errdefs.ErrInvalidArgument, "%v", err)
@@ -110,16 +114,16 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	return answer(out, err)
 }
 
-func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+// create makes a container. One that holds a pod is none of containerd's, which is not told of it.
+func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, holds bool) (*container, error) {
 	switch {
 	case r.Checkpoint != "" || r.ParentCheckpoint != "":
 		return nil, fmt.Errorf("a task from a checkpoint: %w", errdefs.ErrNotImplemented)
-	case r.GetOptions().GetTypeUrl() != "" || len(r.GetOptions().GetValue()) > 0:
-		return nil, fmt.Errorf("runtime options of type %q are not supported, there are none: remove the runtime's options from "+
-			"containerd's configuration, and --runtime-config-path from ctr's command line: %w", r.Options.TypeUrl,
-			errdefs.ErrNotImplemented)
 	case !filepath.IsAbs(r.Bundle):
 		return nil, fmt.Errorf("bundle %q: give an absolute path: %w", r.Bundle, errdefs.ErrInvalidArgument)
+	}
+	if err := checkOptions(r.GetOptions()); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	if _, there := s.containers[r.ID]; there {
@@ -128,7 +132,7 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	}
 	s.containers[r.ID], s.down = nil, false
 	s.mu.Unlock()
-	c, err := s.make(ctx, r)
+	c, err := s.make(ctx, r, holds)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -138,10 +142,9 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		return nil, err
 	}
 	s.containers[r.ID] = c
-	pid := uint32(c.machine.PID())
-	s.Events.Send(&eventsapi.TaskCreate{ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: pid,
+	c.send(&eventsapi.TaskCreate{ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: uint32(c.machine.PID()),
 		IO: &eventsapi.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}})
-	return &taskapi.CreateTaskResponse{Pid: pid}, nil
+	return c, nil
 }
 
 // Start starts the first process of a container, or one beside it.
@@ -204,7 +207,7 @@ func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, c.id)
-	s.Events.Send(&eventsapi.TaskDelete{ContainerID: c.id, Pid: pid, ExitStatus: uint32(code),
+	c.send(&eventsapi.TaskDelete{ContainerID: c.id, Pid: pid, ExitStatus: uint32(code),
 		ExitedAt: timestamppb.New(exited)})
 	return answer, nil
 }

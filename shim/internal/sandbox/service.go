@@ -1,0 +1,280 @@
+// Package sandbox is containerd's sandbox API: pods that begin without a container of containerd's.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stratavm/strata/shim/internal/rootfs"
+	"github.com/stratavm/strata/shim/internal/task"
+)
+
+// What CRI calls the state of a pod.
+const (
+	ready    = "SANDBOX_READY"
+	notReady = "SANDBOX_NOTREADY"
+)
+
+// Service implements the sandbox API for the one pod of a shim. Its methods may be called concurrently.
+type Service struct {
+	tasks *task.Service
+	end   func() // ends the shim
+
+	changing chan struct{} // takes one element while the pod is created, started, stopped or shut down
+
+	mu      sync.Mutex
+	id      string // empty: it was not created
+	bundle  string
+	plan    *plan
+	holder  *task.Holder  // nil: it was not started
+	started time.Time     // or zero
+	stopped bool          // Stop was called
+	over    chan struct{} // closed when a pod that was not started is stopped
+}
+
+// New returns a service without a pod. The containers of the pod are those of the task service.
+func New(tasks *task.Service, end func()) *Service {
+	return &Service{tasks: tasks, end: end, changing: make(chan struct{}, 1), over: make(chan struct{})}
+}
+
+var _ sandboxapi.TTRPCSandboxService = &Service{}
+
+// RegisterTTRPC makes the service known to a server.
+func (s *Service) RegisterTTRPC(server *ttrpc.Server) error {
+	sandboxapi.RegisterTTRPCSandboxService(server, s)
+	return nil
+}
+
+// answer gives an error the form that containerd knows.
+func answer[T any](v *T, err error) (*T, error) {
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = fmt.Errorf("%w: %w", errdefs.ErrNotImplemented, err)
+	}
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return v, nil
+}
+
+// hold keeps the pod from being changed by others until release is called.
+func (s *Service) hold(ctx context.Context) (release func(), err error) {
+	select {
+	case s.changing <- struct{}{}:
+		return func() { <-s.changing }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the pod is being changed: %w", context.Cause(ctx))
+	}
+}
+
+// state is what is known of the pod at the moment.
+type state struct {
+	bundle  string
+	plan    *plan
+	holder  *task.Holder
+	started time.Time
+	stopped bool
+}
+
+// find returns what is known of a pod, which has to be the one of this shim.
+func (s *Service) find(id string) (state, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id == "" || s.id != id {
+		return state{}, fmt.Errorf("sandbox %q: %w", id, errdefs.ErrNotFound)
+	}
+	return state{s.bundle, s.plan, s.holder, s.started, s.stopped}, nil
+}
+
+// CreateSandbox takes note of a pod. Nothing is started yet.
+func (s *Service) CreateSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest,
+) (*sandboxapi.CreateSandboxResponse, error) {
+	return answer(&sandboxapi.CreateSandboxResponse{}, s.create(ctx, r))
+}
+
+func (s *Service) create(ctx context.Context, r *sandboxapi.CreateSandboxRequest) error {
+	release, err := s.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	switch {
+	case s.id != "":
+		return fmt.Errorf("sandbox %q: this shim has sandbox %q: %w", r.GetSandboxID(), s.id, errdefs.ErrAlreadyExists)
+	case r.GetSandboxID() == "":
+		return fmt.Errorf("the id of the sandbox is empty: %w", errdefs.ErrInvalidArgument)
+	case !filepath.IsAbs(r.GetBundlePath()):
+		return fmt.Errorf("bundle %q: give an absolute path: %w", r.GetBundlePath(), errdefs.ErrInvalidArgument)
+	}
+	p, err := newPlan(r)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.id, s.bundle, s.plan = r.GetSandboxID(), r.GetBundlePath(), p
+	return nil
+}
+
+// StartSandbox starts the VM and what holds the namespaces of the pod.
+func (s *Service) StartSandbox(ctx context.Context, r *sandboxapi.StartSandboxRequest,
+) (*sandboxapi.StartSandboxResponse, error) {
+	return answer(s.start(ctx, r.GetSandboxID()))
+}
+
+func (s *Service) start(ctx context.Context, id string) (*sandboxapi.StartSandboxResponse, error) {
+	release, err := s.hold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	st, err := s.find(id)
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, fmt.Errorf("sandbox %q was not created: %w", id, errdefs.ErrFailedPrecondition)
+	case err != nil:
+		return nil, err
+	case st.holder != nil || st.stopped:
+		return nil, fmt.Errorf("sandbox %q was started or stopped before: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	if err := st.plan.write(st.bundle); err != nil {
+		return nil, err
+	}
+	h, err := s.tasks.Hold(ctx, id, st.bundle)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start sandbox %q: %w", id, err), rootfs.Unmount(st.bundle))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holder, s.started = h, time.Now()
+	return &sandboxapi.StartSandboxResponse{Pid: uint32(h.PID()), CreatedAt: timestamppb.New(s.started)}, nil
+}
+
+// Platform says for which system documents of containers are made.
+func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
+	_, err := s.find(r.GetSandboxID())
+	return answer(&sandboxapi.PlatformResponse{Platform: &types.Platform{OS: "linux", Architecture: runtime.GOARCH}}, err)
+}
+
+// StopSandbox ends the VM with all containers in it. It may be called again.
+func (s *Service) StopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequest,
+) (*sandboxapi.StopSandboxResponse, error) {
+	return answer(&sandboxapi.StopSandboxResponse{}, s.stop(ctx, r.GetSandboxID()))
+}
+
+func (s *Service) stop(ctx context.Context, id string) error {
+	release, err := s.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	st, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	if st.holder != nil {
+		if err := st.holder.End(ctx); err != nil {
+			return fmt.Errorf("stop sandbox %q: %w", id, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped && s.holder == nil {
+		close(s.over)
+	}
+	s.stopped = true
+	return nil
+}
+
+// WaitSandbox waits for the end of the VM.
+func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequest,
+) (*sandboxapi.WaitSandboxResponse, error) {
+	return answer(s.wait(ctx, r.GetSandboxID()))
+}
+
+func (s *Service) wait(ctx context.Context, id string) (*sandboxapi.WaitSandboxResponse, error) {
+	st, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	done := (<-chan struct{})(s.over)
+	if st.holder != nil {
+		done = st.holder.Done()
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	out := &sandboxapi.WaitSandboxResponse{}
+	if st.holder != nil {
+		code, at, _ := st.holder.Exit()
+		out.ExitStatus, out.ExitedAt = uint32(code), timestamppb.New(at)
+	}
+	return out, nil
+}
+
+// SandboxStatus tells of the pod, from memory.
+func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest,
+) (*sandboxapi.SandboxStatusResponse, error) {
+	st, err := s.find(r.GetSandboxID())
+	out := &sandboxapi.SandboxStatusResponse{SandboxID: r.GetSandboxID(), State: notReady}
+	if st.holder != nil {
+		out.Pid, out.CreatedAt = uint32(st.holder.PID()), timestamppb.New(st.started)
+		if _, at, ended := st.holder.Exit(); ended {
+			out.ExitedAt = timestamppb.New(at)
+		} else {
+			out.State = ready
+		}
+	}
+	return answer(out, err)
+}
+
+// PingSandbox answers where the pod is known.
+func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sandboxapi.PingResponse, error) {
+	_, err := s.find(r.GetSandboxID())
+	return answer(&sandboxapi.PingResponse{}, err)
+}
+
+// ShutdownSandbox stops the pod and ends the shim, also where no pod was created. What cannot be stopped is tried again
+// as the shim ends.
+func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest,
+) (*sandboxapi.ShutdownSandboxResponse, error) {
+	err := s.stop(ctx, r.GetSandboxID())
+	if errdefs.IsNotFound(err) {
+		s.mu.Lock()
+		none := s.id == ""
+		s.mu.Unlock()
+		if !none {
+			return answer[sandboxapi.ShutdownSandboxResponse](nil, err)
+		}
+		err = nil
+	}
+	s.end() // which lets go what containers there are
+	return answer(&sandboxapi.ShutdownSandboxResponse{}, err)
+}
+
+// SandboxMetrics is not supported: containers tell theirs.
+func (s *Service) SandboxMetrics(context.Context, *sandboxapi.SandboxMetricsRequest,
+) (*sandboxapi.SandboxMetricsResponse, error) {
+	return answer(&sandboxapi.SandboxMetricsResponse{},
+		fmt.Errorf("metrics of a sandbox: %w", errdefs.ErrNotImplemented))
+}
+
+// UpdateSandbox is not supported: the size of a VM is fixed.
+func (s *Service) UpdateSandbox(context.Context, *sandboxapi.UpdateSandboxRequest,
+) (*sandboxapi.UpdateSandboxResponse, error) {
+	return answer(&sandboxapi.UpdateSandboxResponse{},
+		fmt.Errorf("a change of a sandbox: %w", errdefs.ErrNotImplemented))
+}
