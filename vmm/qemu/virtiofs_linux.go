@@ -30,7 +30,7 @@ type serverOptions struct {
 type server struct {
 	proc *process
 	conn *os.File
-	said *os.File // what it says, until this process ends
+	said *os.File // what it says when it ends; what does not fit into the pipe is lost
 }
 
 // serverPrograms are where distributions have virtiofsd: that of QEMU up to 7, and the one written in Rust.
@@ -112,6 +112,9 @@ func startServer(d vmm.VirtioFSShare, o serverOptions) (_ *server, err error) {
 	defer says.Close()
 	s.said = said
 	pid, err := startSharing(d, program, args, []*os.File{says, says, listener})
+	if err == nil { // for its end of the pipe too: nobody reads what it says as long as it serves
+		err = unix.SetNonblock(int(says.Fd()), true)
+	}
 	if err == nil {
 		err = s.hold(pid, o.note)
 	}

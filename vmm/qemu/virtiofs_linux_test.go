@@ -297,6 +297,41 @@ func TestShareRefused(t *testing.T) {
 }
 
 // TestServerArguments: both kinds of virtiofsd are told by what they say of themselves.
+// TestServerTalks: a server that says more than anybody reads goes on serving.
+func TestServerTalks(t *testing.T) {
+	treetest.NeedRoot(t, "which virtiofsd needs")
+	dir := t.TempDir()
+	bin, err := os.MkdirTemp("/var/tmp", "") // what is in /tmp a server does not see
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(bin)
+	script := "#!/bin/sh\nif [ \"$1\" = --help ]; then echo source=PATH; exit; fi\n" +
+		"head -c 1000000 /dev/zero >&2\necho >" + shareRoot + "/talked\nexec sleep 1000\n"
+	if err := os.WriteFile(bin+"/virtiofsd", []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	s, err := startServer(vmm.VirtioFSShare{Path: dir}, serverOptions{dir: t.TempDir(), note: t.TempDir() + "/note"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(s.proc.kill(), s.conn.Close(), s.said.Close()); err != nil {
+			t.Error(err)
+		}
+		s.proc.close()
+	}()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(dir + "/talked"); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("it waits until somebody reads what it says")
+		}
+	}
+}
+
 func TestServerArguments(t *testing.T) {
 	for help, want := range map[string]string{
 		"-o source=PATH   shared directory tree": "--fd=3 -f -o source=/s -o sandbox=namespace",
