@@ -13,20 +13,26 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 
+	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/shim/internal/pod"
 	"github.com/stratavm/strata/shim/internal/rootfs"
 	"github.com/stratavm/strata/shim/internal/task"
+	"github.com/stratavm/strata/uvm"
 )
 
 // Manager is what containerd executes the program for, beside serving tasks.
@@ -152,14 +158,21 @@ func addressOf(bundle string) (string, error) {
 	return how.Address, nil
 }
 
-// endTime is how long a shim may take to end that was told so.
-const endTime = time.Second
+// Times. containerd gives what takes away the rest of a task five seconds.
+const (
+	endTime    = time.Second             // how long a shim may take to end that was told so
+	answerTime = 2500 * time.Millisecond // how long one that lives takes to answer from memory, on a host that is busy
+	lockTime   = 500 * time.Millisecond  // how long one that ends keeps its VM
+)
 
-// serves reports whether a shim listens at an address, and goes on to do so.
-func serves(ctx context.Context, address string) bool {
+// serves reports whether a shim answers at an address, and goes on to listen.
+func serves(ctx context.Context, address, id string) bool {
+	if address == "" || !answers(ctx, address, id) {
+		return false
+	}
 	ctx, cancel := context.WithTimeout(ctx, endTime)
 	defer cancel()
-	for address != "" && shim.CanConnect(address) {
+	for shim.CanConnect(address) {
 		select {
 		case <-ctx.Done():
 			return true
@@ -167,6 +180,66 @@ func serves(ctx context.Context, address string) bool {
 		}
 	}
 	return false
+}
+
+// answers reports whether a shim answers at an address: one that was stopped, or hangs, does not.
+func answers(ctx context.Context, address, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	conn, err := shim.AnonDialer(address, answerTime)
+	if err != nil {
+		return false
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	_, err = taskapi.NewTTRPCTaskClient(client).Connect(ctx, &taskapi.ConnectRequest{ID: id})
+	return err == nil
+}
+
+// remove takes away a VM, and a shim that does not let go of it.
+func remove(ctx context.Context, dir string) error {
+	limited, cancel := context.WithTimeout(ctx, lockTime)
+	defer cancel()
+	err := pod.Remove(limited, dir)
+	if !errors.Is(err, uvm.ErrLocked) || ctx.Err() != nil {
+		return err
+	}
+	if kerr := killHolder(dir); kerr != nil {
+		return errors.Join(err, kerr)
+	}
+	return pod.Remove(ctx, dir)
+}
+
+// killHolder kills the shim that has the VM of a state directory. Another program that has it is left alone.
+func killHolder(dir string) error {
+	text, err := lockfile.ReadFile(filepath.Join(dir, "lock"))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("the holder of %s: %w", dir, err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0) // from then on the number is that of one process
+	if err != nil {
+		return fmt.Errorf("the holder of %s: process %d: %w", dir, pid, err)
+	}
+	defer unix.Close(fd)
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	if err == nil && strings.TrimSuffix(program, " (deleted)") != self { // deleted: there is a newer one by now
+		err = fmt.Errorf("%s is no shim", program)
+	}
+	if err == nil {
+		err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("the holder of %s: process %d: %w", dir, pid, err)
+	}
+	return nil
 }
 
 // removeSocket removes the socket of a shim. It is idempotent.
@@ -205,8 +278,8 @@ func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 		return shim.StopStatus{}, err
 	}
 	address, err := addressOf(bundle)
-	if err == nil && !(inPod && serves(ctx, address)) { // else other containers of the pod are in the VM
-		err = errors.Join(pod.Remove(ctx, dir), removeSocket(address))
+	if err == nil && !(inPod && serves(ctx, address, group)) { // else other containers of the pod are in the VM
+		err = errors.Join(remove(ctx, dir), removeSocket(address))
 	}
 	if err = errors.Join(err, rootfs.Unmount(bundle)); err != nil {
 		return shim.StopStatus{}, err

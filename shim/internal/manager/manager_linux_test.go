@@ -1,17 +1,25 @@
 package manager
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/ttrpc"
 
+	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/shim/internal/pod"
 )
 
@@ -75,7 +83,7 @@ func TestPod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer socket.Close()
+	serve(t, socket)
 	how, err := Manager{}.Start(ctx, &bootapi.BootstrapParams{InstanceID: "member", SocketDir: &sockets,
 		ContainerdGrpcAddress: "/c.sock"})
 	if err != nil || how.Address != address || how.Version != 3 {
@@ -98,6 +106,92 @@ func TestPod(t *testing.T) {
 	}
 	if _, err := os.Lstat(vm); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the VM of a pod whose shim was killed is left: %v", err)
+	}
+}
+
+// tasks is a shim that answers who asks whether it lives.
+type tasks struct{ taskapi.TTRPCTaskService }
+
+func (tasks) Connect(context.Context, *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
+	return &taskapi.ConnectResponse{}, nil
+}
+
+// serve answers at a socket until the test ends.
+func serve(t *testing.T, socket net.Listener) {
+	t.Helper()
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	taskapi.RegisterTTRPCTaskService(server, tasks{})
+	t.Cleanup(func() { _ = server.Close() })
+	go func() { _ = server.Serve(context.Background(), socket) }()
+}
+
+// holdEnv names the file that this program locks when it is started again.
+const holdEnv = "STRATA_TEST_HOLD"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(holdEnv); path != "" {
+		f, err := lockfile.Wait(context.Background(), path, false)
+		if err == nil {
+			_, err = fmt.Fprintln(f, os.Getpid())
+		}
+		fmt.Println(err)
+		select {}
+	}
+	os.Exit(m.Run())
+}
+
+// TestStopped: a shim that was stopped, so that it listens and does not answer, is ended with the VM that it has.
+func TestStopped(t *testing.T) {
+	bundle, state, sockets := t.TempDir(), t.TempDir(), t.TempDir()
+	t.Setenv(pod.StateEnv, state)
+	ctx := namespaces.WithNamespace(context.Background(), "ns")
+	ctx = context.WithValue(ctx, shim.OptsKey{}, shim.Opts{BundlePath: bundle})
+	document := `{"annotations": {"io.kubernetes.cri.sandbox-id": "sandbox", "io.kubernetes.cri.container-type": "container"}}`
+	if err := os.WriteFile(bundle+"/config.json", []byte(document), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := listen("unix://" + sockets + "/s") // nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	bootstrap(t, bundle, "unix://"+sockets+"/s")
+	vm := filepath.Join(state, "ns", "vms", "sandbox")
+	if err := os.MkdirAll(vm, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder := exec.Command(self)
+	holder.Env = append(os.Environ(), holdEnv+"="+vm+"/lock")
+	out, err := holder.StdoutPipe()
+	if err == nil {
+		err = holder.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = holder.Process.Kill(), holder.Wait() }()
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "<nil>\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if err := holder.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := (Manager{}).Stop(ctx, "member"); err != nil || s.ExitStatus != 137 {
+		t.Errorf("stop: %+v, %v", s, err)
+	}
+	if _, err := os.Lstat(vm); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the VM is left: %v", err)
+	}
+	err = holder.Wait()
+	if status, ok := holder.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		t.Errorf("the shim: %v", err)
 	}
 }
 

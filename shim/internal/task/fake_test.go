@@ -32,13 +32,14 @@ type machine struct {
 
 	mu        sync.Mutex
 	procs     []*program
-	execs     error         // what Exec fails with
-	connects  error         // and Connect
-	connected []string      // by Connect
-	silent    bool          // nothing is answered
-	asked     int           // how often meanwhile
-	burst     int           // how much programs write
-	begin     chan struct{} // programs begin when it is closed; nil: at once
+	execs     error               // what Exec fails with
+	connects  error               // and Connect
+	connected []string            // by Connect
+	silent    bool                // nothing is answered
+	asked     int                 // how often meanwhile
+	burst     int                 // how much programs write
+	stats     *vmm.ContainerStats // what is said instead of the truth
+	begin     chan struct{}       // programs begin when it is closed; nil: at once
 	ends      int
 }
 
@@ -121,6 +122,9 @@ func (m *machine) beSilent(silent bool) {
 func (m *machine) Stats(ctx context.Context, _ string) (vmm.ContainerStats, error) {
 	if err := m.answer(ctx); err != nil {
 		return vmm.ContainerStats{}, err
+	}
+	if m.stats != nil {
+		return *m.stats, nil
 	}
 	return vmm.ContainerStats{Memory: 5, MemoryLimit: 7, Processes: []vmm.ContainerProcess{{PID: 12}, {PID: 13}}}, nil
 }

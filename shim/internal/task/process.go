@@ -16,8 +16,11 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// killed is the exit code of a process whose VM has ended.
-const killed = 128 + int(syscall.SIGKILL)
+// killed is the exit code of a process whose VM has ended, and maxCode the highest that a process has.
+const (
+	killed  = 128 + int(syscall.SIGKILL)
+	maxCode = 255
+)
 
 // Times.
 const (
@@ -138,8 +141,11 @@ func (p *process) wait(ctx context.Context) error {
 		}
 	}
 	code, err := p.proc.Wait(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
 		code = killed
+	case code < 0 || code > maxCode: // no process ends like that
+		code = maxCode
 	}
 	p.mu.Lock()
 	p.ended, p.code, p.exited = true, code, time.Now()

@@ -46,7 +46,7 @@ func (c *container) guestPIDs(ctx context.Context) []uint32 {
 		return slices.Clone(c.pids)
 	}
 	c.pids = nil
-	for _, p := range st.Processes {
+	for _, p := range st.Processes[:min(len(st.Processes), vmm.MaxContainerProcesses)] {
 		c.pids = append(c.pids, p.PID)
 	}
 	return slices.Clone(c.pids)
@@ -77,7 +77,7 @@ func (s *Service) stats(ctx context.Context, id string) (*taskapi.StatsResponse,
 
 func metrics(st vmm.ContainerStats) *stats.Metrics {
 	return &stats.Metrics{
-		CPU:          &stats.CPUStat{UsageUsec: uint64(st.CPU.Microseconds())},
+		CPU:          &stats.CPUStat{UsageUsec: uint64(max(0, st.CPU.Microseconds()))},
 		Memory:       &stats.MemoryStat{Usage: st.Memory, UsageLimit: st.MemoryLimit},
 		MemoryEvents: &stats.MemoryEvents{OomKill: st.OOMKills},
 		Pids:         &stats.PidsStat{Current: st.PIDs, Limit: st.PIDsLimit},
