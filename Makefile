@@ -74,8 +74,11 @@ install-shim: build-shim ## bin/ of PREFIX=/usr/local: the shim and strata-init,
 demo: need-go install-deps build ## boot a VM, mount three layers with a Debian base, run a program, take all away
 	scripts/demo bin/strata
 
-bench: need-go install-deps build ## what is fast and what it costs, next to other programs; ends with a table of ratios
+bench: need-go install-deps build ## what is fast and what it costs, next to other programs: a table of ratios, docs/benchmarks.md, plots
 	GO='$(GO)' scripts/bench
+
+bench-compare: need-go ## benchmarks of BENCH=./package (RUN=pattern) in COUNT=10 rounds against those of the commit BASE
+	GO='$(GO)' scripts/bench-compare '$(BASE)' '$(or $(BENCH),./uvm)' '$(or $(RUN),.)' '$(or $(COUNT),10)'
 
 fuzz: need-go ## ten seconds for each fuzz target
 	scripts/fuzz 10s
@@ -86,4 +89,4 @@ install-deps: ## the Debian packages that tests and demo need (asks sudo unless 
 clean: ## remove what make build made
 	rm -rf bin
 
-.PHONY: help need-go build build-shim install-shim check stress soak test test-go test-vsock test-containerd lint fmt-check vet vet-shim staticcheck demo bench fuzz install-deps clean
+.PHONY: help need-go build build-shim install-shim check stress soak test test-go test-vsock test-containerd lint fmt-check vet vet-shim staticcheck demo bench bench-compare fuzz install-deps clean
