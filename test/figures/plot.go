@@ -41,7 +41,7 @@ func plotsOf(all []*result) (plots []plot) {
 		case part[0] == "BootSteps" && len(part) == 2:
 			from, ok := r.median("ms-from")
 			if to, too := r.median("ms-to"); ok && too {
-				steps = append(steps, bar{part[1], from, to})
+				steps = append(steps, bar{strings.ReplaceAll(part[1], "_", " "), from, to})
 			}
 		}
 	}
