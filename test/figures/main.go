@@ -62,9 +62,9 @@ func run(in io.Reader, out io.Writer, doc, plots, host string) error {
 		}
 		fmt.Fprintf(&text, "\n![%s](%s)\n", p.title, filepath.ToSlash(rel))
 	}
-	text.WriteString("\n| benchmark | rounds | figures: median (least – greatest) |\n|---|---|---|\n")
+	text.WriteString("\n| package | benchmark | rounds | figures: median (least – greatest) |\n|---|---|---|---|\n")
 	for _, r := range all {
-		fmt.Fprintf(&text, "| %s | %d | %s |\n", r.name, r.rounds, r.figures())
+		fmt.Fprintf(&text, "| %s | %s | %d | %s |\n", r.pkg, r.name, r.rounds, r.figures())
 	}
 	fmt.Fprintf(&text, "\n%s", endMark)
 	return replace(doc, text.String())

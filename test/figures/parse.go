@@ -12,6 +12,7 @@ import (
 
 // result is what the lines of one benchmark say.
 type result struct {
+	pkg    string // that it is of, below the module
 	name   string
 	rounds int // of all lines
 	units  []string
@@ -20,14 +21,20 @@ type result struct {
 
 var procs = regexp.MustCompile(`-\d+$`)
 
-// parse reads lines of benchmarks: the name, the number of rounds, and pairs of value and unit. Others are passed over.
+const module = "github.com/stratavm/strata"
+
+// parse reads lines of benchmarks: the name, the number of rounds, and pairs of value and unit. Of others it heeds those
+// that name the package.
 func parse(in io.Reader) ([]*result, error) {
 	var all []*result
-	byName := map[string]*result{}
+	byName, pkg := map[[2]string]*result{}, ""
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		f := strings.Fields(lines.Text())
+		if len(f) == 2 && f[0] == "pkg:" {
+			pkg = strings.TrimPrefix(strings.TrimPrefix(f[1], module), "/")
+		}
 		if len(f) < 4 || !strings.HasPrefix(f[0], "Benchmark") {
 			continue
 		}
@@ -36,10 +43,10 @@ func parse(in io.Reader) ([]*result, error) {
 			continue
 		}
 		name := procs.ReplaceAllString(strings.TrimPrefix(f[0], "Benchmark"), "")
-		r := byName[name]
+		r := byName[[2]string{pkg, name}]
 		if r == nil {
-			r = &result{name: name, values: map[string][]float64{}}
-			byName[name], all = r, append(all, r)
+			r = &result{pkg: pkg, name: name, values: map[string][]float64{}}
+			byName[[2]string{pkg, name}], all = r, append(all, r)
 		}
 		r.rounds += rounds
 		for i := 2; i+1 < len(f); i += 2 {

@@ -107,7 +107,7 @@ func without(replace ...string) func([]string) []string {
 func BenchmarkBareBoot(b *testing.B) {
 	img := image(b)
 	bare := bareInitrd(b)
-	const rounds = 5
+	const rounds = 3
 	ways := []struct {
 		name   string
 		change func(*Config)
