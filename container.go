@@ -177,7 +177,7 @@ func (c *Container) Started(vm string, p vmm.Process, spec vmm.ProcessSpec, m Ru
 		}
 	}
 	if ctl, ok := m.(vmm.ContainerController); ok {
-		program.Control = recorded{ctl, c}
+		program.Control = recorded{ctl, c, make(chan struct{}, 1)}
 	}
 	c.server.Started(program)
 	return writeContainer(c.dir, c.record)

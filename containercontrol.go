@@ -25,12 +25,28 @@ func (r ContainerRecord) Status() ContainerState {
 // recorded is what changes the container of a supervisor, and notes it in the record.
 type recorded struct {
 	vmm.ContainerController
-	c *Container
+	c        *Container
+	changing chan struct{} // takes one element while something is done and noted, so that the record says the last
+}
+
+// begin waits for what is being done.
+func (r recorded) begin(ctx context.Context) (end func(), err error) {
+	select {
+	case r.changing <- struct{}{}:
+		return func() { <-r.changing }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the container is being changed: %w", context.Cause(ctx))
+	}
 }
 
 // PauseContainer implements vmm.ContainerController.
 func (r recorded) PauseContainer(ctx context.Context, id string) error {
-	err := r.ContainerController.PauseContainer(ctx, id)
+	end, err := r.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	err = r.ContainerController.PauseContainer(ctx, id)
 	if err != nil && !errors.Is(err, vmm.ErrPaused) {
 		return err
 	}
@@ -39,7 +55,12 @@ func (r recorded) PauseContainer(ctx context.Context, id string) error {
 
 // ResumeContainer implements vmm.ContainerController.
 func (r recorded) ResumeContainer(ctx context.Context, id string) error {
-	err := r.ContainerController.ResumeContainer(ctx, id)
+	end, err := r.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	err = r.ContainerController.ResumeContainer(ctx, id)
 	if err != nil && !errors.Is(err, vmm.ErrNotPaused) {
 		return err
 	}
@@ -48,6 +69,11 @@ func (r recorded) ResumeContainer(ctx context.Context, id string) error {
 
 // UpdateContainer implements vmm.ContainerController. The container keeps its limits when it is started again.
 func (r recorded) UpdateContainer(ctx context.Context, id string, limits specs.LinuxResources) error {
+	end, err := r.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	r.c.mu.Lock()
 	p := r.c.record.Process
 	r.c.mu.Unlock()

@@ -1,10 +1,12 @@
 package strata_test
 
 import (
+	"context"
 	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -90,5 +92,57 @@ func TestContainerControl(t *testing.T) {
 	}
 	if r := record(strata.ContainerExited); r.Paused {
 		t.Error("it has ended, and is paused")
+	}
+}
+
+// slow is a runner whose pause is not over before somebody has resumed the container, or cannot.
+type slow struct {
+	runner
+	paused, resumed chan struct{}
+}
+
+func (s slow) PauseContainer(ctx context.Context, id string) error {
+	err := s.runner.PauseContainer(ctx, id)
+	close(s.paused)
+	select {
+	case <-s.resumed:
+	case <-time.After(200 * time.Millisecond):
+	}
+	return err
+}
+
+// TestContainerControlOrder: the record says what was done last.
+func TestContainerControlOrder(t *testing.T) {
+	runs := &strata.Runs{Dir: filepath.Join(t.TempDir(), "state")}
+	cs := runs.Containers()
+	c, err := cs.Begin(t.Context(), strata.ContainerRecord{Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := slow{runner{vmmtest.New("vm", vmm.Linux, vmmtest.LinuxLimits())}, make(chan struct{}), make(chan struct{})}
+	spec := vmm.ProcessSpec{ContainerID: "web", Root: "/run/web", First: true, Args: []string{"web"}}
+	p, err := m.Exec(t.Context(), spec)
+	if err == nil {
+		err = c.Started("vm", p, spec, m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cs.Control("web").Pause(t.Context()) }()
+	<-m.paused
+	if err := cs.Control("web").Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+	close(m.resumed)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if r, err := cs.Find("web"); err != nil || r.Status() != strata.ContainerRunning {
+		t.Errorf("resumed, and it is said to be %s: %v", r.Status(), err)
+	}
+	c.Ended()
+	if err := c.Finish(0, ""); err != nil {
+		t.Error(err)
 	}
 }
