@@ -195,6 +195,24 @@ func TestStopped(t *testing.T) {
 	}
 }
 
+// TestBundleGone: what is left of a task is taken away though its bundle has disappeared.
+func TestBundleGone(t *testing.T) {
+	state := t.TempDir()
+	t.Setenv(pod.StateEnv, state)
+	ctx := namespaces.WithNamespace(context.Background(), "ns")
+	ctx = context.WithValue(ctx, shim.OptsKey{}, shim.Opts{BundlePath: t.TempDir() + "/gone"})
+	vm := filepath.Join(state, "ns", "vms", "a")
+	if err := os.MkdirAll(vm, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := (Manager{}).Stop(ctx, "a"); err != nil || s.ExitStatus != 137 {
+		t.Errorf("stop: %+v, %v", s, err)
+	}
+	if _, err := os.Lstat(vm); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the VM is left: %v", err)
+	}
+}
+
 // TestInfo: containerd 2.2 and 2.3 read from an annotation which mounts the shim takes as they are.
 func TestInfo(t *testing.T) {
 	info, err := Manager{Version: "v"}.Info(t.Context(), nil)
