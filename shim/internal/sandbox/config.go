@@ -54,11 +54,13 @@ func newPlan(r *sandboxapi.CreateSandboxRequest) (*plan, error) {
 	}
 	options := c.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	for _, n := range []struct {
-		kind string
-		mode cri.NamespaceMode
-	}{{"network", options.GetNetwork()}, {"PID", options.GetPid()}, {"IPC", options.GetIpc()}} {
+		kind, inKubernetes string
+		mode               cri.NamespaceMode
+	}{{"network", "hostNetwork", options.GetNetwork()}, {"PID", "hostPID", options.GetPid()},
+		{"IPC", "hostIPC", options.GetIpc()}} {
 		if n.mode == cri.NamespaceMode_NODE {
-			return nil, fmt.Errorf("the %s namespace of the host, which a VM has not: %w", n.kind, errdefs.ErrNotImplemented)
+			return nil, fmt.Errorf("the %s namespace of the host, which a VM has not: leave out %s of the pod: %w", n.kind,
+				n.inKubernetes, errdefs.ErrNotImplemented)
 		}
 	}
 	if options.GetUsernsOptions().GetMode() == cri.NamespaceMode_POD && options.GetUsernsOptions() != nil {
@@ -71,6 +73,11 @@ func newPlan(r *sandboxapi.CreateSandboxRequest) (*plan, error) {
 		return nil, fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
 	}
 	delete(doc.Annotations, ocispec.EtcAnnotation)
+	for name, value := range c.GetAnnotations() {
+		if strings.HasPrefix(name, task.AnnotationPrefix) {
+			doc.Annotations[name] = value
+		}
+	}
 	for i := range doc.Linux.Namespaces {
 		if doc.Linux.Namespaces[i].Type == specs.NetworkNamespace {
 			doc.Linux.Namespaces[i].Path = r.GetNetnsPath()

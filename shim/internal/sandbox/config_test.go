@@ -32,7 +32,8 @@ func request(t *testing.T, c *cri.PodSandboxConfig) *sandboxapi.CreateSandboxReq
 
 // TestPlan: what CRI says of a pod is in the document of what holds it, and in its files.
 func TestPlan(t *testing.T) {
-	p, err := newPlan(request(t, &cri.PodSandboxConfig{Hostname: "web", DnsConfig: &cri.DNSConfig{
+	p, err := newPlan(request(t, &cri.PodSandboxConfig{Hostname: "web", Annotations: map[string]string{
+		"io.stratavm.cpus": "3", "org.stratavm.etc": "x", "other": "y"}, DnsConfig: &cri.DNSConfig{
 		Servers: []string{"192.0.2.53"}, Searches: []string{"example.com"}, Options: []string{"ndots:5"}},
 		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/kubepods/pod1",
 			Sysctls:   map[string]string{"kernel.shm_rmid_forced": "1"},
@@ -42,7 +43,8 @@ func TestPlan(t *testing.T) {
 	}
 	want := map[string]string{"io.kubernetes.cri.sandbox-id": "0123456789abcdef",
 		"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-memory": "5",
-		"io.kubernetes.cri.sandbox-cpu-quota": "6", "io.kubernetes.cri.sandbox-cpu-period": "7", "org.stratavm.init": "true"}
+		"io.kubernetes.cri.sandbox-cpu-quota": "6", "io.kubernetes.cri.sandbox-cpu-period": "7", "org.stratavm.init": "true",
+		"io.stratavm.cpus": "3"}
 	if !maps.Equal(p.doc.Annotations, want) {
 		t.Errorf("the annotations are %v, want %v", p.doc.Annotations, want)
 	}

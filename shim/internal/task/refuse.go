@@ -14,15 +14,16 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// annotationPrefix begins the annotations of this runtime, and annotations are those that there are.
-const annotationPrefix = "io.stratavm."
+// AnnotationPrefix begins the annotations of this runtime.
+const AnnotationPrefix = "io.stratavm."
 
+// annotations are those that there are.
 var annotations = []string{cpusAnnotation, memoryAnnotation}
 
 // checkAnnotations returns an error for an annotation of this runtime that does not exist.
 func checkAnnotations(have map[string]string) error {
 	for name := range have {
-		if strings.HasPrefix(name, annotationPrefix) && !slices.Contains(annotations, name) {
+		if strings.HasPrefix(name, AnnotationPrefix) && !slices.Contains(annotations, name) {
 			return fmt.Errorf("the container's document: annotation %q is not known: there are %s: %w", name,
 				strings.Join(annotations, " and "), errdefs.ErrInvalidArgument)
 		}
