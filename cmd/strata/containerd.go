@@ -27,7 +27,7 @@ metadata:
 handler: strata
 overhead:
   podFixed:
-    memory: 192Mi
+    memory: 512Mi
     cpu: 250m
 `
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -73,6 +74,15 @@ func (k kube) start(t *testing.T, sandbox, pod, name, script string, more object
 func needKube(t *testing.T, handler string) kube {
 	t.Helper()
 	k := kube{need(t), t.TempDir(), handler}
+	t.Cleanup(func() {
+		for _, pattern := range []string{cgroupParent, filepath.Dir(cgroupParent)} {
+			for _, dir := range cgroups(t, pattern) {
+				if err := os.Remove(dir); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
 	conf := k.daemon.dir + "/cni"
 	if err := os.MkdirAll(conf, 0o700); err != nil {
 		t.Fatal(err)
@@ -93,12 +103,26 @@ func needKube(t *testing.T, handler string) kube {
 	return k
 }
 
+// cgroupParent is the control group that pods are in, as the kubelet makes one for each.
+const cgroupParent = "/strata-test/pod"
+
+// cgroups are the folders of a control group on the host, in hierarchies of both versions.
+func cgroups(t *testing.T, pattern string) []string {
+	t.Helper()
+	unified, err := filepath.Glob("/sys/fs/cgroup" + pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others, _ := filepath.Glob("/sys/fs/cgroup/*" + pattern)
+	return append(unified, others...)
+}
+
 // runp starts a pod, and returns its id and its document.
 func (k kube) runp(t *testing.T) (id, document string) {
 	t.Helper()
 	document = k.document(t, "pod", object{"metadata": object{"name": "p", "namespace": "default", "uid": "u", "attempt": 1},
 		"hostname": "inpod", "log_directory": k.dir, "dns_config": object{"servers": []string{"192.0.2.53"}},
-		"linux": object{"sysctls": object{"net.ipv4.ip_unprivileged_port_start": "79"}}})
+		"linux": object{"cgroup_parent": cgroupParent, "sysctls": object{"net.ipv4.ip_unprivileged_port_start": "79"}}})
 	return k.crictl(t, 0, "runp", "--runtime", k.handler, document), document
 }
 
@@ -108,6 +132,12 @@ func (k kube) remove(t *testing.T, sandbox string) {
 	k.crictl(t, 0, "stopp", sandbox)
 	k.crictl(t, 0, "rmp", sandbox)
 	k.clean(t)
+	if left := cgroups(t, cgroupParent+"/*"); slices.ContainsFunc(left, func(name string) bool {
+		is, err := os.Stat(name)
+		return err == nil && is.IsDir()
+	}) {
+		t.Errorf("control groups are left: %q", left)
+	}
 	released(t, k.addresses())
 }
 
@@ -178,6 +208,18 @@ func testPod(t *testing.T, k kube) {
 	}
 	if vms, err := filepath.Glob(d.vms() + "/k8s.io/vms/*"); len(vms) != 1 || err != nil {
 		t.Errorf("the VMs are %q, want one: %v", vms, err)
+	}
+	served := 0
+	for pid, comm := range d.processes(t) {
+		if group := about(pid, "cgroup"); !strings.Contains(group, ":"+cgroupParent+"/"+sandbox+"\n") {
+			t.Errorf("process %d %s is in the control groups %s", pid, comm, group)
+		}
+		if comm == "virtiofsd" {
+			served++
+		}
+	}
+	if served == 0 {
+		t.Error("no server of a share was seen")
 	}
 	if out := k.crictl(t, 0, "stats", "--output", "json", "--id", second); !strings.Contains(out, second) ||
 		strings.Contains(out, `"workingSetBytes": {

@@ -29,6 +29,7 @@ import (
 
 	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/internal/regfile"
+	"github.com/stratavm/strata/shim/internal/cgroup"
 	"github.com/stratavm/strata/shim/internal/pod"
 	"github.com/stratavm/strata/shim/internal/rootfs"
 	"github.com/stratavm/strata/shim/internal/task"
@@ -58,7 +59,7 @@ func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*boo
 	if err != nil {
 		return nil, err
 	}
-	group, _, err := group(bundle, id)
+	g, err := readGroup(bundle, id)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +67,7 @@ func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*boo
 	if dir == "" {
 		dir = filepath.Join(defaults.DefaultStateDir, "s")
 	}
-	address, err := shim.CreateSocketAddress(ctx, dir, params.GetContainerdGrpcAddress(), group, false)
+	address, err := shim.CreateSocketAddress(ctx, dir, params.GetContainerdGrpcAddress(), g.id, false)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +76,7 @@ func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*boo
 	if err != nil {
 		return nil, err
 	}
-	if group != id && shim.CanConnect(address) {
+	if g.id != id && shim.CanConnect(address) {
 		return result, nil
 	}
 	socket, err := listen(address)
@@ -104,24 +105,37 @@ func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*boo
 	return result, nil
 }
 
-// group is the id by which containers are together that have one shim and one VM: that of the sandbox of a pod, else
-// the container's own.
-func group(bundle, id string) (group string, inPod bool, err error) {
+// group is what containers are together in that have one shim and one VM.
+type group struct {
+	id     string // that of the sandbox of a pod, else the container's own
+	pod    bool   // others may be in it
+	cgroup string // the control group of the VM, in the bundle of the first container
+}
+
+// readGroup finds the group of the container of a bundle.
+func readGroup(bundle, id string) (group, error) {
 	b, err := regfile.Read(filepath.Join(bundle, "config.json"), task.MaxDocument)
 	if errors.Is(err, os.ErrNotExist) { // then it may be a pod's
-		return id, true, nil
+		return group{id: id, pod: true}, nil
 	}
 	var doc struct {
 		Annotations map[string]string `json:"annotations"`
+		Linux       struct {
+			Cgroup string `json:"cgroupsPath"`
+		} `json:"linux"`
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &doc)
 	}
 	if err != nil {
-		return "", false, fmt.Errorf("the container's document: %w", err)
+		return group{}, fmt.Errorf("the container's document: %w", err)
 	}
 	sandbox, _ := pod.Sandbox(doc.Annotations)
-	return cmp.Or(sandbox, id), sandbox != "", nil
+	g := group{id: cmp.Or(sandbox, id), pod: sandbox != ""}
+	if g.id == id {
+		g.cgroup = doc.Linux.Cgroup
+	}
+	return g, nil
 }
 
 // listen makes the socket of a shim, in the place of one that a killed shim left.
@@ -163,6 +177,7 @@ const (
 	endTime    = time.Second             // how long a shim may take to end that was told so
 	answerTime = 2500 * time.Millisecond // how long one that lives takes to answer from memory, on a host that is busy
 	lockTime   = 500 * time.Millisecond  // how long one that ends keeps its VM
+	cgroupTime = time.Second             // how long the last process of a control group may take to end
 )
 
 // serves reports whether a shim answers at an address, and goes on to listen.
@@ -253,8 +268,15 @@ func removeSocket(address string) error {
 	return nil
 }
 
-// Stop takes away what is left of a task: its VM, its mounts and the shim's socket. This program runs in the folder of
-// the task's bundle if it is not told another. It is idempotent, and needs nobody's help.
+// removeCgroup removes the control group of a VM that has ended, and whose shim may just be ending.
+func removeCgroup(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, cgroupTime)
+	defer cancel()
+	return cgroup.Remove(ctx, name)
+}
+
+// Stop takes away what is left of a task: its VM, its mounts, its control group and the shim's socket. This program runs
+// in the folder of the task's bundle if it is not told another. It is idempotent, and needs nobody's help.
 func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	ns, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
@@ -269,17 +291,17 @@ func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 			return shim.StopStatus{}, err
 		}
 	}
-	group, inPod, err := group(bundle, id)
+	g, err := readGroup(bundle, id)
 	if err != nil { // with which nothing was started
-		group, inPod = id, false
+		g = group{id: id}
 	}
-	dir, err := pod.Dir(ns, group)
+	dir, err := pod.Dir(ns, g.id)
 	if err != nil {
 		return shim.StopStatus{}, err
 	}
 	address, err := addressOf(bundle)
-	if err == nil && !(inPod && serves(ctx, address, group)) { // else other containers of the pod are in the VM
-		err = errors.Join(remove(ctx, dir), removeSocket(address))
+	if err == nil && !(g.pod && serves(ctx, address, g.id)) { // else other containers of the pod are in the VM
+		err = errors.Join(remove(ctx, dir), removeSocket(address), removeCgroup(ctx, g.cgroup))
 	}
 	if err = errors.Join(err, rootfs.Unmount(bundle)); err != nil {
 		return shim.StopStatus{}, err

@@ -13,12 +13,14 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containerd/cgroups/v3"
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/ttrpc"
 
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/shim/internal/pod"
 )
@@ -60,6 +62,40 @@ func TestStop(t *testing.T) {
 		stop()
 		if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the socket is still there: %v", err)
+		}
+	}
+}
+
+// TestStopCgroup removes the control group that the document of a task names, and only with the shim of its pod.
+func TestStopCgroup(t *testing.T) {
+	treetest.NeedRoot(t, "to make a control group")
+	t.Setenv(pod.StateEnv, t.TempDir())
+	name := fmt.Sprintf("/strata-test-%d", os.Getpid())
+	root := "/sys/fs/cgroup"
+	if cgroups.Mode() != cgroups.Unified {
+		root += "/pids"
+	}
+	if err := os.Mkdir(root+name, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(root + name)
+	for _, tt := range []struct {
+		id   string
+		left bool
+	}{{"member", true}, {"sandbox", false}} {
+		bundle := t.TempDir()
+		document := fmt.Sprintf(`{"annotations": {"io.kubernetes.cri.sandbox-id": "sandbox"},
+			"linux": {"cgroupsPath": %q}}`, name)
+		if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(document), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ctx := namespaces.WithNamespace(context.Background(), "ns")
+		ctx = context.WithValue(ctx, shim.OptsKey{}, shim.Opts{BundlePath: bundle})
+		if _, err := (Manager{}).Stop(ctx, tt.id); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(root + name); (err == nil) != tt.left {
+			t.Errorf("after the end of %s: %v", tt.id, err)
 		}
 	}
 }

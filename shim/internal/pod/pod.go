@@ -19,6 +19,7 @@ import (
 
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/shim/internal/cgroup"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -65,7 +66,10 @@ type Options struct {
 	CPUs      int // 0: as many as the host has, at most 2
 	// Namespace is the file of the network namespace that the VM's process is in, or vmm.NewNamespace.
 	Namespace string
-	Logger    *slog.Logger
+	// Cgroup is the control group of the host that this process joins first, and with it what it starts; empty: it stays
+	// where it is. It stays there too where the group is one of systemd's.
+	Cgroup string
+	Logger *slog.Logger
 }
 
 // Pod is a VM that runs. Its methods may be called concurrently.
@@ -79,8 +83,16 @@ type Pod struct {
 	ending sync.Mutex // one after the other
 }
 
-// Start starts a VM. When it fails nothing is left.
+// Start starts a VM. When it fails nothing is left but the control group, which this process is in.
 func Start(ctx context.Context, o Options) (*Pod, error) {
+	if o.Cgroup != "" {
+		err := cgroup.Join(o.Cgroup)
+		if errors.Is(err, cgroup.ErrSystemd) {
+			o.Logger.Warn("the VM is in the control group of containerd", "error", err)
+		} else if err != nil {
+			return nil, err
+		}
+	}
 	boot := strata.BootOptions{Logger: o.Logger}
 	if _, err := os.UserCacheDir(); err != nil { // a service has no home
 		boot.CacheDir = "/var/cache/strata/boot"

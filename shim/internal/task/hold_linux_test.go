@@ -39,6 +39,9 @@ func TestHold(t *testing.T) {
 	if f.vms != 1 || !slices.Equal(f.m.connected, []string{"a"}) || h.PID() != 4711 {
 		t.Errorf("%d VMs were started, %q connected, the process is %d", f.vms, f.m.connected, h.PID())
 	}
+	if f.sizes.Cgroup != "/default/a" {
+		t.Errorf("the control group of the VM is %q", f.sizes.Cgroup)
+	}
 	if _, _, ended := h.Exit(); ended {
 		t.Error("the pod has ended")
 	}

@@ -39,7 +39,7 @@ func (s *Service) room(ctx context.Context, c *container) (*room, error) {
 		return nil, err
 	}
 	m, err := s.StartVM(ctx, pod.Options{Dir: dir, MemoryMiB: c.doc.memoryMiB, CPUs: c.doc.cpus,
-		Namespace: c.doc.namespace, Logger: s.Logger})
+		Namespace: c.doc.namespace, Cgroup: c.doc.cgroup, Logger: s.Logger})
 	if err != nil {
 		return nil, err
 	}

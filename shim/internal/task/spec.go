@@ -46,6 +46,7 @@ type document struct {
 	memoryMiB, cpus int
 	needMiB         int    // what its memory limit takes
 	namespace       string // the network namespace of the host, or vmm.NewNamespace
+	cgroup          string // the control group of the host for the VM; empty: that of this process
 	sandbox         string // the id of the container of whose pod it is; empty: it has a VM of its own
 }
 
@@ -85,8 +86,8 @@ func readDocument(bundle string) (document, error) {
 				}
 			}
 		}
-		// The host's name for the container's control group. In the guest it has one of its own.
-		l.CgroupsPath = ""
+		// The control group of the VM on the host. In the guest the container has one of its own.
+		d.cgroup, l.CgroupsPath = l.CgroupsPath, ""
 		i := slices.IndexFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 		d.namespace = cmp.Or(l.Namespaces[i].Path, vmm.NewNamespace)
 		l.Namespaces[i].Path = "" // in the guest the container has one of its own
