@@ -257,7 +257,10 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		args = append(args, "-device", fmt.Sprintf(
 			"virtio-scsi-pci,id=scsi%d,addr=3.%d,multifunction=on,num_queues=1,disable-legacy=on", i, i))
 	}
-	args = append(args, "-device", "pci-bridge,id="+shareBus+",addr=5,chassis_nr=1,shpc=on")
+	for i := range uint32(shareBridges) {
+		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,addr=%x,chassis_nr=%d,shpc=on", shareBus(i),
+			bridgeFirst+i, 1+i))
+	}
 	if c.memory != nil { // another number in each machine: a kernel that knows it draws new random numbers at once
 		args = append(args, "-device", "vmgenid,guid=auto")
 	}

@@ -19,12 +19,20 @@ import (
 // own, a child that nobody waits for: it ends when QEMU, or whoever starts it, closes the connection to it. QEMU 7.2
 // cannot connect to another one later; what the guest asks of a share whose server has died is never answered.
 
-// The PCI devices of shares are behind a bridge of their own, where number 0 is not used.
+// The PCI devices of shares are behind bridges of their own, where number 0 is not used.
 const (
-	shareBus   = "shares"
-	shareFirst = 1
-	maxShares  = 24
+	shareBridges = 2
+	bridgeFirst  = 5 // the PCI device number of the first bridge
+	bridgeShares = 31
+	maxShares    = shareBridges * bridgeShares
 )
+
+func shareBus(bridge uint32) string { return fmt.Sprintf("shares%d", bridge) }
+
+// shareAt is the bus and the address of the share in a slot.
+func shareAt(slot uint32) (bus, addr string) {
+	return shareBus(slot / bridgeShares), fmt.Sprintf("%x.0", 1+slot%bridgeShares)
+}
 
 func shareID(slot uint32) string { return fmt.Sprintf("virtiofs%d", slot) }
 
@@ -63,8 +71,9 @@ func (m *Machine) attachShare(ctx context.Context, d vmm.VirtioFSShare) (vmm.Out
 	if err != nil {
 		return fail(err, m.closeFD(ctx, name))
 	}
+	bus, addr := shareAt(d.Slot)
 	err = m.qmp.do(ctx, "device_add", map[string]any{"driver": "vhost-user-fs-pci", "id": id, "chardev": name,
-		"tag": d.Tag(), "bus": shareBus, "addr": fmt.Sprintf("%x.0", shareFirst+d.Slot)}, nil)
+		"tag": d.Tag(), "bus": bus, "addr": addr}, nil)
 	if err != nil {
 		return fail(err, m.removeChardev(ctx, name))
 	}

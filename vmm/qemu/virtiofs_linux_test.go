@@ -100,11 +100,11 @@ func TestVMShares(t *testing.T) {
 		vmm.MappedPMEM{Slot: 3, MountPath: "/run/p3"}
 	apply(t, m, pmem) // after the shares too
 	for _, tc := range []struct{ script, want string }{
-		{"b cat 0/in 1/in/deep 23/file 3/file /run/p3/name", "from the host\nread only\none\nnot shared\nlayer 3\n"},
+		{"b cat 0/in 1/in/deep 61/file 3/file /run/p3/name", "from the host\nread only\none\nnot shared\nlayer 3\n"},
 		{"b echo guest >0/out && b mkdir 0/d && b ln -s ../in 0/d/link && b chown 12:34 0/out", ""},
 		{"b touch 1/x 2>/dev/null || b rm 1/in/deep 2>/dev/null || b mount -o remount,rw /run/strata/volumes/1 && " +
 			"b touch 1/x 2>/dev/null || echo refused", "refused\n"},
-		{"b ls -A 23; echo two >23/file; b touch 23/beside 2>/dev/null || echo alone", "file\nalone\n"},
+		{"b ls -A 61; echo two >61/file; b touch 61/beside 2>/dev/null || echo alone", "file\nalone\n"},
 		{"echo three 2>/dev/null >3/file || echo refused", "refused\n"},
 		{"b mknod 0/node b 8 0 2>/dev/null || echo refused", "refused\n"},
 		{"b mknod 0/pipe p && b ls -A 0", "d\nin\nout\npipe\n"},
