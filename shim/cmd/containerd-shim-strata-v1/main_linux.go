@@ -38,8 +38,11 @@ func main() {
 	})
 }
 
-// endTime bounds the end of the shim: containerd waits three seconds.
-const endTime = 3 * time.Second
+// Times.
+const (
+	endTime    = 3 * time.Second        // the end of the shim: containerd waits as long
+	answerTime = 300 * time.Millisecond // containerd wants the answer to the shutdown of a sandbox, unlike that of a task
+)
 
 func newService(ic *plugin.InitContext) (any, error) {
 	publisher, err := ic.GetByID(plugins.EventPlugin, "publisher")
@@ -68,7 +71,7 @@ func newService(ic *plugin.InitContext) (any, error) {
 		}
 		return queue.Close(ctx)
 	})
-	return services{s, sandbox.New(s, sd.Shutdown)}, nil
+	return services{s, sandbox.New(s, func() { time.AfterFunc(answerTime, sd.Shutdown) })}, nil
 }
 
 // services are the APIs that a shim serves.
