@@ -74,6 +74,41 @@ func any1(c *cgroup1.InitConfig) error {
 	return nil
 }
 
+// Stat says what is used in a control group, as the control groups of the host's version do. One that does not exist is
+// an error.
+func Stat(name string) (any, error) {
+	p, err := clean(name)
+	if err != nil {
+		return nil, err
+	}
+	var m any
+	if cgroups.Mode() == cgroups.Unified {
+		m, err = stat2(mountPoint, p)
+	} else {
+		m, err = stat1(p)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("statistics of control group %s: %w", p, err)
+	}
+	return m, nil
+}
+
+func stat1(p string) (any, error) {
+	g, err := cgroup1.Load(cgroup1.StaticPath(p), any1)
+	if err != nil {
+		return nil, err
+	}
+	return g.Stat(cgroup1.IgnoreNotExist)
+}
+
+func stat2(mountPoint, p string) (any, error) {
+	g, err := cgroup2.Load(p, cgroup2.WithMountpoint(mountPoint))
+	if err != nil {
+		return nil, err
+	}
+	return g.Stat()
+}
+
 // pause is between two tries to remove a group, whose last process may just be ending.
 const pause = 10 * time.Millisecond
 

@@ -49,7 +49,7 @@ func groups(t *testing.T, pid int) string {
 
 // TestJoin: a process is in a group, which stays until the process has ended.
 func TestJoin(t *testing.T) {
-	testJoin(t, joinEnv, "", remove)
+	testJoin(t, joinEnv, "", remove, Stat)
 }
 
 // TestJoin2 does so in the hierarchy of version 2 of a host that has both.
@@ -58,10 +58,11 @@ func TestJoin2(t *testing.T) {
 		t.Log(err)
 		return
 	}
-	testJoin(t, join2Env, "0:", func(p string) error { return remove2(hybrid, p) })
+	testJoin(t, join2Env, "0:", func(p string) error { return remove2(hybrid, p) },
+		func(p string) (any, error) { return stat2(hybrid, p) })
 }
 
-func testJoin(t *testing.T, env, hierarchy string, remove func(string) error) {
+func testJoin(t *testing.T, env, hierarchy string, remove func(string) error, stat func(string) (any, error)) {
 	treetest.NeedRoot(t, "to make control groups")
 	base := fmt.Sprintf("/strata-test-%d", os.Getpid())
 	name := base + "/pod/a"
@@ -85,6 +86,9 @@ func testJoin(t *testing.T, env, hierarchy string, remove func(string) error) {
 	}
 	if got := groups(t, cmd.Process.Pid); !strings.Contains(got, hierarchy+":"+name+"\n") {
 		t.Errorf("the process is in %s", got)
+	}
+	if m, err := stat(name); err != nil {
+		t.Errorf("statistics: %v, %v", m, err)
 	}
 	if err := remove(name); err == nil {
 		t.Error("a group was removed with a process in it")

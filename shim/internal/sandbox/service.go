@@ -15,8 +15,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stratavm/strata/shim/internal/cgroup"
 	"github.com/stratavm/strata/shim/internal/rootfs"
 	"github.com/stratavm/strata/shim/internal/task"
 )
@@ -265,11 +267,33 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 	return answer(&sandboxapi.ShutdownSandboxResponse{}, err)
 }
 
-// SandboxMetrics is not supported: containers tell theirs.
-func (s *Service) SandboxMetrics(context.Context, *sandboxapi.SandboxMetricsRequest,
+// SandboxMetrics tells what the pod takes of the host, by its control group there.
+func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetricsRequest,
 ) (*sandboxapi.SandboxMetricsResponse, error) {
-	return answer(&sandboxapi.SandboxMetricsResponse{},
-		fmt.Errorf("metrics of a sandbox: %w", errdefs.ErrNotImplemented))
+	return answer(s.metrics(r.GetSandboxID()))
+}
+
+func (s *Service) metrics(id string) (*sandboxapi.SandboxMetricsResponse, error) {
+	st, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	group := st.plan.doc.Linux.CgroupsPath
+	if group == "" {
+		return nil, fmt.Errorf("metrics of sandbox %q: it names no control group: %w", id, errdefs.ErrNotImplemented)
+	}
+	m, err := cgroup.Stat(group)
+	if errors.Is(err, cgroup.ErrSystemd) {
+		err = fmt.Errorf("%w: %w", errdefs.ErrNotImplemented, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("metrics of sandbox %q: %w", id, err)
+	}
+	data, err := typeurl.MarshalAnyToProto(m)
+	if err != nil {
+		return nil, err
+	}
+	return &sandboxapi.SandboxMetricsResponse{Metrics: &types.Metric{ID: id, Timestamp: timestamppb.Now(), Data: data}}, nil
 }
 
 // UpdateSandbox is not supported: the size of a VM is fixed.

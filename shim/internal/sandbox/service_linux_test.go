@@ -2,12 +2,14 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
 	"testing"
 
+	"github.com/containerd/cgroups/v3"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	ctrdevents "github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs"
@@ -243,5 +245,34 @@ func TestNotStarted(t *testing.T) {
 	_, err := f.StartSandbox(t.Context(), &sandboxapi.StartSandboxRequest{SandboxID: r.SandboxID})
 	if !class(err, errdefs.IsFailedPrecondition) {
 		t.Errorf("start of what is stopped: %v", err)
+	}
+}
+
+// TestMetrics are those of the control group that the pod names.
+func TestMetrics(t *testing.T) {
+	f := newFixture(t)
+	parent := fmt.Sprintf("/strata-test-%d", os.Getpid())
+	r := request(t, &cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{CgroupParent: parent}})
+	if _, err := f.CreateSandbox(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	metrics := func() (*sandboxapi.SandboxMetricsResponse, error) {
+		return f.SandboxMetrics(t.Context(), &sandboxapi.SandboxMetricsRequest{SandboxID: r.SandboxID})
+	}
+	if m, err := metrics(); err == nil {
+		t.Errorf("without the group: %v", m)
+	}
+	root := "/sys/fs/cgroup"
+	if cgroups.Mode() != cgroups.Unified {
+		root += "/pids"
+	}
+	for _, dir := range []string{root + parent, root + parent + "/" + r.SandboxID} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(dir)
+	}
+	if m, err := metrics(); err != nil || m.Metrics.ID != r.SandboxID || len(m.Metrics.Data.GetValue()) == 0 {
+		t.Errorf("%v, %v", m, err)
 	}
 }
