@@ -45,7 +45,7 @@ test-vsock: need-go ## VMs over vsock: on a host without it in a VM inside a VM,
 
 test-containerd: need-go install-deps ## the shim: its own tests, and containers by a containerd that is built for it
 	$(GO) test -C shim -race ./internal/...
-	CGO_ENABLED=0 $(GO) test -C shim -v -timeout 20m ./test
+	CGO_ENABLED=0 $(GO) test -C shim -v -timeout 40m ./test
 
 lint: need-go fmt-check vet vet-shim staticcheck ## formatting, build and vet for all platforms, staticcheck
 

@@ -132,6 +132,7 @@ conf_dir = "%[1]s/cni"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata]
 runtime_type = "io.containerd.strata.v1"
 privileged_without_host_devices = true
+pod_annotations = ["io.stratavm.*"]
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata-shim]
 runtime_type = "io.containerd.strata.v1"
 sandboxer = "shim"

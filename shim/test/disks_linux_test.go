@@ -12,8 +12,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// attached lists what a VM has, as its state directory says.
-func (d *daemon) attached(t *testing.T, id string) (disks []vmm.SCSIDisk, shares int) {
+// attached lists what a VM has, as its state directory says, and counts the Changes by which it got all.
+func (d *daemon) attached(t *testing.T, id string) (disks []vmm.SCSIDisk, shares, changes int) {
 	t.Helper()
 	status, err := uvm.ReadStatus(d.vms() + "/default/vms/" + id)
 	if err != nil {
@@ -27,7 +27,7 @@ func (d *daemon) attached(t *testing.T, id string) (disks []vmm.SCSIDisk, shares
 			shares++
 		}
 	}
-	return disks, shares
+	return disks, shares, len(status.Resources)
 }
 
 // onHost fails when something of the container is mounted on the host.
@@ -45,21 +45,26 @@ func (d *daemon) onHost(t *testing.T) {
 func TestErofs(t *testing.T) {
 	d := need(t)
 	defer d.clean(t)
-	const layers = 20
+	const layers = 100
 	const many, saved = "docker.io/test/many:latest", "docker.io/test/saved:latest"
 	var files [][]string
+	var names []string
 	for i := range layers - 1 {
-		files = append(files, []string{fmt.Sprint("f", i)})
+		name := fmt.Sprintf("f%02d", i)
+		if files = append(files, []string{name}); i != 2 {
+			names = append(names, name)
+		}
 	}
-	files[5] = append(files[5], ".wh.f2")
+	files[5] = append(files[5], ".wh.f02")
 	if err := os.WriteFile(d.dir+"/many.tar", imageTar(t, many, files...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d.must(t, 0, "image", "import", "--local", "--no-unpack", d.dir+"/many.tar")
+	// With a default_size and an mkfs.erofs that knows no tar, containerd loses a layer now and then while it unpacks.
+	d.withoutSize(t, func() { d.must(t, 0, "image", "import", "--local", "--snapshotter", "erofs", d.dir+"/many.tar") })
 	d.must(t, 0, run("--detach", "--snapshotter", "erofs", many, "erofs", "sh", "-c",
 		"echo f* >/tmp/saw; echo written >/kept; sync; sleep 1000")...)
 	d.onHost(t)
-	disks, shares := d.attached(t, "erofs")
+	disks, shares, changes := d.attached(t, "erofs")
 	if len(disks) != 2 || shares != 0 {
 		t.Fatalf("the VM has the disks %+v and %d shares, want a disk of layers and one that is written to", disks, shares)
 	}
@@ -72,12 +77,15 @@ func TestErofs(t *testing.T) {
 	if len(of) != layers {
 		t.Errorf("the disk is made of %d layers, want %d: %+v", len(of), layers, disks)
 	}
+	if changes != 5 { // two disks, the file system of each, and what is made of both
+		t.Errorf("the root takes %d Changes, want five as for one layer", changes)
+	}
 	if !slices.ContainsFunc(disks, func(s vmm.SCSIDisk) bool { return strings.HasSuffix(s.Path, "/rwlayer.img") && !s.ReadOnly }) {
 		t.Errorf("the VM has the disks %+v, want rwlayer.img", disks)
 	}
 	until(t, func() error {
 		r := d.ctr(nil, "task", "exec", "--exec-id", "look", "erofs", "cat", "/kept", "/tmp/saw")
-		want := "written\nf0 f1 f10 f11 f12 f13 f14 f15 f16 f17 f18 f3 f4 f5 f6 f7 f8 f9\n"
+		want := "written\n" + strings.Join(names, " ") + "\n"
 		if r.stdout != want || r.code != 0 {
 			return fmt.Errorf("the container has written %q, want %q: %s", r.stdout, want, r.stderr)
 		}
@@ -92,8 +100,8 @@ func TestErofs(t *testing.T) {
 	d.must(t, 0, "image", "import", "--local", "--no-unpack", d.dir+"/saved.tar")
 	chain := imageChain(t, append(files, last)...)
 	d.must(t, 0, "snapshot", "--snapshotter", "erofs", "commit", chain, "erofs")
-	r := d.must(t, 0, run("--rm", "--snapshotter", "erofs", saved, "again", "sh", "-c", "cat /kept; echo /f1*")...)
-	if r.stdout != "written\n/f1 /f10 /f11 /f12 /f13 /f14 /f15 /f16 /f17 /f18\n" {
+	r := d.must(t, 0, run("--rm", "--snapshotter", "erofs", saved, "again", "sh", "-c", "cat /kept; echo /f9*")...)
+	if r.stdout != "written\n/f90 /f91 /f92 /f93 /f94 /f95 /f96 /f97 /f98\n" {
 		t.Errorf("a container of the snapshot reads %q", r.stdout)
 	}
 	d.must(t, 0, "container", "rm", "erofs")
@@ -122,12 +130,21 @@ func TestBlockfile(t *testing.T) {
 func TestErofsWithoutSize(t *testing.T) {
 	d := need(t)
 	defer d.clean(t)
+	d.withoutSize(t, func() {
+		d.twice(t, "erofs", "overlay / overlay rw", filepath.Join("/", "work", "strata", "sandbox.vhdx"))
+	})
+}
+
+// withoutSize does something while the erofs snapshotter has no disks to write to.
+func (d *daemon) withoutSize(t *testing.T, do func()) {
+	t.Helper()
 	name := d.dir + "/config.toml"
 	config, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	use := func(text string) {
+		t.Helper()
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -135,8 +152,7 @@ func TestErofsWithoutSize(t *testing.T) {
 	}
 	use(strings.Replace(string(config), "default_size", "# default_size", 1))
 	defer use(string(config))
-	d.twice(t, "erofs", "overlay / overlay rw",
-		filepath.Join("/", "work", "strata", "sandbox.vhdx"))
+	do()
 }
 
 // twice runs a container and, when it has ended, its task anew. What was written is on a disk that is still there.
@@ -145,7 +161,7 @@ func (d *daemon) twice(t *testing.T, snapshotter, root, disk string) {
 	d.must(t, 0, run("--detach", "--snapshotter", snapshotter, image, "twice", "sh", "-c",
 		"echo written >>/kept; sleep 1000")...)
 	d.onHost(t)
-	disks, shares := d.attached(t, "twice")
+	disks, shares, _ := d.attached(t, "twice")
 	if !slices.ContainsFunc(disks, func(s vmm.SCSIDisk) bool { return strings.Contains(s.Path, disk) && !s.ReadOnly }) ||
 		shares != 0 {
 		t.Errorf("the VM has the disks %+v and %d shares, want %s", disks, shares, disk)

@@ -2,13 +2,18 @@ package test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/stratavm/strata"
+	"github.com/stratavm/strata/vmm"
 )
 
 // vmName is how the process of a VM calls itself.
@@ -30,14 +35,34 @@ func (d *daemon) killed(t *testing.T, name string) (any bool) {
 	return any
 }
 
-// TestKilledRunning kills what serves a container that runs: it ends with 137.
+// killAgent kills the agent of the VM of a container, from inside.
+func (d *daemon) killAgent(t *testing.T, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	vm, err := strata.OpenRunner(ctx, d.vms()+"/default/vms/"+id, strata.OpenOptions{ResponseTimeout: limit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	p, err := vm.Exec(ctx, vmm.ProcessSpec{Args: []string{"/run/gcs/c/" + id + "/rootfs/bin/busybox", "kill", "-ABRT", "1"}})
+	if err == nil { // its end may be faster than the answer
+		_ = p.Close()
+	}
+}
+
+// TestKilledRunning kills what serves a container that runs: it ends with 137, nothing is left, and the next run works.
 func TestKilledRunning(t *testing.T) {
 	d := need(t)
-	for _, who := range []string{vmName, "virtiofsd"} {
-		t.Run(who, func(t *testing.T) {
+	for _, tt := range []struct{ who, snapshotter string }{{vmName, "overlayfs"}, {"virtiofsd", "overlayfs"},
+		{"agent", "overlayfs"}, {"agent", "erofs"}} {
+		t.Run(tt.who+" "+tt.snapshotter, func(t *testing.T) {
 			defer d.clean(t)
-			d.must(t, 0, run("--detach", image, "victim", "sleep", "1000")...)
-			if !d.killed(t, who) {
+			flags := []string{"--snapshotter", tt.snapshotter}
+			d.must(t, 0, run(append(flags, "--detach", image, "victim", "sleep", "1000")...)...)
+			if tt.who == "agent" {
+				d.killAgent(t, "victim")
+			} else if !d.killed(t, tt.who) {
 				t.Fatal("there is none")
 			}
 			until(t, func() error {
@@ -49,7 +74,16 @@ func TestKilledRunning(t *testing.T) {
 			if r := d.must(t, 0, "task", "rm", "victim"); !strings.Contains(r.stderr, "exit code 137") {
 				t.Errorf("task rm: %s", r.stderr)
 			}
+			if _, err := os.Lstat(d.socket("victim")); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the shim's socket is left: %v", err)
+			}
 			d.must(t, 0, "container", "rm", "victim")
+			if tt.who != "agent" {
+				return
+			}
+			if r := d.must(t, 0, run(append(flags, "--rm", image, "next", "echo", "hello")...)...); r.stdout != "hello\n" {
+				t.Errorf("the next run says %q", r.stdout)
+			}
 		})
 	}
 }
@@ -74,6 +108,27 @@ func TestContainerdKilled(t *testing.T) {
 		return nil
 	})
 	d.must(t, 0, "container", "rm", "stays")
+}
+
+// TestShimStopped: a shim that was stopped is found to be of no use when containerd is started anew, and is ended with its
+// VM.
+func TestShimStopped(t *testing.T) {
+	d := need(t)
+	d.must(t, 0, run("--detach", image, "stopped", "sleep", "1000")...)
+	pids := d.shims(t)
+	if len(pids) != 1 {
+		t.Fatalf("the shims are %v, want one", pids)
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(pids[0], syscall.SIGCONT) }() // it is gone
+	d.restart(t)
+	d.clean(t)
+	if left := d.shims(t); len(left) > 0 {
+		t.Errorf("the shims %v are left", left)
+	}
+	d.must(t, 0, "container", "rm", "stopped")
 }
 
 // TestKilledCreating kills what takes part while a container is being created: nothing is left, and the next run works.
