@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
@@ -49,6 +50,7 @@ func hostQuestions() []question {
 			program("slirp4netns", "--version")},
 		{"volumes in VMs", false, "sudo apt-get install qemu-system-common (Debian 13: virtiofsd); run --volume needs it",
 			askVirtioFS},
+		{"templates of VMs", false, "remove them with: strata store gc --templates", askTemplates},
 		{"memory", false, "a VM takes 256 MiB by default; --memory 128M takes less", askMemory},
 	}
 }
@@ -159,6 +161,29 @@ func askMemory(context.Context, *env, *cli.Command) (string, error) {
 		}
 	}
 	return "", errors.New("/proc/meminfo does not tell")
+}
+
+// askTemplates asks for the templates of VMs.
+func askTemplates(_ context.Context, e *env, cmd *cli.Command) (string, error) {
+	dir, err := e.templateCache(cmd)
+	if err != nil {
+		return "", err
+	}
+	all, err := qemu.Templates(dir)
+	if err != nil {
+		return "", err
+	}
+	if len(all) == 0 {
+		return "none; VMs boot, unless they are started with --template", nil
+	}
+	var bytes int64
+	vms := 0
+	for _, t := range all {
+		bytes += t.Bytes
+		vms += t.VMs
+	}
+	return fmt.Sprintf("%s, %s, last used %s ago, memory shared with %s", count(len(all), "template"), size(bytes),
+		time.Since(all[0].Used).Round(time.Second), count(vms, "VM")), nil
 }
 
 func freeSpace(dir string) (uint64, error) {

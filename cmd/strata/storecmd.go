@@ -20,8 +20,12 @@ func storeCommands(e *env) []*cli.Command {
 	return []*cli.Command{{
 		Name: "store", Usage: "the layers of images on disk",
 		Commands: []*cli.Command{
-			{Name: "gc", Usage: "remove layers that no image needs and no VM has mounted", Action: e.storeGC,
-				Description: examples("strata store gc", "strata --dry-run store gc   # only say what would go")},
+			{Name: "gc", Usage: "remove layers that no image needs and no VM has mounted, and templates of VMs that none uses",
+				Description: "A template goes that was not used for a week (with --templates: now) and of which no VM runs.\n\n" +
+					examples("strata store gc", "strata --dry-run store gc   # only say what would go"),
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "templates",
+					Usage: "all templates that no VM uses now; the next start with --template boots"}},
+				Action: e.storeGC},
 			{Name: "check", Usage: "read every layer and compare it with what was written", Action: e.storeCheck,
 				Description: "With --repair damaged layers are thrown away, and the images that need them imported again\n" +
 					"from where they came. The exit code is 1 when something is left damaged.\n\n" +
@@ -90,6 +94,9 @@ func (e *env) storeGC(ctx context.Context, cmd *cli.Command) error {
 	}
 	r, err := st.GC(ctx, cmd.Bool("dry-run"))
 	if err != nil {
+		return err
+	}
+	if err := e.templateGC(ctx, cmd, &r); err != nil {
 		return err
 	}
 	return e.print(cmd, r, func(w io.Writer) {

@@ -2,21 +2,18 @@ package main
 
 import (
 	"context"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 
-// TestKilledTemplate kills a command while it makes a template: the machine that was to be saved ends with it, and the
-// next command makes the template and loads its VM from it.
+// TestKilledTemplate kills a command while it writes the template of the VM that it has just booted: the VM stands still
+// then. The next command that opens it has it go on, the torn template goes with the next start of the kind, which saves
+// its VM; and from then on VMs are loaded, until the template is removed.
 func TestKilledTemplate(t *testing.T) {
 	need(t, "qemu-system-x86_64", "qemu-system-x86")
 	init := bootimagetest.Strata(t)
@@ -24,43 +21,60 @@ func TestKilledTemplate(t *testing.T) {
 	c := cliBox{t: t, strata: init, state: filepath.Join(t.TempDir(), "state")}
 	leaktest.Check(t)
 	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
+	dir := filepath.Join(c.state, "cache", "kvm", "templates")
+	is := func(pattern string, want int) {
+		t.Helper()
+		if have, err := filepath.Glob(filepath.Join(dir, pattern)); err != nil || len(have) != want {
+			t.Errorf("there is %v (%v), want %d of %s", have, err, want, pattern)
+		}
+	}
+	const torn = ".new-*"
 	cmd := c.cmd("vm", "start", "--template")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	wait := func(what string, done func() bool) {
-		t.Helper()
-		for !done() {
-			select {
-			case <-time.After(10 * time.Millisecond):
-			case <-ctx.Done():
-				t.Fatalf("%s: %v", what, context.Cause(ctx))
-			}
+	for {
+		if have, err := filepath.Glob(filepath.Join(dir, torn)); err != nil || len(have) > 0 {
+			break
 		}
+		if ctx.Err() != nil {
+			t.Fatal("no template is written")
+		}
+		time.Sleep(time.Millisecond)
 	}
-	templates, pid := filepath.Join(c.state, "cache", "kvm", "templates"), 0
-	wait("a machine for the template", func() bool {
-		b, err := os.ReadFile(filepath.Join(templates, "making", "pid"))
-		if err == nil {
-			first, _, _ := strings.Cut(string(b), " ")
-			pid, err = strconv.Atoi(first)
-		}
-		return err == nil
-	})
 	_ = cmd.Process.Kill() // it runs
 	_ = cmd.Wait()
-	wait("the end of the machine", func() bool { return unix.Kill(pid, 0) == unix.ESRCH })
-	c.run("vm", "start", "--template")
-	if out := c.run("vm", "inspect"); !strings.Contains(out, "template") {
-		t.Errorf("the VM is not one of a template: %s", out)
+	is("*.template", 0)
+	is(torn, 1)
+	template := func(want bool) {
+		t.Helper()
+		if out := c.run("vm", "inspect"); strings.Contains(out, "template") != want {
+			t.Errorf("the VM is one of a template, unlike %v: %s", want, out)
+		}
 	}
-	if _, err := os.Stat(filepath.Join(templates, "making")); !os.IsNotExist(err) {
-		t.Errorf("what was killed is left: %v", err)
-	}
-	if kept, err := filepath.Glob(filepath.Join(templates, "*.template")); err != nil || len(kept) != 1 {
-		t.Errorf("there are the templates %v (%v)", kept, err)
-	}
+	template(false)
+	c.run("exec", "--in-vm", "/init", "--strata-agent")
 	c.run("vm", "stop")
+	for i, flags := range [][]string{{"--template"}, {"--template"}, {"--template", "--no-template"}} {
+		c.run(append([]string{"vm", "start"}, flags...)...)
+		is(torn, 0)
+		is("*.template", 1)
+		template(i == 1)
+		c.run("vm", "stop")
+	}
+	if out := c.run("doctor"); !strings.Contains(out, "1 template, ") {
+		t.Errorf("doctor knows of no template: %s", out)
+	}
+	if out := c.run("store", "gc"); strings.Contains(out, "template") {
+		t.Errorf("a template that was just used goes: %s", out)
+	}
+	for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
+		is("*.template", 1)
+		if out := c.run(dryRun, "store", "gc", "--templates"); !strings.Contains(out, "template ") {
+			t.Errorf("what goes, %s: %s", dryRun, out)
+		}
+	}
+	is("*.template", 0)
 }

@@ -69,6 +69,7 @@ func startFlags(memory, cpus string) []cli.Flag {
 		&cli.StringFlag{Name: "transport", Value: "auto", Usage: "to a guest under QEMU: auto, vsock or serial"},
 		&cli.BoolFlag{Name: "template", Sources: cli.EnvVars("STRATA_TEMPLATE"),
 			Usage: "under QEMU: load a saved VM of the same kind instead of booting one; the first start of a kind saves it"},
+		&cli.BoolFlag{Name: "no-template", Usage: "boot, also where STRATA_TEMPLATE=1 says otherwise"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
 		&cli.StringFlag{Name: "guest-init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"),
 			Usage: "a `BINARY` with the guest's agent (default: strata-init where it is found, else this one)"},
@@ -86,7 +87,7 @@ func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) 
 		memory, cpus = "vm-memory", "vm-cpus"
 	}
 	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int(cpus), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
-		Template: cmd.Bool("template"),
+		Template: cmd.Bool("template") && !cmd.Bool("no-template"),
 		OS:       vmm.OS(cmd.String("guest")), RollbackTimeout: e.grace, Logger: e.logger(cmd)}
 	bytes, err := parseSize(cmd.String(memory))
 	if err != nil {

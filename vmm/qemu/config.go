@@ -61,9 +61,9 @@ type Config struct {
 	// Logger is nil for silence.
 	Logger *slog.Logger
 
-	// Template has the machine loaded from one of its kind that was saved when it was idle; the first one of a kind makes
-	// that, in CacheDir. Where that does not go the machine boots. Templates have no vsock: TransportAuto is
-	// TransportSerial.
+	// Template has the machine loaded from one of its kind that was saved when it was idle; the first one of a kind boots
+	// and is saved, in CacheDir, before Start returns it. Where neither goes the machine just boots. Templates have no
+	// vsock: TransportAuto is TransportSerial.
 	Template bool
 	// ImageID names the content of Kernel and Initrd. Empty: Template does nothing.
 	ImageID string
@@ -172,6 +172,7 @@ type description struct {
 	Token     string    `json:"token,omitempty"`    // what a host shows to the guest there
 	UID       int       `json:"uid,omitempty"`      // whom QEMU runs as; 0: who started it
 	Template  string    `json:"template,omitempty"` // the key of what it was loaded from
+	Saved     bool      `json:"saved,omitempty"`    // as a template, when it had booted, or that was to be done
 	Started   time.Time `json:"started"`
 }
 

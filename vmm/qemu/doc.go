@@ -10,6 +10,7 @@
 //	               machine is reached over vsock, 0 serves until it is ready, and then none
 //	port.N.lock    whoever works with a port holds a flock on it
 //	attached/      what is attached where, and the descriptors of composite disks
+//	saving         while a template is made of it, or it is loaded from one
 //	qemu.log       what QEMU prints
 //
 // [Start] creates one, [Open] reopens one that another process started, [Inspect] and [Kill] need no
@@ -42,9 +43,10 @@
 //
 // # Templates
 //
-// With Config.Template a machine is loaded from one that was booted for that alone, held by its agent, and saved by
-// QEMU's migration to a file; its memory is no part of that, but a file in memory that is sealed and that QEMU maps for
-// itself. The next machine finds that file in one that runs, else reads it from the cache. QEMU opens the file for
+// With Config.Template a machine is loaded from the first of its kind, which was held by its agent as soon as it had
+// booted, saved by QEMU's migration to a file, and went on. The memory is no part of the migration: it is a file in
+// memory already, which is copied while the machine stands still. A machine that is loaded maps a sealed copy for
+// itself; the next one finds that in one that runs, else reads it from the cache. QEMU opens the file for
 // writing although it only reads it; the seals keep one that was taken over by its guest from changing what others map.
 //
 // # Why one package

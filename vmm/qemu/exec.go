@@ -43,6 +43,9 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 		return nil, fmt.Errorf("qemu: open %s: %w", dir, err)
 	}
 	defer proc.close()
+	if err := awaitSaving(ctx, dir, Config{Logger: log, connect: connect}); err != nil {
+		return nil, err
+	}
 	s := &ExecSession{dir: dir, memoryMiB: desc.MemoryMiB}
 	port := 0
 	if desc.Transport != TransportVSock {

@@ -190,10 +190,17 @@ func (p *guestPort) move(ctx context.Context, conn net.Conn, reach reachFunc) er
 	return nil
 }
 
-// close ends the connection and all that is under way on it.
+// close ends the connection and all that is under way on it, for good.
 func (p *guestPort) close() error {
 	p.mu.Lock()
 	p.closed = true
+	p.mu.Unlock()
+	return p.hangUp()
+}
+
+// hangUp ends the connection. The next one who asks for the agent makes a new one.
+func (p *guestPort) hangUp() error {
+	p.mu.Lock()
 	g := p.live
 	p.live = nil
 	p.mu.Unlock()

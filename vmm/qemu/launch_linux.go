@@ -120,7 +120,7 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 			Dir: "/", Files: append([]*os.File{null, log, log}, files...),
 			// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
 			// detach is not possible inside its sandbox.)
-			Sys: &syscall.SysProcAttr{Setsid: true, Credential: credentials(uid), Pdeathsig: c.memory.lifeline()},
+			Sys: &syscall.SysProcAttr{Setsid: true, Credential: credentials(uid)},
 		})
 	if err != nil {
 		return nil, fmt.Errorf("qemu: start %s: %w", program, err)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"time"
 
 	"github.com/stratavm/strata/vmm"
 )
@@ -89,4 +90,12 @@ func freeBytes(string) (uint64, error) { return 0, errHost }
 func startTemplated(context.Context, Config, string) (*Machine, error) {
 	_ = guestMemory{}.f // for the other half
 	return nil, errHost
+}
+
+// Templates lists the templates in a cache directory.
+func Templates(string) ([]TemplateInfo, error) { return nil, nil }
+
+// RemoveTemplates removes the templates in a cache directory that were not used since the time given.
+func RemoveTemplates(context.Context, string, time.Time, bool) ([]TemplateInfo, error) {
+	return nil, nil
 }

@@ -56,11 +56,7 @@ func readyWithin(ctx context.Context, limit time.Duration) (context.Context, con
 // start loads a machine from its template where that is wanted and goes, and else boots one.
 func start(ctx context.Context, c Config, accel string) (*Machine, error) {
 	if c.Template {
-		m, err := startTemplated(ctx, c, accel)
-		if err == nil || ctx.Err() != nil || errors.Is(err, vmm.ErrRunning) {
-			return m, err
-		}
-		c.Logger.Warn("the machine boots instead of being loaded from a template", "error", err)
+		return startTemplated(ctx, c, accel)
 	}
 	return boot(ctx, c, accel)
 }
@@ -119,7 +115,12 @@ func bootOnce(ctx context.Context, c Config, accel string) (_ *Machine, err erro
 		desc.CID, desc.Token = dev.cid, dev.token
 	}
 	if c.memory != nil {
-		desc.Template = c.memory.key
+		desc.Template, desc.Saved = c.memory.key, c.memory.key == ""
+	}
+	if c.memory != nil {
+		if err := writeFile(filepath.Join(c.Dir, savingFile), nil); err != nil {
+			return nil, fmt.Errorf("qemu: %w", err)
+		}
 	}
 	if desc.UID, err = machineUser(c.Dir); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
@@ -149,6 +150,12 @@ func bootOnce(ctx context.Context, c Config, accel string) (_ *Machine, err erro
 		if c.memory != nil && c.memory.state != nil {
 			err = fmt.Errorf("%w: %w", errNotLoaded, err)
 		}
+		return nil, errors.Join(err, m.Close())
+	}
+	if c.memory != nil && c.memory.state != nil {
+		err = m.saved()
+	}
+	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	if dev != nil {

@@ -21,6 +21,9 @@ const (
 	logFile     = "qemu.log"
 	machineFile = "machine.json"
 	attachedDir = "attached"
+	// savingFile is there from before a machine boots of which a template is to be made, or that is loaded from one, until
+	// that is done: so long nobody but who starts it may talk to its guest, which is to be saved as it is.
+	savingFile  = "saving"
 	controlPort = 0
 )
 
@@ -58,7 +61,7 @@ func (d description) write(dir string) error {
 
 // runtimeFiles are the names of what a machine has in its directory.
 var runtimeFiles = []string{qmpSocket, statusSocket, "gcs.*.sock", "port.*.lock", "qemu.pid", "pid",
-	logFile, machineFile, "nic*.tmp", "virtiofs.sock", atomicfile.Prefix + "*", attachedDir}
+	logFile, machineFile, savingFile, "nic*.tmp", "virtiofs.sock", atomicfile.Prefix + "*", attachedDir}
 
 // removeFiles takes the files of a machine that does not run out of its directory, but for the one
 // called keep. It tells how many other files there are.

@@ -8,8 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,70 +15,91 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/internal/span"
+	"github.com/stratavm/strata/vmm"
 )
 
 const (
 	templatesDir   = "templates"
 	templateSuffix = ".template"
-	makingDir      = "making"      // the state directory of the machine that is saved
-	makingLock     = "making.lock" // held by who makes one
+	usersSuffix    = ".users"
+	makingLock     = "making.lock" // held by who makes one, or removes some
+	usersLock      = "users.lock"  // held by who notes that a machine uses one
 	// maxTemplates is how many are kept: those that were used last.
 	maxTemplates = 4
 	// loadTime bounds how long a machine that is loaded may take until its guest answers.
 	loadTime = 20 * time.Second
 )
 
-// errTemplateBusy says that another process makes a template. Its end is not waited for.
-var errTemplateBusy = errors.New("another process makes a template at this time")
-
-// startTemplated starts a machine from the template of its kind, which it makes if there is none.
+// startTemplated starts a machine from the template of its kind. Where there is none that can be loaded the machine
+// boots, and a template is made of it where that goes.
 func startTemplated(ctx context.Context, c Config, accel string) (*Machine, error) {
+	t, err := c.template(accel)
+	if err != nil {
+		return bootInstead(ctx, c, accel, err)
+	}
+	whole, err := t.find(ctx)
+	if errors.Is(err, os.ErrNotExist) {
+		return t.bootAndSave(ctx, c, accel)
+	}
+	var m *Machine
+	if err == nil {
+		m, err = t.load(ctx, c, accel, whole)
+	}
+	if err == nil || ctx.Err() != nil || errors.Is(err, vmm.ErrRunning) {
+		return m, err
+	}
+	if errors.Is(err, errNotLoaded) { // it is of no use to others either
+		err = errors.Join(err, t.remove())
+	}
+	return bootInstead(ctx, c, accel, err)
+}
+
+func bootInstead(ctx context.Context, c Config, accel string, reason error) (*Machine, error) {
+	c.Logger.Warn("the machine boots instead of being loaded from a template", "error", reason)
+	return boot(ctx, c, accel)
+}
+
+// template returns the place of the template of a machine's kind. An error says why there can be none.
+func (c Config) template(accel string) (t templateStore, err error) {
 	switch {
 	case c.CacheDir == "" || c.ImageID == "":
-		return nil, errors.New("there is no folder for templates, or what is booted is not known by its content")
+		return t, errors.New("there is no folder for templates, or what is booted is not known by its content")
 	case c.Transport == TransportVSock:
-		return nil, fmt.Errorf("a template with the transport vsock: %w", errors.ErrUnsupported)
+		return t, fmt.Errorf("a template with the transport vsock: %w", errors.ErrUnsupported)
 	case c.MemoryMiB > maxTemplateMiB:
-		return nil, fmt.Errorf("a template of %d MiB: %w: at most %d", c.MemoryMiB, errors.ErrUnsupported, maxTemplateMiB)
+		return t, fmt.Errorf("a template of %d MiB: %w: at most %d", c.MemoryMiB, errors.ErrUnsupported, maxTemplateMiB)
 	case c.Kernel == "":
-		return nil, fmt.Errorf("a template without a kernel: %w", errors.ErrUnsupported)
+		return t, fmt.Errorf("a template without a kernel: %w", errors.ErrUnsupported)
 	}
 	program := c.Program
 	if program == "" {
-		var err error
 		if program, err = exec.LookPath(qemuProgram); err != nil {
-			return nil, err
+			return t, err
 		}
 	}
 	processor := ""
 	if accel == AccelKVM {
 		b, err := os.ReadFile("/proc/cpuinfo")
 		if err != nil {
-			return nil, err
+			return t, err
 		}
 		processor = processorKind(string(b))
 	}
 	key, err := c.templateKey(program, accel, processor)
 	if err != nil {
-		return nil, err
+		return t, err
 	}
 	dir := filepath.Join(c.CacheDir, templatesDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("templates: %w", err)
+		return t, fmt.Errorf("templates: %w", err)
 	}
-	t := templateStore{dir: dir, key: key, memory: int64(c.MemoryMiB) << 20}
-	whole, err := t.find()
-	if errors.Is(err, os.ErrNotExist) {
-		err = span.Do(ctx, "strata.template.make", func(ctx context.Context) (err error) {
-			whole, err = t.make(ctx, c, accel)
-			return err
-		})
-	}
-	if err != nil {
-		return nil, err
-	}
+	return templateStore{dir: dir, key: key, memory: int64(c.MemoryMiB) << 20}, nil
+}
+
+// load starts a machine from the template, which it closes.
+func (t templateStore) load(ctx context.Context, c Config, accel string, whole *os.File) (_ *Machine, err error) {
 	defer whole.Close() // QEMU has its own
-	if c.memory, err = t.use(whole, !c.NoShares); err != nil {
+	if c.memory, err = t.use(ctx, whole, !c.NoShares); err != nil {
 		return nil, err
 	}
 	defer c.memory.state.Close()
@@ -89,68 +108,63 @@ func startTemplated(ctx context.Context, c Config, accel string) (*Machine, erro
 		fmt.Errorf("the guest did not answer within %s: %w", loadTime, context.DeadlineExceeded))
 	defer cancel()
 	m, err := boot(limited, c, accel)
-	if err != nil {
-		if ctx.Err() == nil && errors.Is(err, errNotLoaded) { // it is of no use to others either
-			err = errors.Join(err, t.remove())
-		}
-		return nil, err
+	if err != nil || c.memory.share {
+		return m, err
 	}
-	if !c.memory.share {
-		if err := t.noteUser(m.proc.pid, portFD+c.ExecPorts+1, c.memory.f); err != nil {
-			c.Logger.Debug("memory will not be shared with the next machine", "error", err)
-		}
+	if err := t.noteUser(ctx, m.proc.pid, portFD+c.ExecPorts+1, c.memory.f); err != nil {
+		c.Logger.Debug("memory will not be shared with the next machine", "error", err)
 	}
 	return m, nil
 }
 
-// make boots a machine of the kind, saves it and ends it.
-func (t templateStore) make(ctx context.Context, c Config, accel string) (_ *os.File, err error) {
-	runtime.LockOSThread() // with which the machine would end, see lifeline
-	defer runtime.UnlockOSThread()
+// bootAndSave boots a machine and makes a template of it, unless another process makes one at this time: its end is not
+// waited for. The machine goes on, whatever becomes of the template.
+func (t templateStore) bootAndSave(ctx context.Context, c Config, accel string) (*Machine, error) {
 	lock, err := lockfile.Try(filepath.Join(t.dir, makingLock), false, os.O_CREATE)
-	if err != nil {
-		return nil, fmt.Errorf("templates: %w", err)
-	}
 	if lock == nil {
-		return nil, errTemplateBusy
+		c.Logger.Info("the machine boots, and no template is made of it: another process makes one", "error", err)
+		return boot(ctx, c, accel)
 	}
 	defer lock.Close()
-	c.Dir, c.ID, c.Template, c.Namespace = filepath.Join(t.dir, makingDir), "template", false, ""
-	if err := t.sweep(ctx, c.Dir); err != nil {
-		return nil, err
+	if err = t.sweep(ctx); err != nil {
+		return bootInstead(ctx, c, accel, err)
 	}
-	whole, err := memoryOf(t.memory)
+	memory, err := memoryOf(t.memory)
+	if err != nil {
+		return bootInstead(ctx, c, accel, err)
+	}
+	defer memory.Close()
+	saved := c
+	saved.memory = &guestMemory{f: memory, share: true}
+	m, err := boot(ctx, saved, accel)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("make a template: %w", err), whole.Close())
-		}
-	}()
-	c.memory = &guestMemory{f: whole, share: true}
-	m, err := boot(ctx, c, accel)
+	err = span.Do(ctx, "strata.template.save", func(ctx context.Context) error { return t.save(ctx, m, memory) })
 	if err != nil {
-		return nil, err
+		c.Logger.Warn("no template is made of the machine", "error", err)
 	}
-	err = t.save(ctx, m, whole)
+	ready, cancel := readyWithin(ctx, stateTime)
+	defer cancel()
+	if err = m.goOn(ready); err == nil {
+		err = m.Ready(ready)
+	}
+	if err == nil {
+		return m, nil
+	}
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), terminateTime)
 	defer cancel()
-	if err = errors.Join(err, m.Terminate(limited), m.Close()); err != nil {
+	err = errors.Join(fmt.Errorf("machine %s: after a template was made of it: %w", c.ID, err), m.Terminate(limited),
+		m.Close())
+	if ctx.Err() != nil {
 		return nil, err
 	}
-	if err := seal(whole); err != nil {
-		return nil, err
-	}
-	if err := t.write(whole); err != nil {
-		// It serves this machine, and those that find it there.
-		c.Logger.Warn("the template is not kept", "error", err)
-	}
-	return whole, nil
+	return bootInstead(ctx, c, accel, err)
 }
 
-// save has the guest wait for its renewal, and puts the state of the machine behind its memory.
-func (t templateStore) save(ctx context.Context, m *Machine, whole *os.File) error {
+// save has the guest wait for its renewal, and makes a template of the machine's memory and state. The machine stands
+// still then.
+func (t templateStore) save(ctx context.Context, m *Machine, memory *os.File) error {
 	err := m.withGuest(ctx, func(ctx context.Context, g guest) error {
 		return g.Modify(ctx, hcsschema.GuestRequest{RequestType: hcsschema.RequestAdd,
 			ResourceType: hcsschema.ResourceTemplate})
@@ -158,15 +172,18 @@ func (t templateStore) save(ctx context.Context, m *Machine, whole *os.File) err
 	if err != nil {
 		return err
 	}
-	if err := m.port.close(); err != nil {
+	if err := m.port.hangUp(); err != nil {
 		return err
 	}
-	at, err := reopen(whole, os.O_RDWR, t.memory)
+	at, err := reopen(memory, os.O_RDWR, t.memory)
 	if err != nil {
 		return err
 	}
 	defer at.Close()
-	return saveState(ctx, m.qmp, at)
+	if err := saveState(ctx, m.qmp, at); err != nil {
+		return err
+	}
+	return errors.Join(t.write(ctx, memory), memory.Truncate(t.memory))
 }
 
 // saveState writes the state of a machine, which stops, to where f is.
@@ -186,7 +203,7 @@ func saveState(ctx context.Context, q *qmpClient, f *os.File) error {
 
 // use returns the memory of a machine that is loaded from the template: the template's, or a copy that is shared with
 // those who serve folders.
-func (t templateStore) use(whole *os.File, share bool) (_ *guestMemory, err error) {
+func (t templateStore) use(ctx context.Context, whole *os.File, share bool) (_ *guestMemory, err error) {
 	g := &guestMemory{share: share, key: t.key}
 	if g.state, err = reopen(whole, os.O_RDONLY, t.memory); err != nil {
 		return nil, err
@@ -194,7 +211,7 @@ func (t templateStore) use(whole *os.File, share bool) (_ *guestMemory, err erro
 	if !share {
 		g.f, err = duplicate(whole)
 	} else if g.f, err = memoryOf(t.memory); err == nil {
-		if _, err = copyPages(g.f, 0, whole, 0, t.memory); err != nil {
+		if _, err = copyPages(ctx, g.f, 0, whole, 0, t.memory); err != nil {
 			g.f.Close()
 		}
 	}
@@ -215,15 +232,6 @@ func memoryOf(size int64) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("file in memory: %w", err), f.Close())
 	}
 	return f, nil
-}
-
-// lifeline is the signal that ends a machine with who started it: one that is saved, and no other, is of use to nobody
-// else.
-func (g *guestMemory) lifeline() syscall.Signal {
-	if g != nil && g.key == "" {
-		return syscall.SIGKILL
-	}
-	return 0
 }
 
 // seals keep everybody from changing a template, whatever his rights.
@@ -270,8 +278,14 @@ func (t templateStore) running() *os.File {
 	return nil
 }
 
+// runs reports whether the machine does.
+func (u templateUser) runs() bool {
+	start, err := processStart(u.PID)
+	return err == nil && start == u.Start
+}
+
 func (u templateUser) open(memory int64) *os.File {
-	if start, err := processStart(u.PID); err != nil || start != u.Start {
+	if !u.runs() {
 		return nil
 	}
 	fd, err := unix.Open(fmt.Sprintf("/proc/%d/fd/%d", u.PID, u.FD), unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -297,7 +311,12 @@ func (u templateUser) open(memory int64) *os.File {
 }
 
 // noteUser notes where the template can be found: f, as the descriptor fd of a machine.
-func (t templateStore) noteUser(pid, fd int, f *os.File) error {
+func (t templateStore) noteUser(ctx context.Context, pid, fd int, f *os.File) error {
+	lock, err := lockfile.Wait(ctx, filepath.Join(t.dir, usersLock), false)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	start, err := processStart(pid)
 	if err != nil {
 		return err
@@ -308,7 +327,7 @@ func (t templateStore) noteUser(pid, fd int, f *os.File) error {
 	}
 	users := []templateUser{{pid, start, fd, st.Ino}}
 	for _, u := range t.users() {
-		if now, err := processStart(u.PID); err == nil && now == u.Start && len(users) < maxUsers {
+		if u.runs() && len(users) < maxUsers {
 			users = append(users, u)
 		}
 	}

@@ -3,10 +3,11 @@ package qemu
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -129,11 +130,23 @@ echo random $(b od -An -tx1 -N16 /dev/urandom); echo time $(b date +%s)`)
 	return words
 }
 
-// TestTemplate: the first machine of a kind makes a template, and all are loaded from it, alike and yet apart.
+// TestTemplate: the first machine of a kind boots and is saved, and goes on; others are loaded, alike and yet apart.
 func TestTemplate(t *testing.T) {
 	needServer(t)
 	needSlirp(t)
 	h := newTemplated(t)
+	booted := h.start(false, 1, 0)
+	if e := h.entropy; len(e) != 2 || e[0] == e[1] || booted.desc.Template != "" { // as it booted, and after that
+		t.Errorf("the machine that was saved is one of the template %q and was given %q", booted.desc.Template, e)
+	}
+	dir := t.TempDir()
+	writeTree(t, dir, map[string]string{"in": "from the host"})
+	apply(t, booted, share(0, dir, false, false))
+	if out, code := guestTools(t, booted)("b cat 0/in"); code != 0 || out != "from the host" {
+		t.Errorf("a share of the machine that was saved: %d, %s", code, out)
+	}
+	end(t, booted)
+	h.entropy = nil
 	first, second := h.start(true, 1, 1), h.start(true, 1, 2)
 	kept, err := filepath.Glob(filepath.Join(h.c.CacheDir, templatesDir, "*"+templateSuffix))
 	if err != nil || len(kept) != 1 {
@@ -196,8 +209,6 @@ until b dmesg | b grep "virtual machine fork"; do b sleep 0.1; done`); code != 0
 	if _, three := h.memory(third); three == one {
 		t.Error("memory that others write to is that of the template")
 	}
-	dir := t.TempDir()
-	writeTree(t, dir, map[string]string{"in": "from the host"})
 	apply(t, third, share(0, dir, false, false))
 	if out, code := guestTools(t, third)("b cat 0/in"); code != 0 || out != "from the host" {
 		t.Errorf("a share of a machine that was loaded: %d, %s", code, out)
@@ -240,14 +251,14 @@ func memoryWith(t testing.TB, ts templateStore, more ...int64) *os.File {
 func TestTemplateFiles(t *testing.T) {
 	ts := templateStore{dir: t.TempDir(), key: "k", memory: 4 << 20}
 	whole := memoryWith(t, ts)
-	if err := ts.write(whole); err != nil {
+	if err := ts.write(t.Context(), whole); err != nil {
 		t.Fatal(err)
 	}
 	good, err := os.ReadFile(ts.path())
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := ts.find()
+	got, err := ts.find(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +298,7 @@ func TestTemplateFiles(t *testing.T) {
 		if err := os.WriteFile(ts.path(), change(slices.Clone(good)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if f, err := ts.find(); !errors.Is(err, os.ErrNotExist) {
+		if f, err := ts.find(t.Context()); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v, %v", what, f, err)
 		}
 		if _, err := os.Stat(ts.path()); !errors.Is(err, os.ErrNotExist) {
@@ -303,7 +314,7 @@ func TestTemplateNoRoom(t *testing.T) {
 	for at := int64(0); at < ts.memory; at += pageSize {
 		all = append(all, at)
 	}
-	if err := ts.write(memoryWith(t, ts, all...)); !errors.Is(err, unix.ENOSPC) {
+	if err := ts.write(t.Context(), memoryWith(t, ts, all...)); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got %v, want %v", err, unix.ENOSPC)
 	}
 	if entries, err := os.ReadDir(ts.dir); err != nil || len(entries) != 0 {
@@ -311,70 +322,95 @@ func TestTemplateNoRoom(t *testing.T) {
 	}
 }
 
-// TestTemplateSweep: who makes a template removes what one left that was killed in between, its machine too, and
-// keeps the templates that were used last. Another one does not wait for it.
+// TestTemplateEnds: a copy of a template ends with the context of who makes it, and leaves nothing.
+func TestTemplateEnds(t *testing.T) {
+	ts := templateStore{dir: t.TempDir(), key: "k", memory: 4 << 20}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := ts.write(ctx, memoryWith(t, ts)); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if entries, err := os.ReadDir(ts.dir); err != nil || len(entries) != 0 {
+		t.Errorf("there is %v (%v)", entries, err)
+	}
+}
+
+// TestTemplateSweep: who makes a template removes what one left that was killed, and keeps the templates that were used
+// last. Who removes what is not used keeps those of machines that run.
 func TestTemplateSweep(t *testing.T) {
-	ts := templateStore{dir: t.TempDir(), key: "k", memory: 1 << 20}
-	making := filepath.Join(ts.dir, makingDir)
-	left := exec.Command("sleep", "1000")
-	if err := errors.Join(os.Mkdir(making, 0o700), left.Start()); err != nil {
+	cache := t.TempDir()
+	ts := templateStore{dir: filepath.Join(cache, templatesDir), key: "k", memory: 1 << 20}
+	if err := os.Mkdir(ts.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	began, err := processStart(left.Process.Pid)
+	self, err := processStart(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
-	note := strconv.Itoa(left.Process.Pid) + " " + strconv.FormatUint(began, 10)
-	files := map[string]string{filepath.Join(making, "pid"): note, filepath.Join(ts.dir, atomicfile.Prefix+"1"): "torn"}
-	var want []string
+	runs := fmt.Sprintf(`[{"pid":%d,"start":%d}]`, os.Getpid(), self)
+	// Number 5 is the one that was used last; of it, and of what is gone and has no file, a machine runs.
+	files := map[string]string{atomicfile.Prefix + "1": "torn", "gone.users": "[]", "mapped.users": runs}
 	for i := range maxTemplates + 2 {
-		name := strconv.Itoa(i)
-		for file, content := range map[string]string{name + templateSuffix: "", name + ".users": "[]"} {
-			files[filepath.Join(ts.dir, file)] = content
-			if i < maxTemplates-1 {
-				want = append(want, file)
-			}
-		}
+		files[strconv.Itoa(i)+templateSuffix], files[strconv.Itoa(i)+usersSuffix] = "12345", "[]"
 	}
-	for path, content := range files {
+	files["1"+usersSuffix] = runs
+	begin := time.Now().Add(-time.Hour)
+	for name, content := range files {
+		path := filepath.Join(ts.dir, name)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-	}
-	for i := range maxTemplates + 2 {
-		when := time.Now().Add(time.Duration(-i) * time.Hour)
-		if err := os.Chtimes(filepath.Join(ts.dir, strconv.Itoa(i)+templateSuffix), when, when); err != nil {
-			t.Fatal(err)
+		if i, err := strconv.Atoi(name[:1]); err == nil {
+			when := begin.Add(time.Duration(i) * time.Minute)
+			if err := os.Chtimes(path, when, when); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	check := func(what string, want ...string) {
+		t.Helper()
+		entries, err := os.ReadDir(ts.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var have []string
+		for _, e := range entries {
+			have = append(have, e.Name())
+		}
+		slices.Sort(want)
+		if !slices.Equal(have, want) {
+			t.Errorf("%s there is %v, want %v", what, have, want)
+		}
+	}
+	all := append(slices.Collect(maps.Keys(files)), makingLock, usersLock)
 	lock, err := lockfile.Try(filepath.Join(ts.dir, makingLock), false, os.O_CREATE)
 	if err != nil || lock == nil {
 		t.Fatal(lock, err)
 	}
-	if _, err := ts.make(t.Context(), Config{}, AccelTCG); !errors.Is(err, errTemplateBusy) {
+	if _, err := RemoveTemplates(t.Context(), cache, time.Now(), false); !errors.Is(err, ErrTemplateBusy) {
 		t.Errorf("while another one makes one: %v", err)
 	}
-	if err := errors.Join(ts.sweep(t.Context(), making), lock.Close()); err != nil {
+	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// Kill has collected it, as it is our child.
-	if _, err := processStart(left.Process.Pid); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the machine that was left runs (%v)", err)
+	since := begin.Add(3 * time.Minute)
+	for _, dryRun := range []bool{true, false} {
+		gone, err := RemoveTemplates(t.Context(), cache, since, dryRun)
+		if err != nil || len(gone) != 2 || gone[0].Key != "2" || gone[1].Key != "0" || gone[0].Bytes == 0 {
+			t.Errorf("removed are %v, %v", gone, err)
+		}
+		if dryRun {
+			check("after a dry run", all...)
+		}
 	}
-	if err := left.Process.Release(); err != nil {
-		t.Error(err)
+	check("after the removal", "1.template", "1.users", "3.template", "3.users", "4.template", "4.users", "5.template",
+		"5.users", "mapped.users", makingLock, usersLock)
+	if list, err := Templates(cache); err != nil || len(list) != 4 || list[0].Key != "5" || list[3].VMs != 1 {
+		t.Errorf("the templates are %v, %v", list, err)
 	}
-	entries, err := os.ReadDir(ts.dir)
-	if err != nil {
+	if err := ts.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	var have []string
-	for _, e := range entries {
-		have = append(have, e.Name())
-	}
-	want = append(want, makingLock)
-	slices.Sort(want)
-	if !slices.Equal(have, want) {
-		t.Errorf("there is %v, want %v", have, want)
-	}
+	check("after the sweep", "3.template", "3.users", "4.template", "4.users", "5.template", "5.users", "mapped.users",
+		makingLock, usersLock)
 }

@@ -15,11 +15,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/internal/atomicfile"
+	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/internal/regfile"
 )
 
@@ -65,11 +67,13 @@ const (
 	templateBase = pageSize
 	// maxState bounds what QEMU writes of the devices; it takes half a MiB.
 	maxState = 64 << 20
+	// maxTemplateData bounds what a template takes on disk; a guest that has just booted uses about 110 MiB.
+	maxTemplateData = 1 << 30
 )
 
 func (t templateStore) path() string { return filepath.Join(t.dir, t.key+templateSuffix) }
 
-func (t templateStore) usersFile() string { return filepath.Join(t.dir, t.key+".users") }
+func (t templateStore) usersFile() string { return filepath.Join(t.dir, t.key+usersSuffix) }
 
 func (t templateStore) users() []templateUser {
 	var users []templateUser
@@ -82,7 +86,7 @@ func (t templateStore) users() []templateUser {
 
 // find returns the template, sealed in memory: that of a machine that runs, or one read from its file. An error matches
 // os.ErrNotExist when there is none that is good.
-func (t templateStore) find() (*os.File, error) {
+func (t templateStore) find(ctx context.Context) (*os.File, error) {
 	now := time.Now()
 	touched := os.Chtimes(t.path(), now, now) // it is kept for longer
 	if f := t.running(); f != nil {
@@ -91,7 +95,7 @@ func (t templateStore) find() (*os.File, error) {
 	if touched != nil {
 		return nil, touched
 	}
-	f, err := t.read()
+	f, err := t.read(ctx)
 	if errors.Is(err, errBadTemplate) {
 		if err := t.remove(); err != nil {
 			return nil, err
@@ -104,7 +108,7 @@ func (t templateStore) find() (*os.File, error) {
 // errBadTemplate says that a file is none, or not whole.
 var errBadTemplate = errors.New("no template of this kind, or damaged")
 
-func (t templateStore) read() (_ *os.File, err error) {
+func (t templateStore) read(ctx context.Context) (_ *os.File, err error) {
 	from, size, err := regfile.Open(t.path())
 	if err != nil {
 		return nil, err
@@ -126,7 +130,7 @@ func (t templateStore) read() (_ *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	crc, err := copyPages(whole, 0, from, templateBase, h.Size)
+	crc, err := copyPages(ctx, whole, 0, from, templateBase, h.Size)
 	if err == nil && crc != h.CRC {
 		err = fmt.Errorf("%w: its checksum is wrong", errBadTemplate)
 	}
@@ -139,8 +143,8 @@ func (t templateStore) read() (_ *os.File, err error) {
 	return whole, nil
 }
 
-// write keeps a template, which is sealed.
-func (t templateStore) write(whole *os.File) error {
+// write keeps a template, which nobody changes meanwhile.
+func (t templateStore) write(ctx context.Context, whole *os.File) error {
 	fi, err := whole.Stat()
 	if err != nil {
 		return err
@@ -148,12 +152,15 @@ func (t templateStore) write(whole *os.File) error {
 	if fi.Size() <= t.memory || fi.Size() > t.memory+maxState {
 		return fmt.Errorf("the state takes %d bytes", fi.Size()-t.memory)
 	}
+	if n := onDisk(fi); n > maxTemplateData {
+		return fmt.Errorf("the guest uses %d MiB: a template has %d at most", n>>20, maxTemplateData>>20)
+	}
 	f, err := atomicfile.Create(t.path(), atomicfile.Options{})
 	if err != nil {
 		return err
 	}
 	h := templateHead{Version: templateVersion, Key: t.key, Size: fi.Size()}
-	if h.CRC, err = copyPages(f, templateBase, whole, 0, h.Size); err == nil {
+	if h.CRC, err = copyPages(ctx, f, templateBase, whole, 0, h.Size); err == nil {
 		err = f.Truncate(templateBase + h.Size)
 	}
 	var head []byte
@@ -171,12 +178,15 @@ func (t templateStore) write(whole *os.File) error {
 
 // copyPages copies size bytes, leaving out what is all zeroes, to where there is nothing yet. It returns a checksum of
 // the pages and where they are.
-func copyPages(to io.WriterAt, toAt int64, from *os.File, fromAt, size int64) (uint32, error) {
+func copyPages(ctx context.Context, to io.WriterAt, toAt int64, from *os.File, fromAt, size int64) (uint32, error) {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	zero := make([]byte, pageSize)
 	buf := make([]byte, 1<<20)
 	var crc uint32
 	for at := int64(0); at < size; {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
 		data, err := unix.Seek(int(from.Fd()), fromAt+at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
 			break // nothing but zeroes
@@ -233,33 +243,104 @@ func (t templateStore) remove() error {
 	return errors.Join(errs...)
 }
 
-// sweep removes what a process left that was killed while it made a template, and the templates that were not used for
-// longest, so that there is place for one more. The lock is held.
-func (t templateStore) sweep(ctx context.Context, making string) error {
-	limited, cancel := context.WithTimeout(ctx, terminateTime)
-	defer cancel()
-	if err := Kill(limited, making); err != nil {
-		return fmt.Errorf("end a template that was left: %w", err)
-	}
-	if err := errors.Join(os.RemoveAll(making), atomicfile.Sweep(t.dir)); err != nil {
-		return fmt.Errorf("templates: %w", err)
-	}
-	entries, err := os.ReadDir(t.dir)
+// sweep makes place for one more template. The lock is held.
+func (t templateStore) sweep(ctx context.Context) error {
+	_, err := sweepTemplates(ctx, t.dir, false, func(newer int, _ TemplateInfo) bool { return newer >= maxTemplates-1 })
+	return err
+}
+
+// sweepTemplates removes what processes left that were killed, and the templates that are doomed, of which newer ones
+// were used later. It returns these, or what would go. The lock of making is held.
+func sweepTemplates(ctx context.Context, dir string, dryRun bool,
+	doomed func(newer int, i TemplateInfo) bool) (gone []TemplateInfo, err error) {
+	lock, err := lockfile.Wait(ctx, filepath.Join(dir, usersLock), false) // they are written as others are
 	if err != nil {
-		return fmt.Errorf("templates: %w", err)
+		return nil, fmt.Errorf("templates: %w", err)
 	}
-	var files []os.FileInfo
-	for _, e := range entries {
-		if fi, err := e.Info(); err == nil && strings.HasSuffix(e.Name(), templateSuffix) {
-			files = append(files, fi)
+	defer lock.Close()
+	all, err := listTemplates(dir)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	known := map[string]bool{}
+	for newer, i := range all {
+		if known[i.Key] = !doomed(newer, i); known[i.Key] {
+			continue
+		}
+		gone = append(gone, i)
+		if !dryRun {
+			errs = append(errs, templateStore{dir: dir, key: i.Key}.remove())
 		}
 	}
-	slices.SortFunc(files, func(a, b os.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
-	var errs []error
-	for _, fi := range files[min(len(files), maxTemplates-1):] {
-		old := t
-		old.key = strings.TrimSuffix(fi.Name(), templateSuffix)
-		errs = append(errs, old.remove())
+	if dryRun {
+		return gone, nil
 	}
-	return errors.Join(errs...)
+	errs = append(errs, atomicfile.Sweep(dir))
+	users, err := filepath.Glob(filepath.Join(dir, "*"+usersSuffix))
+	errs = append(errs, err)
+	for _, path := range users {
+		key := strings.TrimSuffix(filepath.Base(path), usersSuffix)
+		// Where a machine runs its template is found in that, whether there is a file or not.
+		if t := (templateStore{dir: dir, key: key}); !known[key] && t.inUse() == 0 {
+			errs = append(errs, t.remove())
+		}
+	}
+	return gone, errors.Join(errs...)
+}
+
+// inUse is how many machines of the template run.
+func (t templateStore) inUse() (n int) {
+	for _, u := range t.users() {
+		if u.runs() {
+			n++
+		}
+	}
+	return n
+}
+
+// listTemplates lists what is there, those that were used last first.
+func listTemplates(dir string) (all []TemplateInfo, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("templates: %w", err)
+	}
+	for _, e := range entries {
+		key, is := strings.CutSuffix(e.Name(), templateSuffix)
+		if fi, err := e.Info(); is && err == nil { // else it has just gone
+			all = append(all, TemplateInfo{Key: key, Bytes: onDisk(fi), Used: fi.ModTime(),
+				VMs: templateStore{dir: dir, key: key}.inUse()})
+		}
+	}
+	slices.SortFunc(all, func(a, b TemplateInfo) int { return b.Used.Compare(a.Used) })
+	return all, nil
+}
+
+// onDisk is what a file takes there, in bytes.
+func onDisk(fi os.FileInfo) int64 {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return fi.Size()
+}
+
+// Templates lists the templates in a cache directory of vmm.StartOptions, those that were used last first.
+func Templates(cacheDir string) ([]TemplateInfo, error) {
+	return listTemplates(filepath.Join(cacheDir, templatesDir))
+}
+
+// RemoveTemplates removes the templates in a cache directory that were not used since the time given and of which no
+// machine runs, and what processes left there that were killed. It returns what it removed or, with dryRun, would
+// remove. While another process makes a template the error matches ErrTemplateBusy.
+func RemoveTemplates(ctx context.Context, cacheDir string, since time.Time, dryRun bool) ([]TemplateInfo, error) {
+	dir := filepath.Join(cacheDir, templatesDir)
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	lock, err := lockfile.Try(filepath.Join(dir, makingLock), false, os.O_CREATE)
+	if lock == nil {
+		return nil, errors.Join(err, ErrTemplateBusy)
+	}
+	defer lock.Close()
+	return sweepTemplates(ctx, dir, dryRun, func(_ int, i TemplateInfo) bool { return i.VMs == 0 && i.Used.Before(since) })
 }
