@@ -139,10 +139,13 @@ func askPause(ctx context.Context, e *env, cmd *cli.Command) (string, error) {
 // askVirtioFS asks for the program that serves folders of this host to VMs.
 func askVirtioFS(context.Context, *env, *cli.Command) (string, error) {
 	path, err := qemu.FindServer()
-	if err == nil && os.Geteuid() != 0 {
-		return "", &remedyError{fmt.Errorf("%s needs root", path), "run strata as root for run --volume"}
+	if err != nil {
+		return "", err
 	}
-	return path, err
+	if err := qemu.CanShare(1); err != nil {
+		return "", &remedyError{err, "run strata as root for run --volume"}
+	}
+	return path, nil
 }
 
 func askMemory(context.Context, *env, *cli.Command) (string, error) {

@@ -55,17 +55,37 @@ func CanShare(n int) error {
 	if n > maxShares {
 		return fmt.Errorf("%d folders and files of the host: a VM has room for %d: %w", n, maxShares, errors.ErrUnsupported)
 	}
-	_, err := sharingServer()
+	_, _, err := sharingServer()
 	return err
 }
 
-// sharingServer returns virtiofsd's path where this process can use it.
-func sharingServer() (string, error) {
-	program, err := FindServer()
-	if err == nil && os.Geteuid() != 0 {
-		err = fmt.Errorf("virtiofsd needs root: run strata as root, or without volumes: %w", errors.ErrUnsupported)
+// sharingServer returns virtiofsd's path, and its arguments, where this process can use it.
+func sharingServer() (program string, args []string, err error) {
+	if program, err = FindServer(); err != nil {
+		return "", nil, err
 	}
-	return program, err
+	argv := []string{program, "--help"}
+	root := os.Geteuid() == 0
+	if !root {
+		user, err := userNamespace()
+		if err != nil {
+			return "", nil, fmt.Errorf("without root virtiofsd needs unshare of util-linux: %w: %w", errors.ErrUnsupported, err)
+		}
+		argv = append(user, argv...)
+	}
+	limited, cancel := context.WithTimeout(context.Background(), helpTime)
+	defer cancel()
+	help, _ := exec.CommandContext(limited, argv[0], argv[1:]...).CombinedOutput() // its exit code says nothing
+	args, err = serverArguments(string(help), 3, shareRoot)
+	switch {
+	case err != nil && !root:
+		err = fmt.Errorf("virtiofsd needs root, or a user namespace with further users (/etc/subuid, /etc/subgid, "+
+			"newuidmap of uidmap): run strata as root, or without volumes: %w%s", errors.ErrUnsupported,
+			quoteTail("it says", string(help)))
+	case err != nil:
+		err = fmt.Errorf("%s: %w%s", program, err, quoteTail("it says", string(help)))
+	}
+	return program, args, err
 }
 
 // helpTime bounds the question which options virtiofsd has.
@@ -88,16 +108,9 @@ func serverArguments(help string, fd int, source string) ([]string, error) {
 
 // startServer starts the server of a share and connects to it. It sees nothing of the host but the share.
 func startServer(d vmm.VirtioFSShare, o serverOptions) (_ *server, err error) {
-	program, err := sharingServer()
+	program, args, err := sharingServer()
 	if err != nil {
 		return nil, err
-	}
-	limited, cancel := context.WithTimeout(context.Background(), helpTime)
-	defer cancel()
-	help, _ := exec.CommandContext(limited, program, "--help").CombinedOutput() // its exit code says nothing
-	args, err := serverArguments(string(help), 3, shareRoot)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	listener, conn, err := connectedSocket(o.dir)
 	if err != nil {
@@ -206,6 +219,9 @@ func startSharing(d vmm.VirtioFSShare, program string, args []string, files []*o
 		return 0, err
 	}
 	defer null.Close()
+	if os.Geteuid() != 0 {
+		return startUserSharing(d, program, args, append([]*os.File{null}, files...))
+	}
 	start := func() error {
 		child, err := os.StartProcess(program, append([]string{program}, args...), &os.ProcAttr{
 			Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Files: append([]*os.File{null}, files...),
