@@ -1,6 +1,7 @@
 package test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -108,4 +109,27 @@ func TestGrowth(t *testing.T) {
 		t.Errorf("the shim has %d KiB, want at most %d", memory, most)
 	}
 	k.remove(t, sandbox)
+}
+
+// TestFourAtATime: VMs of four containers are started and ended at the same time, twice. Nothing is left of them.
+func TestFourAtATime(t *testing.T) {
+	d := need(t)
+	for round := range 2 {
+		var wg sync.WaitGroup
+		for i, snapshotter := range []string{"overlayfs", "erofs", "overlayfs", "erofs"} {
+			wg.Go(func() {
+				id, said := fmt.Sprintf("four%d%d", round, i), fmt.Sprintf("said by %d\n", i)
+				r := d.ctr(nil, run("--rm", "--snapshotter", snapshotter, image, id, "sh", "-c",
+					fmt.Sprintf("echo said by %d; exit %d", i, i+1))...)
+				if r.stdout != said || r.code != i+1 {
+					t.Errorf("container %d, round %d: exit code %d, %q: %s", i, round, r.code, r.stdout, r.stderr)
+				}
+				if _, err := os.Lstat(d.socket(id)); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("the shim's socket is left: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		d.clean(t)
+	}
 }

@@ -134,11 +134,13 @@ func TestShimStopped(t *testing.T) {
 // TestKilledCreating kills what takes part while a container is being created: nothing is left, and the next run works.
 func TestKilledCreating(t *testing.T) {
 	d := need(t)
-	for _, who := range []string{vmName, "virtiofsd", "containerd-shim", "containerd"} {
-		t.Run(who, func(t *testing.T) {
+	for _, tt := range []struct{ who, snapshotter string }{{vmName, "overlayfs"}, {"virtiofsd", "overlayfs"},
+		{"containerd-shim", "overlayfs"}, {"containerd-shim", "erofs"}, {"containerd", "overlayfs"}} {
+		who := tt.who
+		t.Run(who+" "+tt.snapshotter, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
-			cmd := d.command(ctx, run(image, "victim", "sleep", "1000")...)
+			cmd := d.command(ctx, run("--snapshotter", tt.snapshotter, image, "victim", "sleep", "1000")...)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
