@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -29,6 +30,8 @@ const (
 	defaultState = "/run/strata/shim"
 	// StateEnv is the environment variable of containerd that names another place.
 	StateEnv = "STRATA_SHIM_STATE"
+	// TemplateEnv is the environment variable of containerd that has VMs loaded from templates: a bool.
+	TemplateEnv = "STRATA_TEMPLATE"
 )
 
 // Dir is the state directory of the VM of a task in a namespace of containerd. Each namespace is a state directory of
@@ -93,16 +96,23 @@ func Start(ctx context.Context, o Options) (*Pod, error) {
 			return nil, err
 		}
 	}
-	boot := strata.BootOptions{Logger: o.Logger}
-	if _, err := os.UserCacheDir(); err != nil { // a service has no home
-		boot.CacheDir = "/var/cache/strata/boot"
+	cache, err := os.UserCacheDir()
+	if err != nil { // a service has no home
+		cache = "/var/cache"
+	}
+	boot := strata.BootOptions{Logger: o.Logger, CacheDir: filepath.Join(cache, "strata", "boot")}
+	template := false
+	if s := os.Getenv(TemplateEnv); s != "" {
+		if template, err = strconv.ParseBool(s); err != nil {
+			return nil, fmt.Errorf("start a VM: %s=%q in the environment of containerd: use 1 or 0", TemplateEnv, s)
+		}
 	}
 	name := filepath.Base(o.Dir)
 	var vm *uvm.UtilityVM
-	var err error
 	for range tries {
 		vm, err = strata.StartVM(ctx, strata.VMOptions{Dir: o.Dir, Name: name[:min(len(name), maxName)],
-			MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Namespace: o.Namespace, Boot: boot, Logger: o.Logger})
+			MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Namespace: o.Namespace, Template: template, Boot: boot,
+			Logger: o.Logger})
 		if !parentGone(err) {
 			break
 		}

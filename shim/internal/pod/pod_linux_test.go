@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
@@ -74,5 +75,59 @@ func TestNamespaceGone(t *testing.T) {
 	}
 	if left, err := filepath.Glob(state + "/*"); len(left) > 0 || err != nil {
 		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
+// TestTemplate: where containerd's environment says so the second VM is loaded from a template that the first has left,
+// each in a network namespace of its own. A word that is neither yes nor no starts none.
+func TestTemplate(t *testing.T) {
+	needVM(t)
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		treetest.Need(t, false, "QEMU", "apt-get install qemu-system-x86")
+	}
+	leaktest.Check(t)
+	state := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	start := func(id string) (*Pod, error) {
+		return Start(t.Context(), Options{Dir: filepath.Join(state, "ns", "vms", id), MemoryMiB: 256,
+			Namespace: vmm.NewNamespace, Logger: slog.New(slog.DiscardHandler)})
+	}
+	t.Setenv(TemplateEnv, "perhaps")
+	if _, err := start("a"); err == nil || !strings.Contains(err.Error(), "use 1 or 0") {
+		t.Errorf("got %v", err)
+	}
+	t.Setenv(TemplateEnv, "1")
+	for i, id := range []string{"a", "b"} {
+		p, err := start(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := p.End(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}()
+		info, err := strata.InspectVM(t.Context(), p.dir)
+		if err != nil || (info.Template != "") != (i > 0) {
+			t.Errorf("VM %s is one of the template %q (%v)", id, info.Template, err)
+		}
+		own, err := os.Readlink("/proc/self/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ns, err := os.Readlink(p.netns); err != nil || ns == own {
+			t.Errorf("VM %s is in the network namespace %s (%v)", id, ns, err)
+		}
+		var out strings.Builder
+		proc, err := p.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"/init", "--strata-agent"}, Stdout: &out})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, err := proc.Wait(t.Context()); code != 0 || err != nil || out.Len() == 0 {
+			t.Errorf("a program in VM %s: %d, %v", id, code, err)
+		}
+		if err := proc.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
