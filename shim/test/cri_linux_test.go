@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stratavm/strata/test/imagetest"
 )
@@ -120,10 +121,15 @@ func cgroups(t *testing.T, pattern string) []string {
 // runp starts a pod, and returns its id and its document.
 func (k kube) runp(t *testing.T) (id, document string) {
 	t.Helper()
-	document = k.document(t, "pod", object{"metadata": object{"name": "p", "namespace": "default", "uid": "u", "attempt": 1},
+	document = k.podDocument(t)
+	return k.crictl(t, 0, "runp", "--runtime", k.handler, document), document
+}
+
+func (k kube) podDocument(t *testing.T) string {
+	t.Helper()
+	return k.document(t, "pod", object{"metadata": object{"name": "p", "namespace": "default", "uid": "u", "attempt": 1},
 		"hostname": "inpod", "log_directory": k.dir, "dns_config": object{"servers": []string{"192.0.2.53"}},
 		"linux": object{"cgroup_parent": cgroupParent, "sysctls": object{"net.ipv4.ip_unprivileged_port_start": "79"}}})
-	return k.crictl(t, 0, "runp", "--runtime", k.handler, document), document
 }
 
 // remove stops and removes a pod, of which nothing is left then.
@@ -308,4 +314,41 @@ func (k kube) vm(t *testing.T) (pids []int) {
 		pids = append(pids, pid)
 	}
 	return pids
+}
+
+// TestPodKilledStarting kills what takes part while a pod begins that containerd leaves to the shim: nothing is left of
+// it, and the next one runs.
+func TestPodKilledStarting(t *testing.T) {
+	k := needKube(t, "strata-shim")
+	for _, who := range []string{vmName, "containerd-shim"} {
+		t.Run(who, func(t *testing.T) {
+			pod := k.podDocument(t)
+			ended := make(chan error, 1)
+			go func() {
+				cmd := exec.Command(k.bin+"/crictl", "--config", os.DevNull, "--timeout", limit.String(),
+					"--runtime-endpoint", "unix://"+k.daemon.dir+"/c.sock", "runp", "--runtime", k.handler, pod)
+				ended <- cmd.Run()
+			}()
+			for killed := false; !killed; time.Sleep(time.Millisecond) {
+				for _, comm := range k.processes(t) {
+					if strings.HasPrefix(comm, vmName) {
+						killed = k.killed(t, who)
+						break
+					}
+				}
+				select {
+				case err := <-ended:
+					t.Fatalf("crictl ended before anything was killed: %v\n%s", err, k.tail())
+				default:
+				}
+			}
+			if err := <-ended; err == nil {
+				t.Error("the pod has begun")
+			}
+			k.clean(t)
+			released(t, k.addresses())
+		})
+	}
+	sandbox, _ := k.runp(t)
+	k.remove(t, sandbox)
 }
