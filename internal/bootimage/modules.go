@@ -41,6 +41,7 @@ var (
 		{"virtiofs", []string{"virtiofs"}, false},
 		{"vmw_vsock_virtio_transport", []string{"vmw_vsock_virtio_transport"}, false},
 		{"loop", []string{"loop"}, false},
+		{"bridge", []string{"bridge"}, false},
 	}
 )
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/stratavm/strata/hcsschema"
@@ -21,6 +22,7 @@ type linuxRuntime struct {
 	*mounts.Table
 	processes
 	networks *network.Table
+	load     func(feature string) // as mounts.Config has it
 	powerOff func() error
 	template template
 }
@@ -34,8 +36,18 @@ func newLinuxRuntime(log *slog.Logger, spawn *procs.Spawner, c mounts.Config) *l
 	m.SetProcesses(p)
 	n := network.New(network.Dir, c.Load)
 	p.SetNetworks(n)
-	return &linuxRuntime{Table: m, processes: processes{p}, networks: n,
+	return &linuxRuntime{Table: m, processes: processes{p}, networks: n, load: c.Load,
 		powerOff: func() error { return gcsserver.ErrUnsupported }}
+}
+
+// Create implements gcsserver.Runtime. A container that may change its network may make bridges, for which the kernel
+// would look for a program that loads modules.
+func (r *linuxRuntime) Create(ctx context.Context, id string, config gcs.ContainerConfig) error {
+	if s := config.OciSpecification; r.load != nil && s != nil && s.Process != nil && s.Process.Capabilities != nil &&
+		slices.Contains(s.Process.Capabilities.Bounding, "CAP_NET_ADMIN") {
+		r.load("bridge")
+	}
+	return r.processes.Create(ctx, id, config)
 }
 
 // Modify implements gcsserver.Runtime.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/shim/internal/cgroup"
+	"github.com/stratavm/strata/shim/internal/forward"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -83,7 +85,9 @@ type Pod struct {
 	vm     *uvm.UtilityVM
 	runner strata.Runner
 	log    *slog.Logger
-	ending sync.Mutex // one after the other
+
+	mu        sync.Mutex // ends come one after the other
+	forwarder *forward.Forwarder
 }
 
 // Start starts a VM. When it fails nothing is left but the control group, which this process is in.
@@ -168,6 +172,7 @@ func (p *Pod) Connect(ctx context.Context, id string) error {
 	}
 	leases, err := p.vm.AttachNetwork(ctx, claim, networkRole, n)
 	if err == nil {
+		p.forwardPorts(n)
 		return nil
 	}
 	undo, cancel := p.vm.RollbackContext(ctx)
@@ -176,6 +181,29 @@ func (p *Pod) Connect(ctx context.Context, id string) error {
 		err = errors.Join(err, l.Release(undo))
 	}
 	return fmt.Errorf("the container's network: %w", err)
+}
+
+// forwardPorts has connections to loopback addresses of the namespace reach the interfaces that the VM has now, which is
+// all that kubectl port-forward needs. A host that cannot do it goes without.
+func (p *Pod) forwardPorts(n uvm.Network) {
+	var addresses []netip.Prefix
+	for _, l := range n.Links {
+		addresses = append(addresses, l.Addresses...)
+	}
+	i := slices.IndexFunc(addresses, func(a netip.Prefix) bool { return a.Addr().IsGlobalUnicast() })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i < 0 || p.forwarder != nil {
+		return
+	}
+	namespace, err := os.Open(n.Namespace)
+	if err == nil {
+		p.forwarder, err = forward.New(namespace, addresses[i].Addr(), p.log)
+		err = errors.Join(err, namespace.Close())
+	}
+	if err != nil {
+		p.log.Warn("ports of the pod are not forwarded", "error", err)
+	}
 }
 
 // Exec starts a program in the VM. Where the guest does not answer in time it is logged what its agent does.
@@ -252,9 +280,13 @@ func (p *Pod) Watch(ctx context.Context, m *layers.Mounted) error {
 
 // End ends the VM at once. It may be called again.
 func (p *Pod) End(ctx context.Context) error {
-	p.ending.Lock()
-	defer p.ending.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	err := Remove(ctx, p.dir)
+	if p.forwarder != nil {
+		err = errors.Join(err, p.forwarder.Close())
+		p.forwarder = nil
+	}
 	if p.runner != nil {
 		_ = p.runner.Close() // what it is connected to is gone
 	}

@@ -279,6 +279,29 @@ func TestDocument(t *testing.T) {
 	}
 }
 
+// TestOwnGroups: a container that may write to control groups has those of its own only, where the host asks for no
+// namespace, too.
+func TestOwnGroups(t *testing.T) {
+	s := spec()
+	s.Mounts = []specs.Mount{{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"rw"}}}
+	for range 2 {
+		d, err := readDocument(bundle(t, s).Bundle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := 0
+		for _, n := range d.spec.Linux.Namespaces {
+			if n.Type == specs.CgroupNamespace {
+				own++
+			}
+		}
+		if own != 1 {
+			t.Errorf("the container has %d cgroup namespaces, want one: %v", own, d.spec.Linux.Namespaces)
+		}
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+}
+
 // TestSize gives the VM room for the container.
 func TestSize(t *testing.T) {
 	limit, quota, period := int64(1<<30), int64(350000), uint64(100000)

@@ -91,6 +91,11 @@ func readDocument(bundle string) (document, error) {
 		i := slices.IndexFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 		d.namespace = cmp.Or(l.Namespaces[i].Path, vmm.NewNamespace)
 		l.Namespaces[i].Path = "" // in the guest the container has one of its own
+		// A host whose control groups are of version 1 asks for none, and lets a privileged container write to all. The
+		// guest's are of version 2, by which it has one as on a host with these.
+		if !slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace }) {
+			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+		}
 	}
 	if err := strata.CheckSpec(d.spec); err != nil {
 		return d, refused(err)
