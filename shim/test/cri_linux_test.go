@@ -235,6 +235,10 @@ func testPod(t *testing.T, k kube) {
 	if b, err := os.ReadFile(k.dir + "/second.log"); !strings.Contains(string(b), "stdout F said\n") {
 		t.Errorf("the log is %q: %v", b, err)
 	}
+	// One that may change its network makes bridges, in its VM.
+	admin := k.start(t, sandbox, pod, "admin", "exec sleep 1000000", object{"linux": object{"security_context": object{
+		"capabilities": object{"add_capabilities": []string{"NET_ADMIN"}}, "namespace_options": object{"pid": 1}}}})
+	exec(admin, "brctl", "addbr", "made")
 	hog := k.start(t, sandbox, pod, "hog", "exec dd if=/dev/zero of=/dev/null bs=100M count=1",
 		object{"linux": object{"resources": object{"memory_limit_in_bytes": 32 << 20},
 			"security_context": object{"run_as_user": object{"value": 1000}, "readonly_rootfs": true,

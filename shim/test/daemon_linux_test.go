@@ -123,6 +123,8 @@ default_size = "64MiB"
 scratch_file = "%[1]s/blank"
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = %[2]q
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "%[1]s/certs.d"
 [plugins."io.containerd.cri.v1.runtime"]
 restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
@@ -137,6 +139,8 @@ pod_annotations = ["io.stratavm.*"]
 runtime_type = "io.containerd.strata.v1"
 sandboxer = "shim"
 disable_pause_image_pull = true
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
 `, dir, pauseImage)
 	if out, err := exec.Command("mkfs.ext4", "-q", dir+"/blank", "64M").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("mkfs.ext4: %w\n%s", err, out)

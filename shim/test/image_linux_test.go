@@ -16,12 +16,12 @@ const image = "docker.io/test/box:latest"
 // pauseImage is the name of the image that pods begin with.
 const pauseImage = "docker.io/test/pause:latest"
 
-// pauseTar is an image that does nothing, as ctr imports it.
+// pauseTar is an image that does nothing, as ctr imports it, under a name that no test looks for.
 func pauseTar(t *testing.T) []byte {
 	t.Helper()
 	blobs := imagetest.Blobs{}
 	m := blobs.ImageWith(t, nil, func(config map[string]any) {
-		config["config"] = map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"sleep", "1000000"}}
+		config["config"] = map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"tail", "-f", "-s", "1000000", "/dev/null"}}
 	}, imageLayers(t)...)
 	m.Annotations = map[string]string{"io.containerd.image.name": pauseImage}
 	return blobs.LayoutTar(t, m)
@@ -53,8 +53,8 @@ func imageLayers(t *testing.T, more ...[]string) []imagetest.Layer {
 		add(w, tar.Header{Name: name + "/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	}
 	add(w, tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, box)
-	for _, name := range []string{"sh", "echo", "cat", "dd", "grep", "httpd", "id", "ip", "ls", "ps", "sleep",
-		"stty", "sync", "tr", "wget"} {
+	for _, name := range []string{"sh", "brctl", "echo", "cat", "dd", "grep", "httpd", "id", "ip", "ls", "ps", "sleep",
+		"stty", "sync", "tail", "tr", "wget"} {
 		add(w, tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	if err := w.Close(); err != nil {

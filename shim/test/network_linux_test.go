@@ -72,15 +72,16 @@ func TestNamespace(t *testing.T) {
 }
 
 // plugins builds CNI plugins, and describes in conf a network by them: the host has 198.51.100.1, containers get
-// addresses beside it. What the plugins keep is in data.
-func plugins(t *testing.T, bin, conf, data string) {
+// addresses beside it. What the plugins keep is in data. More plugins may follow, as JSON.
+func plugins(t *testing.T, bin, conf, data string, more ...string) {
 	t.Helper()
 	const from = "github.com/containernetworking/plugins/plugins/"
 	if err := build(bin, "daemon", from+"main/ptp", from+"main/loopback", from+"ipam/host-local"); err != nil {
 		t.Fatal(err)
 	}
+	rest := strings.Join(append([]string{""}, more...), ", ")
 	text := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "ptp", "ipam": {"type": "host-local",
-  "dataDir": %q, "ranges": [[{"subnet": "198.51.100.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`, data)
+  "dataDir": %q, "ranges": [[{"subnet": "198.51.100.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}%s]}`, data, rest)
 	name := conf + "/10-test.conflist"
 	err := os.WriteFile(name+".new", []byte(text), 0o600)
 	if err == nil {

@@ -1,0 +1,138 @@
+package test
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// envCritest has critest run, which takes half an hour: a regular expression of the names of its cases.
+const envCritest = "STRATA_CRITEST"
+
+// critestDiffers are the cases of critest that pass with runc and do not with the runtime, by a part of their names,
+// and why.
+var critestDiffers = map[string]string{
+	"runtime should support HostPID":                     "a VM has not the processes of its host",
+	"runtime should support HostIpc is true":             "nor its shared memory",
+	"runtime should support HostNetwork is true":         "nor its network",
+	"runtime should support portforward in host network": "nor its network",
+	"mount with 'rshared' should support propagation":    "what is mounted later on one side is not seen on the other",
+	"mount with 'rslave' should support propagation":     "what is mounted later on one side is not seen on the other",
+}
+
+// TestCritest runs the tests of CRI's own project with runc and with the runtime, on the same containerd and the same
+// images: what passes with runc has to pass with the runtime, but for critestDiffers.
+func TestCritest(t *testing.T) {
+	focus := os.Getenv(envCritest)
+	if focus == "" {
+		t.Skip("takes half an hour: make critest")
+	}
+	for _, program := range []string{"runc", "iptables", "ipcmk"} {
+		if _, err := exec.LookPath(program); err != nil {
+			lacking(t, err.Error())
+		}
+	}
+	k := needKube(t, "strata")
+	if err := build(k.bin, "daemon", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+		"github.com/containernetworking/plugins/plugins/meta/portmap"); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "test", "-C", "daemon", "-c", "-o", k.bin+"/critest", "sigs.k8s.io/cri-tools/cmd/critest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build critest: %v\n%s", err, out)
+	}
+	plugins(t, k.bin, k.daemon.dir+"/cni", k.addresses(), `{"type": "portmap", "capabilities": {"portMappings": true}}`)
+	k.serveCritest(t)
+	want, got := k.critest(t, "runc", focus), k.critest(t, "strata", focus)
+	k.clean(t)
+	known := maps.Clone(critestDiffers)
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if want[name] != "passed" || got[name] == "passed" {
+			continue
+		}
+		differs := false
+		for part := range critestDiffers {
+			if strings.Contains(name, part) {
+				differs = true
+				delete(known, part)
+			}
+		}
+		if !differs {
+			t.Errorf("passes with runc, but not with the runtime: %s: %s", name, got[name])
+		}
+	}
+	for part, why := range known {
+		if focus == "." {
+			t.Errorf("no case that has %q in its name differs any more (%s)", part, why)
+		}
+	}
+}
+
+// critest runs critest with a runtime and returns what became of each case that was not skipped.
+func (k kube) critest(t *testing.T, runtime, focus string) map[string]string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	socket, report := "unix://"+k.daemon.dir+"/c.sock", k.dir+"/"+runtime+".json"
+	cmd := exec.CommandContext(ctx, k.bin+"/critest", "-config", os.DevNull, "-runtime-endpoint", socket,
+		"-image-endpoint", socket, "-runtime-handler", runtime, "-test.timeout", "0", "-ginkgo.timeout", "1h",
+		"-ginkgo.seed", "1", "-ginkgo.no-color", "-ginkgo.focus", focus, "-ginkgo.json-report", report)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	out, err := cmd.CombinedOutput() // an error, too, when a case fails
+	t.Logf("critest with %s: %v", runtime, err)
+	b, rerr := os.ReadFile(report)
+	if rerr != nil {
+		t.Fatalf("%v\n%s", rerr, out)
+	}
+	var suites []struct {
+		SpecReports []struct {
+			ContainerHierarchyTexts    []string
+			LeafNodeType, LeafNodeText string
+			State                      string
+			RunTime                    time.Duration
+			Failure                    struct{ Message string }
+		}
+	}
+	if err := json.Unmarshal(b, &suites); err != nil {
+		t.Fatal(err)
+	}
+	cases, counts := map[string]string{}, map[string]int{}
+	for _, s := range suites {
+		for _, r := range s.SpecReports {
+			name := strings.Join(append(r.ContainerHierarchyTexts, r.LeafNodeText), " ")
+			if r.LeafNodeType != "It" {
+				if r.State != "passed" {
+					t.Errorf("%s %s: %s: %s", r.LeafNodeType, name, r.State, cut(r.Failure.Message))
+				}
+				continue
+			}
+			counts[r.State]++
+			if r.State == "skipped" && r.Failure.Message == "" {
+				continue // by the expression
+			}
+			cases[name] = strings.TrimSpace(r.State + " " + cut(r.Failure.Message))
+			t.Logf("%-6s %-8s %6.1f s  %s", runtime, r.State, r.RunTime.Seconds(), name)
+			if r.State != "passed" {
+				t.Logf("       %s", cut(r.Failure.Message))
+			}
+		}
+	}
+	t.Logf("critest with %s: %v", runtime, counts)
+	if len(cases) == 0 {
+		t.Fatalf("no case ran\n%s", out)
+	}
+	return cases
+}
+
+// cut is the beginning of a message, in a line.
+func cut(message string) string {
+	return strings.Join(strings.Fields(message[:min(len(message), 500)]), " ")
+}
