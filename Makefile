@@ -47,6 +47,11 @@ test-containerd: need-go install-deps ## the shim: its own tests, and containers
 	$(GO) test -C shim -race ./internal/...
 	CGO_ENABLED=0 $(GO) test -C shim -v -timeout 40m ./test
 
+CRITEST ?= .
+
+critest: need-go install-deps ## the tests of CRI's own project, with runc and the shim: an hour; CRITEST=pattern picks cases
+	CGO_ENABLED=0 STRATA_CRITEST='$(CRITEST)' $(GO) test -C shim -count=1 -v -timeout 3h -run 'TestCritest$$' ./test
+
 lint: need-go fmt-check vet vet-shim staticcheck ## formatting, build and vet for all platforms, staticcheck
 
 fmt-check:
@@ -74,6 +79,9 @@ install-shim: build-shim ## bin/ of PREFIX=/usr/local: the shim and strata-init,
 demo: need-go install-deps build ## boot a VM, mount three layers with a Debian base, run a program, take all away
 	scripts/demo bin/strata
 
+k8s-demo: need-go install-deps ## as root: a Deployment of two replicas, a Service, ... in VMs; builds Kubernetes once, in 20 minutes
+	scripts/k8s-demo
+
 bench: need-go install-deps build ## what is fast and what it costs, next to other programs: a table of ratios, docs/benchmarks.md, plots
 	GO='$(GO)' scripts/bench
 
@@ -89,4 +97,4 @@ install-deps: ## the Debian packages that tests and demo need (asks sudo unless 
 clean: ## remove what make build made
 	rm -rf bin
 
-.PHONY: help need-go build build-shim install-shim check stress soak test test-go test-vsock test-containerd lint fmt-check vet vet-shim staticcheck demo bench bench-compare fuzz install-deps clean
+.PHONY: help need-go build build-shim install-shim check stress soak test test-go test-vsock test-containerd critest k8s-demo lint fmt-check vet vet-shim staticcheck demo bench bench-compare fuzz install-deps clean
