@@ -296,7 +296,6 @@ func TestShareRefused(t *testing.T) {
 	}
 }
 
-// TestServerArguments: both kinds of virtiofsd are told by what they say of themselves.
 // TestServerTalks: a server that says more than anybody reads goes on serving.
 func TestServerTalks(t *testing.T) {
 	treetest.NeedRoot(t, "which virtiofsd needs")
@@ -332,6 +331,7 @@ func TestServerTalks(t *testing.T) {
 	}
 }
 
+// TestServerArguments: both kinds of virtiofsd are told by what they say of themselves.
 func TestServerArguments(t *testing.T) {
 	for help, want := range map[string]string{
 		"-o source=PATH   shared directory tree": "--fd=3 -f -o source=/s -o sandbox=namespace",
