@@ -26,6 +26,7 @@ type memory struct {
 	requests   int
 	paused     map[string]bool
 	updates    []specs.LinuxResources
+	changes    sync.WaitGroup
 	hold       chan struct{} // Modify waits for it when it is not nil
 	off        chan struct{}
 	gone       chan struct{} // PowerOff returns; a real one does not
@@ -41,6 +42,11 @@ func newMemory() *memory {
 	return &memory{mounts: map[string]gcs.Mount{}, containers: map[string]bool{}, procs: map[uint32]*memoryProc{},
 		paused: map[string]bool{},
 		off:    make(chan struct{}, 1), gone: make(chan struct{})}
+}
+
+func (m *memory) Begin() (end func()) {
+	m.changes.Add(1)
+	return m.changes.Done
 }
 
 func (m *memory) Modify(ctx context.Context, r Modification, _ Dialer) error {
@@ -165,6 +171,7 @@ func (m *memory) Signal(_ context.Context, _ string, pid uint32, sig int) error 
 func (m *memory) Resize(context.Context, string, uint32, uint16, uint16) error { return nil }
 
 func (m *memory) Mounts(context.Context) ([]gcs.Mount, error) {
+	m.changes.Wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Collect(maps.Values(m.mounts)), nil

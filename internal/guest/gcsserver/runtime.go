@@ -53,6 +53,9 @@ type Modification struct {
 // Runtime does what requests ask for. Its methods are called concurrently. Errors match the sentinels
 // of this package where one fits.
 type Runtime interface {
+	// Begin notes a change until end is called. It is called for each Modify, in the order in which hosts ask: Mounts
+	// waits for those that were noted before.
+	Begin() (end func())
 	Modify(ctx context.Context, m Modification, dial Dialer) error
 	// Create makes a container known. One of that id that is there already is an error matching ErrContainer.
 	Create(ctx context.Context, id string, config gcs.ContainerConfig) error

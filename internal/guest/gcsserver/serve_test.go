@@ -265,15 +265,32 @@ func TestAbandonedCall(t *testing.T) {
 	if _, err := c.Stacks(t.Context()); err != nil {
 		t.Fatalf("while a call is abandoned: %v", err)
 	}
+	type seen struct {
+		mounts []gcs.Mount
+		err    error
+	}
+	observed := make(chan seen)
+	go func() {
+		mounts, err := c.Observe(t.Context())
+		observed <- seen{mounts, err}
+	}()
+	for range 3 { // while the others ask, this one waits for the abandoned call
+		if _, err := c.Stacks(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	m.mu.Lock()
 	close(m.hold)
 	m.hold = nil
 	m.mu.Unlock()
+	if got := <-observed; got.err != nil || len(got.mounts) != 1 {
+		t.Fatalf("mounts %v, %v; the abandoned one takes effect all the same", got.mounts, got.err)
+	}
 	if err := c.Modify(t.Context(), disk(2, "/run/b")); err != nil {
 		t.Fatalf("after the late answer: %v", err)
 	}
 	if mounts, err := c.Observe(t.Context()); err != nil || len(mounts) != 2 {
-		t.Fatalf("mounts %v, %v; the abandoned one takes effect all the same", mounts, err)
+		t.Fatalf("mounts %v, %v", mounts, err)
 	}
 	before, cancelled := context.WithCancel(t.Context())
 	cancelled()

@@ -46,6 +46,9 @@ func (c *changes) settle(ctx context.Context) error {
 	return nil
 }
 
+// Begin implements gcsserver.Runtime.
+func (t *Table) Begin() (end func()) { return t.changes.begin() }
+
 // Mounts implements gcsserver.Runtime.
 func (t *Table) Mounts(ctx context.Context) ([]gcs.Mount, error) {
 	ctx, cancel := context.WithTimeout(ctx, deviceTime)

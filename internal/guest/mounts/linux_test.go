@@ -128,6 +128,7 @@ func (r *testGuest) try(t *testing.T, op hcsschema.RequestType, kind hcsschema.R
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer r.Begin()()
 	return r.Modify(t.Context(), gcsserver.Modification{RequestType: op, ResourceType: kind, Settings: b}, nil)
 }
 

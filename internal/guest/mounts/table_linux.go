@@ -79,7 +79,6 @@ func (t *Table) SetProcesses(p Processes) { t.procs = p }
 
 // Modify implements gcsserver.Runtime.
 func (t *Table) Modify(ctx context.Context, m gcsserver.Modification, dial gcsserver.Dialer) error {
-	defer t.changes.begin()()
 	remove := m.RequestType == hcsschema.RequestRemove
 	if !remove && m.RequestType != hcsschema.RequestAdd {
 		return fmt.Errorf("request type %q: %w", m.RequestType, gcsserver.ErrUnsupported)
