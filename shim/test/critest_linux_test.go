@@ -22,6 +22,7 @@ var critestDiffers = map[string]string{
 	"runtime should support HostIpc is true":             "nor its shared memory",
 	"runtime should support HostNetwork is true":         "nor its network",
 	"runtime should support portforward in host network": "nor its network",
+	"should support non-recursive readonly mounts":       "a share is read-only with all that is mounted below it",
 	"mount with 'rshared' should support propagation":    "what is mounted later on one side is not seen on the other",
 	"mount with 'rslave' should support propagation":     "what is mounted later on one side is not seen on the other",
 }
