@@ -73,7 +73,7 @@ func TestStepsOfRuntimeFail(t *testing.T) {
 	if failed := life(); len(failed) > 0 {
 		t.Fatalf("without a fault: %q", failed)
 	}
-	none := c.left()
+	none := c.rest(c.left)
 	b, err := os.ReadFile(calls)
 	steps := strings.Split(strings.TrimSpace(string(b)), "\n")
 	if err != nil || len(steps) < 8 {
@@ -83,7 +83,7 @@ func TestStepsOfRuntimeFail(t *testing.T) {
 		for _, f := range runtimeFaults {
 			fault(n+1, f.script)
 			failed := life()
-			if left := c.left(); left != none {
+			if left := c.rest(c.left); left != none {
 				t.Errorf("%s: it %s: left are %s, want %s; failed: %q", step, f.name, left, none, failed)
 			}
 			verb, _, _ := strings.Cut(strings.TrimSpace(step[strings.Index(step, "cgroupfs")+len("cgroupfs"):]), " ")
