@@ -27,7 +27,10 @@ shift 2
 mount -t tmpfs -o size=64k,mode=755,nosuid,nodev,noexec tmpfs ` + sharePlace + `
 mkdir ` + shareRoot + `
 if [ "$file" ]; then
-	[ -f "./$file" ] && [ ! -L "./$file" ]
+	if [ ! -f "./$file" ] || [ -L "./$file" ]; then
+		echo "it was to be a regular file, and has changed" >&2
+		exit 1
+	fi
 	: >` + shareRoot + `/` + vmm.VirtioFSFile + `
 	mount --no-canonicalize --bind "./$file" ` + shareRoot + `/` + vmm.VirtioFSFile + `
 	target=` + shareRoot + `/` + vmm.VirtioFSFile + `
