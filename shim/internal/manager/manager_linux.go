@@ -213,29 +213,48 @@ func answers(ctx context.Context, address, id string) bool {
 
 // remove takes away a VM, and a shim that does not let go of it.
 func remove(ctx context.Context, dir string) error {
-	limited, cancel := context.WithTimeout(ctx, lockTime)
-	defer cancel()
-	err := pod.Remove(limited, dir)
-	if !errors.Is(err, uvm.ErrLocked) || ctx.Err() != nil {
-		return err
-	}
-	if kerr := killHolder(dir); kerr != nil {
-		return errors.Join(err, kerr)
-	}
-	return pod.Remove(ctx, dir)
+	return removeFrom(ctx, func(ctx context.Context) error { return pod.Remove(ctx, dir) },
+		func() error { return killHolder(dir) })
 }
 
-// killHolder kills the shim that has the VM of a state directory. Another program that has it is left alone.
+// removeFrom removes, and where that takes long once more: what is locked is taken from its holder before.
+func removeFrom(ctx context.Context, remove func(context.Context) error, killHolder func() error) error {
+	limited, cancel := context.WithTimeout(ctx, lockTime)
+	defer cancel()
+	err := remove(limited)
+	if err == nil || limited.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	if errors.Is(err, uvm.ErrLocked) {
+		if kerr := killHolder(); kerr != nil {
+			return errors.Join(err, kerr)
+		}
+	}
+	return remove(ctx) // or a process takes its time to end
+}
+
+// killHolder kills the shim that has the VM of a state directory. Another program that has it is left alone, and where
+// none is found by now it is no error.
 func killHolder(dir string) error {
 	text, err := lockfile.ReadFile(filepath.Join(dir, "lock"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	name := strings.TrimSpace(string(text))
+	if name == "" { // another has taken it just now, or could not write its number
+		return nil
+	}
+	pid, err := strconv.Atoi(name)
 	if err != nil {
 		return fmt.Errorf("the holder of %s: %w", dir, err)
 	}
 	fd, err := unix.PidfdOpen(pid, 0) // from then on the number is that of one process
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("the holder of %s: process %d: %w", dir, pid, err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/shim/internal/pod"
+	"github.com/stratavm/strata/uvm"
 )
 
 // bootstrap writes into a bundle how its shim is reached.
@@ -256,5 +257,56 @@ func TestInfo(t *testing.T) {
 	if err != nil || info.Name != "io.containerd.strata.v1" || info.Version.Version != "v" ||
 		info.Annotations["containerd.io/runtime-allow-mounts"] != want {
 		t.Errorf("%+v, %v, want the mounts %s", info, err, want)
+	}
+}
+
+// TestRemoveFrom: what takes longer than the lock of a VM is waited for, and its holder is only ended where it has the
+// lock.
+func TestRemoveFrom(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		first error
+		kills int
+	}{{"process", context.DeadlineExceeded, 0}, {"lock", uvm.ErrLocked, 1}} {
+		t.Run(tt.name, func(t *testing.T) {
+			tries, kills := 0, 0
+			err := removeFrom(t.Context(), func(ctx context.Context) error {
+				if tries++; tries > 1 {
+					return ctx.Err()
+				}
+				<-ctx.Done()
+				return tt.first
+			}, func() error { kills++; return nil })
+			if err != nil || tries != 2 || kills != tt.kills {
+				t.Errorf("%v after %d tries, with %d holders killed", err, tries, kills)
+			}
+		})
+	}
+}
+
+// TestNoHolder: a lock that nobody is found to have is nobody's.
+func TestNoHolder(t *testing.T) {
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"", "\n", fmt.Sprintln(gone.Process.Pid)} {
+		dir := t.TempDir()
+		if err := killHolder(dir); err != nil {
+			t.Errorf("without a lock: %v", err)
+		}
+		if err := os.WriteFile(dir+"/lock", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := killHolder(dir); err != nil {
+			t.Errorf("lock %q: %v", text, err)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/lock", fmt.Append(nil, os.Getppid()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := killHolder(dir); err == nil {
+		t.Error("another program than a shim was killed")
 	}
 }
