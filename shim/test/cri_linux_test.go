@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,9 +28,8 @@ type kube struct {
 // handlers are the runtimes that a kubelet may have.
 var handlers = []string{"strata", "strata-shim"}
 
-// crictl calls crictl, which has to end with a code.
-func (k kube) crictl(t *testing.T, code int, args ...string) string {
-	t.Helper()
+// try calls crictl, which has to end with a code.
+func (k kube) try(code int, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, k.bin+"/crictl", append([]string{"--config", os.DevNull, "--timeout", limit.String(),
@@ -37,9 +37,29 @@ func (k kube) crictl(t *testing.T, code int, args ...string) string {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); cmd.ProcessState.ExitCode() != code {
-		t.Fatalf("crictl %q: %v, want exit code %d\n%s%s\n%s", args, err, code, stdout.String(), stderr.String(), k.tail())
+		return "", fmt.Errorf("crictl %q: %v, want exit code %d\n%s%s", args, err, code, stdout.String(), stderr.String())
 	}
-	return strings.TrimSpace(stdout.String())
+	return strings.TrimSpace(stdout.String()), nil
+}
+
+// crictl calls crictl, and ends the test where that fails.
+func (k kube) crictl(t *testing.T, code int, args ...string) string {
+	t.Helper()
+	out, err := k.try(code, args...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, k.tail())
+	}
+	return out
+}
+
+// restart kills containerd and starts it anew. CRI has asked all shims then: until that it refuses every call.
+func (k kube) restart(t *testing.T) {
+	t.Helper()
+	k.daemon.restart(t)
+	until(t, func() error {
+		_, err := k.try(0, "version")
+		return err
+	})
 }
 
 type object = map[string]any
@@ -78,7 +98,7 @@ func needKube(t *testing.T, handler string) kube {
 	t.Cleanup(func() {
 		for _, pattern := range []string{cgroupParent, filepath.Dir(cgroupParent)} {
 			for _, dir := range cgroups(t, pattern) {
-				if err := os.Remove(dir); err != nil {
+				if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) { // cpu and cpuacct may be one
 					t.Error(err)
 				}
 			}
@@ -96,8 +116,8 @@ func needKube(t *testing.T, handler string) kube {
 		k.must(t, 0, "--namespace", "k8s.io", "image", "import", "--local", tar)
 	}
 	until(t, func() error {
-		if out := k.crictl(t, 0, "info"); !strings.Contains(out, `"lastCNILoadStatus": "OK"`) {
-			return fmt.Errorf("the plugins are not loaded: %s", out)
+		if out, err := k.try(0, "info"); err != nil || !strings.Contains(out, `"lastCNILoadStatus": "OK"`) {
+			return fmt.Errorf("the plugins are not loaded: %s, %v", out, err)
 		}
 		return nil
 	})
@@ -172,9 +192,9 @@ func testPod(t *testing.T, k kube) {
 		return k.crictl(t, 0, append([]string{"exec", "--sync", id}, args...)...)
 	}
 	until(t, func() error {
-		if out := k.crictl(t, 0, "exec", "--sync", second, "sh", "-c",
-			"wget -q -O - http://127.0.0.1/file || true"); out != "of the first" {
-			return fmt.Errorf("by the loopback address of the pod: %q", out)
+		if out, err := k.try(0, "exec", "--sync", second, "sh", "-c",
+			"wget -q -O - http://127.0.0.1/file || true"); err != nil || out != "of the first" {
+			return fmt.Errorf("by the loopback address of the pod: %q, %v", out, err)
 		}
 		return nil
 	})
@@ -192,7 +212,7 @@ func testPod(t *testing.T, k kube) {
 	namespaces := func(id string) string {
 		return exec(id, "sh", "-c", "cd /proc/self/ns; for n in ipc uts net; do ls -l $n; done | tr -s ' ' | grep -o '[a-z]*:.*'")
 	}
-	// The pause image's sleeps, and where there is none it is what holds the namespaces.
+	// The pause image's waits so long, and where there is none it is what holds the namespaces.
 	holder := map[string]string{"strata": "1000000", "strata-shim": "strata-init"}[k.handler]
 	if out := exec(first, "cat", "/proc/1/cmdline"); !strings.Contains(out, holder) {
 		t.Errorf("the first process of the pod is %q", out)
@@ -217,7 +237,11 @@ func testPod(t *testing.T, k kube) {
 	}
 	served := 0
 	for pid, comm := range d.processes(t) {
-		if group := about(pid, "cgroup"); !strings.Contains(group, ":"+cgroupParent+"/"+sandbox+"\n") {
+		group := about(pid, "cgroup")
+		if group == "" { // it has ended by now
+			continue
+		}
+		if !strings.Contains(group, ":"+cgroupParent+"/"+sandbox+"\n") {
 			t.Errorf("process %d %s is in the control groups %s", pid, comm, group)
 		}
 		if comm == "virtiofsd" {
@@ -244,12 +268,13 @@ func testPod(t *testing.T, k kube) {
 			"security_context": object{"run_as_user": object{"value": 1000}, "readonly_rootfs": true,
 				"namespace_options": object{"pid": 1}, "seccomp": object{"profile_type": 0}}}})
 	until(t, func() error {
-		if out := k.crictl(t, 0, "inspect", hog); !strings.Contains(out, "OOMKilled") || !strings.Contains(out, `"exitCode": 137`) {
-			return fmt.Errorf("what took too much memory: %s", out)
+		out, err := k.try(0, "inspect", hog)
+		if !strings.Contains(out, "OOMKilled") || !strings.Contains(out, `"exitCode": 137`) {
+			return fmt.Errorf("what took too much memory: %s, %v", out, err)
 		}
 		return nil
 	})
-	d.restart(t)
+	k.restart(t)
 	if out := k.crictl(t, 0, "inspectp", sandbox); !strings.Contains(out, "SANDBOX_READY") {
 		t.Errorf("a containerd that was killed finds the pod so: %s", out)
 	}
@@ -288,12 +313,12 @@ func testPodKilled(t *testing.T, k kube) {
 				t.Fatal(err)
 			}
 			until(t, func() error {
-				out := k.crictl(t, 0, "inspect", id)
+				out, err := k.try(0, "inspect", id)
 				if !strings.Contains(out, "CONTAINER_EXITED") || !strings.Contains(out, tt.code) {
-					return fmt.Errorf("the container: %s", out)
+					return fmt.Errorf("the container: %s, %v", out, err)
 				}
-				if out := k.crictl(t, 0, "inspectp", sandbox); !strings.Contains(out, "SANDBOX_NOTREADY") {
-					return fmt.Errorf("the pod: %s", out)
+				if out, err := k.try(0, "inspectp", sandbox); !strings.Contains(out, "SANDBOX_NOTREADY") {
+					return fmt.Errorf("the pod: %s, %v", out, err)
 				}
 				return nil
 			})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -82,6 +83,8 @@ func TestStrataSeesOrphan(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.must(t, 0, run("--detach", image, "node", "sleep", "1000")...)
+	launch := sync.OnceValue(d.launch)
+	defer launch() // however this test ends: others use it
 	if err := d.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +100,7 @@ func TestStrataSeesOrphan(t *testing.T) {
 	if err != nil || string(out) != "node: in order, 1 container\n" {
 		t.Errorf("strata recover: %v: %s", err, out)
 	}
-	if err := d.launch(); err != nil {
+	if err := launch(); err != nil {
 		t.Fatal(err)
 	}
 	d.clean(t)
