@@ -1,6 +1,6 @@
 module github.com/stratavm/strata
 
-go 1.26.0
+go 1.26.0 // what opentelemetry asks for
 
 require (
 	github.com/Microsoft/go-winio v0.6.4

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -73,7 +73,7 @@ func TestStepsOfRuntimeFail(t *testing.T) {
 	if failed := life(); len(failed) > 0 {
 		t.Fatalf("without a fault: %q", failed)
 	}
-	none := c.rest(c.left)
+	none := c.rest(c.holdings)
 	b, err := os.ReadFile(calls)
 	steps := strings.Split(strings.TrimSpace(string(b)), "\n")
 	if err != nil || len(steps) < 8 {
@@ -83,7 +83,14 @@ func TestStepsOfRuntimeFail(t *testing.T) {
 		for _, f := range runtimeFaults {
 			fault(n+1, f.script)
 			failed := life()
-			if left := c.rest(c.left); left != none {
+			log, err := os.ReadFile(calls)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := groupsLeft(t, string(log)); n > 0 {
+				t.Errorf("%s: it %s: %d cgroups are left", step, f.name, n)
+			}
+			if left := c.rest(c.holdings); left != none {
 				t.Errorf("%s: it %s: left are %s, want %s; failed: %q", step, f.name, left, none, failed)
 			}
 			verb, _, _ := strings.Cut(strings.TrimSpace(step[strings.Index(step, "cgroupfs")+len("cgroupfs"):]), " ")
@@ -97,12 +104,20 @@ func TestStepsOfRuntimeFail(t *testing.T) {
 	}
 }
 
-// left is what the containers of a state directory have left: mounts, files, processes, and cgroups of any.
-func (c cliBox) left() string {
-	c.t.Helper()
-	groups, err := filepath.Glob("/sys/fs/cgroup/*/strata-*")
-	if err != nil {
-		c.t.Fatal(err)
+// groupsLeft counts the cgroups that are left of containers with which the runtime was called, whose folders name them.
+func groupsLeft(t *testing.T, calls string) (n int) {
+	t.Helper()
+	for _, m := range containerFolder.FindAllStringSubmatch(calls, -1) {
+		for _, pattern := range []string{"/sys/fs/cgroup/strata-", "/sys/fs/cgroup/*/strata-"} {
+			groups, err := filepath.Glob(pattern + m[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += len(groups)
+		}
 	}
-	return c.holdings() + ", " + strconv.Itoa(len(groups)) + " cgroups"
+	return n
 }
+
+// containerFolder is a container's folder among the arguments of the runtime.
+var containerFolder = regexp.MustCompile(`/host/containers/([0-9a-f]+)/state`)

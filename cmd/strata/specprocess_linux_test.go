@@ -43,7 +43,13 @@ func processBox(t *testing.T) (c cliBox, root string) {
 // facts runs a script, of which each line of output is "key: value", in a container of this system.
 func (c cliBox) facts(root, script string, flags ...string) map[string]string {
 	c.t.Helper()
-	args := append(append([]string{"run", "--isolation=process"}, flags...), root)
+	return c.factsWith(root, script, append([]string{"--isolation=process"}, flags...)...)
+}
+
+// factsWith is facts in a container that flags describe.
+func (c cliBox) factsWith(root, script string, flags ...string) map[string]string {
+	c.t.Helper()
+	args := append(append([]string{"run"}, flags...), root)
 	if script != "" {
 		args = append(args, "--", "/bin/busybox", "sh", "-c", script)
 	}
@@ -122,7 +128,23 @@ func disk(t *testing.T) string {
 // TestProcessDefaults compares what a program finds that runs on this system, line by line, with what docker gives.
 func TestProcessDefaults(t *testing.T) {
 	c, root := processBox(t)
-	got := c.facts(root, script, "--id", "box1", "-e", "DISK="+disk(t))
+	checkDefaults(t, c.facts(root, script, "--id", "box1", "-e", "DISK="+disk(t)), "/proc")
+}
+
+// TestVMDefaults does so in a VM.
+func TestVMDefaults(t *testing.T) {
+	need(t, "qemu-system-x86_64", "qemu-system-x86")
+	need(t, "qemu-img", "qemu-utils")
+	c, root := processBox(t)
+	bootimagetest.ImageOf(t, c.strata) // skips where there is no kernel
+	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
+	checkDefaults(t, c.factsWith(root, script, "--id", "box1", "-e", "DISK=8 0"), "")
+}
+
+// checkDefaults compares what script finds with what docker gives. What is below proc, if that is not empty, says which
+// folders there are to be read-only; else all that docker has so.
+func checkDefaults(t *testing.T, got map[string]string, proc string) {
+	t.Helper()
 	want := map[string]string{
 		"Uid": "0 0 0 0", "Gid": "0 0 0 0", "CapInh": "0000000000000000", "CapPrm": "00000000a80425fb",
 		"CapEff": "00000000a80425fb", "CapBnd": "00000000a80425fb", "CapAmb": "0000000000000000", "NoNewPrivs": "0",
@@ -135,10 +157,13 @@ func TestProcessDefaults(t *testing.T) {
 		"descriptors": "0 1 2 3", // 3 is the directory that is listed
 	}
 	for _, dir := range []string{"bus", "fs", "irq", "sys"} {
-		if _, err := os.Stat("/proc/" + dir); err == nil {
-			want["mount /proc/"+dir] = "ro,relatime"
-			got["mount /proc/"+dir] = strings.Replace(got["mount /proc/"+dir], "nosuid,nodev,noexec,", "", 1) // runc
+		if proc != "" {
+			if _, err := os.Stat(filepath.Join(proc, dir)); err != nil {
+				continue
+			}
 		}
+		want["mount /proc/"+dir] = "ro,relatime"
+		got["mount /proc/"+dir] = strings.Replace(got["mount /proc/"+dir], "nosuid,nodev,noexec,", "", 1) // runc
 	}
 	masked := 0
 	for key := range got {

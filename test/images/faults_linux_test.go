@@ -69,13 +69,14 @@ func TestVolumeServerKilled(t *testing.T) {
 
 // TestVolumeSourceRemoved: the folder of a volume is removed while a container has it. That goes on with errors, and is
 // started again only when the folder is there.
-func TestVolumeSourceRemoved(t *testing.T) {
-	b := newBox(t)
+func TestVolumeSourceRemoved(t *testing.T) { both(t, checkVolumeSourceRemoved) }
+
+func checkVolumeSourceRemoved(t *testing.T, b box, flags []string) {
 	dir := filepath.Join(t.TempDir(), "source")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b.start(isolations["process"], "--name", "web", "-v", dir+":/d", debian, "sh", "-c", toucher)
+	b.start(flags, "--name", "web", "-v", dir+":/d", debian, "sh", "-c", toucher)
 	b.eventually("the container writes", func() bool {
 		_, err := os.Stat(filepath.Join(dir, "file"))
 		return err == nil

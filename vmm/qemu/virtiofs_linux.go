@@ -118,21 +118,30 @@ func startServer(d vmm.VirtioFSShare, o serverOptions) (_ *server, err error) {
 	}
 	defer listener.Close()
 	s := &server{conn: conn}
-	said, says, err := os.Pipe()
-	if err != nil {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
+	says := os.NewFile(uintptr(ends[1]), "words of virtiofsd")
 	defer says.Close()
-	s.said = said
-	pid, err := startSharing(d, program, args, []*os.File{says, says, listener})
-	if err == nil { // for its end of the pipe too: nobody reads what it says as long as it serves
-		err = unix.SetNonblock(int(says.Fd()), true)
+	// For the server's end too, as nobody reads what it says as long as it serves. A file that was made for a
+	// descriptor which blocks stays as the descriptor is.
+	err = errors.Join(unix.SetNonblock(ends[0], true), unix.SetNonblock(ends[1], true))
+	s.said = os.NewFile(uintptr(ends[0]), "words of virtiofsd")
+	pid := 0
+	if err == nil {
+		pid, err = startSharing(d, program, args, []*os.File{says, says, listener})
+	}
+	if err != nil {
+		_ = says.Close()
+		err = fmt.Errorf("%w%s", err, s.words(context.Background()))
 	}
 	if err == nil {
 		err = s.hold(pid, o.note)
 	}
 	if err != nil {
-		return nil, errors.Join(err, conn.Close(), said.Close())
+		_ = s.said.Close() // it may be closed
+		return nil, errors.Join(err, conn.Close())
 	}
 	return s, nil
 }
@@ -259,6 +268,11 @@ func inShare(d vmm.VirtioFSShare, start func() error) error {
 	return errors.Join(err, unix.Setns(own, unix.CLONE_NEWNS))
 }
 
+// changedShare is the error of a share that is another kind of file by now.
+func changedShare(d vmm.VirtioFSShare) error {
+	return fmt.Errorf("%s is not what it was: it was to be a folder or a regular file, and has changed", d.Path)
+}
+
 // prepareShare makes shareRoot in a mount namespace of its own.
 func prepareShare(d vmm.VirtioFSShare) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -274,7 +288,7 @@ func prepareShare(d vmm.VirtioFSShare) error {
 		return &os.PathError{Op: "stat", Path: d.Path, Err: err}
 	}
 	if kind := st.Mode & unix.S_IFMT; d.File != (kind == unix.S_IFREG) || !d.File && kind != unix.S_IFDIR {
-		return fmt.Errorf("%s is not what it was: it was to be a folder or a regular file, and has changed", d.Path)
+		return changedShare(d)
 	}
 	if err := unix.Mount("tmpfs", sharePlace, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
 		"size=64k,mode=755"); err != nil {

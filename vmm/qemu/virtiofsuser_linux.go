@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,28 +20,33 @@ import (
 // Without root virtiofsd runs in a user namespace, as its root, where the share is at shareRoot just as with root. Go
 // can start no program there that prepares mounts first: unshare and mount of util-linux do.
 
-// userShare binds the working directory, or a file in it, at shareRoot and executes a program. Its arguments are the
-// name of the file, or nothing, the options with which the share is made read-only, or nothing, and the program's.
+// userShare binds the working directory, or a file in it, at shareRoot, says so on descriptor 4, and executes a program.
+// Its arguments are the name of the file, or nothing, the options with which the share is made read-only, or nothing,
+// the device and inode that the share is to have, and the program's.
 const userShare = `set -e
-file=$1 fixed=$2
-shift 2
+file=$1 fixed=$2 id=$3
+shift 3
 mount -t tmpfs -o size=64k,mode=755,nosuid,nodev,noexec tmpfs ` + sharePlace + `
-mkdir ` + shareRoot + `
+target=` + shareRoot + `
+mkdir "$target"
 if [ "$file" ]; then
-	if [ ! -f "./$file" ] || [ -L "./$file" ]; then
-		echo "it was to be a regular file, and has changed" >&2
-		exit 1
-	fi
-	: >` + shareRoot + `/` + vmm.VirtioFSFile + `
-	mount --no-canonicalize --bind "./$file" ` + shareRoot + `/` + vmm.VirtioFSFile + `
-	target=` + shareRoot + `/` + vmm.VirtioFSFile + `
+	target=$target/` + vmm.VirtioFSFile + `
+	: >"$target"
+	mount --no-canonicalize --bind "./$file" "$target"
+elif [ "$fixed" ]; then
+	mount --no-canonicalize --bind . "$target"
 else
-	mount --no-canonicalize --rbind . ` + shareRoot + `
-	target=` + shareRoot + `
+	mount --no-canonicalize --rbind . "$target"
+fi
+if [ "$(stat -c %d:%i "$target")" != "$id" ]; then
+	echo "what is shared has changed" >&2
+	exit 1
 fi
 [ -z "$fixed" ] || mount -o "remount,bind,$fixed" "$target"
 [ -z "$file" ] || mount -o remount,bind,ro,nosuid,nodev,noexec ` + sharePlace + `
 cd /
+echo >&4
+exec 4>&-
 exec "$@"
 `
 
@@ -63,6 +69,13 @@ func userShareCommand(d vmm.VirtioFSShare, program string, args []string) (path 
 	if argv, err = userNamespace(); err != nil {
 		return "", nil, "", err
 	}
+	var st unix.Stat_t
+	if err := unix.Lstat(d.Path, &st); err != nil {
+		return "", nil, "", &os.PathError{Op: "stat", Path: d.Path, Err: err}
+	}
+	if kind := st.Mode & unix.S_IFMT; d.File != (kind == unix.S_IFREG) || !d.File && kind != unix.S_IFDIR {
+		return "", nil, "", changedShare(d)
+	}
 	dir, file := d.Path, ""
 	if d.File {
 		i := strings.LastIndexByte(d.Path, '/')
@@ -74,7 +87,8 @@ func userShareCommand(d vmm.VirtioFSShare, program string, args []string) (path 
 			return "", nil, "", err
 		}
 	}
-	argv = append(argv, "/bin/sh", "-c", userShare, "virtiofsd", file, fixed, program)
+	argv = append(argv, "/bin/sh", "-c", userShare, "virtiofsd", file, fixed, fmt.Sprintf("%d:%d", st.Dev, st.Ino),
+		program)
 	return argv[0], append(argv, args...), dir, nil
 }
 
@@ -140,16 +154,31 @@ func hasSubordinates() bool {
 	return true
 }
 
-// startUserSharing is startSharing without root.
+// startUserSharing is startSharing without root. It returns when the share is there: QEMU would wait for it.
 func startUserSharing(d vmm.VirtioFSShare, program string, args []string, files []*os.File) (pid int, err error) {
 	path, argv, dir, err := userShareCommand(d, program, args)
 	if err != nil {
 		return 0, err
 	}
-	child, err := os.StartProcess(path, argv, &os.ProcAttr{Dir: dir,
-		Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Files: files, Sys: &syscall.SysProcAttr{Setsid: true}})
+	ready, says, err := os.Pipe()
 	if err != nil {
 		return 0, err
+	}
+	defer ready.Close()
+	child, err := os.StartProcess(path, argv, &os.ProcAttr{Dir: dir,
+		Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Files: append(files, says),
+		Sys: &syscall.SysProcAttr{Setsid: true}})
+	says.Close()
+	if err != nil {
+		return 0, err
+	}
+	if err = ready.SetReadDeadline(time.Now().Add(helpTime)); err == nil {
+		_, err = ready.Read(make([]byte, 1))
+	}
+	if err != nil {
+		_ = unix.Kill(-child.Pid, unix.SIGKILL) // with what it has started; it may have ended
+		_, _ = child.Wait()
+		return 0, fmt.Errorf("prepare the folder for virtiofsd: %w", err)
 	}
 	pid = child.Pid
 	return pid, child.Release()

@@ -26,7 +26,9 @@ type memory struct {
 	requests   int
 	paused     map[string]bool
 	updates    []specs.LinuxResources
-	changes    sync.WaitGroup
+	begun      *sync.Cond    // guards the next two
+	under      int           // changes that have begun
+	asked      int           // calls of Mounts
 	hold       chan struct{} // Modify waits for it when it is not nil
 	off        chan struct{}
 	gone       chan struct{} // PowerOff returns; a real one does not
@@ -40,13 +42,20 @@ type memoryProc struct {
 
 func newMemory() *memory {
 	return &memory{mounts: map[string]gcs.Mount{}, containers: map[string]bool{}, procs: map[uint32]*memoryProc{},
-		paused: map[string]bool{},
-		off:    make(chan struct{}, 1), gone: make(chan struct{})}
+		paused: map[string]bool{}, begun: sync.NewCond(&sync.Mutex{}),
+		off: make(chan struct{}, 1), gone: make(chan struct{})}
 }
 
 func (m *memory) Begin() (end func()) {
-	m.changes.Add(1)
-	return m.changes.Done
+	m.begun.L.Lock()
+	defer m.begun.L.Unlock()
+	m.under++
+	return func() {
+		m.begun.L.Lock()
+		defer m.begun.L.Unlock()
+		m.under--
+		m.begun.Broadcast()
+	}
 }
 
 func (m *memory) Modify(ctx context.Context, r Modification, _ Dialer) error {
@@ -171,7 +180,11 @@ func (m *memory) Signal(_ context.Context, _ string, pid uint32, sig int) error 
 func (m *memory) Resize(context.Context, string, uint32, uint16, uint16) error { return nil }
 
 func (m *memory) Mounts(context.Context) ([]gcs.Mount, error) {
-	m.changes.Wait()
+	m.begun.L.Lock()
+	for m.asked++; m.under > 0; {
+		m.begun.Wait()
+	}
+	m.begun.L.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Collect(maps.Values(m.mounts)), nil

@@ -64,29 +64,34 @@ func Serve(ctx context.Context, conn net.Conn, dial Dialer, rt Runtime, log *slo
 		slots <- struct{}{}
 		end := func() {}
 		if h.Type == gcs.TypeModifySettings { // in the order of requests: those that follow are handled beside it
-			end = rt.Begin()
+			end = sync.OnceFunc(rt.Begin())
 		}
 		s.running.Go(func() {
 			defer func() { <-slots }()
 			defer end()
-			s.handle(ctx, h, payload)
+			s.handle(ctx, h, payload, end)
 		})
 	}
 }
 
 type base interface{ Base() *gcs.ResponseBase }
 
-func (s *session) handle(ctx context.Context, h gcs.Header, payload []byte) {
+// handle answers a request. end says that what it changes has been changed.
+func (s *session) handle(ctx context.Context, h gcs.Header, payload []byte, end func()) {
 	started := time.Now()
 	var req gcs.RequestBase
 	var resp base = &gcs.EmptyResponse{}
 	err := Decode(payload, &req)
 	if err == nil {
+		if req.ContainerId != "" && req.ContainerId != gcs.NullContainer { // no change of what is mounted
+			end()
+		}
 		var r base
 		if r, err = s.guarded(ctx, h.Type, req, payload); r != nil {
 			resp = r
 		}
 	}
+	end()
 	if ctx.Err() != nil {
 		return // nobody is there to read the answer
 	}

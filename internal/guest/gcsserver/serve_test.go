@@ -274,10 +274,10 @@ func TestAbandonedCall(t *testing.T) {
 		mounts, err := c.Observe(t.Context())
 		observed <- seen{mounts, err}
 	}()
-	for range 3 { // while the others ask, this one waits for the abandoned call
-		if _, err := c.Stacks(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	for entered := false; !entered; time.Sleep(time.Millisecond) {
+		m.begun.L.Lock()
+		entered = m.asked == 1
+		m.begun.L.Unlock()
 	}
 	m.mu.Lock()
 	close(m.hold)
@@ -296,6 +296,44 @@ func TestAbandonedCall(t *testing.T) {
 	cancelled()
 	if err := c.Modify(before, disk(3, "/run/c")); !errors.Is(err, gcs.ErrNotSent) {
 		t.Fatalf("a call with a context that is over: %v", err)
+	}
+}
+
+// slowBegin is a runtime whose Begin waits.
+type slowBegin struct {
+	*memory
+	entered, release chan struct{}
+}
+
+func (s slowBegin) Begin() (end func()) {
+	s.entered <- struct{}{}
+	<-s.release
+	return s.memory.Begin()
+}
+
+// TestOrderOfChanges: what is asked after a change does not come before it is noted.
+func TestOrderOfChanges(t *testing.T) {
+	s := slowBegin{newMemory(), make(chan struct{}), make(chan struct{})}
+	c := connect(t, s)
+	changed, seen := make(chan error, 1), make(chan int, 1)
+	go func() { changed <- c.Modify(t.Context(), disk(1, "/run/a")) }()
+	<-s.entered
+	go func() {
+		mounts, _ := c.Observe(t.Context())
+		seen <- len(mounts)
+	}()
+	select {
+	case n := <-seen:
+		t.Errorf("%d mounts, before a change is noted that was asked for before", n)
+		close(s.release)
+	case <-time.After(50 * time.Millisecond):
+		close(s.release)
+		if n := <-seen; n != 1 {
+			t.Errorf("%d mounts, want 1", n)
+		}
+	}
+	if err := <-changed; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -223,7 +223,7 @@ func (i *instance) start(ctx context.Context, cmd command, pipes *stdioPipes,
 	pid, master, err := run(ctx, crun.Process{Stdio: pipes.child, Terminal: cmd.Terminal,
 		Extra: []*os.File{i.owner}})
 	if pid == 0 {
-		i.t.spawn.mayLeave()
+		i.t.spawn.mayLeave(cgroupOf(i.bundle.Dir))
 		return 0, nil, err
 	}
 	adopted := i.t.spawn.adopt(ctx, pid, &noexec, func(st syscall.WaitStatus, _ bool) {

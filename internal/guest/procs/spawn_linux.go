@@ -30,7 +30,7 @@ type Spawner struct {
 	strays    map[int]stray // exits of those that were not adopted yet
 	inspect   map[int]*bool // of adopted ones: whether they never executed a program, known before their exit is told
 	subreaper bool          // this process was one before
-	orphans   bool          // there may be some that nobody will await
+	orphans   []string      // cgroups in which there may be some that nobody will await
 }
 
 // NewSpawner creates a spawner. With all it collects every child of this process, as PID 1 has to; the

@@ -118,3 +118,39 @@ func TestOutputAfterExit(t *testing.T) {
 		t.Errorf("%d bytes came out", n)
 	}
 }
+
+// TestOrphansOfOthers: after a start that failed only what is in its cgroup is ended, not other children of this process.
+func TestOrphansOfOthers(t *testing.T) {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, group, _ := strings.Cut(strings.TrimSpace(string(own)), "::") // which both children are in
+	if group == "" {
+		group = "/"
+	}
+	s := NewSpawner(false)
+	start := func() *exec.Cmd {
+		t.Helper()
+		cmd := exec.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	other := start()
+	release := s.expect()
+	s.mayLeave("/strata-none-of-these")
+	release()
+	s.mu.Lock()
+	if s.pids[other.Process.Pid] != nil {
+		t.Error("a child of others is ended")
+	}
+	s.mu.Unlock()
+	release = s.expect()
+	s.mayLeave(group)
+	release()
+	if err := other.Wait(); err == nil {
+		t.Error("it ended by itself")
+	}
+}

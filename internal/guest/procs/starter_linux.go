@@ -247,9 +247,9 @@ func (s *Spawner) expect() (release func()) {
 			return
 		}
 		s.strays = nil
-		if s.orphans {
-			s.orphans = false
-			s.endOrphans()
+		if len(s.orphans) > 0 {
+			s.endOrphans(s.orphans)
+			s.orphans = nil
 		}
 		if !s.init && !s.subreaper {
 			_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
@@ -257,22 +257,26 @@ func (s *Spawner) expect() (release func()) {
 	}
 }
 
-// mayLeave says that a start has failed whose process may run all the same, with a number that nobody knows.
-func (s *Spawner) mayLeave() {
+// mayLeave says that a start has failed whose process may run all the same, in a cgroup of that name, with a number that
+// nobody knows.
+func (s *Spawner) mayLeave(group string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.orphans = true
+	s.orphans = append(s.orphans, group)
 }
 
-// endOrphans kills and collects the children in containers that nobody awaits, while none are expected: a container has
-// not ended before they are collected. s.mu is held.
-func (s *Spawner) endOrphans() {
-	own := namespaceDepth(os.Getpid())
+// endOrphans kills and collects the children in cgroups of these names that nobody awaits, while none are expected: a
+// container has not ended before they are collected. s.mu is held.
+func (s *Spawner) endOrphans(groups []string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, proc := range procs {
 		pid, _ := strconv.Atoi(filepath.Base(proc))
 		st, ok := readStat(pid)
-		if !ok || st.parent != os.Getpid() || s.pids[pid] != nil || namespaceDepth(pid) <= own {
+		if !ok || st.parent != os.Getpid() || s.pids[pid] != nil {
+			continue
+		}
+		cgroup, _ := os.ReadFile(proc + "/cgroup")
+		if !slices.ContainsFunc(groups, func(g string) bool { return bytes.Contains(cgroup, []byte(g)) }) {
 			continue
 		}
 		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
