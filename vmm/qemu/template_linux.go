@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/hcsschema"
+	"github.com/stratavm/strata/internal/gcs"
 	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/internal/span"
 	"github.com/stratavm/strata/vmm"
@@ -28,6 +29,8 @@ const (
 	maxTemplates = 4
 	// loadTime bounds how long a machine that is loaded may take until its guest answers.
 	loadTime = 20 * time.Second
+	// writeTime bounds the writing of a template, while the machine that it is of stands still.
+	writeTime = time.Minute
 )
 
 // startTemplated starts a machine from the template of its kind. Where there is none that can be loaded the machine
@@ -138,7 +141,10 @@ func (t templateStore) bootAndSave(ctx context.Context, c Config, accel string) 
 	saved.memory = &guestMemory{f: memory, share: true}
 	m, err := boot(ctx, saved, accel)
 	if err != nil {
-		return nil, err
+		if ctx.Err() != nil || errors.Is(err, vmm.ErrRunning) {
+			return nil, err
+		}
+		return bootInstead(ctx, c, accel, err)
 	}
 	err = span.Do(ctx, "strata.template.save", func(ctx context.Context) error { return t.save(ctx, m, memory) })
 	if err != nil {
@@ -146,15 +152,17 @@ func (t templateStore) bootAndSave(ctx context.Context, c Config, accel string) 
 	}
 	ready, cancel := readyWithin(ctx, stateTime)
 	defer cancel()
-	if err = m.goOn(ready); err == nil {
-		err = m.Ready(ready)
+	if !errors.Is(err, errMayHold) {
+		if err = m.goOn(ready); err == nil {
+			err = m.Ready(ready)
+		}
 	}
 	if err == nil {
 		return m, nil
 	}
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), terminateTime)
 	defer cancel()
-	err = errors.Join(fmt.Errorf("machine %s: after a template was made of it: %w", c.ID, err), m.Terminate(limited),
+	err = errors.Join(fmt.Errorf("machine %s: since a template was to be made of it: %w", c.ID, err), m.Terminate(limited),
 		m.Close())
 	if ctx.Err() != nil {
 		return nil, err
@@ -162,13 +170,21 @@ func (t templateStore) bootAndSave(ctx context.Context, c Config, accel string) 
 	return bootInstead(ctx, c, accel, err)
 }
 
+// errMayHold: the guest may yet wait for its renewal, at a time that nobody knows.
+var errMayHold = errors.New("it is not known whether the guest waits for its renewal")
+
 // save has the guest wait for its renewal, and makes a template of the machine's memory and state. The machine stands
 // still then.
 func (t templateStore) save(ctx context.Context, m *Machine, memory *os.File) error {
-	err := m.withGuest(ctx, func(ctx context.Context, g guest) error {
+	settling, cancel := readyWithin(ctx, stateTime)
+	defer cancel()
+	err := m.withGuest(settling, func(ctx context.Context, g guest) error {
 		return g.Modify(ctx, hcsschema.GuestRequest{RequestType: hcsschema.RequestAdd,
 			ResourceType: hcsschema.ResourceTemplate})
 	})
+	if gcs.Outcome(err) == vmm.Unknown {
+		err = fmt.Errorf("%w: %w", errMayHold, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -183,7 +199,10 @@ func (t templateStore) save(ctx context.Context, m *Machine, memory *os.File) er
 	if err := saveState(ctx, m.qmp, at); err != nil {
 		return err
 	}
-	return errors.Join(t.write(ctx, memory), memory.Truncate(t.memory))
+	writing, cancel := context.WithTimeoutCause(ctx, writeTime,
+		fmt.Errorf("the template was not written within %s: %w", writeTime, context.DeadlineExceeded))
+	defer cancel()
+	return errors.Join(t.write(writing, memory), memory.Truncate(t.memory))
 }
 
 // saveState writes the state of a machine, which stops, to where f is.
