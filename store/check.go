@@ -154,14 +154,7 @@ func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
 	if size != rec.Bytes {
 		return 0, fmt.Errorf("%w: %s has %d bytes and had %d", ErrDamaged, f.File.FileName(), size, rec.Bytes)
 	}
-	same := false
-	if f.File == layerdir.Tree {
-		var sum string
-		sum, err = hashTree(ctx, path)
-		same = sum == rec.Hash
-	} else {
-		same, err = checkFile(ctx, path, rec.Hash)
-	}
+	same, err := checkFile(ctx, f, path, rec.Hash)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
@@ -169,7 +162,7 @@ func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
 		return size, fmt.Errorf("%w: the content of %s has changed", ErrDamaged, f.File.FileName())
 	}
 	if rec.Outline != "" {
-		same, err := checkFile(ctx, filepath.Join(dir, outlineName), rec.Outline)
+		same, err := checkFile(ctx, Format{}, filepath.Join(dir, outlineName), rec.Outline)
 		if err != nil {
 			return size, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}

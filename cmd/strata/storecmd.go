@@ -20,11 +20,12 @@ func storeCommands(e *env) []*cli.Command {
 	return []*cli.Command{{
 		Name: "store", Usage: "the layers of images on disk",
 		Commands: []*cli.Command{
-			{Name: "gc", Usage: "remove layers that no image needs and no VM has mounted, and templates of VMs that none uses",
-				Description: "A template goes that was not used for a week (with --templates: now) and of which no VM runs.\n\n" +
+			{Name: "gc", Usage: "remove layers that no image needs and no VM has mounted, and old templates of VMs",
+				Description: "A template goes that was not used for a week (with --templates: any) and whose memory no VM\n" +
+					"shares.\n\n" +
 					examples("strata store gc", "strata --dry-run store gc   # only say what would go"),
 				Flags: []cli.Flag{&cli.BoolFlag{Name: "templates",
-					Usage: "all templates that no VM uses now; the next start with --template boots"}},
+					Usage: "all templates whose memory no VM shares; the next start with --template boots"}},
 				Action: e.storeGC},
 			{Name: "check", Usage: "read every layer and compare it with what was written", Action: e.storeCheck,
 				Description: "With --repair damaged layers are thrown away, and the images that need them imported again\n" +

@@ -79,7 +79,7 @@ func Run(ctx context.Context, config Config) error {
 		rt.powerOff = powerOffBy(words["strata.poweroff"])
 	}
 	rt.template.settle, rt.template.renew = modules.background, renew
-	rt.template.observed(config)
+	rt.template.callHooks(config)
 	go modules.readLazy("/lib/modules.strata.lazy")
 	go loopbackUp(log)
 	g := &guest{rt: rt, log: log, modules: modules, serving: map[string]bool{}, instead: config.Session}

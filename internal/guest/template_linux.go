@@ -26,8 +26,8 @@ type template struct {
 	held chan struct{} // closed when it is renewed; nil: not held
 }
 
-// observed has the hooks of the configuration called.
-func (t *template) observed(c Config) {
+// callHooks has those of the configuration called.
+func (t *template) callHooks(c Config) {
 	if settle := t.settle; c.Hold != nil {
 		t.settle = func() { settle(); c.Hold() }
 	}

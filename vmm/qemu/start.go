@@ -116,8 +116,6 @@ func bootOnce(ctx context.Context, c Config, accel string) (_ *Machine, err erro
 	}
 	if c.memory != nil {
 		desc.Template, desc.Saved = c.memory.key, c.memory.key == ""
-	}
-	if c.memory != nil {
 		if err := writeFile(filepath.Join(c.Dir, savingFile), nil); err != nil {
 			return nil, fmt.Errorf("qemu: %w", err)
 		}
@@ -153,10 +151,9 @@ func bootOnce(ctx context.Context, c Config, accel string) (_ *Machine, err erro
 		return nil, errors.Join(err, m.Close())
 	}
 	if c.memory != nil && c.memory.state != nil {
-		err = m.saved()
-	}
-	if err != nil {
-		return nil, errors.Join(err, m.Close())
+		if err := m.saved(); err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
 	}
 	if dev != nil {
 		if err := m.overVSock(ctx, c, desc); err != nil {

@@ -36,7 +36,7 @@ type TemplateInfo struct {
 	Key   string    `json:"key"`
 	Bytes int64     `json:"bytes"` // on disk
 	Used  time.Time `json:"used"`  // last
-	VMs   int       `json:"vms"`   // that share memory with it, and run
+	VMs   int       `json:"vms"`   // that run and share its memory
 }
 
 // ErrTemplateBusy says that another process makes a template at this time.

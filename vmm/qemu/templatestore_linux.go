@@ -289,7 +289,7 @@ func sweepTemplates(ctx context.Context, dir string, dryRun bool,
 	return gone, errors.Join(errs...)
 }
 
-// inUse is how many machines of the template run.
+// inUse is how many machines run that share the template's memory. Those with memory of their own are not noted.
 func (t templateStore) inUse() (n int) {
 	for _, u := range t.users() {
 		if u.runs() {
@@ -329,8 +329,8 @@ func Templates(cacheDir string) ([]TemplateInfo, error) {
 	return listTemplates(filepath.Join(cacheDir, templatesDir))
 }
 
-// RemoveTemplates removes the templates in a cache directory that were not used since the time given and of which no
-// machine runs, and what processes left there that were killed. It returns what it removed or, with dryRun, would
+// RemoveTemplates removes the templates in a cache directory that were not used since the time given and whose memory
+// no machine shares, and what processes left there that were killed. It returns what it removed or, with dryRun, would
 // remove. While another process makes a template the error matches ErrTemplateBusy.
 func RemoveTemplates(ctx context.Context, cacheDir string, since time.Time, dryRun bool) ([]TemplateInfo, error) {
 	dir := filepath.Join(cacheDir, templatesDir)
