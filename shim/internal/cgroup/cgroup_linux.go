@@ -20,6 +20,9 @@ import (
 // ErrSystemd says that a control group is one that only systemd may make.
 var ErrSystemd = errors.New("control groups of systemd are not supported: use the driver cgroupfs")
 
+// ErrInUse says that processes are in a control group.
+var ErrInUse = errors.New("processes are in it")
+
 // mountPoint is where the hierarchy of version 2 is.
 const mountPoint = "/sys/fs/cgroup"
 
@@ -33,6 +36,24 @@ func clean(name string) (string, error) {
 		return "", fmt.Errorf("control group %q is that of the whole system", name)
 	}
 	return p, nil
+}
+
+// Makes reports whether Join makes a control group: there is none in any hierarchy.
+func Makes(name string) bool {
+	p, err := clean(name)
+	if err != nil {
+		return false
+	}
+	if cgroups.Mode() == cgroups.Unified {
+		return makes2(mountPoint, p)
+	}
+	_, err = cgroup1.Load(cgroup1.StaticPath(p), any1)
+	return errors.Is(err, cgroup1.ErrCgroupDeleted)
+}
+
+func makes2(mountPoint, p string) bool {
+	_, err := os.Lstat(path.Join(mountPoint, p))
+	return errors.Is(err, os.ErrNotExist)
 }
 
 // Join makes a control group unless there is one, and puts this process into it.
@@ -109,10 +130,11 @@ func stat2(mountPoint, p string) (any, error) {
 	return g.Stat()
 }
 
-// pause is between two tries to remove a group, whose last process may just be ending.
-const pause = 10 * time.Millisecond
+// retry is the time between two tries to remove a group, whose last process may just be ending.
+const retry = 10 * time.Millisecond
 
 // Remove removes a control group, once nothing is in it. One that does not exist is no error, nor one that Join refuses.
+// Where processes stay in it until ctx ends the error matches ErrInUse.
 func Remove(ctx context.Context, name string) error {
 	p, err := clean(name)
 	if err != nil {
@@ -123,7 +145,7 @@ func Remove(ctx context.Context, name string) error {
 			return nil
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(retry):
 		case <-ctx.Done():
 			return fmt.Errorf("remove control group %s: %w", p, err)
 		}
@@ -145,6 +167,11 @@ func remove1(p string) error {
 	if err != nil {
 		return err
 	}
+	for _, s := range g.Subsystems() {
+		if in, err := g.Processes(s.Name(), true); err == nil && len(in) > 0 {
+			return ErrInUse
+		}
+	}
 	return g.Delete()
 }
 
@@ -155,6 +182,9 @@ func remove2(mountPoint, p string) error {
 	g, err := cgroup2.Load(p, cgroup2.WithMountpoint(mountPoint))
 	if err != nil {
 		return err
+	}
+	if in, err := g.Procs(true); err == nil && len(in) > 0 {
+		return ErrInUse
 	}
 	return g.Delete()
 }

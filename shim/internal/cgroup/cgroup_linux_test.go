@@ -49,7 +49,7 @@ func groups(t *testing.T, pid int) string {
 
 // TestJoin: a process is in a group, which stays until the process has ended.
 func TestJoin(t *testing.T) {
-	testJoin(t, joinEnv, "", remove, Stat)
+	testJoin(t, joinEnv, "", remove, Stat, Makes)
 }
 
 // TestJoin2 does so in the hierarchy of version 2 of a host that has both.
@@ -59,10 +59,11 @@ func TestJoin2(t *testing.T) {
 		return
 	}
 	testJoin(t, join2Env, "0:", func(p string) error { return remove2(hybrid, p) },
-		func(p string) (any, error) { return stat2(hybrid, p) })
+		func(p string) (any, error) { return stat2(hybrid, p) }, func(p string) bool { return makes2(hybrid, p) })
 }
 
-func testJoin(t *testing.T, env, hierarchy string, remove func(string) error, stat func(string) (any, error)) {
+func testJoin(t *testing.T, env, hierarchy string, remove func(string) error,
+	stat func(string) (any, error), makes func(string) bool) {
 	treetest.NeedRoot(t, "to make control groups")
 	base := fmt.Sprintf("/strata-test-%d", os.Getpid())
 	name := base + "/pod/a"
@@ -90,8 +91,11 @@ func testJoin(t *testing.T, env, hierarchy string, remove func(string) error, st
 	if m, err := stat(name); err != nil {
 		t.Errorf("statistics: %v, %v", m, err)
 	}
-	if err := remove(name); err == nil {
-		t.Error("a group was removed with a process in it")
+	if err := remove(name); !errors.Is(err, ErrInUse) {
+		t.Errorf("a group with a process in it is removed: %v", err)
+	}
+	if makes(name) || !makes(name+"/none") {
+		t.Error("a group that there is would be made, or one that there is not would not")
 	}
 	in.Close()
 	if err := cmd.Wait(); err != nil {

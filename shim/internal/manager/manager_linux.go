@@ -107,9 +107,8 @@ func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*boo
 
 // group is what containers are together in that have one shim and one VM.
 type group struct {
-	id     string // that of the sandbox of a pod, else the container's own
-	pod    bool   // others may be in it
-	cgroup string // the control group of the VM, in the bundle of the first container
+	id  string // that of the sandbox of a pod, else the container's own
+	pod bool   // others may be in it
 }
 
 // readGroup finds the group of the container of a bundle.
@@ -120,9 +119,6 @@ func readGroup(bundle, id string) (group, error) {
 	}
 	var doc struct {
 		Annotations map[string]string `json:"annotations"`
-		Linux       struct {
-			Cgroup string `json:"cgroupsPath"`
-		} `json:"linux"`
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &doc)
@@ -131,11 +127,7 @@ func readGroup(bundle, id string) (group, error) {
 		return group{}, fmt.Errorf("the container's document: %w", err)
 	}
 	sandbox, _ := pod.Sandbox(doc.Annotations)
-	g := group{id: cmp.Or(sandbox, id), pod: sandbox != ""}
-	if g.id == id {
-		g.cgroup = doc.Linux.Cgroup
-	}
-	return g, nil
+	return group{id: cmp.Or(sandbox, id), pod: sandbox != ""}, nil
 }
 
 // listen makes the socket of a shim, in the place of one that a killed shim left.
@@ -174,18 +166,19 @@ func addressOf(bundle string) (string, error) {
 
 // Times. containerd gives what takes away the rest of a task five seconds.
 const (
+	stopTime   = 4500 * time.Millisecond // all of it
 	endTime    = time.Second             // how long a shim may take to end that was told so
+	lastTime   = 3500 * time.Millisecond // and when the pod itself has ended, with which it ends the VM and tells its events
 	answerTime = 2500 * time.Millisecond // how long one that lives takes to answer from memory, on a host that is busy
 	lockTime   = 500 * time.Millisecond  // how long one that ends keeps its VM
-	cgroupTime = time.Second             // how long the last process of a control group may take to end
 )
 
-// serves reports whether a shim answers at an address, and goes on to listen.
-func serves(ctx context.Context, address, id string) bool {
+// serves reports whether a shim answers at an address, and goes on to listen for a time.
+func serves(ctx context.Context, address, id string, end time.Duration) bool {
 	if address == "" || !answers(ctx, address, id) {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, endTime)
+	ctx, cancel := context.WithTimeout(ctx, end)
 	defer cancel()
 	for shim.CanConnect(address) {
 		select {
@@ -287,11 +280,17 @@ func removeSocket(address string) error {
 	return nil
 }
 
-// removeCgroup removes the control group of a VM that has ended, and whose shim may just be ending.
-func removeCgroup(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, cgroupTime)
-	defer cancel()
-	return cgroup.Remove(ctx, name)
+// removeCgroup removes the control group that was made for a VM that has ended, and whose shim may just be ending. One
+// that others are in by now is theirs.
+func removeCgroup(ctx context.Context, bundle string) error {
+	name, err := task.ReadCgroup(bundle)
+	if err != nil || name == "" {
+		return err
+	}
+	if err := cgroup.Remove(ctx, name); !errors.Is(err, cgroup.ErrInUse) {
+		return err
+	}
+	return nil
 }
 
 // Stop takes away what is left of a task: its VM, its mounts, its control group and the shim's socket. This program runs
@@ -318,11 +317,22 @@ func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if err != nil {
 		return shim.StopStatus{}, err
 	}
-	address, err := addressOf(bundle)
-	if err == nil && !(g.pod && serves(ctx, address, g.id)) { // else other containers of the pod are in the VM
-		err = errors.Join(remove(ctx, dir), removeSocket(address), removeCgroup(ctx, g.cgroup))
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
+	end := endTime
+	if g.id == id {
+		end = lastTime
 	}
-	if err = errors.Join(err, rootfs.Unmount(bundle)); err != nil {
+	address, err := addressOf(bundle)
+	over := err == nil && !(g.pod && serves(ctx, address, g.id, end)) // else other containers of the pod are in the VM
+	if over {
+		err = errors.Join(remove(ctx, dir), removeSocket(address))
+	}
+	err = errors.Join(err, rootfs.Unmount(bundle))
+	if over { // last, as it may take what time there is
+		err = errors.Join(err, removeCgroup(ctx, bundle))
+	}
+	if err != nil {
 		return shim.StopStatus{}, err
 	}
 	return task.ReadExit(bundle)

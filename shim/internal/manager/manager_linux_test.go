@@ -67,7 +67,7 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestStopCgroup removes the control group that the document of a task names, and only with the shim of its pod.
+// TestStopCgroup removes the control group that was made for a task or its pod, and no other that its document names.
 func TestStopCgroup(t *testing.T) {
 	treetest.NeedRoot(t, "to make a control group")
 	t.Setenv(pod.StateEnv, t.TempDir())
@@ -82,9 +82,14 @@ func TestStopCgroup(t *testing.T) {
 	defer os.Remove(root + name)
 	for _, tt := range []struct {
 		id   string
-		left bool
-	}{{"member", true}, {"sandbox", false}} {
+		made bool
+	}{{"member", false}, {"sandbox", false}, {"member", true}} {
 		bundle := t.TempDir()
+		if tt.made {
+			if err := os.WriteFile(bundle+"/strata-cgroup", []byte(name), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
 		document := fmt.Sprintf(`{"annotations": {"io.kubernetes.cri.sandbox-id": "sandbox"},
 			"linux": {"cgroupsPath": %q}}`, name)
 		if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(document), 0o600); err != nil {
@@ -95,8 +100,8 @@ func TestStopCgroup(t *testing.T) {
 		if _, err := (Manager{}).Stop(ctx, tt.id); err != nil {
 			t.Error(err)
 		}
-		if _, err := os.Lstat(root + name); (err == nil) != tt.left {
-			t.Errorf("after the end of %s: %v", tt.id, err)
+		if _, err := os.Lstat(root + name); (err == nil) == tt.made {
+			t.Errorf("after the end of %s, for which it was made (%t): %v", tt.id, tt.made, err)
 		}
 	}
 }

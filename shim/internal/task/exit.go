@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/shim"
+
+	"github.com/stratavm/strata/internal/regfile"
 )
 
 // exit is how the first process of a container ended, in a file of its bundle: what containerd asks for when the shim
@@ -26,11 +28,41 @@ func writeExit(bundle string, e exit) error {
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(bundle, exitFile)
+	return writeFile(filepath.Join(bundle, exitFile), b)
+}
+
+// writeFile writes a file of a bundle, all of it or nothing.
+func writeFile(name string, b []byte) error {
 	if err := os.WriteFile(name+".new", b, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(name+".new", name)
+}
+
+// cgroupFile is in the bundle of each container of a VM whose control group this program has made, and names that.
+const cgroupFile = "strata-cgroup"
+
+func writeCgroup(bundle, name string) error {
+	if name == "" {
+		return nil
+	}
+	if err := writeFile(filepath.Join(bundle, cgroupFile), []byte(name)); err != nil {
+		return fmt.Errorf("the record of the control group: %w", err)
+	}
+	return nil
+}
+
+// ReadCgroup returns the control group that goes with the VM of the container of a bundle; empty: there is none that was
+// made for it.
+func ReadCgroup(bundle string) (string, error) {
+	b, err := regfile.ReadState(filepath.Join(bundle, cgroupFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("the record of the control group: %w", err)
+	}
+	return string(b), nil
 }
 
 // ReadExit says how the first process of a container of a bundle ended. Without a record it was killed just now.

@@ -63,6 +63,26 @@ func runningPod(t *testing.T) *fixture {
 	return f
 }
 
+// TestCgroup: the bundle of each container of a pod says which control group was made for the VM, and of one that was
+// there before none does.
+func TestCgroup(t *testing.T) {
+	for _, group := range []string{"/strata-test/none", "/"} {
+		f := newFixture(t)
+		s := podSpec("sandbox")
+		s.Linux.CgroupsPath = group
+		first, second := bundle(t, s), bundle(t, memberSpec())
+		second.ID = "b"
+		for _, r := range []*taskapi.CreateTaskRequest{first, second} {
+			if _, err := f.Create(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := ReadCgroup(r.Bundle); err != nil || got != map[bool]string{true: group}[group != "/"] {
+				t.Errorf("of %s the bundle of %s has %q, %v", group, r.ID, got, err)
+			}
+		}
+	}
+}
+
 // TestPod: the containers of a pod are in one VM, which ends with the last of them.
 func TestPod(t *testing.T) {
 	leaktest.Check(t)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/stratavm/strata/shim/internal/cgroup"
 	"github.com/stratavm/strata/shim/internal/pod"
 )
 
@@ -16,6 +17,7 @@ import (
 type room struct {
 	Machine
 	memoryMiB int
+	cgroup    string // the control group that was made for it, or empty
 	files     string // the guest's path of what all containers of a pod have, see Hold; empty: containerd gives it to each
 
 	leaving sync.Mutex // one after the other
@@ -32,10 +34,20 @@ func (s *Service) room(ctx context.Context, c *container) (*room, error) {
 		if err != nil {
 			return nil, fmt.Errorf("the sandbox of the pod: %w", err)
 		}
+		if err := writeCgroup(c.bundle, of.machine.cgroup); err != nil { // its end may be that of the VM
+			return nil, err
+		}
 		return of.machine, of.machine.enter(c)
 	}
 	dir, err := pod.Dir(s.Namespace, c.id)
 	if err != nil {
+		return nil, err
+	}
+	made := ""
+	if cgroup.Makes(c.doc.cgroup) { // one that there was is somebody else's
+		made = c.doc.cgroup
+	}
+	if err := writeCgroup(c.bundle, made); err != nil {
 		return nil, err
 	}
 	m, err := s.StartVM(ctx, pod.Options{Dir: dir, MemoryMiB: c.doc.memoryMiB, CPUs: c.doc.cpus,
@@ -43,7 +55,7 @@ func (s *Service) room(ctx context.Context, c *container) (*room, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &room{Machine: m, memoryMiB: c.doc.memoryMiB, in: map[*container]bool{c: true}}, nil
+	return &room{Machine: m, memoryMiB: c.doc.memoryMiB, cgroup: made, in: map[*container]bool{c: true}}, nil
 }
 
 // enter puts a container beside the others.
