@@ -70,8 +70,8 @@ func checkPropagation(mounts []specs.Mount) error {
 // kernelFolders are where the kernel shows this system, and kernelTypes the file systems by which it does.
 var (
 	kernelFolders = []string{"/dev", "/proc", "/sys"}
-	kernelTypes   = []string{"cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "proc", "securityfs", "sysfs",
-		"tracefs"}
+	kernelTypes   = []string{"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+		"proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs"}
 )
 
 // sharedMemory is in one of kernelFolders and only holds files.
