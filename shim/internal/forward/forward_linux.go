@@ -24,10 +24,12 @@ import (
 	"github.com/stratavm/strata/internal/nsthread"
 )
 
-// Bounds of a Forwarder: of connections at a time, and of the time in which one is made.
+// Bounds of a Forwarder: of connections at a time, of the time in which one is made, and how long none is taken after one
+// that could not be.
 const (
-	MaxConnections = 256
+	maxConnections = 256
 	dialTimeout    = 10 * time.Second
+	retry          = time.Second
 )
 
 // Forwarder leads TCP connections until it is closed.
@@ -51,7 +53,6 @@ func New(namespace *os.File, to netip.Addr, log *slog.Logger) (_ *Forwarder, err
 			err = errors.Join(fmt.Errorf("forward ports: %w", err), f.Close())
 		}
 	}()
-	var one int // the listener, which is a descriptor here
 	if err = nsthread.Run(namespace, func() (err error) {
 		var l net.ListenConfig
 		l.SetMultipathTCP(false) // such a socket cannot be in a map
@@ -69,7 +70,8 @@ func New(namespace *os.File, to netip.Addr, log *slog.Logger) (_ *Forwarder, err
 		return nil, err
 	}
 	f.owned = append(f.owned, sockets)
-	if cerr := raw.Control(func(fd uintptr) { err = sockets.Put(uint32(one), uint64(fd)) }); cerr != nil || err != nil {
+	var slot uint32 // of the listener, which is a descriptor here
+	if cerr := raw.Control(func(fd uintptr) { err = sockets.Put(slot, uint64(fd)) }); cerr != nil || err != nil {
 		return nil, errors.Join(err, cerr)
 	}
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup,
@@ -123,16 +125,25 @@ func lookup(sockets int) asm.Instructions {
 }
 
 func (f *Forwarder) serve(ctx context.Context) {
-	room := make(chan struct{}, MaxConnections)
+	room := make(chan struct{}, maxConnections)
 	for {
 		from, err := f.listener.Accept()
-		if err != nil {
-			return // closed
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // such as that there are too many descriptors: others wait until there are less
+			f.log.Warn("connections to ports of the pod wait", "error", err)
+			select {
+			case <-time.After(retry):
+				continue
+			case <-ctx.Done():
+				return
+			}
 		}
 		select {
 		case room <- struct{}{}:
 		default:
-			f.log.Warn("a connection to a port of the pod is refused: there are too many", "most", MaxConnections)
+			f.log.Warn("a connection to a port of the pod is refused: there are too many", "most", maxConnections)
 			from.Close()
 			continue
 		}

@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -102,4 +104,29 @@ func TestForward(t *testing.T) {
 		c.Close()
 		t.Error("a connection is accepted after the end")
 	}
+}
+
+// full is a listener that cannot take a connection, as often as it is told, and is closed then.
+type full struct {
+	net.Listener
+	times, asked int
+}
+
+func (f *full) Accept() (net.Conn, error) {
+	if f.asked++; f.asked > f.times {
+		return nil, net.ErrClosed
+	}
+	return nil, syscall.EMFILE
+}
+
+// TestAcceptFails: a connection that cannot be taken is not the end.
+func TestAcceptFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &full{times: 3}
+		f := &Forwarder{listener: l, log: slog.New(slog.DiscardHandler)}
+		f.serve(t.Context())
+		if l.asked != 4 {
+			t.Errorf("%d times a connection was waited for, want 4", l.asked)
+		}
+	})
 }
