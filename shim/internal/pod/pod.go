@@ -74,7 +74,9 @@ type Options struct {
 	// Cgroup is the control group of the host that this process joins first, and with it what it starts; empty: it stays
 	// where it is. It stays there too where the group is one of systemd's.
 	Cgroup string
-	Logger *slog.Logger
+	// Forward has connections to loopback addresses of the namespace reach the VM, where the host can do it.
+	Forward bool
+	Logger  *slog.Logger
 }
 
 // Pod is a VM that runs. Its methods may be called concurrently.
@@ -84,9 +86,11 @@ type Pod struct {
 	netns  string // the file of the network namespace of its process
 	vm     *uvm.UtilityVM
 	runner strata.Runner
+	ports  bool // are forwarded
 	log    *slog.Logger
 
 	mu        sync.Mutex // ends come one after the other
+	ended     bool       // End was called
 	forwarder *forward.Forwarder
 }
 
@@ -127,7 +131,7 @@ func Start(ctx context.Context, o Options) (*Pod, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start a VM: %w", errors.Join(err, removeEmpty(o.Dir)))
 	}
-	p := &Pod{dir: o.Dir, vm: vm, netns: o.Namespace, log: o.Logger}
+	p := &Pod{dir: o.Dir, vm: vm, netns: o.Namespace, ports: o.Forward, log: o.Logger}
 	info, err := strata.InspectVM(ctx, o.Dir)
 	if err == nil {
 		if p.pid = info.PID; p.netns == vmm.NewNamespace { // which ends with that process
@@ -193,7 +197,7 @@ func (p *Pod) forwardPorts(n uvm.Network) {
 	i := slices.IndexFunc(addresses, func(a netip.Prefix) bool { return a.Addr().IsGlobalUnicast() })
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if i < 0 || p.forwarder != nil {
+	if i < 0 || !p.ports || p.ended || p.forwarder != nil {
 		return
 	}
 	namespace, err := os.Open(n.Namespace)
@@ -282,6 +286,7 @@ func (p *Pod) Watch(ctx context.Context, m *layers.Mounted) error {
 func (p *Pod) End(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.ended = true
 	err := Remove(ctx, p.dir)
 	if p.forwarder != nil {
 		err = errors.Join(err, p.forwarder.Close())

@@ -43,12 +43,12 @@ type Service struct {
 	holder  *task.Holder  // nil: it was not started
 	started time.Time     // or zero
 	stopped bool          // Stop was called
-	over    chan struct{} // closed when a pod that was not started is stopped
+	settled chan struct{} // closed when the pod is started, or is stopped without that
 }
 
 // New returns a service without a pod. The containers of the pod are those of the task service.
 func New(tasks *task.Service, end func()) *Service {
-	return &Service{tasks: tasks, end: end, changing: make(chan struct{}, 1), over: make(chan struct{})}
+	return &Service{tasks: tasks, end: end, changing: make(chan struct{}, 1), settled: make(chan struct{})}
 }
 
 var _ sandboxapi.TTRPCSandboxService = &Service{}
@@ -160,6 +160,7 @@ func (s *Service) start(ctx context.Context, id string) (*sandboxapi.StartSandbo
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.holder, s.started = h, time.Now()
+	close(s.settled)
 	return &sandboxapi.StartSandboxResponse{Pid: uint32(h.PID()), CreatedAt: timestamppb.New(s.started)}, nil
 }
 
@@ -193,7 +194,7 @@ func (s *Service) stop(ctx context.Context, id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.stopped && s.holder == nil {
-		close(s.over)
+		close(s.settled)
 	}
 	s.stopped = true
 	return nil
@@ -206,25 +207,25 @@ func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequ
 }
 
 func (s *Service) wait(ctx context.Context, id string) (*sandboxapi.WaitSandboxResponse, error) {
-	st, err := s.find(id)
-	if err != nil {
+	if _, err := s.find(id); err != nil {
 		return nil, err
 	}
-	done := (<-chan struct{})(s.over)
-	if st.holder != nil {
-		done = st.holder.Done()
-	}
 	select {
-	case <-done:
+	case <-s.settled:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	out := &sandboxapi.WaitSandboxResponse{}
-	if st.holder != nil {
-		code, at, _ := st.holder.Exit()
-		out.ExitStatus, out.ExitedAt = uint32(code), timestamppb.New(at)
+	st, err := s.find(id)
+	if err != nil || st.holder == nil {
+		return &sandboxapi.WaitSandboxResponse{}, err
 	}
-	return out, nil
+	select {
+	case <-st.holder.Done():
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	code, at, _ := st.holder.Exit()
+	return &sandboxapi.WaitSandboxResponse{ExitStatus: uint32(code), ExitedAt: timestamppb.New(at)}, nil
 }
 
 // SandboxStatus tells of the pod, from memory.

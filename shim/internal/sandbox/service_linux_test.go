@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/cgroups/v3"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
@@ -157,7 +158,7 @@ func TestSandbox(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, fi, err)
 		}
 	}
-	if f.sizes.Namespace != "/run/netns/p" || len(f.m.execs) != 1 || f.m.execs[0].Hostname != "web" {
+	if f.sizes.Namespace != "/run/netns/p" || !f.sizes.Forward || len(f.m.execs) != 1 || f.m.execs[0].Hostname != "web" {
 		t.Errorf("the VM is started by %+v, and in it %+v", f.sizes, f.m.execs)
 	}
 	if p, err := f.Platform(ctx, &sandboxapi.PlatformRequest{SandboxID: id}); err != nil || p.Platform.OS != "linux" {
@@ -220,6 +221,49 @@ func TestDies(t *testing.T) {
 	}
 	if _, err := f.ShutdownSandbox(t.Context(), &sandboxapi.ShutdownSandboxRequest{SandboxID: r.SandboxID}); err != nil {
 		t.Errorf("shutdown: %v", err)
+	}
+}
+
+// asked is a context that says when somebody begins to wait for its end.
+type asked struct {
+	context.Context
+	once    *sync.Once
+	waiting chan struct{}
+}
+
+func (a asked) Done() <-chan struct{} {
+	a.once.Do(func() { close(a.waiting) })
+	return a.Context.Done()
+}
+
+// TestWaitBeforeStart: who waits for a pod before it is started is told of its end.
+func TestWaitBeforeStart(t *testing.T) {
+	leaktest.Check(t)
+	f := newFixture(t)
+	r := request(t, nil)
+	if _, err := f.CreateSandbox(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	limited, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ctx := asked{limited, new(sync.Once), make(chan struct{})}
+	code := make(chan uint32, 1)
+	go func() {
+		w, err := f.wait(ctx, r.SandboxID)
+		if err != nil {
+			t.Error(err)
+		}
+		code <- w.GetExitStatus()
+	}()
+	<-ctx.waiting
+	if _, err := f.StartSandbox(t.Context(), &sandboxapi.StartSandboxRequest{SandboxID: r.SandboxID}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.StopSandbox(t.Context(), &sandboxapi.StopSandboxRequest{SandboxID: r.SandboxID}); err != nil {
+		t.Error(err)
+	}
+	if got := <-code; got != 137 {
+		t.Errorf("the pod ends with %d", got)
 	}
 }
 

@@ -76,6 +76,9 @@ func TestCgroup(t *testing.T) {
 			if _, err := f.Create(t.Context(), r); err != nil {
 				t.Fatal(err)
 			}
+			if !f.sizes.Forward {
+				t.Error("ports of the pod are not forwarded")
+			}
 			if got, err := ReadCgroup(r.Bundle); err != nil || got != map[bool]string{true: group}[group != "/"] {
 				t.Errorf("of %s the bundle of %s has %q, %v", group, r.ID, got, err)
 			}

@@ -50,8 +50,9 @@ func (s *Service) room(ctx context.Context, c *container) (*room, error) {
 	if err := writeCgroup(c.bundle, made); err != nil {
 		return nil, err
 	}
+	sandbox, _ := pod.Sandbox(c.doc.spec.Annotations) // in a namespace that is not a pod's others may listen
 	m, err := s.StartVM(ctx, pod.Options{Dir: dir, MemoryMiB: c.doc.memoryMiB, CPUs: c.doc.cpus,
-		Namespace: c.doc.namespace, Cgroup: c.doc.cgroup, Logger: s.Logger})
+		Namespace: c.doc.namespace, Cgroup: c.doc.cgroup, Forward: sandbox != "", Logger: s.Logger})
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("the program is started by %+v", s)
 	}
 	if f.sizes.MemoryMiB != defaultMemoryMiB || f.sizes.CPUs != 0 || f.sizes.Dir != "/run/strata/shim/ns/vms/a" ||
-		f.sizes.Namespace != vmm.NewNamespace {
+		f.sizes.Namespace != vmm.NewNamespace || f.sizes.Forward {
 		t.Errorf("the VM is started by %+v", f.sizes)
 	}
 	if s := f.state(""); s != task.Status_RUNNING {
