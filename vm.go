@@ -18,8 +18,9 @@ import (
 // StartVM starts a VM and gives it when its guest is ready. It runs until it is shut down or killed,
 // whatever becomes of this process. When StartVM fails or ctx ends, nothing of the VM is left. A VM
 // that runs in the directory already is an error matching ErrRunning.
-func StartVM(ctx context.Context, o VMOptions) (vm *uvm.UtilityVM, err error) {
-	err = span.Do(ctx, "strata.vm.start", func(ctx context.Context) error {
+func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
+	var vm *uvm.UtilityVM
+	err := span.Do(ctx, "strata.vm.start", func(ctx context.Context) (err error) {
 		vm, err = startVM(ctx, o)
 		return err
 	})
@@ -131,8 +132,9 @@ func notRunning(ctx context.Context, dir string) error {
 // another process that has it open, until ctx ends. A directory without a VM is an error matching
 // ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone, one that says nothing
 // uvm.ErrNoAnswer.
-func OpenVM(ctx context.Context, dir string, o OpenOptions) (vm *uvm.UtilityVM, err error) {
-	err = span.Do(ctx, "strata.vm.open", func(ctx context.Context) error {
+func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
+	var vm *uvm.UtilityVM
+	err := span.Do(ctx, "strata.vm.open", func(ctx context.Context) (err error) {
 		vm, err = openVM(ctx, dir, o)
 		return err
 	})

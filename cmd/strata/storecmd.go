@@ -97,10 +97,8 @@ func (e *env) storeGC(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	if err := e.templateGC(ctx, cmd, &r); err != nil {
-		return err
-	}
-	return e.print(cmd, r, func(w io.Writer) {
+	err = e.templateGC(ctx, cmd, &r) // what went by then is told all the same
+	return errors.Join(err, e.print(cmd, r, func(w io.Writer) {
 		verb := "removed"
 		if cmd.Bool("dry-run") {
 			verb = "would be removed"
@@ -112,7 +110,7 @@ func (e *env) storeGC(ctx context.Context, cmd *cli.Command) error {
 			row(w, "kept for %s\t%s\n", owner, o)
 		}
 		fmt.Fprintf(w, "%s %s\n", size(r.Bytes), map[bool]string{false: "freed", true: "would be freed"}[cmd.Bool("dry-run")])
-	})
+	}))
 }
 
 func (e *env) storeCheck(ctx context.Context, cmd *cli.Command) error {

@@ -268,10 +268,13 @@ func sweepTemplates(ctx context.Context, dir string, dryRun bool,
 		if known[i.Key] = !doomed(newer, i); known[i.Key] {
 			continue
 		}
-		gone = append(gone, i)
 		if !dryRun {
-			errs = append(errs, templateStore{dir: dir, key: i.Key}.remove())
+			if err := (templateStore{dir: dir, key: i.Key}).remove(); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
+		gone = append(gone, i)
 	}
 	if dryRun {
 		return gone, nil
