@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// envCritest has critest run, which takes half an hour: a regular expression of the names of its cases.
+// envCritest has critest run, which takes an hour: a regular expression of the names of its cases.
 const envCritest = "STRATA_CRITEST"
 
 // critestDiffers are the cases of critest that pass with runc and do not with the runtime, by a part of their names,
@@ -32,7 +32,7 @@ var critestDiffers = map[string]string{
 func TestCritest(t *testing.T) {
 	focus := os.Getenv(envCritest)
 	if focus == "" {
-		t.Skip("takes half an hour: make critest")
+		t.Skip("takes an hour: make critest")
 	}
 	for _, program := range []string{"runc", "iptables", "ipcmk"} {
 		if _, err := exec.LookPath(program); err != nil {
