@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -44,6 +45,8 @@ type daemon struct {
 	dir string    // of everything
 	bin string    // programs
 	cmd *exec.Cmd // nil: it was not started
+
+	others []string // control groups that were there before
 }
 
 var started struct {
@@ -93,7 +96,7 @@ func start(image []byte) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &daemon{dir: dir, bin: filepath.Join(dir, "bin")}
+	d := &daemon{dir: dir, bin: filepath.Join(dir, "bin"), others: groups()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.stop())
@@ -257,7 +260,7 @@ func (d *daemon) tail() string {
 	return string(b[max(0, len(b)-64<<10):]) // with the stacks of a guest's agent
 }
 
-// clean fails when something is left of containers: a process, a mount, a folder.
+// clean fails when something is left of containers: a process, a mount, a folder, a control group.
 func (d *daemon) clean(t *testing.T) {
 	t.Helper()
 	var left []string
@@ -293,6 +296,11 @@ func (d *daemon) left(t *testing.T) (left []string) {
 	}
 	for pid, name := range d.processes(t) {
 		left = append(left, fmt.Sprintf("process %d %s", pid, name))
+	}
+	for _, name := range groups() {
+		if !slices.Contains(d.others, name) {
+			left = append(left, "control group "+name)
+		}
 	}
 	for _, pid := range d.orphans(t) {
 		left = append(left, fmt.Sprintf("virtiofsd %d", pid))

@@ -68,3 +68,14 @@ func (d *daemon) orphans(t *testing.T) (left []int) {
 	}
 	return left
 }
+
+// groups are the control groups that containers of ctr have on the host.
+func groups() (dirs []string) {
+	for _, pattern := range []string{"/sys/fs/cgroup/default/*/cgroup.procs", "/sys/fs/cgroup/*/default/*/cgroup.procs"} {
+		found, _ := filepath.Glob(pattern) // which is a good one
+		for _, name := range found {
+			dirs = append(dirs, filepath.Dir(name))
+		}
+	}
+	return dirs
+}
