@@ -13,12 +13,29 @@ import (
 // endGrace is how long QEMU may live on after it has closed its control socket.
 const endGrace = 10 * time.Second
 
+// errKilled says that QEMU did not end by itself: it is nobody's fault but that of who ended it.
+var errKilled = errors.New("ended by a signal from outside")
+
+// killedEnding is the ending of a process that was killed, as the host does too when it runs out of memory.
+const killedEnding = " (SIGKILL)"
+
+// gone is the error of a QEMU that has ended.
+func (p *process) gone(shutdown string) error {
+	if p.ending == killedEnding || shutdown == hostSignal {
+		return fmt.Errorf("%w: %w", vmm.ErrGone, errKilled)
+	}
+	return vmm.ErrGone
+}
+
+// hostSignal is QEMU's word for a signal that told it to end.
+const hostSignal = "host-signal"
+
 // endedMeanwhile puts vmm.ErrGone before an error of connecting to a QEMU that is on its way out: its sockets go
 // before the process does.
 func endedMeanwhile(ctx context.Context, proc *process, err error) error {
 	select {
 	case <-proc.exited:
-		return fmt.Errorf("%w: QEMU (process %d) has ended%s: %w", vmm.ErrGone, proc.pid, proc.ending, err)
+		return fmt.Errorf("%w: QEMU (process %d) has ended%s: %w", proc.gone(""), proc.pid, proc.ending, err)
 	case <-ctx.Done():
 	case <-time.After(endGrace):
 	}
@@ -50,7 +67,11 @@ func (m *Machine) watch() {
 		return
 	}
 	m.mu.Lock()
-	err := fmt.Errorf("machine %s: %w: %s", m.desc.ID, vmm.ErrGone, m.reason())
+	gone := vmm.ErrGone
+	if !m.killed { // by us
+		gone = m.proc.gone(m.shutdown)
+	}
+	err := fmt.Errorf("machine %s: %w: %s", m.desc.ID, gone, m.reason())
 	m.mu.Unlock()
 	m.end(err)
 }
@@ -72,7 +93,7 @@ func (m *Machine) reason() string {
 		return "the guest's kernel panicked"
 	case "host-qmp-quit":
 		return "QEMU was told to quit over its control socket"
-	case "host-signal":
+	case hostSignal:
 		return "QEMU was told to end by a signal" + logTail(m.dir)
 	case "":
 		return fmt.Sprintf("QEMU (process %d) was killed or crashed%s; dmesg tells whether the host ran out of memory",

@@ -1,14 +1,21 @@
 package qemu
 
 import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stratavm/strata/internal/bootid"
 	"github.com/stratavm/strata/test/leaktest"
+	"github.com/stratavm/strata/vmm"
 )
 
 func TestKVMFlags(t *testing.T) {
@@ -90,5 +97,39 @@ func TestKVMTrial(t *testing.T) {
 				t.Errorf("KVM was tried %d times, want %d", trials, tc.trials)
 			}
 		})
+	}
+}
+
+// TestKVMKilled: a QEMU that is killed while it boots is not taken for a fault of KVM.
+func TestKVMKilled(t *testing.T) {
+	needQEMU(t)
+	leaktest.Check(t)
+	var accels []string
+	c := Config{Dir: filepath.Join(t.TempDir(), "vm"), CacheDir: t.TempDir(), kvmUsable: func() error { return nil },
+		rewrite: func(args []string) []string {
+			args = slices.Clone(args)
+			i := slices.Index(args, "-accel") + 1
+			accels, args[i] = append(accels, args[i]), AccelTCG // no host of these tests need have KVM
+			return args
+		}}
+	c.connect = func(ctx context.Context, _ net.Conn, _ *slog.Logger) (guest, error) {
+		info, err := Inspect(c.Dir)
+		if err == nil {
+			err = unix.Kill(info.PID, unix.SIGKILL)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+	if _, err := Start(t.Context(), c); !errors.Is(err, vmm.ErrGone) || !errors.Is(err, errKilled) {
+		t.Errorf("the start: %v", err)
+	}
+	if !slices.Equal(accels, []string{AccelKVM}) {
+		t.Errorf("it was tried with %q", accels)
+	}
+	if err := kvmWorth(c); err != nil {
+		t.Error(err)
 	}
 }

@@ -34,7 +34,7 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	trial := c
 	trial.BootTime = min(c.BootTime, c.KVMTrial)
 	m, err := start(ctx, trial, AccelKVM)
-	if err == nil || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil || errors.Is(err, errKilled) {
 		return m, err
 	}
 	c.Logger.Warn("KVM does not work here, the machine is emulated in software", "error", err)
