@@ -13,7 +13,6 @@ import (
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -59,25 +58,9 @@ func (s *Service) RegisterTTRPC(server *ttrpc.Server) error {
 	return nil
 }
 
-// answer gives an error the form that containerd knows.
-func answer[T any](v *T, err error) (*T, error) {
-	if errors.Is(err, errors.ErrUnsupported) {
-		err = fmt.Errorf("%w: %w", errdefs.ErrNotImplemented, err)
-	}
-	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
-	}
-	return v, nil
-}
-
 // hold keeps the pod from being changed by others until release is called.
 func (s *Service) hold(ctx context.Context) (release func(), err error) {
-	select {
-	case s.changing <- struct{}{}:
-		return func() { <-s.changing }, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("the pod is being changed: %w", context.Cause(ctx))
-	}
+	return task.Take(ctx, s.changing, "the pod is being changed")
 }
 
 // state is what is known of the pod at the moment.
@@ -102,7 +85,7 @@ func (s *Service) find(id string) (state, error) {
 // CreateSandbox takes note of a pod. Nothing is started yet.
 func (s *Service) CreateSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest,
 ) (*sandboxapi.CreateSandboxResponse, error) {
-	return answer(&sandboxapi.CreateSandboxResponse{}, s.create(ctx, r))
+	return task.Answer(&sandboxapi.CreateSandboxResponse{}, s.create(ctx, r))
 }
 
 func (s *Service) create(ctx context.Context, r *sandboxapi.CreateSandboxRequest) error {
@@ -132,7 +115,7 @@ func (s *Service) create(ctx context.Context, r *sandboxapi.CreateSandboxRequest
 // StartSandbox starts the VM and what holds the namespaces of the pod.
 func (s *Service) StartSandbox(ctx context.Context, r *sandboxapi.StartSandboxRequest,
 ) (*sandboxapi.StartSandboxResponse, error) {
-	return answer(s.start(ctx, r.GetSandboxID()))
+	return task.Answer(s.start(ctx, r.GetSandboxID()))
 }
 
 func (s *Service) start(ctx context.Context, id string) (*sandboxapi.StartSandboxResponse, error) {
@@ -167,13 +150,13 @@ func (s *Service) start(ctx context.Context, id string) (*sandboxapi.StartSandbo
 // Platform says for which system documents of containers are made.
 func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
 	_, err := s.find(r.GetSandboxID())
-	return answer(&sandboxapi.PlatformResponse{Platform: &types.Platform{OS: "linux", Architecture: runtime.GOARCH}}, err)
+	return task.Answer(&sandboxapi.PlatformResponse{Platform: &types.Platform{OS: "linux", Architecture: runtime.GOARCH}}, err)
 }
 
 // StopSandbox ends the VM with all containers in it. It may be called again.
 func (s *Service) StopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequest,
 ) (*sandboxapi.StopSandboxResponse, error) {
-	return answer(&sandboxapi.StopSandboxResponse{}, s.stop(ctx, r.GetSandboxID()))
+	return task.Answer(&sandboxapi.StopSandboxResponse{}, s.stop(ctx, r.GetSandboxID()))
 }
 
 func (s *Service) stop(ctx context.Context, id string) error {
@@ -203,7 +186,7 @@ func (s *Service) stop(ctx context.Context, id string) error {
 // WaitSandbox waits for the end of the VM.
 func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequest,
 ) (*sandboxapi.WaitSandboxResponse, error) {
-	return answer(s.wait(ctx, r.GetSandboxID()))
+	return task.Answer(s.wait(ctx, r.GetSandboxID()))
 }
 
 func (s *Service) wait(ctx context.Context, id string) (*sandboxapi.WaitSandboxResponse, error) {
@@ -241,13 +224,13 @@ func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRe
 			out.State = ready
 		}
 	}
-	return answer(out, err)
+	return task.Answer(out, err)
 }
 
 // PingSandbox answers where the pod is known.
 func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sandboxapi.PingResponse, error) {
 	_, err := s.find(r.GetSandboxID())
-	return answer(&sandboxapi.PingResponse{}, err)
+	return task.Answer(&sandboxapi.PingResponse{}, err)
 }
 
 // ShutdownSandbox stops the pod and ends the shim, also where no pod was created. What cannot be stopped is tried again
@@ -260,18 +243,18 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 		none := s.id == ""
 		s.mu.Unlock()
 		if !none {
-			return answer[sandboxapi.ShutdownSandboxResponse](nil, err)
+			return task.Answer[*sandboxapi.ShutdownSandboxResponse](nil, err)
 		}
 		err = nil
 	}
 	s.end() // which lets go what containers there are
-	return answer(&sandboxapi.ShutdownSandboxResponse{}, err)
+	return task.Answer(&sandboxapi.ShutdownSandboxResponse{}, err)
 }
 
 // SandboxMetrics tells what the pod takes of the host, by its control group there.
 func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetricsRequest,
 ) (*sandboxapi.SandboxMetricsResponse, error) {
-	return answer(s.metrics(r.GetSandboxID()))
+	return task.Answer(s.metrics(r.GetSandboxID()))
 }
 
 func (s *Service) metrics(id string) (*sandboxapi.SandboxMetricsResponse, error) {
@@ -300,6 +283,6 @@ func (s *Service) metrics(id string) (*sandboxapi.SandboxMetricsResponse, error)
 // UpdateSandbox is not supported: the size of a VM is fixed.
 func (s *Service) UpdateSandbox(context.Context, *sandboxapi.UpdateSandboxRequest,
 ) (*sandboxapi.UpdateSandboxResponse, error) {
-	return answer(&sandboxapi.UpdateSandboxResponse{},
+	return task.Answer(&sandboxapi.UpdateSandboxResponse{},
 		fmt.Errorf("a change of a sandbox: %w", errdefs.ErrNotImplemented))
 }

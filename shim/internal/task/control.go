@@ -18,7 +18,7 @@ import (
 
 // Pause stops all processes of a container, until Resume.
 func (s *Service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
-	return answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
+	return Answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
 		err := c.machine.Pause(ctx, c.id)
 		if err == nil || errors.Is(err, vmm.ErrPaused) {
 			c.notePaused(true)
@@ -32,7 +32,7 @@ func (s *Service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.
 
 // Resume lets a container go on.
 func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
-	return answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
+	return Answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
 		err := c.machine.Resume(ctx, c.id)
 		if err == nil || errors.Is(err, vmm.ErrNotPaused) {
 			c.notePaused(false)
@@ -46,7 +46,7 @@ func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptyp
 
 // Update changes the limits of a container that are given.
 func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
-	return answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
+	return Answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
 		limits, err := decode[specs.LinuxResources](bytes.NewReader(r.GetResources().GetValue()))
 		if err != nil {
 			return fmt.Errorf("the new limits: %w", err)

@@ -122,11 +122,17 @@ func noAnswer(ctx context.Context, limit time.Duration) (context.Context, contex
 
 // hold keeps the process from being started until release is called.
 func (p *process) hold(ctx context.Context) (release func(), err error) {
+	return Take(ctx, p.starting, "the process is being started")
+}
+
+// Take puts an element into a channel that takes one, for release to take it out. Where others have it until ctx ends
+// the error says what they do.
+func Take(ctx context.Context, one chan struct{}, others string) (release func(), err error) {
 	select {
-	case p.starting <- struct{}{}:
-		return func() { <-p.starting }, nil
+	case one <- struct{}{}:
+		return func() { <-one }, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("the process is being started: %w", context.Cause(ctx))
+		return nil, fmt.Errorf("%s: %w", others, context.Cause(ctx))
 	}
 }
 

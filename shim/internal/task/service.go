@@ -60,8 +60,8 @@ func (s *Service) RegisterTTRPC(server *ttrpc.Server) error {
 
 var empty = &emptypb.Empty{}
 
-// answer gives an error the class and form that containerd knows.
-func answer[T any](v T, err error) (T, error) {
+// Answer gives an error the class and form that containerd knows.
+func Answer[T any](v T, err error) (T, error) {
 	if err == nil {
 		return v, nil
 	}
@@ -79,7 +79,7 @@ func answer[T any](v T, err error) (T, error) {
 
 // unsupported is the answer to a call that is not supported.
 func unsupported(call string) (*emptypb.Empty, error) {
-	return answer(empty, fmt.Errorf("%s is not supported by io.containerd.strata.v1: %w", call, errdefs.ErrNotImplemented))
+	return Answer(empty, fmt.Errorf("%s is not supported by io.containerd.strata.v1: %w", call, errdefs.ErrNotImplemented))
 }
 
 func (s *Service) container(id string) (*container, error) {
@@ -111,7 +111,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		// By that class containerd would take it that the shim speaks an older protocol only.
 		err = errgrpc.ToGRPCf(errdefs.ErrInvalidArgument, "%v", err)
 	}
-	return answer(out, err)
+	return Answer(out, err)
 }
 
 // create makes a container. One that holds a pod is none of containerd's, which is not told of it.
@@ -154,14 +154,14 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 		err = c.start(ctx, p)
 	}
 	if err != nil {
-		return answer[*taskapi.StartResponse](nil, err)
+		return Answer[*taskapi.StartResponse](nil, err)
 	}
 	return &taskapi.StartResponse{Pid: uint32(c.machine.PID())}, nil
 }
 
 // Delete forgets a process that does not run any more; the first one takes the container and the VM with it.
 func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	return answer(s.delete(ctx, r))
+	return Answer(s.delete(ctx, r))
 }
 
 func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
@@ -214,7 +214,7 @@ func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 
 // Exec adds a process to a container, for Start to start.
 func (s *Service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
-	return answer(empty, s.exec(r))
+	return Answer(empty, s.exec(r))
 }
 
 func (s *Service) exec(r *taskapi.ExecProcessRequest) error {
@@ -254,7 +254,7 @@ func (s *Service) exec(r *taskapi.ExecProcessRequest) error {
 func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
 	c, p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
-		return answer[*taskapi.StateResponse](nil, err)
+		return Answer[*taskapi.StateResponse](nil, err)
 	}
 	status, code, exited := p.status()
 	out := &taskapi.StateResponse{ID: c.id, Bundle: c.bundle, Pid: uint32(c.machine.PID()), Status: c.shown(status),
@@ -270,12 +270,12 @@ func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.St
 func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
 	_, p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
-		return answer[*taskapi.WaitResponse](nil, err)
+		return Answer[*taskapi.WaitResponse](nil, err)
 	}
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		return answer[*taskapi.WaitResponse](nil, context.Cause(ctx))
+		return Answer[*taskapi.WaitResponse](nil, context.Cause(ctx))
 	}
 	_, code, exited := p.status()
 	return &taskapi.WaitResponse{ExitStatus: uint32(code), ExitedAt: timestamppb.New(exited)}, nil
@@ -291,7 +291,7 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 	default:
 		err = c.kill(ctx, p, r.Signal)
 	}
-	return answer(empty, err)
+	return Answer(empty, err)
 }
 
 // ResizePty tells a process the size of its terminal.
@@ -300,7 +300,7 @@ func (s *Service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*
 	if err == nil {
 		err = p.resize(ctx, r.Width, r.Height)
 	}
-	return answer(empty, err)
+	return Answer(empty, err)
 }
 
 // CloseIO ends the input of a process behind what was written to it.
@@ -309,7 +309,7 @@ func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptyp
 	if err == nil && r.Stdin {
 		p.io.EndInput()
 	}
-	return answer(empty, err)
+	return Answer(empty, err)
 }
 
 // Connect tells who serves a task, from memory.

@@ -22,7 +22,7 @@ const pidsTime = 2 * time.Second
 func (s *Service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	c, err := s.container(r.ID)
 	if err != nil {
-		return answer[*taskapi.PidsResponse](nil, err)
+		return Answer[*taskapi.PidsResponse](nil, err)
 	}
 	out := &taskapi.PidsResponse{Processes: []*task.ProcessInfo{{Pid: uint32(c.machine.PID())}}}
 	for _, pid := range c.guestPIDs(ctx) {
@@ -54,7 +54,7 @@ func (c *container) guestPIDs(ctx context.Context) []uint32 {
 
 // Stats tells what a container uses, as a control group of version 2 does.
 func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
-	return answer(s.stats(ctx, r.ID))
+	return Answer(s.stats(ctx, r.ID))
 }
 
 func (s *Service) stats(ctx context.Context, id string) (*taskapi.StatsResponse, error) {
