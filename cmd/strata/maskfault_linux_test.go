@@ -34,12 +34,12 @@ func TestMountsOfRuntimeFail(t *testing.T) {
 	c, root := processBox(t)
 	f := newFieldBox(t, c, root)
 	dir := t.TempDir()
-	log, wrapper := filepath.Join(dir, "log"), filepath.Join(dir, "crun")
+	log, wrapper, names := filepath.Join(dir, "log"), filepath.Join(dir, "crun"), filepath.Join(dir, "names")
 	file := f.file(f.maskDocument())
 	failed := 0
 	for n := 1; ; n++ {
-		text := fmt.Sprintf("#!/bin/sh\ncase \" $* \" in *\" run \"*|*\" create \"*) exec %s -D -f -qq -o %s -e trace=mount "+
-			"-e inject=mount:error=EIO:when=%d %s \"$@\";; esac\nexec %[4]s \"$@\"\n", strace, log, n, crun)
+		text := fmt.Sprintf("#!/bin/sh\necho \"$*\" >>%[5]s\ncase \" $* \" in *\" run \"*|*\" create \"*) exec %[1]s "+
+			"-D -f -qq -o %s -e trace=mount -e inject=mount:error=EIO:when=%d %s \"$@\";; esac\nexec %[4]s \"$@\"\n", strace, log, n, crun, names)
 		if err := os.WriteFile(wrapper, []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -61,6 +61,10 @@ func TestMountsOfRuntimeFail(t *testing.T) {
 			break
 		}
 		failed++
+	}
+	all, err := os.ReadFile(names)
+	if n := groupsLeft(t, string(all)); n > 0 || err != nil {
+		t.Errorf("%d control groups are left, %v", n, err)
 	}
 	if failed < 40 {
 		t.Errorf("%d mounts failed", failed)

@@ -377,8 +377,9 @@ func removeBundle(ctx context.Context, b crun.Bundle) error {
 	}
 	// Where its creation failed half-way. One that is in use, which is an error above, stays.
 	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupOf(b.Dir)); !b.Runtime.NoCgroups {
+		end := time.Now().Add(groupTime)
 		for _, dir := range append(left, "/sys/fs/cgroup"+cgroupOf(b.Dir)) {
-			removeGroup(dir)
+			removeGroup(dir, end)
 		}
 	}
 	return os.RemoveAll(b.Dir)

@@ -186,9 +186,12 @@ func unifiedGroup(dir string) (*os.File, error) {
 	return os.Open(path)
 }
 
-// removeGroup removes a cgroup without processes, and those that its container has made below it. What does not go
-// stays: it holds nothing.
-func removeGroup(path string) {
+// groupTime is what the last processes of a cgroup, which were killed or are about to end, may take to be gone.
+const groupTime = time.Second
+
+// removeGroup removes a cgroup without processes, and those that its container has made below it. What does not go by
+// end stays: it holds nothing.
+func removeGroup(path string, end time.Time) {
 	var all []string
 	_ = filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
@@ -197,7 +200,9 @@ func removeGroup(path string) {
 		return nil
 	})
 	for _, dir := range slices.Backward(all) {
-		_ = os.Remove(dir)
+		for errors.Is(os.Remove(dir), unix.EBUSY) && time.Now().Before(end) {
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
 }
 
