@@ -139,10 +139,8 @@ func TestInterruptedHost(t *testing.T) {
 // TestInterrupted kills and interrupts commands at many moments. The next command mends what they
 // left: a container is there whole or not at all, and in the end nothing is.
 func TestInterrupted(t *testing.T) {
-	need(t, "qemu-system-x86_64", "qemu-system-x86")
-	need(t, "qemu-img", "qemu-utils")
 	c := cliBox{t: t, strata: bootimagetest.Strata(t), state: filepath.Join(t.TempDir(), "state")}
-	bootimagetest.ImageOf(t, c.strata)
+	needVM(t, c.strata)
 	leaktest.Check(t)
 	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
 	work := t.TempDir()

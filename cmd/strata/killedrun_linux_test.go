@@ -21,10 +21,8 @@ func TestKilledRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	need(t, "qemu-system-x86_64", "qemu-system-x86")
-	need(t, "qemu-img", "qemu-utils")
 	init := bootimagetest.Strata(t)
-	bootimagetest.ImageOf(t, init)
+	needVM(t, init)
 	tarball := filepath.Join(t.TempDir(), "root.tar")
 	if err := os.WriteFile(tarball, treetest.Tar(t,
 		treetest.Entry{Name: "bin/busybox", Mode: 0o755, Body: string(busybox)}), 0o644); err != nil {

@@ -9,17 +9,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 
 // TestLostVolumeInSharedVM: a container of a VM that others use too, whose virtiofsd is killed, ends, also where its
 // program waits for the volume and cannot be ended. It is removed as others are, and the VM goes on.
 func TestLostVolumeInSharedVM(t *testing.T) {
-	need(t, "qemu-system-x86_64", "qemu-system-x86")
-	need(t, "qemu-img", "qemu-utils")
 	c, tarball := onThisSystem(t)
-	bootimagetest.ImageOf(t, c.strata)
+	needVM(t, c.strata)
 	root, dir := tarball(), t.TempDir()
 	c.run("vm", "start")
 	c.run("run", "-d", "--vm", "default", "--name", "plain", root, "/bin/busybox", "sleep", "1000")

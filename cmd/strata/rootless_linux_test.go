@@ -24,6 +24,7 @@ const nobody = 65534
 // volume with a name. What is read-only is; files of the guest's users are those of the user's own range.
 func TestWithoutRoot(t *testing.T) {
 	c, root := processBox(t)
+	needVM(t, c.strata)
 	need(t, "newuidmap", "uidmap")
 	if _, err := qemu.FindServer(); err != nil {
 		need(t, "virtiofsd", "qemu-system-common")

@@ -151,10 +151,8 @@ func TestRunIsToldToEnd(t *testing.T) {
 
 // TestRunInVMIsToldToEnd is the same in a VM of the run's own, which goes with it, also when its QEMU is stopped.
 func TestRunInVMIsToldToEnd(t *testing.T) {
-	need(t, "qemu-system-x86_64", "qemu-system-x86")
-	need(t, "qemu-img", "qemu-utils")
 	strata, tarball := bootimagetest.Strata(t), busyboxTar(t)
-	bootimagetest.ImageOf(t, strata)
+	needVM(t, strata)
 	stopped := func(c cliBox) func(int) {
 		return func(int) {
 			pid, err := os.ReadFile(filepath.Join(c.state, "vms", "told", "pid"))

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
@@ -338,10 +337,8 @@ func TestFieldsInUserNamespace(t *testing.T) {
 
 // TestFieldsInVM runs the documents in a VM.
 func TestFieldsInVM(t *testing.T) {
-	need(t, "qemu-system-x86_64", "qemu-system-x86")
-	need(t, "qemu-img", "qemu-utils")
 	c, root := processBox(t)
-	bootimagetest.ImageOf(t, c.strata) // skips where there is no kernel
+	needVM(t, c.strata)
 	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
 	f := newFieldBox(t, c, root)
 	f.checkRefused() // before anything is started

@@ -133,10 +133,8 @@ func TestProcessDefaults(t *testing.T) {
 
 // TestVMDefaults does so in a VM.
 func TestVMDefaults(t *testing.T) {
-	need(t, "qemu-system-x86_64", "qemu-system-x86")
-	need(t, "qemu-img", "qemu-utils")
 	c, root := processBox(t)
-	bootimagetest.ImageOf(t, c.strata) // skips where there is no kernel
+	needVM(t, c.strata)
 	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
 	checkDefaults(t, c.factsWith(root, script, "--id", "box1", "-e", "DISK=8 0"), "")
 }

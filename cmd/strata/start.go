@@ -43,11 +43,7 @@ func startCommands(e *env) []*cli.Command {
 	}, {
 		Name: "restart", Usage: "stop containers and start them again", ArgsUsage: "CONTAINER...",
 		Description: examples("strata restart web"),
-		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "time", Aliases: []string{"t"}, Value: 10,
-				Usage: "`SECONDS` to end by itself; -1: as long as it takes"},
-			&cli.StringFlag{Name: "signal", Aliases: []string{"s"}, Usage: "`SIGNAL` instead of the container's own"},
-		},
+		Flags:       stopFlags(),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			return e.eachContainer(ctx, cmd, func(cs *strata.Containers, r strata.ContainerRecord) error {
 				if r.Foreground || r.AutoRemove {

@@ -19,11 +19,7 @@ func stopCommands(e *env) []*cli.Command {
 		Description: "The program gets the stop signal of its image (TERM where it names none, --stop-signal of run),\n" +
 			"and KILL when it has not ended in time. What it wrote stays until strata rm.\n\n" +
 			examples("strata stop web", "strata stop --time 60 db"),
-		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "time", Aliases: []string{"t"}, Value: 10,
-				Usage: "`SECONDS` to end by itself; -1: as long as it takes"},
-			&cli.StringFlag{Name: "signal", Aliases: []string{"s"}, Usage: "`SIGNAL` instead of the container's own"},
-		},
+		Flags: stopFlags(),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			return e.eachContainer(ctx, cmd, func(cs *strata.Containers, r strata.ContainerRecord) error {
 				if err := e.stopOne(ctx, cmd, cs, r); err != nil || cmd.Bool("dry-run") {
@@ -52,6 +48,15 @@ func stopCommands(e *env) []*cli.Command {
 			})
 		},
 	}}
+}
+
+// stopFlags are those of stop and restart, which stopOne reads.
+func stopFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "time", Aliases: []string{"t"}, Value: 10,
+			Usage: "`SECONDS` to end by itself; -1: as long as it takes"},
+		&cli.StringFlag{Name: "signal", Aliases: []string{"s"}, Usage: "`SIGNAL` instead of the container's own"},
+	}
 }
 
 // waited is what wait prints of a container.

@@ -17,10 +17,8 @@ import (
 
 // TestBootIsToldToEnd: a command that is told to end while its VM boots ends, and leaves no VM, wherever the boot is.
 func TestBootIsToldToEnd(t *testing.T) {
-	need(t, "qemu-system-x86_64", "qemu-system-x86")
-	need(t, "qemu-img", "qemu-utils")
 	strata, tarball := bootimagetest.Strata(t), busyboxTar(t)
-	bootimagetest.ImageOf(t, strata)
+	needVM(t, strata)
 	exists := func(name string) func(cliBox) bool {
 		return func(c cliBox) bool { return exists(filepath.Join(c.state, "vms", "told", name)) }
 	}
@@ -81,10 +79,8 @@ func (c cliBox) tell(cmd *exec.Cmd, sig syscall.Signal, code int, errs *bytes.Bu
 // TestStoppedVMIsToldToEnd: one signal ends each command that waits for a VM whose QEMU is stopped. When that goes on
 // again, nothing is left of them, and the VM is as good as before.
 func TestStoppedVMIsToldToEnd(t *testing.T) {
-	need(t, "qemu-system-x86_64", "qemu-system-x86")
-	need(t, "qemu-img", "qemu-utils")
 	strata, tarball := bootimagetest.Strata(t), busyboxTar(t)
-	bootimagetest.ImageOf(t, strata)
+	needVM(t, strata)
 	leaktest.Check(t)
 	work := t.TempDir()
 	c := cliBox{t: t, strata: strata, state: filepath.Join(work, "state")}
