@@ -1,4 +1,5 @@
-// Command containerd-shim-strata-v1 lets containerd run containers in VMs: ctr run --runtime io.containerd.strata.v1.
+// Command containerd-shim-strata-v1 is the containerd shim that runs containers in VMs, for example by
+// ctr run --runtime io.containerd.strata.v1.
 package main
 
 import (
@@ -32,16 +33,15 @@ func main() {
 		Requires: []plugin.Type{plugins.EventPlugin, plugins.InternalPlugin},
 		InitFn:   newService,
 	})
-	// The children of this process are waited for by those who start them, or end with it.
+	// No reaper: whoever starts a child process waits for it, or the child ends with this process.
 	shim.RunShim(context.Background(), manager.Manager{Version: version}, func(c *shim.Config) {
 		c.NoReaper, c.NoSubreaper = true, true
 	})
 }
 
-// Times.
 const (
-	endTime    = 3 * time.Second        // the end of the shim: containerd waits as long
-	answerTime = 300 * time.Millisecond // containerd wants the answer to the shutdown of a sandbox, unlike that of a task
+	endTimeout  = 3 * time.Second        // cleanup when the shim ends, for which containerd waits as long
+	answerDelay = 300 * time.Millisecond // before exit: containerd wants ShutdownSandbox's response, unlike a task's
 )
 
 func newService(ic *plugin.InitContext) (any, error) {
@@ -64,14 +64,14 @@ func newService(ic *plugin.InitContext) (any, error) {
 	s := task.New(task.Config{Namespace: ns, Events: queue, End: sd.Shutdown, Logger: logger,
 		StartVM: func(ctx context.Context, o pod.Options) (task.Machine, error) { return pod.Start(ctx, o) }})
 	sd.RegisterCallback(func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, endTime)
+		ctx, cancel := context.WithTimeout(ctx, endTimeout)
 		defer cancel()
 		if err := s.Close(ctx); err != nil {
 			logger.Error("the end of the shim", "error", err)
 		}
 		return queue.Close(ctx)
 	})
-	return services{s, sandbox.New(s, func() { time.AfterFunc(answerTime, sd.Shutdown) })}, nil
+	return services{s, sandbox.New(s, func() { time.AfterFunc(answerDelay, sd.Shutdown) })}, nil
 }
 
 // services are the APIs that a shim serves.
@@ -80,7 +80,7 @@ type services struct {
 	sandbox *sandbox.Service
 }
 
-// RegisterTTRPC makes the services known to a server.
+// RegisterTTRPC registers the services with a server.
 func (s services) RegisterTTRPC(server *ttrpc.Server) error {
 	return errors.Join(s.tasks.RegisterTTRPC(server), s.sandbox.RegisterTTRPC(server))
 }

@@ -1,5 +1,5 @@
-// Package cgroup is the control group of a pod on the host, of version 1 or 2. A shim that is in it has its VM and the
-// servers of shares there as well, which are its children.
+// Package cgroup manages a pod's control group on the host, of cgroup v1 or v2. A shim joins it, and with it its child
+// processes: the VM and the servers of shares.
 package cgroup
 
 import (
@@ -17,16 +17,18 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// ErrSystemd says that a control group is one that only systemd may make.
+// ErrSystemd is matched by errors about a group in systemd's notation (slice:prefix:name), which only systemd may
+// create.
 var ErrSystemd = errors.New("control groups of systemd are not supported: use the driver cgroupfs")
 
-// ErrInUse says that processes are in a control group.
+// ErrInUse is matched by Remove's error if the group still has processes.
 var ErrInUse = errors.New("processes are in it")
 
-// mountPoint is where the hierarchy of version 2 is.
+// mountPoint is where cgroup v2 is mounted.
 const mountPoint = "/sys/fs/cgroup"
 
-// clean is a path below the root of the hierarchies, as documents of containers have it. An empty one is no group.
+// clean returns the path of a group below the root of the hierarchies. name is a linux.cgroupsPath; the root itself is
+// an error.
 func clean(name string) (string, error) {
 	if strings.Contains(name, ":") { // slice:prefix:name
 		return "", fmt.Errorf("control group %q: %w", name, ErrSystemd)
@@ -38,25 +40,25 @@ func clean(name string) (string, error) {
 	return p, nil
 }
 
-// Makes reports whether Join makes a control group: there is none in any hierarchy.
+// Makes reports whether Join would create a control group: it exists in no hierarchy.
 func Makes(name string) bool {
 	p, err := clean(name)
 	if err != nil {
 		return false
 	}
 	if cgroups.Mode() == cgroups.Unified {
-		return makes2(mountPoint, p)
+		return missing2(mountPoint, p)
 	}
-	_, err = cgroup1.Load(cgroup1.StaticPath(p), any1)
+	_, err = cgroup1.Load(cgroup1.StaticPath(p), allowAny)
 	return errors.Is(err, cgroup1.ErrCgroupDeleted)
 }
 
-func makes2(mountPoint, p string) bool {
+func missing2(mountPoint, p string) bool {
 	_, err := os.Lstat(path.Join(mountPoint, p))
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// Join makes a control group unless there is one, and puts this process into it.
+// Join moves this process into a control group, and creates the group if it does not exist.
 func Join(name string) error {
 	p, err := clean(name)
 	if err != nil {
@@ -74,7 +76,7 @@ func Join(name string) error {
 }
 
 func join1(p string) error {
-	g, err := cgroup1.New(cgroup1.StaticPath(p), &specs.LinuxResources{}, any1)
+	g, err := cgroup1.New(cgroup1.StaticPath(p), &specs.LinuxResources{}, allowAny)
 	if err != nil {
 		return err
 	}
@@ -89,14 +91,14 @@ func join2(mountPoint, p string) error {
 	return g.AddProc(uint64(os.Getpid()))
 }
 
-// any1 makes do with the hierarchies of version 1 that there are.
-func any1(c *cgroup1.InitConfig) error {
+// allowAny accepts whichever cgroup v1 hierarchies are mounted.
+func allowAny(c *cgroup1.InitConfig) error {
 	c.InitCheck = cgroup1.AllowAny
 	return nil
 }
 
-// Stat says what is used in a control group, as the control groups of the host's version do. One that does not exist is
-// an error.
+// Stat returns the metrics of a control group, of the type for the host's cgroup version. A group that does not exist
+// is an error.
 func Stat(name string) (any, error) {
 	p, err := clean(name)
 	if err != nil {
@@ -115,7 +117,7 @@ func Stat(name string) (any, error) {
 }
 
 func stat1(p string) (any, error) {
-	g, err := cgroup1.Load(cgroup1.StaticPath(p), any1)
+	g, err := cgroup1.Load(cgroup1.StaticPath(p), allowAny)
 	if err != nil {
 		return nil, err
 	}
@@ -130,11 +132,11 @@ func stat2(mountPoint, p string) (any, error) {
 	return g.Stat()
 }
 
-// retry is the time between two tries to remove a group, whose last process may just be ending.
+// retry is the interval between attempts to remove a group, whose last process may still be exiting.
 const retry = 10 * time.Millisecond
 
-// Remove removes a control group, once nothing is in it. One that does not exist is no error, nor one that Join refuses.
-// Where processes stay in it until ctx ends the error matches ErrInUse.
+// Remove removes a control group. It blocks until the group is empty or ctx ends; then the error matches ErrInUse. A
+// group that does not exist, or whose name Join refuses, is no error.
 func Remove(ctx context.Context, name string) error {
 	p, err := clean(name)
 	if err != nil {
@@ -160,7 +162,7 @@ func remove(p string) error {
 }
 
 func remove1(p string) error {
-	g, err := cgroup1.Load(cgroup1.StaticPath(p), any1)
+	g, err := cgroup1.Load(cgroup1.StaticPath(p), allowAny)
 	if errors.Is(err, cgroup1.ErrCgroupDeleted) {
 		return nil
 	}

@@ -59,7 +59,7 @@ func TestJoin2(t *testing.T) {
 		return
 	}
 	testJoin(t, join2Env, "0:", func(p string) error { return remove2(hybrid, p) },
-		func(p string) (any, error) { return stat2(hybrid, p) }, func(p string) bool { return makes2(hybrid, p) })
+		func(p string) (any, error) { return stat2(hybrid, p) }, func(p string) bool { return missing2(hybrid, p) })
 }
 
 func testJoin(t *testing.T, env, hierarchy string, remove func(string) error,

@@ -1,4 +1,4 @@
-// Package events tells containerd what becomes of tasks, in the order in which it happens.
+// Package events publishes the events of tasks to containerd, in order.
 package events
 
 import (
@@ -14,15 +14,15 @@ import (
 type Queue struct {
 	publisher events.Publisher
 	log       *slog.Logger
-	wake      chan struct{} // there is something new
+	wake      chan struct{} // signals run that waiting or closed changed
 	done      chan struct{}
 
 	mu      sync.Mutex
-	waiting []any // as many as come while containerd is away; what is asked of the shim is few then
+	waiting []any // unbounded, but few events arise while containerd is away
 	closed  bool
 }
 
-// New returns a queue. ctx carries the namespace of the tasks.
+// New returns a queue that the caller must Close. ctx carries containerd's namespace; its end does not matter.
 func New(ctx context.Context, p events.Publisher, log *slog.Logger) *Queue {
 	q := &Queue{publisher: p, log: log, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go q.run(context.WithoutCancel(ctx))
@@ -47,21 +47,21 @@ func (q *Queue) run(ctx context.Context) {
 	}
 }
 
-// Send publishes an event of the task API, such as *events.TaskStart, after all that were sent before. It does not
-// wait. What is sent after Close is lost.
+// Send queues an event of the task API, such as *events.TaskStart. It does not block. Events sent after Close are
+// dropped.
 func (q *Queue) Send(e any) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.closed {
 		q.waiting = append(q.waiting, e)
-		q.news()
+		q.notify()
 	}
 }
 
-func (q *Queue) news() {
+func (q *Queue) notify() {
 	select {
 	case q.wake <- struct{}{}:
-	default: // it is told already
+	default: // run has not yet seen the last signal
 	}
 }
 
@@ -69,7 +69,7 @@ func (q *Queue) news() {
 func (q *Queue) Close(ctx context.Context) error {
 	q.mu.Lock()
 	q.closed = true
-	q.news()
+	q.notify()
 	q.mu.Unlock()
 	select {
 	case <-q.done:

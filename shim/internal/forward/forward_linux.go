@@ -1,6 +1,6 @@
-// Package forward leads connections to loopback addresses of a network namespace to another address. Whoever forwards
-// a port of a pod (kubectl port-forward) connects to such an address in the pod's namespace of the host, where no
-// program of a pod is that has a VM.
+// Package forward relays connections to loopback addresses of a network namespace to another address. Port forwarding
+// (kubectl port-forward) connects to loopback in the pod's network namespace on the host, but the pod's programs listen
+// in the VM.
 package forward
 
 import (
@@ -24,27 +24,25 @@ import (
 	"github.com/stratavm/strata/internal/nsthread"
 )
 
-// Bounds of a Forwarder: of connections at a time, of the time in which one is made, and how long none is taken after one
-// that could not be.
 const (
-	maxConnections = 256
+	maxConnections = 256 // at a time
 	dialTimeout    = 10 * time.Second
-	retry          = time.Second
+	retry          = time.Second // the pause after Accept failed
 )
 
-// Forwarder leads TCP connections until it is closed.
+// Forwarder relays TCP connections until it is closed.
 type Forwarder struct {
 	to       netip.Addr
 	log      *slog.Logger
 	listener net.Listener
-	owned    []io.Closer // besides
+	owned    []io.Closer // BPF map, program and link
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
 }
 
-// New leads connections to ports of 127.0.0.0/8 in the network namespace of a file to the same ports of an address, which
-// is dialled from the caller's namespace. It needs Linux 5.9 and CAP_BPF, CAP_NET_ADMIN. Nothing of it outlives the
-// process.
+// New relays TCP connections to 127.0.0.0/8 in a network namespace to the same ports of another address, which is
+// dialled from the caller's network namespace. It needs Linux 5.9, CAP_BPF and CAP_NET_ADMIN. The caller must call
+// Close; the kernel cleans up when the process ends.
 func New(namespace *os.File, to netip.Addr, log *slog.Logger) (_ *Forwarder, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &Forwarder{to: to, log: log, cancel: cancel}
@@ -55,7 +53,7 @@ func New(namespace *os.File, to netip.Addr, log *slog.Logger) (_ *Forwarder, err
 	}()
 	if err = nsthread.Run(namespace, func() (err error) {
 		var l net.ListenConfig
-		l.SetMultipathTCP(false) // such a socket cannot be in a map
+		l.SetMultipathTCP(false) // a sockmap takes no MPTCP socket
 		f.listener, err = l.Listen(ctx, "tcp4", "127.0.0.1:0")
 		return err
 	}); err != nil {
@@ -70,7 +68,7 @@ func New(namespace *os.File, to netip.Addr, log *slog.Logger) (_ *Forwarder, err
 		return nil, err
 	}
 	f.owned = append(f.owned, sockets)
-	var slot uint32 // of the listener, which is a descriptor here
+	var slot uint32 // the listener's key; its value is a file descriptor
 	if cerr := raw.Control(func(fd uintptr) { err = sockets.Put(slot, uint64(fd)) }); cerr != nil || err != nil {
 		return nil, errors.Join(err, cerr)
 	}
@@ -89,20 +87,20 @@ func New(namespace *os.File, to netip.Addr, log *slog.Logger) (_ *Forwarder, err
 	return f, nil
 }
 
-// What the kernel asks a program of this kind about, in bytes from the beginning: struct bpf_sk_lookup.
+// Offsets in struct bpf_sk_lookup, in bytes.
 const (
 	protocolAt  = 12
 	localIP4At  = 40
-	localPortAt = 60 // in the order of this machine
+	localPortAt = 60 // in host byte order
 )
 
-// lookup is the program: it gives connections to 127.0.0.0/8 the socket of a map.
+// lookup returns the BPF program: it assigns the map's socket to TCP connections to 127.0.0.0/8.
 func lookup(sockets int) asm.Instructions {
 	return asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMem(asm.R2, asm.R6, protocolAt, asm.Word),
 		asm.JNE.Imm(asm.R2, unix.IPPROTO_TCP, "pass"),
-		asm.LoadMem(asm.R2, asm.R6, localIP4At, asm.Word), // in the order of the network
+		asm.LoadMem(asm.R2, asm.R6, localIP4At, asm.Word), // in network byte order
 		asm.HostTo(asm.BE, asm.R2, asm.Word),
 		asm.RSh.Imm(asm.R2, 24),
 		asm.JNE.Imm(asm.R2, 127, "pass"),
@@ -119,19 +117,19 @@ func lookup(sockets int) asm.Instructions {
 		asm.FnSkAssign.Call(),
 		asm.Mov.Reg(asm.R1, asm.R7),
 		asm.FnSkRelease.Call(),
-		asm.Mov.Imm(asm.R0, 1).WithSymbol("pass"), // SK_PASS: without a socket as if there were no program
+		asm.Mov.Imm(asm.R0, 1).WithSymbol("pass"), // SK_PASS: if no socket was assigned, the regular lookup follows
 		asm.Return(),
 	}
 }
 
 func (f *Forwarder) serve(ctx context.Context) {
-	room := make(chan struct{}, maxConnections)
+	slots := make(chan struct{}, maxConnections)
 	for {
 		from, err := f.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // such as that there are too many descriptors: others wait until there are less
+		if err != nil { // such as EMFILE
 			f.log.Warn("connections to ports of the pod wait", "error", err)
 			select {
 			case <-time.After(retry):
@@ -141,25 +139,25 @@ func (f *Forwarder) serve(ctx context.Context) {
 			}
 		}
 		select {
-		case room <- struct{}{}:
+		case slots <- struct{}{}:
 		default:
 			f.log.Warn("a connection to a port of the pod is refused: there are too many", "most", maxConnections)
 			from.Close()
 			continue
 		}
 		f.running.Go(func() {
-			defer func() { <-room }()
-			if err := f.lead(ctx, from.(*net.TCPConn)); err != nil {
+			defer func() { <-slots }()
+			if err := f.relay(ctx, from.(*net.TCPConn)); err != nil {
 				f.log.Info("a connection to a port of the pod", "error", err)
 			}
 		})
 	}
 }
 
-// lead leads one connection. Where nobody answers, whoever has connected is told by a reset.
-func (f *Forwarder) lead(ctx context.Context, from *net.TCPConn) error {
+// relay relays one connection. If the target cannot be dialled, the client gets a TCP reset.
+func (f *Forwarder) relay(ctx context.Context, from *net.TCPConn) error {
 	defer from.Close()
-	port := from.LocalAddr().(*net.TCPAddr).Port // which was dialled
+	port := from.LocalAddr().(*net.TCPAddr).Port // the port that the client dialled
 	d := net.Dialer{Timeout: dialTimeout}
 	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(f.to, uint16(port)).String())
 	if err != nil {
@@ -169,25 +167,25 @@ func (f *Forwarder) lead(ctx context.Context, from *net.TCPConn) error {
 	defer to.Close()
 	defer context.AfterFunc(ctx, func() { from.Close(); to.Close() })()
 	var back sync.WaitGroup
-	back.Go(func() { pass(from, to) })
-	pass(to, from)
+	back.Go(func() { copyHalf(from, to) })
+	copyHalf(to, from)
 	back.Wait()
 	return nil
 }
 
-// pass copies until there is no more, and says so to the other side.
-func pass(to, from *net.TCPConn) {
+// copyHalf copies one direction until EOF, then shuts down writing. On an error it closes both connections.
+func copyHalf(to, from *net.TCPConn) {
 	_, err := io.Copy(to, from)
 	if err == nil {
 		err = to.CloseWrite()
 	}
-	if err != nil && !errors.Is(err, syscall.ENOTCONN) { // the other direction is of no use either
+	if err != nil && !errors.Is(err, syscall.ENOTCONN) {
 		to.Close()
 		from.Close()
 	}
 }
 
-// Close ends all connections and waits for that.
+// Close closes the listener and all connections, and waits until their goroutines have ended.
 func (f *Forwarder) Close() error {
 	f.cancel()
 	var err error

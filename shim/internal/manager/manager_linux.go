@@ -1,4 +1,4 @@
-// Package manager starts shims and takes away what is left of those that were killed.
+// Package manager starts shims, and cleans up after those that were killed.
 package manager
 
 import (
@@ -36,7 +36,7 @@ import (
 	"github.com/stratavm/strata/uvm"
 )
 
-// Manager is what containerd executes the program for, beside serving tasks.
+// Manager implements the commands for which containerd runs the shim binary: start, delete and info.
 type Manager struct {
 	Version string
 }
@@ -44,7 +44,8 @@ type Manager struct {
 // Name is the name by which containerd knows the runtime.
 func (Manager) Name() string { return "io.containerd.strata.v1" }
 
-// Start starts a shim for a task, in the folder of whose bundle this program runs, and returns how to reach it.
+// Start returns the address of the shim for a task. A container of a pod joins the pod's shim if that runs; else Start
+// starts one. The working directory must be the task's bundle.
 func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*bootapi.BootstrapResult, error) {
 	ns, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
@@ -83,7 +84,7 @@ func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*boo
 	if err != nil {
 		return nil, fmt.Errorf("the shim's socket: %w", err)
 	}
-	socket.SetUnlinkOnClose(false) // the shim has it
+	socket.SetUnlinkOnClose(false) // the shim inherits it
 	defer socket.Close()
 	f, err := socket.File()
 	if err != nil {
@@ -105,16 +106,16 @@ func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*boo
 	return result, nil
 }
 
-// group is what containers are together in that have one shim and one VM.
+// group identifies the containers that share a shim and a VM: a pod, or a single container.
 type group struct {
-	id  string // that of the sandbox of a pod, else the container's own
-	pod bool   // others may be in it
+	id  string // the id of the pod's sandbox, else the container's own
+	pod bool   // it may have several containers
 }
 
-// readGroup finds the group of the container of a bundle.
+// readGroup returns the group of a bundle's container.
 func readGroup(bundle, id string) (group, error) {
 	b, err := regfile.Read(filepath.Join(bundle, "config.json"), task.MaxDocument)
-	if errors.Is(err, os.ErrNotExist) { // then it may be a pod's
+	if errors.Is(err, os.ErrNotExist) { // the bundle of a sandbox has none before it is started
 		return group{id: id, pod: true}, nil
 	}
 	var doc struct {
@@ -124,13 +125,13 @@ func readGroup(bundle, id string) (group, error) {
 		err = json.Unmarshal(b, &doc)
 	}
 	if err != nil {
-		return group{}, fmt.Errorf("the container's document: %w", err)
+		return group{}, fmt.Errorf("config.json: %w", err)
 	}
 	sandbox, _ := pod.Sandbox(doc.Annotations)
 	return group{id: cmp.Or(sandbox, id), pod: sandbox != ""}, nil
 }
 
-// listen makes the socket of a shim, in the place of one that a killed shim left.
+// listen creates the socket of a shim. It replaces a socket that a killed shim left.
 func listen(address string) (*net.UnixListener, error) {
 	socket, err := shim.NewSocket(address)
 	if err == nil || !shim.SocketEaddrinuse(err) {
@@ -145,10 +146,10 @@ func listen(address string) (*net.UnixListener, error) {
 	return shim.NewSocket(address)
 }
 
-// bootstrapFile is where containerd keeps in a bundle how to reach its shim.
+// bootstrapFile is the file of a bundle in which containerd keeps its shim's BootstrapResult.
 const bootstrapFile = "bootstrap.json"
 
-// addressOf is where the shim of a bundle listens; empty: none was started.
+// addressOf returns the address of a bundle's shim; empty if none was started.
 func addressOf(bundle string) (string, error) {
 	b, err := regfile.ReadState(filepath.Join(bundle, bootstrapFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -156,7 +157,7 @@ func addressOf(bundle string) (string, error) {
 	}
 	var how bootapi.BootstrapResult
 	if err == nil {
-		err = json.Unmarshal(b, &how) // which is how containerd writes it
+		err = json.Unmarshal(b, &how) // containerd writes it by encoding/json, not protojson
 	}
 	if err != nil {
 		return "", fmt.Errorf("the socket of the shim: %w", err)
@@ -164,16 +165,15 @@ func addressOf(bundle string) (string, error) {
 	return how.Address, nil
 }
 
-// Times. containerd gives what takes away the rest of a task five seconds.
 const (
-	stopTime   = 4500 * time.Millisecond // all of it
-	endTime    = time.Second             // how long a shim may take to end that was told so
-	lastTime   = 3500 * time.Millisecond // and when the pod itself has ended, with which it ends the VM and tells its events
-	answerTime = 2500 * time.Millisecond // how long one that lives takes to answer from memory, on a host that is busy
-	lockTime   = 500 * time.Millisecond  // how long one that ends keeps its VM
+	stopTimeout   = 4500 * time.Millisecond // all of Stop, for which containerd waits five seconds
+	endTimeout    = time.Second             // for a shim that was told to exit
+	podEndTimeout = 3500 * time.Millisecond // the same if the pod has ended: it also ends the VM and publishes events
+	answerTimeout = 2500 * time.Millisecond // for a live shim to answer Connect on a busy host
+	lockTimeout   = 500 * time.Millisecond  // for an exiting shim to release the VM
 )
 
-// serves reports whether a shim answers at an address, and goes on to listen for a time.
+// serves reports whether a shim answers at an address and does not stop listening within end.
 func serves(ctx context.Context, address, id string, end time.Duration) bool {
 	if address == "" || !answers(ctx, address, id) {
 		return false
@@ -190,11 +190,11 @@ func serves(ctx context.Context, address, id string, end time.Duration) bool {
 	return false
 }
 
-// answers reports whether a shim answers at an address: one that was stopped, or hangs, does not.
+// answers reports whether a shim answers at an address within answerTimeout. A stopped or hanging one does not.
 func answers(ctx context.Context, address, id string) bool {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	conn, err := shim.AnonDialer(address, answerTime)
+	conn, err := shim.AnonDialer(address, answerTimeout)
 	if err != nil {
 		return false
 	}
@@ -204,15 +204,16 @@ func answers(ctx context.Context, address, id string) bool {
 	return err == nil
 }
 
-// remove takes away a VM, and a shim that does not let go of it.
+// remove removes the VM of a state directory. A shim that keeps the VM locked for longer than lockTimeout is killed.
 func remove(ctx context.Context, dir string) error {
 	return removeFrom(ctx, func(ctx context.Context) error { return pod.Remove(ctx, dir) },
 		func() error { return killHolder(dir) })
 }
 
-// removeFrom removes, and where that takes long once more: what is locked is taken from its holder before.
+// removeFrom calls remove. If that fails by its timeout, it calls remove again without one, and before that killHolder
+// if the VM is locked.
 func removeFrom(ctx context.Context, remove func(context.Context) error, killHolder func() error) error {
-	limited, cancel := context.WithTimeout(ctx, lockTime)
+	limited, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	err := remove(limited)
 	if err == nil || limited.Err() == nil || ctx.Err() != nil {
@@ -223,11 +224,11 @@ func removeFrom(ctx context.Context, remove func(context.Context) error, killHol
 			return errors.Join(err, kerr)
 		}
 	}
-	return remove(ctx) // or a process takes its time to end
+	return remove(ctx)
 }
 
-// killHolder kills the shim that has the VM of a state directory. Another program that has it is left alone, and where
-// none is found by now it is no error.
+// killHolder kills the shim that holds the lock of a VM's state directory. A lock held by another program is an error;
+// a lock that nobody holds any more is none.
 func killHolder(dir string) error {
 	text, err := lockfile.ReadFile(filepath.Join(dir, "lock"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -237,14 +238,14 @@ func killHolder(dir string) error {
 		return err
 	}
 	name := strings.TrimSpace(string(text))
-	if name == "" { // another has taken it just now, or could not write its number
+	if name == "" { // the holder has not yet written its PID, or could not
 		return nil
 	}
 	pid, err := strconv.Atoi(name)
 	if err != nil {
 		return fmt.Errorf("the holder of %s: %w", dir, err)
 	}
-	fd, err := unix.PidfdOpen(pid, 0) // from then on the number is that of one process
+	fd, err := unix.PidfdOpen(pid, 0) // guards against reuse of the PID
 	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
@@ -257,7 +258,7 @@ func killHolder(dir string) error {
 		return err
 	}
 	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	if err == nil && strings.TrimSuffix(program, " (deleted)") != self { // deleted: there is a newer one by now
+	if err == nil && strings.TrimSuffix(program, " (deleted)") != self { // deleted: replaced by an upgrade
 		err = fmt.Errorf("%s is no shim", program)
 	}
 	if err == nil {
@@ -280,8 +281,8 @@ func removeSocket(address string) error {
 	return nil
 }
 
-// removeCgroup removes the control group that was made for a VM that has ended, and whose shim may just be ending. One
-// that others are in by now is theirs.
+// removeCgroup removes the control group that was created for a VM that has ended. It waits for the shim, which may
+// still be exiting, to leave it. A group that other processes use is kept.
 func removeCgroup(ctx context.Context, bundle string) error {
 	name, err := task.ReadCgroup(bundle)
 	if err != nil || name == "" {
@@ -293,8 +294,8 @@ func removeCgroup(ctx context.Context, bundle string) error {
 	return nil
 }
 
-// Stop takes away what is left of a task: its VM, its mounts, its control group and the shim's socket. This program runs
-// in the folder of the task's bundle if it is not told another. It is idempotent, and needs nobody's help.
+// Stop removes what is left of a task: its VM, mounts, control group and the shim's socket. The bundle is that of the
+// shim.Opts in ctx, or the working directory. It is idempotent and needs neither the shim nor containerd.
 func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	ns, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
@@ -302,7 +303,7 @@ func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	}
 	bundle := ""
 	if o, ok := ctx.Value(shim.OptsKey{}).(shim.Opts); ok {
-		bundle = o.BundlePath // which may be gone
+		bundle = o.BundlePath // may not exist any more
 	}
 	if bundle == "" {
 		if bundle, err = os.Getwd(); err != nil {
@@ -310,26 +311,26 @@ func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 		}
 	}
 	g, err := readGroup(bundle, id)
-	if err != nil { // with which nothing was started
+	if err != nil { // Start has refused it
 		g = group{id: id}
 	}
 	dir, err := pod.Dir(ns, g.id)
 	if err != nil {
 		return shim.StopStatus{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	end := endTime
+	end := endTimeout
 	if g.id == id {
-		end = lastTime
+		end = podEndTimeout
 	}
 	address, err := addressOf(bundle)
-	over := err == nil && !(g.pod && serves(ctx, address, g.id, end)) // else other containers of the pod are in the VM
+	over := err == nil && !(g.pod && serves(ctx, address, g.id, end)) // else the VM has other containers of the pod
 	if over {
 		err = errors.Join(remove(ctx, dir), removeSocket(address))
 	}
 	err = errors.Join(err, rootfs.Unmount(bundle))
-	if over { // last, as it may take what time there is
+	if over { // last, as it may use up the remaining time
 		err = errors.Join(err, removeCgroup(ctx, bundle))
 	}
 	if err != nil {
@@ -338,7 +339,7 @@ func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	return task.ReadExit(bundle)
 }
 
-// mountsAnnotation says to containerd 2.2 and 2.3 what Start says to later ones.
+// mountsAnnotation tells containerd 2.2 and 2.3 the mount types that Start returns to later versions.
 const mountsAnnotation = "containerd.io/runtime-allow-mounts"
 
 // Info describes the runtime.

@@ -8,23 +8,23 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Annotations by which CRI says of which pod a container is.
+// Annotations that containerd's CRI plugin sets on the containers of a pod.
 const (
 	sandboxAnnotation = "io.kubernetes.cri.sandbox-id"
 	typeAnnotation    = "io.kubernetes.cri.container-type"
-	memoryAnnotation  = "io.kubernetes.cri.sandbox-memory" // bytes of all containers; 0: no limit
+	memoryAnnotation  = "io.kubernetes.cri.sandbox-memory" // sum of all containers in bytes; 0: no limit
 	quotaAnnotation   = "io.kubernetes.cri.sandbox-cpu-quota"
 	periodAnnotation  = "io.kubernetes.cri.sandbox-cpu-period"
 )
 
-// Sandbox returns the id of the container with which the pod of a container began, and whether it is another one than
-// this; an empty id where it is in no pod. The arguments are those of the container's document.
+// Sandbox returns the sandbox id of the container's pod, empty if it is in none, and whether the container is a member
+// of the pod rather than its sandbox.
 func Sandbox(annotations map[string]string) (id string, member bool) {
 	return annotations[sandboxAnnotation], annotations[typeAnnotation] == "container"
 }
 
-// Annotate puts into annotations what says that a container is the first one of a pod, and what all of them may have
-// together, as CRI does: see Size.
+// Annotate marks a container as the sandbox id of a pod, and sets the limits that Size returns: memory in bytes, CPU
+// quota and period in microseconds; 0 is no limit.
 func Annotate(annotations map[string]string, id string, memory, quota, period int64) {
 	annotations[sandboxAnnotation], annotations[typeAnnotation] = id, "sandbox"
 	for name, n := range map[string]int64{memoryAnnotation: memory, quotaAnnotation: quota, periodAnnotation: period} {
@@ -32,7 +32,7 @@ func Annotate(annotations map[string]string, id string, memory, quota, period in
 	}
 }
 
-// Size returns what the containers of a pod may have together: memory in bytes, and processors. 0: nothing is said.
+// Size returns the sum of the limits of a pod's containers: memory in bytes, and processors; 0 is no limit.
 func Size(annotations map[string]string) (memory int64, cpus float64, err error) {
 	var numbers [3]int64
 	for i, name := range []string{memoryAnnotation, quotaAnnotation, periodAnnotation} {
@@ -42,7 +42,8 @@ func Size(annotations map[string]string) (memory int64, cpus float64, err error)
 		}
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || n > math.MaxInt64>>1 {
-			return 0, 0, fmt.Errorf("annotation %s: %q is no number of this kind: %w", name, text, errdefs.ErrInvalidArgument)
+			return 0, 0, fmt.Errorf("annotation %s: %q is not a number, or too large: %w", name, text,
+				errdefs.ErrInvalidArgument)
 		}
 		numbers[i] = max(0, n)
 	}

@@ -1,4 +1,4 @@
-// Package pod is the VM that containers of containerd run in. Today each container has one of its own.
+// Package pod manages the VM that a pod's containers, or a single container, run in.
 package pod
 
 import (
@@ -27,19 +27,18 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Where the state directories of VMs are. It goes with the boot of the host, as VMs do.
 const (
-	defaultState = "/run/strata/shim"
-	// StateEnv is the environment variable of containerd that names another place.
+	defaultState = "/run/strata/shim" // does not survive a reboot, like VMs
+	// StateEnv is the environment variable of containerd that names another directory for the state of VMs.
 	StateEnv = "STRATA_SHIM_STATE"
-	// TemplateEnv is the environment variable of containerd that has VMs loaded from templates: a bool.
+	// TemplateEnv is the environment variable of containerd that has VMs restored from templates: a bool.
 	TemplateEnv = "STRATA_TEMPLATE"
 )
 
-// Dir is the state directory of the VM of a task in a namespace of containerd. Each namespace is a state directory of
-// strata's.
+// Dir returns the state directory of a task's VM. namespace is containerd's; each one is a state directory of the
+// strata command.
 func Dir(namespace, id string) (string, error) {
-	for _, name := range []string{namespace, id} { // they become names of folders
+	for _, name := range []string{namespace, id} { // they become directory names
 		if err := identifiers.Validate(name); err != nil {
 			return "", err
 		}
@@ -51,50 +50,49 @@ func Dir(namespace, id string) (string, error) {
 	return filepath.Join(state, namespace, "vms", id), nil
 }
 
-// maxName is how long a VM's name may be.
+// maxName is the maximum length of a VM's name in bytes.
 const maxName = 64
 
-// tries is how often a VM's folder is made that goes with its parent, the folder of the namespace, which another shim
-// removes just then.
+// tries is how often creating a VM's directory is tried while another shim removes its parent, that of the namespace.
 const tries = 10
 
-// parentGone reports whether a folder could not be made because its parent is not there.
+// parentGone reports whether mkdir failed because the parent does not exist.
 func parentGone(err error) bool {
 	mkdir, ok := errors.AsType[*fs.PathError](err)
 	return ok && mkdir.Op == "mkdir" && errors.Is(mkdir, fs.ErrNotExist)
 }
 
-// Options say what VM a pod has.
+// Options configure a pod's VM.
 type Options struct {
 	Dir       string // the state directory
 	MemoryMiB int
 	CPUs      int // 0: as many as the host has, at most 2
 	// Namespace is the file of the network namespace that the VM's process is in, or vmm.NewNamespace.
 	Namespace string
-	// Cgroup is the control group of the host that this process joins first, and with it what it starts; empty: it stays
-	// where it is. It stays there too where the group is one of systemd's.
+	// Cgroup is the host's control group that this process joins first, so that its child processes are in it. If it is
+	// empty or one of systemd's, the process stays in its group.
 	Cgroup string
-	// Forward has connections to loopback addresses of the namespace reach the VM, where the host can do it.
+	// Forward relays connections to loopback addresses of the namespace to the VM, if the host supports it.
 	Forward bool
 	Logger  *slog.Logger
 }
 
-// Pod is a VM that runs. Its methods may be called concurrently.
+// Pod is a running VM. Its methods may be called concurrently.
 type Pod struct {
 	dir    string
 	pid    int
 	netns  string // the file of the network namespace of its process
 	vm     *uvm.UtilityVM
 	runner strata.Runner
-	ports  bool // are forwarded
+	ports  bool // Options.Forward
 	log    *slog.Logger
 
-	mu        sync.Mutex // ends come one after the other
-	ended     bool       // End was called
+	mu        sync.Mutex
+	ended     bool // End was called
 	forwarder *forward.Forwarder
 }
 
-// Start starts a VM. When it fails nothing is left but the control group, which this process is in.
+// Start starts a VM. On error everything is undone but the control group, in which this process stays.
 func Start(ctx context.Context, o Options) (*Pod, error) {
 	if o.Cgroup != "" {
 		err := cgroup.Join(o.Cgroup)
@@ -105,7 +103,7 @@ func Start(ctx context.Context, o Options) (*Pod, error) {
 		}
 	}
 	cache, err := os.UserCacheDir()
-	if err != nil { // a service has no home
+	if err != nil { // a service may have no $HOME
 		cache = "/var/cache"
 	}
 	boot := strata.BootOptions{Logger: o.Logger, CacheDir: filepath.Join(cache, "strata", "boot")}
@@ -134,7 +132,7 @@ func Start(ctx context.Context, o Options) (*Pod, error) {
 	p := &Pod{dir: o.Dir, vm: vm, netns: o.Namespace, ports: o.Forward, log: o.Logger}
 	info, err := strata.InspectVM(ctx, o.Dir)
 	if err == nil {
-		if p.pid = info.PID; p.netns == vmm.NewNamespace { // which ends with that process
+		if p.pid = info.PID; p.netns == vmm.NewNamespace { // it lives as long as that process
 			p.netns = fmt.Sprintf("/proc/%d/ns/net", p.pid)
 		}
 		p.runner, err = strata.OpenRunner(ctx, o.Dir, strata.OpenOptions{Logger: o.Logger})
@@ -145,7 +143,7 @@ func Start(ctx context.Context, o Options) (*Pod, error) {
 	return p, nil
 }
 
-// PID is the number of the VM's process on the host.
+// PID returns the process ID of the VM's process on the host.
 func (p *Pod) PID() int { return p.pid }
 
 // Mount mounts the root of a container in the VM.
@@ -154,11 +152,11 @@ func (p *Pod) Mount(ctx context.Context, r layers.Request) (*layers.Mounted, err
 	return layers.Mount(ctx, r)
 }
 
-// networkRole is what the network of a container is to its claim in the VM.
+// networkRole is the role of a network's leases in a container's claim.
 const networkRole = "network"
 
-// Connect gives a container that is mounted the interfaces that are in the VM's network namespace now and have
-// addresses. Without any it has the loopback interface of its own only. It may be called again.
+// Connect attaches a mounted container to the interfaces with addresses that the VM's network namespace on the host has
+// now. If there are none the container has only its loopback interface. It is idempotent.
 func (p *Pod) Connect(ctx context.Context, id string) error {
 	claim, err := p.vm.FindClaim(id)
 	if err != nil {
@@ -187,8 +185,8 @@ func (p *Pod) Connect(ctx context.Context, id string) error {
 	return fmt.Errorf("the container's network: %w", err)
 }
 
-// forwardPorts has connections to loopback addresses of the namespace reach the interfaces that the VM has now, which is
-// all that kubectl port-forward needs. A host that cannot do it goes without.
+// forwardPorts relays connections to loopback addresses of the namespace to the VM's first global unicast address, for
+// kubectl port-forward. If the host does not support it, that is logged.
 func (p *Pod) forwardPorts(n uvm.Network) {
 	var addresses []netip.Prefix
 	for _, l := range n.Links {
@@ -210,7 +208,7 @@ func (p *Pod) forwardPorts(n uvm.Network) {
 	}
 }
 
-// Exec starts a program in the VM. Where the guest does not answer in time it is logged what its agent does.
+// Exec starts a process in the VM. If the guest does not answer in time, the stacks of its agent are logged.
 func (p *Pod) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	proc, err := p.runner.Exec(ctx, spec)
 	if err != nil && errors.Is(context.Cause(ctx), uvm.ErrNoAnswer) {
@@ -219,20 +217,19 @@ func (p *Pod) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, erro
 	return proc, err
 }
 
-// How long the guest's agent may take to say what it does, and how much of that is logged, in bytes.
 const (
-	stacksTime = 5 * time.Second
-	maxStacks  = 32 << 10
+	stacksTimeout = 5 * time.Second
+	maxStacks     = 32 << 10 // bytes that are logged
 )
 
 func (p *Pod) logStacks(ctx context.Context) {
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), stacksTime)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), stacksTimeout)
 	defer cancel()
 	stacks, err := p.vm.Machine().Stacks(limited)
 	p.log.Error("the guest does not start a program", "stacks", stacks[:min(len(stacks), maxStacks)], "error", err)
 }
 
-// Stats says what a container uses that runs.
+// Stats returns the resource usage of a running container.
 func (p *Pod) Stats(ctx context.Context, id string) (vmm.ContainerStats, error) {
 	s, ok := p.runner.(vmm.ContainerStatist)
 	if !ok {
@@ -241,7 +238,7 @@ func (p *Pod) Stats(ctx context.Context, id string) (vmm.ContainerStats, error) 
 	return s.ContainerStats(ctx, id)
 }
 
-// Pause stops all processes of a container that runs.
+// Pause stops all processes of a running container.
 func (p *Pod) Pause(ctx context.Context, id string) error {
 	c, err := p.controller()
 	if err != nil {
@@ -250,7 +247,7 @@ func (p *Pod) Pause(ctx context.Context, id string) error {
 	return c.PauseContainer(ctx, id)
 }
 
-// Resume lets a container go on that is paused.
+// Resume resumes a paused container.
 func (p *Pod) Resume(ctx context.Context, id string) error {
 	c, err := p.controller()
 	if err != nil {
@@ -259,7 +256,7 @@ func (p *Pod) Resume(ctx context.Context, id string) error {
 	return c.ResumeContainer(ctx, id)
 }
 
-// Update changes the limits of a container that runs.
+// Update changes the resource limits of a running container.
 func (p *Pod) Update(ctx context.Context, id string, r specs.LinuxResources) error {
 	c, err := p.controller()
 	if err != nil {
@@ -276,13 +273,13 @@ func (p *Pod) controller() (vmm.ContainerController, error) {
 	return c, nil
 }
 
-// Watch waits until something that a container has of the host is not served any more, and returns an error that names
-// it, or the cause of the end of ctx.
+// Watch blocks until the server of one of a container's host volumes fails, and returns an error that names the volume,
+// or the cause of the end of ctx.
 func (p *Pod) Watch(ctx context.Context, m *layers.Mounted) error {
 	return m.WatchVolumes(ctx, p.runner)
 }
 
-// End ends the VM at once. It may be called again.
+// End kills the VM and removes its state. It is idempotent.
 func (p *Pod) End(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -299,7 +296,7 @@ func (p *Pod) End(ctx context.Context) error {
 	return err
 }
 
-// Remove ends a VM at once, by whichever process it was started, and removes its state. One that does not exist is no
+// Remove kills a VM, also one that another process has started, and removes its state. A VM that does not exist is no
 // error.
 func Remove(ctx context.Context, dir string) error {
 	if err := strata.KillVM(ctx, dir); err != nil && !errors.Is(err, strata.ErrNoVM) {
@@ -308,7 +305,7 @@ func Remove(ctx context.Context, dir string) error {
 	return removeEmpty(dir)
 }
 
-// removeEmpty removes the folders of a namespace with the last VM in them.
+// removeEmpty removes the directories of a namespace once they have no VM. dir must not exist any more.
 func removeEmpty(dir string) error {
 	if _, err := os.Lstat(dir); err == nil {
 		return fmt.Errorf("the state directory %s is still there", dir)

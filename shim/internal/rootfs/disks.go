@@ -12,52 +12,54 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// What this shim takes from containerd as it is, without a mount on the host: disks, and how they are put together.
-// Without the transformations containerd would mount the disks to fill in where they are.
+// DiskTypes and Transforms are the mount types and transforms that containerd passes to this shim without mounting them
+// on the host: disks, and how they are combined. Without Transforms, containerd would mount the disks to fill in their
+// mount points.
 var (
 	DiskTypes  = []string{"erofs", "ext4", "loop"}
 	Transforms = []string{"format", "mkdir"}
 )
 
-// Layer is a disk with an EROFS file system that is read only.
+// Layer is a read-only disk image: EROFS, or ext4 if it is the only disk.
 type Layer struct {
 	File   string
-	Verity string // containerd's record of the disk's hash tree; empty: there is none
+	Verity string // containerd's file about the image's dm-verity hash tree; empty: none
 }
 
-// Disks is a root that is made of disks of the VM.
+// Disks is a root file system that consists of disk images attached to the VM.
 type Disks struct {
-	Layers []Layer // top-most first
-	// Disk is a raw one with ext4 that is written to: with layers in its folder upper, without it is the root.
+	Layers []Layer // topmost first
+	// Disk is a writable raw ext4 image. With Layers its directory upper is the overlay's upper directory, else it is
+	// the whole root.
 	Disk string
-	// Work is a folder of the snapshot for a scratch of our own, where the snapshotter has no disk to write to.
+	// Work is a directory of the snapshot for a scratch disk that this shim creates, if the snapshotter provides none.
 	Work string
 }
 
-// Forms of mounts.
+// Supported mount types that combine disks.
 const (
 	formOverlay = "format/mkdir/overlay"
 	formBind    = "format/bind"
 )
 
-// ofDisks reports whether mounts are disks, and no work for the host.
-func ofDisks(mounts []mount.Mount) bool {
+// areDisks reports whether mounts are disks to attach to the VM, rather than mounts to make on the host.
+func areDisks(mounts []mount.Mount) bool {
 	if len(mounts) == 1 {
 		switch m := mounts[0]; m.Type {
 		case "erofs":
 			return true
-		case "ext4": // other options are not for the guest
-			return onlyWords(m.Options, "loop", "rw", "ro")
+		case "ext4": // the guest cannot honour other options
+			return onlyOptions(m.Options, "loop", "rw", "ro")
 		}
 	}
 	return slices.ContainsFunc(mounts, func(m mount.Mount) bool { return strings.HasPrefix(m.Type, "format/") })
 }
 
-func onlyWords(options []string, words ...string) bool {
+func onlyOptions(options []string, words ...string) bool {
 	return !slices.ContainsFunc(options, func(o string) bool { return !slices.Contains(words, o) })
 }
 
-// disks plans a root of disks: some, and behind them at most one mount that says how they are put together.
+// disks plans a root of disks. mounts are the disks, followed by the mount that combines them unless there is one disk.
 func disks(mounts []mount.Mount) (*Disks, error) {
 	last := len(mounts) - 1
 	d := &Disks{}
@@ -75,7 +77,7 @@ func disks(mounts []mount.Mount) (*Disks, error) {
 	parts := mounts[:last]
 	for _, m := range parts {
 		if m.Type != "erofs" && m.Type != "ext4" {
-			return nil, refuse(m, "it is to be a part of a root of disks, and is none")
+			return nil, refuse(m, "only disks can be combined with other disks")
 		}
 		if err := absolute(m); err != nil {
 			return nil, err
@@ -87,8 +89,8 @@ func disks(mounts []mount.Mount) (*Disks, error) {
 	}
 	if disk >= 0 {
 		m := parts[disk]
-		if m.Type != "ext4" || !onlyWords(m.Options, "loop", "rw") {
-			return nil, refuse(m, fmt.Sprintf("it is to be written to, with the options %q", m.Options))
+		if m.Type != "ext4" || !onlyOptions(m.Options, "loop", "rw") {
+			return nil, refuse(m, fmt.Sprintf("it is to be written to, and is no ext4 or has options %q", m.Options))
 		}
 		d.Disk = m.Source
 	}
@@ -112,13 +114,13 @@ func absolute(m mount.Mount) error {
 	return nil
 }
 
-// layer adds a disk, or where it only refers to others by their names, those. One that is there already is left
-// out: all that it holds is hidden by itself.
+// layer adds a layer disk; if that is an index of other devices, it adds those instead. A disk that is already a layer
+// is skipped: the upper one hides it completely.
 func (d *Disks) layer(m mount.Mount) error {
 	if m.Type != "erofs" {
-		return errors.New("it is to be a layer, and is no EROFS")
+		return errors.New("it is to be a layer, and is no EROFS image")
 	}
-	var devices []Layer // bottom-most first
+	var devices []Layer // bottommost first
 	verity := ""
 	for _, o := range m.Options {
 		name, value, _ := strings.Cut(o, "=")
@@ -135,7 +137,7 @@ func (d *Disks) layer(m mount.Mount) error {
 	if len(devices) == 0 {
 		devices = []Layer{{m.Source, verity}}
 	} else if verity != "" {
-		return errors.New("a hash tree of an index of other disks is not supported")
+		return errors.New("a hash tree of an index of other devices is not supported")
 	}
 	for _, l := range slices.Backward(devices) {
 		if !slices.ContainsFunc(d.Layers, func(have Layer) bool { return have.File == l.File }) {
@@ -145,16 +147,17 @@ func (d *Disks) layer(m mount.Mount) error {
 	return nil
 }
 
-// combine reads how n disks are put together: which are layers, top-most first, and which one is written to, or -1.
+// combine parses the mount that combines n disks. It returns the indexes of the layers, topmost first, and that of the
+// writable disk, or -1. It sets d.Work if the upper directory is on the host.
 func (d *Disks) combine(m mount.Mount, n int) (lower []int, disk int, err error) {
 	disk = -1
 	if m.Type == formBind {
-		if !onlyWords(m.Options, "ro", "rbind") || !slices.Contains(m.Options, "ro") {
+		if !onlyOptions(m.Options, "ro", "rbind") || !slices.Contains(m.Options, "ro") {
 			return nil, -1, fmt.Errorf("the options %q are not supported", m.Options)
 		}
 		at, rest, err := place(m.Source, n)
 		if err == nil && rest != "" || len(at) != 1 {
-			err = fmt.Errorf("%q is no whole disk", m.Source)
+			err = fmt.Errorf("%q is not a whole disk", m.Source)
 		}
 		return at, -1, err
 	}
@@ -169,7 +172,7 @@ func (d *Disks) combine(m mount.Mount, n int) (lower []int, disk int, err error)
 			for _, part := range strings.Split(value, ":") {
 				at, rest, err := place(part, n)
 				if err == nil && rest != "" || err == nil && len(at) == 0 {
-					err = fmt.Errorf("the layer %q is no whole disk", part)
+					err = fmt.Errorf("the layer %q is not a whole disk", part)
 				}
 				if err != nil {
 					return nil, -1, err
@@ -178,7 +181,7 @@ func (d *Disks) combine(m mount.Mount, n int) (lower []int, disk int, err error)
 			}
 		case "upperdir", "workdir":
 			written[name] = value
-		case "X-containerd.mkdir.path": // as the guest makes them
+		case "X-containerd.mkdir.path": // the guest creates these two
 			path, mode, _ := strings.Cut(value, ":")
 			at, rest, err := place(path, n)
 			if err != nil || len(at) != 1 || rest != "/upper" && rest != "/work" || mode != "0755" {
@@ -212,8 +215,8 @@ func (d *Disks) combine(m mount.Mount, n int) (lower []int, disk int, err error)
 	return nil, -1, fmt.Errorf("upperdir=%q and workdir=%q are not supported", up, work)
 }
 
-// place reads a path that begins with where disks are mounted: which of n, and what follows. Without such a beginning
-// it is all that follows.
+// place parses a path that may begin with a template for the mount points of disks, {{ mount I }} or {{ overlay I J }}.
+// It returns the indexes of the disks, below n, and the rest of the path.
 func place(text string, n int) (at []int, rest string, err error) {
 	inner, begins := strings.CutPrefix(text, "{{")
 	if !begins {

@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// Mount makes the mounts on the host, or the scratch that a root of disks lacks. When it fails nothing is mounted.
+// Mount makes the plan's mounts on the host, or creates the scratch disk in Disks.Work. On error nothing is mounted.
 func (p Plan) Mount(ctx context.Context) error {
 	if p.Disks != nil && p.Disks.Work != "" {
 		_, err := layerdir.CreateScratch(ctx, layerdir.ScratchOptions{Dir: filepath.Join(p.Disks.Work, scratchName)})
@@ -34,11 +34,10 @@ func (p Plan) Mount(ctx context.Context) error {
 	return nil
 }
 
-// maxFiles bounds the files of Memory: the kernel's memory for them is not in its size.
+// maxFiles bounds the inodes of Memory, whose kernel memory does not count against its size.
 const maxFiles = 16 << 10
 
-// Memory makes the root of a bundle a file system in memory of at most mib MiB, and returns its folder. Unmount takes
-// it away.
+// Memory mounts a tmpfs of at most mib MiB as the root of a bundle, and returns its path. Unmount unmounts it.
 func Memory(bundle string, mib int) (folder string, err error) {
 	folder = filepath.Join(bundle, folderName)
 	if err := os.Mkdir(folder, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
@@ -52,7 +51,7 @@ func Memory(bundle string, mib int) (folder string, err error) {
 	return folder, nil
 }
 
-// Unmount takes away what Mount of a plan of the bundle has made, by whichever process. It is idempotent.
+// Unmount unmounts the root of a bundle on the host, also if another process has mounted it. It is idempotent.
 func Unmount(bundle string) error {
 	if err := unmount(filepath.Join(bundle, folderName)); err != nil {
 		return fmt.Errorf("unmount the root file system on the host: %w", err)

@@ -15,11 +15,11 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// scratchName is the folder of a scratch of our own in the work folder of a snapshot. It is there as long as the
-// snapshot, whose containers come and go.
+// scratchName is the name of the scratch disk's directory in Disks.Work. It lives as long as the snapshot and is reused
+// by the snapshot's next container.
 const scratchName = "strata"
 
-// Request puts the root into what is asked of the VM.
+// Request returns r with the root file system added.
 func (p Plan) Request(r layers.Request) (layers.Request, error) {
 	d := p.Disks
 	if d == nil {
@@ -44,7 +44,7 @@ func (p Plan) Request(r layers.Request) (layers.Request, error) {
 	return r, nil
 }
 
-// tree is the hash tree of a layer that containerd's record speaks of.
+// tree returns the dm-verity parameters of a layer, nil if it has none. They must agree with containerd's file.
 func (l Layer) tree() (*vmm.Verity, error) {
 	if l.Verity == "" {
 		return nil, nil
@@ -63,7 +63,7 @@ func (l Layer) tree() (*vmm.Verity, error) {
 	info, err := layerdir.VerityInImage(l.File)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("%s speaks of a hash tree that cannot be used: %w",
+		return nil, fmt.Errorf("the hash tree of %s cannot be used: %w",
 			l.Verity, errors.Join(err, errdefs.ErrNotImplemented))
 	case info.RootDigest != record.Root || info.DataBytes != record.Offset:
 		return nil, fmt.Errorf("its hash tree, %s at %d, is not that of %s, %s at %d: it was changed, or is damaged",

@@ -1,5 +1,5 @@
-// Package rootfs turns what containerd's snapshotters hand over, a list of mounts, into the root of a container in a
-// VM. A plan is made first, which touches nothing.
+// Package rootfs turns the mounts of containerd's snapshotters into the root file system of a container in a VM. New
+// makes a plan without side effects, which Mount carries out.
 package rootfs
 
 import (
@@ -13,26 +13,25 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Plan says what is mounted on the host, and what of it the VM gets.
+// Plan is how a container's root file system is set up: as a directory of the host shared with the VM, or as Disks.
 type Plan struct {
-	// Mounts are made at Folder, in order. None: the folder is the root as it is.
+	// Mounts are made at Folder in order. If there are none, Folder is the root as it is.
 	Mounts []mount.Mount
-	// Folder of the host that is shared with the VM as the container's root.
+	// Folder is the directory of the host that is shared with the VM as the container's root.
 	Folder string
 	// Disks, when set, is the root instead.
 	Disks *Disks
 }
 
-// folderName is the folder of a bundle where the root is mounted. containerd itself unmounts what is left there when it
-// removes a bundle.
+// folderName is the directory of a bundle where the root is mounted. containerd unmounts what is left there when it
+// removes the bundle.
 const folderName = "rootfs"
 
-// kinds are the file systems that are mounted on the host. What is not among them may need what this shim has not
-// said that it can do.
+// kinds are the file system types that may be mounted on the host.
 var kinds = []string{"bind", "overlay", "erofs", "ext4", "xfs", "btrfs"}
 
-// New plans the root of a container of a bundle. root is where the container's document has its root, which counts
-// when there are no mounts.
+// New plans the root of a bundle's container. root is root.path of its config.json, which is used if there are no
+// mounts.
 func New(mounts []*types.Mount, bundle, root string) (Plan, error) {
 	if len(mounts) == 0 {
 		if root == "" {
@@ -44,7 +43,7 @@ func New(mounts []*types.Mount, bundle, root string) (Plan, error) {
 		return Plan{Folder: filepath.Clean(root)}, nil
 	}
 	all := mount.FromProto(mounts)
-	if ofDisks(all) {
+	if areDisks(all) {
 		d, err := disks(all)
 		return Plan{Disks: d}, err
 	}
@@ -58,21 +57,21 @@ func New(mounts []*types.Mount, bundle, root string) (Plan, error) {
 	return p, nil
 }
 
-// check refuses what would not be mounted as it is meant.
+// check returns an error for a mount that is not supported.
 func check(m mount.Mount) error {
 	if !slices.Contains(kinds, m.Type) {
 		return fmt.Errorf("file systems of this type are not supported, only %s: use another snapshotter, such as "+
 			"overlayfs, erofs or blockfile: %w", strings.Join(kinds, ", "), errdefs.ErrNotImplemented)
 	}
 	if m.Target != "" {
-		return fmt.Errorf("a place %q in the root is not supported: %w", m.Target, errdefs.ErrNotImplemented)
+		return fmt.Errorf("the target %q in the root is not supported: %w", m.Target, errdefs.ErrNotImplemented)
 	}
 	for _, o := range append(slices.Clone(m.Options), m.Source) {
 		if strings.Contains(o, "{{") {
 			return fmt.Errorf("%q has to be filled in by containerd's mount manager: %w", o, errdefs.ErrNotImplemented)
 		}
 		if strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=") {
-			return fmt.Errorf("%q: mapped owners are not supported: %w", o, errdefs.ErrNotImplemented)
+			return fmt.Errorf("%q: idmapped mounts are not supported: %w", o, errdefs.ErrNotImplemented)
 		}
 	}
 	return nil

@@ -25,25 +25,25 @@ import (
 	"github.com/stratavm/strata/shim/internal/task"
 )
 
-// memoryMiB is what the files of a pod and the shared memory of its containers may take of the host's memory.
+// memoryMiB is the maximum size of a pod's files and the shared memory of its containers in host memory.
 const memoryMiB = 64
 
-// resolvConf is where the host says which name servers there are, for pods that do not.
+// resolvConf is the host's, for pods without a DNS configuration.
 const resolvConf = "/etc/resolv.conf"
 
-// nameLength is how much of a pod's id is its host name where it has no other.
+// nameLength is the length of the prefix of a pod's id that is its host name if the pod names none.
 const nameLength = 12
 
-// plan is what is made of a request: the document of the container that holds the pod, and its files.
+// plan is a pod to start: the spec of its holder container, and its files.
 type plan struct {
 	doc   *specs.Spec
-	files map[string]string // by their place in containers
+	files map[string]string // contents by their path in the containers
 }
 
-// newPlan makes a plan, and touches nothing. What cannot be honoured is an error that names it.
+// newPlan makes a plan from a request, without side effects. A field that cannot be honoured is an error that names it.
 func newPlan(r *sandboxapi.CreateSandboxRequest) (*plan, error) {
 	c := &cri.PodSandboxConfig{}
-	if r.GetOptions().GetTypeUrl() != "" { // without them it is a pod about which nothing is said
+	if r.GetOptions().GetTypeUrl() != "" { // else a pod with defaults
 		if err := typeurl.UnmarshalToByTypeURL(r.Options.GetTypeUrl(), r.Options.GetValue(), c); err != nil {
 			return nil, fmt.Errorf("the configuration of the pod, of type %s: %w: %w", r.Options.GetTypeUrl(),
 				errdefs.ErrInvalidArgument, err)
@@ -91,13 +91,13 @@ func newPlan(r *sandboxapi.CreateSandboxRequest) (*plan, error) {
 	return p, p.network(c, host)
 }
 
-// network writes what programs find others by.
+// network adds the pod's /etc/hosts and /etc/resolv.conf.
 func (p *plan) network(c *cri.PodSandboxConfig, host string) error {
 	etc := ocispec.Etc{}
 	var machine []byte
 	if dns := c.GetDnsConfig(); dns != nil {
 		etc.Nameservers, etc.Search, etc.Options = dns.GetServers(), dns.GetSearches(), dns.GetOptions()
-	} else if b, err := regfile.ReadState(resolvConf); err == nil { // or there is none
+	} else if b, err := regfile.ReadState(resolvConf); err == nil { // the host may have none
 		machine = b
 	}
 	if err := etc.Check(); err != nil {
@@ -108,7 +108,7 @@ func (p *plan) network(c *cri.PodSandboxConfig, host string) error {
 	return nil
 }
 
-// cgroupsPath is the control group of a pod on the host, as documents name them; empty: nothing is said of it.
+// cgroupsPath returns a pod's linux.cgroupsPath, below the parent; empty if there is no parent.
 func cgroupsPath(parent, id string) string {
 	switch base := path.Base(parent); {
 	case parent == "":
@@ -119,7 +119,7 @@ func cgroupsPath(parent, id string) string {
 	return path.Join(parent, id)
 }
 
-// write makes the bundle: the document, and the root in memory. When it fails the root is not mounted.
+// write writes config.json into the bundle, and mounts and fills its root, a tmpfs. On error the root is not mounted.
 func (p *plan) write(bundle string) (err error) {
 	b, err := json.Marshal(p.doc)
 	if err != nil {
@@ -141,7 +141,7 @@ func (p *plan) write(bundle string) (err error) {
 		file := filepath.Join(root, name)
 		if text, ok := p.files[place]; ok {
 			if err = os.WriteFile(file, []byte(text), 0o644); err == nil {
-				err = os.Chmod(file, 0o644) // whatever the umask is
+				err = os.Chmod(file, 0o644) // regardless of the umask
 			}
 		} else if err = os.Mkdir(file, 0o777); err == nil {
 			err = os.Chmod(file, 0o777|os.ModeSticky)

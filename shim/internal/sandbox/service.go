@@ -1,4 +1,4 @@
-// Package sandbox is containerd's sandbox API: pods that begin without a container of containerd's.
+// Package sandbox implements containerd's sandbox API: pods that containerd starts without a pause container.
 package sandbox
 
 import (
@@ -22,7 +22,7 @@ import (
 	"github.com/stratavm/strata/shim/internal/task"
 )
 
-// What CRI calls the state of a pod.
+// States of a pod in CRI.
 const (
 	ready    = "SANDBOX_READY"
 	notReady = "SANDBOX_NOTREADY"
@@ -33,37 +33,37 @@ type Service struct {
 	tasks *task.Service
 	end   func() // ends the shim
 
-	changing chan struct{} // takes one element while the pod is created, started, stopped or shut down
+	changing chan struct{} // semaphore of capacity 1, held while the pod is created, started, stopped or shut down
 
 	mu      sync.Mutex
-	id      string // empty: it was not created
+	id      string // empty until created
 	bundle  string
 	plan    *plan
-	holder  *task.Holder  // nil: it was not started
-	started time.Time     // or zero
-	stopped bool          // Stop was called
-	settled chan struct{} // closed when the pod is started, or is stopped without that
+	holder  *task.Holder  // nil until started
+	started time.Time     // zero until started
+	stopped bool          // StopSandbox succeeded
+	settled chan struct{} // closed when the pod is started, or stopped without having been started
 }
 
-// New returns a service without a pod. The containers of the pod are those of the task service.
+// New returns a service without a pod. tasks has the pod's containers; end ends the shim.
 func New(tasks *task.Service, end func()) *Service {
 	return &Service{tasks: tasks, end: end, changing: make(chan struct{}, 1), settled: make(chan struct{})}
 }
 
 var _ sandboxapi.TTRPCSandboxService = &Service{}
 
-// RegisterTTRPC makes the service known to a server.
+// RegisterTTRPC registers the service with a server.
 func (s *Service) RegisterTTRPC(server *ttrpc.Server) error {
 	sandboxapi.RegisterTTRPCSandboxService(server, s)
 	return nil
 }
 
-// hold keeps the pod from being changed by others until release is called.
+// hold blocks until no other call changes the pod, and excludes others until release is called.
 func (s *Service) hold(ctx context.Context) (release func(), err error) {
-	return task.Take(ctx, s.changing, "the pod is being changed")
+	return task.Acquire(ctx, s.changing, "the pod is being changed")
 }
 
-// state is what is known of the pod at the moment.
+// state is a snapshot of a Service's fields.
 type state struct {
 	bundle  string
 	plan    *plan
@@ -72,7 +72,7 @@ type state struct {
 	stopped bool
 }
 
-// find returns what is known of a pod, which has to be the one of this shim.
+// find returns the state of the pod; another id than that of this shim's pod is an error.
 func (s *Service) find(id string) (state, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,7 +82,7 @@ func (s *Service) find(id string) (state, error) {
 	return state{s.bundle, s.plan, s.holder, s.started, s.stopped}, nil
 }
 
-// CreateSandbox takes note of a pod. Nothing is started yet.
+// CreateSandbox checks and records a pod. It starts nothing.
 func (s *Service) CreateSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest,
 ) (*sandboxapi.CreateSandboxResponse, error) {
 	return task.Answer(&sandboxapi.CreateSandboxResponse{}, s.create(ctx, r))
@@ -112,7 +112,7 @@ func (s *Service) create(ctx context.Context, r *sandboxapi.CreateSandboxRequest
 	return nil
 }
 
-// StartSandbox starts the VM and what holds the namespaces of the pod.
+// StartSandbox starts the VM, and in it the container that holds the pod's namespaces.
 func (s *Service) StartSandbox(ctx context.Context, r *sandboxapi.StartSandboxRequest,
 ) (*sandboxapi.StartSandboxResponse, error) {
 	return task.Answer(s.start(ctx, r.GetSandboxID()))
@@ -147,13 +147,13 @@ func (s *Service) start(ctx context.Context, id string) (*sandboxapi.StartSandbo
 	return &sandboxapi.StartSandboxResponse{Pid: uint32(h.PID()), CreatedAt: timestamppb.New(s.started)}, nil
 }
 
-// Platform says for which system documents of containers are made.
+// Platform returns the OS and architecture of the pod's containers.
 func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
 	_, err := s.find(r.GetSandboxID())
 	return task.Answer(&sandboxapi.PlatformResponse{Platform: &types.Platform{OS: "linux", Architecture: runtime.GOARCH}}, err)
 }
 
-// StopSandbox ends the VM with all containers in it. It may be called again.
+// StopSandbox ends the VM with all containers in it. It is idempotent.
 func (s *Service) StopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequest,
 ) (*sandboxapi.StopSandboxResponse, error) {
 	return task.Answer(&sandboxapi.StopSandboxResponse{}, s.stop(ctx, r.GetSandboxID()))
@@ -183,7 +183,7 @@ func (s *Service) stop(ctx context.Context, id string) error {
 	return nil
 }
 
-// WaitSandbox waits for the end of the VM.
+// WaitSandbox waits until the VM has ended. It returns at once if the pod was stopped without having been started.
 func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequest,
 ) (*sandboxapi.WaitSandboxResponse, error) {
 	return task.Answer(s.wait(ctx, r.GetSandboxID()))
@@ -211,7 +211,7 @@ func (s *Service) wait(ctx context.Context, id string) (*sandboxapi.WaitSandboxR
 	return &sandboxapi.WaitSandboxResponse{ExitStatus: uint32(code), ExitedAt: timestamppb.New(at)}, nil
 }
 
-// SandboxStatus tells of the pod, from memory.
+// SandboxStatus returns the state of the pod without asking the guest.
 func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest,
 ) (*sandboxapi.SandboxStatusResponse, error) {
 	st, err := s.find(r.GetSandboxID())
@@ -227,14 +227,14 @@ func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRe
 	return task.Answer(out, err)
 }
 
-// PingSandbox answers where the pod is known.
+// PingSandbox returns an error unless the id is that of this shim's pod.
 func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sandboxapi.PingResponse, error) {
 	_, err := s.find(r.GetSandboxID())
 	return task.Answer(&sandboxapi.PingResponse{}, err)
 }
 
-// ShutdownSandbox stops the pod and ends the shim, also where no pod was created. What cannot be stopped is tried again
-// as the shim ends.
+// ShutdownSandbox stops the pod and ends the shim, also if no pod was created. If stopping fails, it is tried again
+// when the shim ends.
 func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest,
 ) (*sandboxapi.ShutdownSandboxResponse, error) {
 	err := s.stop(ctx, r.GetSandboxID())
@@ -247,11 +247,11 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 		}
 		err = nil
 	}
-	s.end() // which lets go what containers there are
+	s.end() // it releases the remaining containers
 	return task.Answer(&sandboxapi.ShutdownSandboxResponse{}, err)
 }
 
-// SandboxMetrics tells what the pod takes of the host, by its control group there.
+// SandboxMetrics returns the metrics of the pod's control group on the host.
 func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetricsRequest,
 ) (*sandboxapi.SandboxMetricsResponse, error) {
 	return task.Answer(s.metrics(r.GetSandboxID()))

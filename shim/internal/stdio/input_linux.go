@@ -13,10 +13,10 @@ import (
 
 const nonblock = syscall.O_NONBLOCK
 
-// input is a FIFO that a process reads. From begin on it ends by end alone, not when a writer goes away.
+// input is a FIFO that a process reads. After begin, only end causes EOF, not the last writer's close.
 type input struct {
 	f     *os.File
-	keep  *os.File // the other end; nil before begin
+	keep  *os.File // a write end, which keeps f from EOF; nil before begin
 	ended chan struct{}
 	once  sync.Once
 }
@@ -29,8 +29,8 @@ func openInput(name string) (*input, error) {
 	return &input{f: f, ended: make(chan struct{})}, nil
 }
 
-// begin is called before the process is started. Where all writers have come and gone the input ends behind what they
-// wrote: ctr, whose own input ends before the task is created, does not say so otherwise.
+// begin must be called before the process is started. If all writers have already closed the FIFO, the input ends after
+// what they wrote: ctr does not call CloseIO if its own input has ended before it creates the task.
 func (i *input) begin() error {
 	gone, err := i.writersGone()
 	switch {
@@ -39,14 +39,14 @@ func (i *input) begin() error {
 	case gone:
 		i.end()
 		return nil
-	case i.keep != nil: // a start that failed
+	case i.keep != nil: // an earlier start failed
 		return nil
 	}
 	i.keep, err = openFIFO(i.f.Name(), os.O_RDWR)
 	return err
 }
 
-// writersGone reports whether all writers have come and gone.
+// writersGone reports whether the FIFO had writers and all have closed it.
 func (i *input) writersGone() (gone bool, err error) {
 	raw, err := i.f.SyscallConn()
 	if err != nil {
@@ -88,9 +88,9 @@ func (i *input) Read(b []byte) (int, error) {
 
 // rest reads what was written before the end.
 func (i *input) rest(b []byte) (n int, err error) {
-	<-i.ended // from then on the deadline is nobody else's
+	<-i.ended // after that end does not set the deadline again
 	if err := i.f.SetReadDeadline(time.Time{}); err != nil {
-		return 0, io.EOF // it is closed
+		return 0, io.EOF // f is closed
 	}
 	raw, err := i.f.SyscallConn()
 	if err != nil {
@@ -111,12 +111,12 @@ func (i *input) rest(b []byte) (n int, err error) {
 
 func (i *input) end() {
 	i.once.Do(func() {
-		_ = i.f.SetReadDeadline(time.Unix(1, 0)) // wakes a Read that waits
+		_ = i.f.SetReadDeadline(time.Unix(1, 0)) // unblocks a pending Read
 		close(i.ended)
 	})
 }
 
-// close may be called again.
+// close is idempotent.
 func (i *input) close() {
 	_ = i.f.Close()
 	if i.keep != nil {

@@ -16,17 +16,17 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// How long a logger may take until it is ready, to end by itself when all output has been written, and when it is told.
 const (
-	readyTime = 10 * time.Second
-	drainTime = 3 * time.Second
-	termTime  = time.Second
+	readyTimeout = 10 * time.Second // until a logger is ready
+	drainTimeout = 3 * time.Second  // to exit after all output was written
+	termTimeout  = time.Second      // to exit after SIGTERM, and after SIGKILL
 )
 
-// logger is a program that reads the outputs of a process: descriptor 3 and 4. It closes 5 when it is ready.
+// logger is a program that reads a process's stdout and stderr at file descriptors 3 and 4, as containerd defines it.
+// It closes descriptor 5 when it is ready.
 type logger struct {
 	cmd      *exec.Cmd
-	out, err *os.File // what is written to
+	out, err *os.File // the write ends of its pipes
 	exited   chan struct{}
 	once     sync.Once
 }
@@ -37,7 +37,7 @@ func isLogger(name string) bool {
 }
 
 // startLogger starts the program of a URI such as binary:///usr/bin/logger?NAME=VALUE, with the arguments NAME and
-// VALUE. By binary-v2 it has to say that it is ready.
+// VALUE, and waits until it is ready. A binary-v2 logger must write a byte to descriptor 5; others may just close it.
 func startLogger(name string, n Names) (_ *logger, err error) {
 	u, err := url.Parse(name)
 	if err != nil || !filepath.IsAbs(u.Path) || u.Host != "" {
@@ -79,11 +79,11 @@ func startLogger(name string, n Names) (_ *logger, err error) {
 	}
 	l := &logger{cmd: cmd, out: pipes[0][1], err: pipes[1][1], exited: make(chan struct{})}
 	go func() {
-		_ = cmd.Wait() // how it ends is its own business
+		_ = cmd.Wait() // its exit status does not matter
 		close(l.exited)
 	}()
-	_ = pipes[2][1].Close() // so that it ends with the logger's
-	_ = ready.SetReadDeadline(time.Now().Add(readyTime))
+	_ = pipes[2][1].Close() // leaves the logger's as the only write end
+	_ = ready.SetReadDeadline(time.Now().Add(readyTimeout))
 	said, err := ready.Read(make([]byte, 1))
 	if err == nil || errors.Is(err, io.EOF) {
 		err = nil
@@ -100,7 +100,7 @@ func startLogger(name string, n Names) (_ *logger, err error) {
 	return l, nil
 }
 
-// close ends the logger, whose input has ended: it is given time to write what it has read.
+// close waits for the logger to exit, whose pipes must be closed; after drainTimeout it gets SIGTERM, then SIGKILL.
 func (l *logger) close() {
 	if l == nil {
 		return
@@ -109,9 +109,9 @@ func (l *logger) close() {
 		for _, how := range []struct {
 			sig  os.Signal
 			time time.Duration
-		}{{nil, drainTime}, {syscall.SIGTERM, termTime}, {syscall.SIGKILL, termTime}} {
+		}{{nil, drainTimeout}, {syscall.SIGTERM, termTimeout}, {syscall.SIGKILL, termTimeout}} {
 			if how.sig != nil {
-				_ = l.cmd.Process.Signal(how.sig) // it may just have ended
+				_ = l.cmd.Process.Signal(how.sig) // fails if it has just exited
 			}
 			select {
 			case <-l.exited:

@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// output is a FIFO or file that a process writes to. A nil one is not connected.
+// output is a FIFO, file or logger's pipe that a process writes to. A nil output is not connected.
 type output struct {
 	f       *os.File
-	dropped atomic.Bool
+	dropped atomic.Bool // writes are discarded
 
 	mu    sync.Mutex
-	limit time.Duration // how long it may take nothing before it is dropped; 0: for ever
+	limit time.Duration // how long a write may block before the output is dropped; 0: no limit
 }
 
 func (o *output) writer() io.Writer {
@@ -24,8 +24,8 @@ func (o *output) writer() io.Writer {
 	return o
 }
 
-// Write implements io.Writer. It blocks until somebody reads. What nobody can read any more is thrown away, as the
-// program is not to end by that.
+// Write implements io.Writer. It blocks until the data is read, or giveUp's limit expires. After that, and after an
+// error of the file, data is discarded without an error, so that the program does not fail.
 func (o *output) Write(b []byte) (int, error) {
 	for done := 0; done < len(b) && !o.dropped.Load(); {
 		o.setDeadline()
@@ -38,12 +38,12 @@ func (o *output) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// setDeadline gives the next write its time, and wakes one that blocks for longer.
+// setDeadline sets the write deadline to limit from now, also for a pending write.
 func (o *output) setDeadline() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.limit > 0 {
-		_ = o.f.SetWriteDeadline(time.Now().Add(o.limit)) // a file has none
+		_ = o.f.SetWriteDeadline(time.Now().Add(o.limit)) // fails for a regular file
 	}
 }
 
@@ -65,6 +65,6 @@ func (o *output) giveUp(limit time.Duration) {
 func (o *output) close() {
 	if o != nil {
 		o.dropped.Store(true)
-		_ = o.f.Close() // what is written is written; called twice, it was closed
+		_ = o.f.Close() // may be closed already
 	}
 }

@@ -1,4 +1,5 @@
-// Package stdio connects the streams of a program in a VM with what containerd names for them: FIFOs and files.
+// Package stdio connects the standard streams of a process in a VM to the FIFOs, files and loggers that containerd
+// names.
 package stdio
 
 import (
@@ -16,11 +17,11 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// Names are what containerd names for the streams of a process. An empty one is not connected.
+// Names are the paths or URIs that containerd gives for a process's streams. An empty one is not connected.
 type Names struct {
 	Stdin, Stdout, Stderr string
-	Terminal              bool
-	// Namespace and ID are what loggers are told of the process.
+	Terminal              bool // Stderr is ignored
+	// Namespace and ID are passed to loggers.
 	Namespace, ID string
 }
 
@@ -31,9 +32,8 @@ type Streams struct {
 	loggers  map[string]*logger // by URI
 }
 
-// Open opens the streams. Others may open and close the other ends of FIFOs as they like: each is held open here for
-// both directions, so that neither a writer that goes away after Begin ends the input nor a reader that goes away the
-// output.
+// Open opens the streams and starts the loggers. FIFOs are held open in both directions, stdin from Begin on: no writer
+// that closes stdin ends the input, and no reader that closes an output breaks it.
 func Open(n Names) (_ *Streams, err error) {
 	s := &Streams{loggers: map[string]*logger{}}
 	defer func() {
@@ -49,12 +49,12 @@ func Open(n Names) (_ *Streams, err error) {
 	if s.out, err = s.openOutput(n, n.Stdout, func(l *logger) *os.File { return l.out }); err != nil {
 		return nil, fmt.Errorf("standard output: %w", err)
 	}
-	if !n.Terminal { // which has one output
+	if !n.Terminal { // a terminal has one output
 		if s.err, err = s.openOutput(n, n.Stderr, func(l *logger) *os.File { return l.err }); err != nil {
 			return nil, fmt.Errorf("standard error: %w", err)
 		}
 	}
-	for _, l := range s.loggers { // what nothing is written to ends
+	for _, l := range s.loggers { // close unused pipes, so that the logger reads EOF
 		for _, f := range []*os.File{l.out, l.err} {
 			if (s.out == nil || s.out.f != f) && (s.err == nil || s.err.f != f) {
 				_ = f.Close()
@@ -102,7 +102,7 @@ func (s *Streams) openOutput(n Names, name string, of func(*logger) *os.File) (*
 	return &output{f: f}, nil
 }
 
-// openFIFO opens a FIFO to read, or for both directions, which never blocks.
+// openFIFO opens a FIFO by O_RDONLY or O_RDWR without blocking.
 func openFIFO(name string, how int) (*os.File, error) {
 	if !filepath.IsAbs(name) || strings.ContainsRune(name, 0) {
 		return nil, fmt.Errorf("%q: give the absolute path of a FIFO: %w", name, errdefs.ErrInvalidArgument)
@@ -113,7 +113,7 @@ func openFIFO(name string, how int) (*os.File, error) {
 	}
 	fi, err := f.Stat()
 	if err == nil && fi.Mode()&os.ModeNamedPipe == 0 {
-		err = fmt.Errorf("%q is no FIFO: %w", name, errdefs.ErrInvalidArgument)
+		err = fmt.Errorf("%q is not a FIFO: %w", name, errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -121,7 +121,8 @@ func openFIFO(name string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// Begin is called before the process is started. An input whose writers have come and gone ends behind what they wrote.
+// Begin must be called before the process is started. If all writers of stdin have closed it by then, the input ends
+// after what they wrote.
 func (s *Streams) Begin() error {
 	if s.in == nil {
 		return nil
@@ -132,7 +133,7 @@ func (s *Streams) Begin() error {
 	return nil
 }
 
-// Stdin is what the process reads, or nil.
+// Stdin returns what the process reads, or nil.
 func (s *Streams) Stdin() io.Reader {
 	if s.in == nil {
 		return nil
@@ -140,27 +141,27 @@ func (s *Streams) Stdin() io.Reader {
 	return s.in
 }
 
-// Stdout is where the process writes, or nil.
+// Stdout returns where the process writes, or nil.
 func (s *Streams) Stdout() io.Writer { return s.out.writer() }
 
-// Stderr is where the process writes, or nil.
+// Stderr returns where the process writes, or nil.
 func (s *Streams) Stderr() io.Writer { return s.err.writer() }
 
-// EndInput ends the input behind what has been written to it.
+// EndInput makes the process read EOF after what was written so far.
 func (s *Streams) EndInput() {
 	if s.in != nil {
 		s.in.end()
 	}
 }
 
-// GiveUp gives up outputs that nobody reads: one that takes nothing for the time of limit is thrown away from then on.
-// Called again only a shorter limit counts.
+// GiveUp sets how long a write to an output may block; after that the output is discarded. A later call can only
+// shorten the limit.
 func (s *Streams) GiveUp(limit time.Duration) {
 	s.out.giveUp(limit)
 	s.err.giveUp(limit)
 }
 
-// Close closes all streams. It may be called again.
+// Close closes all streams and ends the loggers. It is idempotent.
 func (s *Streams) Close() {
 	if s.in != nil {
 		s.in.close()
@@ -168,7 +169,7 @@ func (s *Streams) Close() {
 	s.out.close()
 	s.err.close()
 	for _, l := range s.loggers {
-		_, _ = l.out.Close(), l.err.Close() // where one was not connected
+		_, _ = l.out.Close(), l.err.Close() // those that no output has
 		l.close()
 	}
 }

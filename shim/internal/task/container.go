@@ -25,7 +25,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Machine is the VM that a container runs in: a *pod.Pod, or one in memory.
+// Machine is the VM that a container runs in: a *pod.Pod, or a fake in tests.
 type Machine interface {
 	PID() int
 	Mount(ctx context.Context, r layers.Request) (*layers.Mounted, error)
@@ -43,38 +43,40 @@ type Machine interface {
 type container struct {
 	id, bundle string
 	doc        document
-	machine    *room
+	machine    *sharedVM
 	mounted    *layers.Mounted
 	init       *process
 	send       func(event any)
-	holds      bool // see Hold
+	holds      bool // it is a pod's Holder, unknown to containerd
 	log        *slog.Logger
 
-	changing chan struct{} // takes one element while the container is paused, resumed or updated
+	changing chan struct{} // semaphore of capacity 1, held while the container is paused, resumed or updated
 
 	mu     sync.Mutex
 	paused bool
 	execs  map[string]*process
-	pids   []uint32 // the last known
+	pids   []uint32 // guest PIDs as of the last successful query
 }
 
-// Times.
 const (
-	undoTime    = 30 * time.Second // taking back what was begun
-	unmountTime = 30 * time.Second // unmounting in a VM that is about to end
-	execsTime   = 5 * time.Second  // the ends of processes after that of their container
+	cleanupTimeout = 30 * time.Second // undoing a failed create or start
+	unmountTimeout = 30 * time.Second // unmounting in a VM that is about to end
+	execsTimeout   = 5 * time.Second  // for all exec processes to exit after the container's first process
 )
 
-// unmounting is how long unmounting may take: half of what is left of ctx, so that the VM can be ended then.
-func unmounting(ctx context.Context) time.Duration {
+// unmountLimit returns how long unmounting may take: at most half of the time left until ctx's deadline, so that the
+// other half is left to end the VM.
+func unmountLimit(ctx context.Context) time.Duration {
 	if end, ok := ctx.Deadline(); ok {
-		return min(unmountTime, time.Until(end)/2)
+		return min(unmountTimeout, time.Until(end)/2)
 	}
-	return unmountTime
+	return unmountTimeout
 }
 
-// make makes a container: its VM is started and its root mounted. When it fails nothing is left.
-func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest, holds bool) (_ *container, err error) {
+// newContainer starts the container's VM, unless its pod has one, and mounts the root in it. On error everything is
+// undone.
+func (s *Service) newContainer(ctx context.Context, r *taskapi.CreateTaskRequest, holds bool,
+) (_ *container, err error) {
 	doc, err := readDocument(r.Bundle)
 	if err != nil {
 		return nil, err
@@ -99,7 +101,7 @@ func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest, holds 
 	}
 	names := stdio.Names{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal,
 		Namespace: s.Namespace, ID: r.ID}
-	spec := describe(doc.spec.Process)
+	spec := processSpec(doc.spec.Process)
 	spec.ContainerID, spec.First, spec.MakeDir, spec.Hostname = r.ID, true, true, doc.spec.Hostname
 	spec.Terminal = r.Terminal
 	if c.init, err = newProcess("", names, spec); err != nil {
@@ -107,7 +109,7 @@ func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest, holds 
 	}
 	defer func() {
 		if err != nil {
-			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 			defer cancel()
 			err = errors.Join(err, c.release(limited))
 		}
@@ -119,9 +121,9 @@ func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest, holds 
 	if err := plan.Mount(ctx); err != nil {
 		return nil, err
 	}
-	limited, cancel := noAnswer(ctx, createTime)
+	limited, cancel := noAnswer(ctx, createTimeout)
 	defer cancel()
-	if c.machine, err = s.room(limited, c); err != nil {
+	if c.machine, err = s.vmFor(limited, c); err != nil {
 		return nil, err
 	}
 	c.mounted, err = c.machine.Mount(limited, request)
@@ -133,19 +135,20 @@ func (s *Service) make(ctx context.Context, r *taskapi.CreateTaskRequest, holds 
 	}
 	c.init.spec.Root = c.mounted.Root
 	c.init.spec.Spec = c.addPodFiles(strata.PlaceVolumes(doc.spec, volumes, c.mounted.VolumePaths))
-	if ctx.Err() != nil { // nobody would know of it
+	if ctx.Err() != nil { // the caller has gone: nobody would delete the container
 		return nil, context.Cause(ctx)
 	}
 	return c, nil
 }
 
-// release takes away what the container has. It may be called again.
+// release unmounts the root, closes the streams and, with the last container of the VM, ends the VM. It is idempotent
+// and may be retried after an error.
 func (c *container) release(ctx context.Context) error {
 	var err error
 	if c.machine != nil {
-		err = c.machine.leave(ctx, c)
+		err = c.machine.remove(ctx, c)
 	}
-	if err != nil && !c.machine.alone() { // the root is still in use
+	if err != nil && c.machine.shared() { // the root is still in use
 		return err
 	}
 	c.init.io.Close()
@@ -155,14 +158,14 @@ func (c *container) release(ctx context.Context) error {
 	return errors.Join(err, rootfs.Unmount(c.bundle))
 }
 
-// others lists the processes beside the first.
+// others returns the exec processes.
 func (c *container) others() []*process {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Collect(maps.Values(c.execs))
 }
 
-// process finds one by its id; empty is the first.
+// process returns a process by its exec id; the empty id is the first process.
 func (c *container) process(id string) (*process, error) {
 	if id == "" {
 		return c.init, nil
@@ -175,7 +178,7 @@ func (c *container) process(id string) (*process, error) {
 	return nil, fmt.Errorf("process %q of container %q: %w", id, c.id, errdefs.ErrNotFound)
 }
 
-// start starts a process.
+// start starts a process and sends its start event. Its exit is handled in the background.
 func (c *container) start(ctx context.Context, p *process) error {
 	if p != c.init {
 		if s, _, _ := c.init.status(); s != task.Status_RUNNING {
@@ -183,9 +186,9 @@ func (c *container) start(ctx context.Context, p *process) error {
 		}
 	}
 	exec := c.machine.Exec
-	if p == c.init && c.doc.sandbox == "" { // what is in the namespace by now, such as the interfaces of CNI plugins
+	if p == c.init && c.doc.sandbox == "" { // by now CNI plugins have set up the interfaces of the namespace
 		exec = func(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
-			ctx, served := c.whileServed(ctx)
+			ctx, served := c.untilUnserved(ctx)
 			defer served()
 			if err := c.machine.Connect(ctx, c.id); err != nil {
 				return nil, err
@@ -210,9 +213,9 @@ func (c *container) start(ctx context.Context, p *process) error {
 	return nil
 }
 
-// whileServed is a context that ends when something that the container has of the host is not served any more: the guest
-// would wait for it for ever. end is to be called.
-func (c *container) whileServed(ctx context.Context) (_ context.Context, end func()) {
+// untilUnserved returns a context that is cancelled when the server of one of the container's host volumes fails: the
+// guest would block on it for ever. The caller must call end.
+func (c *container) untilUnserved(ctx context.Context) (_ context.Context, end func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	over := make(chan struct{})
 	go func() {
@@ -227,7 +230,7 @@ func (c *container) whileServed(ctx context.Context) (_ context.Context, end fun
 	}
 }
 
-// wait waits for the end of a process.
+// wait waits until a process has ended, and reports an out-of-memory kill to containerd.
 func (c *container) wait(p *process) {
 	if err := p.wait(context.Background()); err != nil {
 		c.log.Error("wait for a process", "container", c.id, "process", p.id, "error", err)
@@ -237,15 +240,15 @@ func (c *container) wait(p *process) {
 	}
 }
 
-// waitInit waits for the end of the first process, and of all others, which end with it. Where the VM loses what the
-// container has of the host nothing ends any more: then the VM is ended.
+// waitInit waits for the end of the first process, and up to execsTimeout for that of the exec processes, which end
+// with it. If a server of the container's host volumes fails, its processes may hang for ever: then the VM is ended.
 func (c *container) waitInit() {
 	watch, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
 		if err := c.machine.Watch(watch, c.mounted); watch.Err() == nil {
 			c.log.Error("the VM is ended", "container", c.id, "error", err)
-			limited, cancel := context.WithTimeout(context.Background(), undoTime)
+			limited, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 			defer cancel()
 			if err := c.machine.endAll(limited); err != nil {
 				c.log.Error("end the VM", "container", c.id, "error", err)
@@ -253,13 +256,13 @@ func (c *container) waitInit() {
 		}
 	}()
 	c.wait(c.init)
-	ends, stop := context.WithTimeout(context.Background(), execsTime) // of all of them
+	ends, stop := context.WithTimeout(context.Background(), execsTimeout) // of all of them
 	defer stop()
 	for _, p := range c.others() {
 		if s, _, _ := p.status(); s == task.Status_CREATED {
 			continue
 		}
-		p.io.GiveUp(deadTime)
+		p.io.GiveUp(killedTimeout)
 		select {
 		case <-p.done:
 		case <-ends.Done():
@@ -269,7 +272,7 @@ func (c *container) waitInit() {
 	c.finish(c.init)
 }
 
-// finish tells everybody of the end of a process.
+// finish records a process's exit, sends its exit event and wakes those that wait for it.
 func (c *container) finish(p *process) {
 	_, code, exited := p.status()
 	id := p.id
@@ -282,22 +285,23 @@ func (c *container) finish(p *process) {
 	p.io.Close()
 	c.send(&eventsapi.TaskExit{ContainerID: c.id, ID: id, Pid: uint32(c.machine.PID()), ExitStatus: uint32(code),
 		ExitedAt: timestamppb.New(exited)})
-	p.finish() // from then on Delete goes on, whose event comes behind
+	p.finish() // unblocks Delete, whose event must come after this one
 }
 
-// kill sends a signal to a process. Where the guest does not answer, KILL of the container's first ends the VM.
+// kill sends a signal to a process. If the guest does not answer a SIGKILL of the container's first process, kill ends
+// the VM.
 func (c *container) kill(ctx context.Context, p *process, sig uint32) error {
 	err := c.signal(ctx, p, sig)
-	if p == c.init && sig == uint32(syscall.SIGKILL) { // others in the VM are not to end because it is busy
-		end := time.Now().Add(answerTime)
+	if p == c.init && sig == uint32(syscall.SIGKILL) { // a busy VM is no reason to end its other containers: retry
+		end := time.Now().Add(answerTimeout)
 		for errors.Is(err, context.DeadlineExceeded) && !errdefs.IsFailedPrecondition(err) && ctx.Err() == nil &&
-			!c.machine.alone() && time.Now().Before(end) {
+			c.machine.shared() && time.Now().Before(end) {
 			err = c.signal(ctx, p, sig)
 		}
 	}
 	if err != nil && !errdefs.IsNotFound(err) && p == c.init && sig == uint32(syscall.SIGKILL) {
-		if !c.machine.alone() && (ctx.Err() != nil || errdefs.IsFailedPrecondition(err)) {
-			return err // which is no reason to end the others
+		if c.machine.shared() && (ctx.Err() != nil || errdefs.IsFailedPrecondition(err)) {
+			return err // no reason to end the VM's other containers
 		}
 		c.log.Error("the guest does not answer, and its VM is ended", "container", c.id, "error", err)
 		return c.machine.endAll(ctx)
@@ -306,13 +310,13 @@ func (c *container) kill(ctx context.Context, p *process, sig uint32) error {
 }
 
 func (c *container) signal(ctx context.Context, p *process, sig uint32) error {
-	if s, _, _ := p.status(); s == task.Status_STOPPED { // it may be held by Delete
+	if s, _, _ := p.status(); s == task.Status_STOPPED { // without hold: Delete may have it
 		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
 	}
-	starting, cancel := context.WithTimeout(ctx, startTime)
+	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	release, err := p.hold(starting) // one that is being started is signalled when it runs
-	if err != nil && ctx.Err() == nil && !c.machine.alone() {
+	release, err := p.hold(starting) // if the process is being started, wait until it runs
+	if err != nil && ctx.Err() == nil && c.machine.shared() {
 		err = fmt.Errorf("%w: %w", errdefs.ErrFailedPrecondition, err)
 	}
 	if err != nil {
@@ -332,10 +336,10 @@ func (c *container) signal(ctx context.Context, p *process, sig uint32) error {
 	return nil
 }
 
-// killAll sends a signal to all processes that were started by containerd. What ends the first ends all others too.
+// killAll sends a signal to the container's first process and its exec processes.
 func (c *container) killAll(ctx context.Context, sig uint32) error {
 	err := c.kill(ctx, c.init, sig)
-	limited, cancel := context.WithTimeout(ctx, signalTime) // for all of them
+	limited, cancel := context.WithTimeout(ctx, signalTimeout) // for all of them
 	defer cancel()
 	for _, p := range c.others() {
 		if s, _, _ := p.status(); s != task.Status_RUNNING {

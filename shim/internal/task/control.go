@@ -21,7 +21,7 @@ func (s *Service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.
 	return Answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
 		err := c.machine.Pause(ctx, c.id)
 		if err == nil || errors.Is(err, vmm.ErrPaused) {
-			c.notePaused(true)
+			c.setPaused(true)
 		}
 		if err == nil {
 			c.send(&eventsapi.TaskPaused{ContainerID: c.id})
@@ -30,12 +30,12 @@ func (s *Service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.
 	}))
 }
 
-// Resume lets a container go on.
+// Resume resumes a paused container.
 func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
 	return Answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
 		err := c.machine.Resume(ctx, c.id)
 		if err == nil || errors.Is(err, vmm.ErrNotPaused) {
-			c.notePaused(false)
+			c.setPaused(false)
 		}
 		if err == nil {
 			c.send(&eventsapi.TaskResumed{ContainerID: c.id})
@@ -44,7 +44,7 @@ func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptyp
 	}))
 }
 
-// Update changes the limits of a container that are given.
+// Update changes the given resource limits of a container. A memory limit above the VM's memory is an error.
 func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
 	return Answer(empty, s.control(ctx, r.ID, func(ctx context.Context, c *container) error {
 		limits, err := decode[specs.LinuxResources](bytes.NewReader(r.GetResources().GetValue()))
@@ -60,13 +60,14 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*em
 	}))
 }
 
-// control changes a container that runs, one change after the other.
+// control calls do on a running container. Calls for the same container are serialized; ctx of do ends after
+// answerTimeout.
 func (s *Service) control(ctx context.Context, id string, do func(context.Context, *container) error) error {
 	c, err := s.container(id)
 	if err != nil {
 		return err
 	}
-	limited, cancel := noAnswer(ctx, answerTime)
+	limited, cancel := noAnswer(ctx, answerTimeout)
 	defer cancel()
 	select {
 	case c.changing <- struct{}{}:
@@ -80,15 +81,15 @@ func (s *Service) control(ctx context.Context, id string, do func(context.Contex
 	return do(limited, c)
 }
 
-// notePaused notes whether the container is paused, for who asks for its state.
-func (c *container) notePaused(paused bool) {
+// setPaused records whether the container is paused, for reportedStatus.
+func (c *container) setPaused(paused bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.paused = paused
 }
 
-// shown is the state of a process as containerd is told it: with its container all that run are paused.
-func (c *container) shown(s task.Status) task.Status {
+// reportedStatus returns a process's status as containerd gets it: running processes of a paused container are paused.
+func (c *container) reportedStatus(s task.Status) task.Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s == task.Status_RUNNING && c.paused {

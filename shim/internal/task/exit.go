@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// exit is how the first process of a container ended, in a file of its bundle: what containerd asks for when the shim
+// exit is the exit of a container's first process, kept in a file of its bundle: Manager.Stop reports it when the shim
 // is gone.
 type exit struct {
 	PID  int       `json:"pid"`
@@ -31,7 +31,7 @@ func writeExit(bundle string, e exit) error {
 	return writeFile(filepath.Join(bundle, exitFile), b)
 }
 
-// writeFile writes a file of a bundle, all of it or nothing.
+// writeFile replaces a file of a bundle atomically. It does not sync it.
 func writeFile(name string, b []byte) error {
 	if err := os.WriteFile(name+".new", b, 0o600); err != nil {
 		return err
@@ -39,7 +39,7 @@ func writeFile(name string, b []byte) error {
 	return os.Rename(name+".new", name)
 }
 
-// cgroupFile is in the bundle of each container of a VM whose control group this program has made, and names that.
+// cgroupFile records, in the bundle of each container of a VM, the host control group that was created for the VM.
 const cgroupFile = "strata-cgroup"
 
 func writeCgroup(bundle, name string) error {
@@ -52,8 +52,7 @@ func writeCgroup(bundle, name string) error {
 	return nil
 }
 
-// ReadCgroup returns the control group that goes with the VM of the container of a bundle; empty: there is none that was
-// made for it.
+// ReadCgroup returns the control group to remove with the VM of a bundle's container; empty if none was created for it.
 func ReadCgroup(bundle string) (string, error) {
 	b, err := regfile.ReadState(filepath.Join(bundle, cgroupFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -65,7 +64,8 @@ func ReadCgroup(bundle string) (string, error) {
 	return string(b), nil
 }
 
-// ReadExit says how the first process of a container of a bundle ended. Without a record it was killed just now.
+// ReadExit returns the recorded exit of a bundle's container. Without a record it returns an exit by SIGKILL at the
+// current time.
 func ReadExit(bundle string) (shim.StopStatus, error) {
 	var e exit
 	b, err := os.ReadFile(filepath.Join(bundle, exitFile))

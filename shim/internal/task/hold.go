@@ -17,24 +17,25 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// Holder is a container that is none of containerd's, and holds the namespaces of a pod. Its methods may be called
-// concurrently.
+// Holder is the container that keeps a pod's VM and namespaces alive, like the pause container of other runtimes.
+// containerd does not know it. Its methods may be called concurrently.
 type Holder struct {
 	s *Service
 	c *container
 }
 
-// HolderArgs is the program of a holder, which waits. Its document asks for an init, which brings the program along.
+// HolderArgs is the command line of a holder: the init program, which only waits. The holder's spec must ask for an
+// init, which puts the program there.
 var HolderArgs = []string{ocispec.InitPath, "-P"}
 
-// PodFiles are what the root of a holder has for all containers of its pod, by the place that it has in each: regular
-// files, and the folder of their shared memory.
+// PodFiles maps paths in every container of a pod to the names of their sources in the holder's root: regular files,
+// and the directory of the pod's shared memory.
 var PodFiles = map[string]string{"/etc/hosts": "hosts", "/etc/hostname": "hostname", "/etc/resolv.conf": "resolv.conf",
 	sharedMemory: "shm"}
 
-// Hold begins a pod: it starts a VM, and in it the container of a bundle, which has a root with PodFiles, and a
-// document that says of which pod it is. Containers of the pod find it by its id. When it fails nothing is left but
-// perhaps what is mounted in the bundle.
+// Hold starts a pod: a VM, and in it the holder from a bundle, whose root must contain PodFiles and whose config.json
+// must name the pod. Containers of the pod refer to the holder by id. On error everything is undone except mounts in
+// the bundle, which the caller must unmount.
 func (s *Service) Hold(ctx context.Context, id, bundle string) (*Holder, error) {
 	c, err := s.create(ctx, &taskapi.CreateTaskRequest{ID: id, Bundle: bundle}, true)
 	if err != nil {
@@ -42,27 +43,27 @@ func (s *Service) Hold(ctx context.Context, id, bundle string) (*Holder, error) 
 	}
 	h := &Holder{s, c}
 	if err := c.start(ctx, c.init); err != nil {
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
 		return nil, errors.Join(err, h.End(limited), h.Forget())
 	}
 	return h, nil
 }
 
-// PID is the number of the VM's process on the host.
+// PID returns the process ID of the VM's process on the host.
 func (h *Holder) PID() int { return h.c.machine.PID() }
 
-// Done is closed when the pod has ended.
+// Done returns a channel that is closed when the pod has ended.
 func (h *Holder) Done() <-chan struct{} { return h.c.init.done }
 
-// Exit is how and when the pod has ended; ok is false while it runs.
+// Exit returns the holder's exit code and when it exited; ok is false while it runs.
 func (h *Holder) Exit() (code int, at time.Time, ok bool) {
 	s, code, at := h.c.init.status()
 	return code, at, s == task.Status_STOPPED
 }
 
-// End ends the VM with all containers in it, for which containerd may still ask, and lets go what the holder has of the
-// host. It may be called again.
+// End ends the VM with all its containers and releases what the holder has on the host. The containers stay known until
+// containerd deletes them. It is idempotent.
 func (h *Holder) End(ctx context.Context) error {
 	r := h.c.machine
 	r.mu.Lock()
@@ -88,7 +89,7 @@ func (h *Holder) End(ctx context.Context) error {
 	return h.c.release(ctx)
 }
 
-// Forget takes a pod that has ended out of what the service knows.
+// Forget removes a pod that has ended from the service.
 func (h *Holder) Forget() error {
 	if _, _, ended := h.Exit(); !ended {
 		return fmt.Errorf("the pod %q runs: %w", h.c.id, errdefs.ErrFailedPrecondition)
@@ -99,8 +100,8 @@ func (h *Holder) Forget() error {
 	return nil
 }
 
-// addPodFiles gives a container of a pod that is held what all of them have, where its document does not say otherwise:
-// shared memory goes with the IPC namespace.
+// addPodFiles returns the spec with bind mounts of PodFiles, if the pod has a holder. Mounts of the spec at the same
+// places win, except a tmpfs at /dev/shm in a container that shares the pod's IPC namespace.
 func (c *container) addPodFiles(doc *specs.Spec) *specs.Spec {
 	if c.machine.files == "" || c.holds {
 		return doc

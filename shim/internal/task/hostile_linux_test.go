@@ -100,7 +100,7 @@ func TestStuckUnmount(t *testing.T) {
 			if _, err := f.Delete(t.Context(), &taskapi.DeleteRequest{ID: "a"}); err != nil || f.m.ends != 1 {
 				t.Errorf("delete: %v; the VM has ended %d times", err, f.m.ends)
 			}
-			if took := time.Since(begun); took > unmountTime+answerTime {
+			if took := time.Since(begun); took > unmountTimeout+answerTimeout {
 				t.Errorf("it took %v", took)
 			}
 		})
@@ -117,7 +117,7 @@ func TestStuckUnmount(t *testing.T) {
 			if _, err := f.Delete(t.Context(), &taskapi.DeleteRequest{ID: "b"}); err == nil || f.m.ends != 0 {
 				t.Errorf("delete: %v; the VM has ended %d times", err, f.m.ends)
 			}
-			if took := time.Since(begun); took > unmountTime+answerTime {
+			if took := time.Since(begun); took > unmountTimeout+answerTimeout {
 				t.Errorf("it took %v", took)
 			}
 			resume()

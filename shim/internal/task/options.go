@@ -10,8 +10,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// checkOptions refuses runtime options: there are none. containerd itself gives a container of a sandbox those of runc,
-// in which is where the shim of the sandbox answers.
+// checkOptions returns an error for runtime options, of which this runtime has none. For a container of a sandbox,
+// containerd sets options of runc that hold the address of the sandbox's shim; these are accepted.
 func checkOptions(a *anypb.Any) error {
 	if a.GetTypeUrl() == "" && len(a.GetValue()) == 0 {
 		return nil

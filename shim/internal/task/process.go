@@ -16,44 +16,40 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// killed is the exit code of a process whose VM has ended, and maxCode the highest that a process has.
+// killed is the exit code of a process whose VM has ended, maxCode the highest exit code of a Linux process.
 const (
 	killed  = 128 + int(syscall.SIGKILL)
 	maxCode = 255
 )
 
-// Times.
 const (
-	signalTime = 2 * time.Second  // a signal: a guest that takes longer does not answer
-	answerTime = 10 * time.Second // what else the guest is asked
-	startTime  = 30 * time.Second // how long a signal waits for a process that is being started
+	signalTimeout = 2 * time.Second  // delivering a signal in the guest
+	answerTimeout = 10 * time.Second // other requests to the guest
+	startTimeout  = 30 * time.Second // how long a signal waits for a process that is being started
 
-	// How long the start of a process may take, of which the guest gives its runtime a minute, and that of a VM and of
-	// what is mounted in it.
-	execTime   = 2 * time.Minute
-	createTime = 5 * time.Minute
+	execTimeout   = 2 * time.Minute // starting a process; the guest gives its runtime one minute of it
+	createTimeout = 5 * time.Minute // starting a VM and mounting in it
 
-	// How long an output takes nothing from which on nobody is taken to read it: that of a program that has exited, and
-	// that of one that is killed.
-	unreadTime = 10 * time.Second
-	deadTime   = 2 * time.Second
+	// Output that blocks for this long because nobody reads it is dropped.
+	unreadTimeout = 10 * time.Second // after the process has exited
+	killedTimeout = 2 * time.Second  // after SIGKILL
 )
 
-// process is the first process of a container, or one beside it. It is created, runs, and has ended.
+// process is the first process of a container or an exec process. Its states are created, running and stopped.
 type process struct {
-	id    string // empty: the first
+	id    string // the exec id; empty for the first process
 	names stdio.Names
 	io    *stdio.Streams
-	done  chan struct{} // closed when it has ended and all its output is out
+	done  chan struct{} // closed when it has ended and its output is written
 
-	starting chan struct{} // takes one element while the process is started
-	unread   time.Duration // see unreadTime
+	starting chan struct{} // semaphore of capacity 1, held while the process is started, signalled or deleted
+	unread   time.Duration // unreadTimeout, or less in tests
 
-	sizing sync.Mutex // the guest is told one size after the other
+	sizing sync.Mutex // serializes sendSize, so that the latest size is sent last
 
 	mu     sync.Mutex
 	spec   vmm.ProcessSpec
-	proc   vmm.Process // nil: it was never started
+	proc   vmm.Process // nil until started
 	ended  bool
 	code   int
 	exited time.Time
@@ -66,10 +62,10 @@ func newProcess(id string, names stdio.Names, spec vmm.ProcessSpec) (*process, e
 	}
 	spec.Stdin, spec.Stdout, spec.Stderr = streams.Stdin(), streams.Stdout(), streams.Stderr()
 	return &process{id: id, names: names, io: streams, spec: spec, done: make(chan struct{}),
-		starting: make(chan struct{}, 1), unread: unreadTime}, nil
+		starting: make(chan struct{}, 1), unread: unreadTimeout}, nil
 }
 
-// status is what containerd knows.
+// status returns the status, and once stopped the exit code and time.
 func (p *process) status() (s task.Status, code int, exited time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,46 +94,46 @@ func (p *process) start(ctx context.Context, exec func(context.Context, vmm.Proc
 	p.mu.Lock()
 	spec := p.spec
 	p.mu.Unlock()
-	limited, cancel := noAnswer(ctx, execTime)
+	limited, cancel := noAnswer(ctx, execTimeout)
 	defer cancel()
-	proc, err := exec(limited, spec) // with the size of its terminal as it is now
+	proc, err := exec(limited, spec)
 	if err != nil {
 		return err
 	}
 	p.mu.Lock()
 	p.proc = proc
-	same := p.spec.Width == spec.Width && p.spec.Height == spec.Height
+	same := p.spec.Width == spec.Width && p.spec.Height == spec.Height // no resize while it was started
 	p.mu.Unlock()
 	if !same {
-		_ = p.tellSize(ctx) // a terminal of another size is no reason to fail
+		_ = p.sendSize(ctx) // a wrong terminal size is no reason to fail
 	}
 	return nil
 }
 
-// noAnswer is a context for what a guest does that may not answer any more.
+// noAnswer returns a context for a request to a guest: after limit it ends with a cause that matches uvm.ErrNoAnswer.
 func noAnswer(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w for %s: %w", uvm.ErrNoAnswer, limit,
 		context.DeadlineExceeded))
 }
 
-// hold keeps the process from being started until release is called.
+// hold blocks until the process is not being started, signalled or deleted, and prevents that until release is called.
 func (p *process) hold(ctx context.Context) (release func(), err error) {
-	return Take(ctx, p.starting, "the process is being started")
+	return Acquire(ctx, p.starting, "the process is being started")
 }
 
-// Take puts an element into a channel that takes one, for release to take it out. Where others have it until ctx ends
-// the error says what they do.
-func Take(ctx context.Context, one chan struct{}, others string) (release func(), err error) {
+// Acquire acquires sem, a semaphore: a channel with a buffer of one. It blocks until the semaphore is free or ctx ends;
+// busy, the reason why it is not free, begins the error.
+func Acquire(ctx context.Context, sem chan struct{}, busy string) (release func(), err error) {
 	select {
-	case one <- struct{}{}:
-		return func() { <-one }, nil
+	case sem <- struct{}{}:
+		return func() { <-sem }, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%s: %w", others, context.Cause(ctx))
+		return nil, fmt.Errorf("%s: %w", busy, context.Cause(ctx))
 	}
 }
 
-// wait waits for the end of a process that was started, and of its output. Output that nobody reads any more does not
-// keep it.
+// wait waits until a started process has exited and its output is written. Output that nobody reads is dropped, see
+// unreadTimeout.
 func (p *process) wait(ctx context.Context) error {
 	if e, ok := p.proc.(interface{ Exited() <-chan struct{} }); ok {
 		select {
@@ -150,7 +146,7 @@ func (p *process) wait(ctx context.Context) error {
 	switch {
 	case err != nil:
 		code = killed
-	case code < 0 || code > maxCode: // no process ends like that
+	case code < 0 || code > maxCode: // invalid: the guest is not trusted
 		code = maxCode
 	}
 	p.mu.Lock()
@@ -159,30 +155,30 @@ func (p *process) wait(ctx context.Context) error {
 	return errors.Join(err, p.proc.Close())
 }
 
-// end notes the end of a process that was not started.
+// end records the exit of a process that was not started.
 func (p *process) end(code int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ended, p.code, p.exited = true, code, time.Now()
 }
 
-// finish tells who waits.
+// finish closes the streams and wakes those that wait on done.
 func (p *process) finish() {
 	p.io.Close()
 	close(p.done)
 }
 
-// signal sends a signal to a process that runs.
+// signal sends a signal to a running process.
 func (p *process) signal(ctx context.Context, sig uint32) error {
 	if sig == uint32(syscall.SIGKILL) {
-		p.io.GiveUp(deadTime)
+		p.io.GiveUp(killedTimeout)
 	}
-	limited, cancel := context.WithTimeout(ctx, signalTime)
+	limited, cancel := context.WithTimeout(ctx, signalTimeout)
 	defer cancel()
 	return p.proc.Signal(limited, int(sig))
 }
 
-// resize notes the size of the terminal, and tells a process that runs.
+// resize sets the size of the terminal, in characters, also of a running process.
 func (p *process) resize(ctx context.Context, width, height uint32) error {
 	if width > 0xffff || height > 0xffff {
 		return fmt.Errorf("a terminal of %d times %d characters: %w", width, height, errdefs.ErrInvalidArgument)
@@ -194,11 +190,11 @@ func (p *process) resize(ctx context.Context, width, height uint32) error {
 	}
 	p.spec.Width, p.spec.Height = uint16(width), uint16(height)
 	p.mu.Unlock()
-	return p.tellSize(ctx)
+	return p.sendSize(ctx)
 }
 
-// tellSize tells a process that runs the size that is noted.
-func (p *process) tellSize(ctx context.Context) error {
+// sendSize sends the recorded terminal size to the guest if the process runs.
+func (p *process) sendSize(ctx context.Context) error {
 	p.sizing.Lock()
 	defer p.sizing.Unlock()
 	p.mu.Lock()
@@ -207,7 +203,7 @@ func (p *process) tellSize(ctx context.Context) error {
 	if proc == nil || ended {
 		return nil
 	}
-	limited, cancel := context.WithTimeout(ctx, answerTime)
+	limited, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	return proc.Resize(limited, width, height)
 }

@@ -125,7 +125,7 @@ func TestResizeWhileStarting(t *testing.T) {
 func TestKillWhileStarting(t *testing.T) {
 	slow(t, func(f *fixture, started <-chan error) {
 		go func() {
-			time.Sleep(startTime / 2)
+			time.Sleep(startTimeout / 2)
 			close(f.m.begin)
 		}()
 		if _, err := f.Kill(f.t.Context(), &taskapi.KillRequest{ID: "a", Signal: 9}); err != nil || f.m.ends != 0 {
@@ -171,7 +171,7 @@ func TestSilentGuest(t *testing.T) {
 				answered <- err
 			}()
 			for range 3 { // between all that is asked of the guest
-				time.Sleep(signalTime * 2 / 3)
+				time.Sleep(signalTimeout * 2 / 3)
 				if s := f.state("e"); s != task.Status_RUNNING {
 					f.t.Errorf("%s: the other process is %v", name, s)
 				}
@@ -319,12 +319,13 @@ func TestOutOfMemory(t *testing.T) {
 // TestUnmounting leaves time for the end of the VM.
 func TestUnmounting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		if d := unmounting(t.Context()); d != unmountTime {
+		if d := unmountLimit(t.Context()); d != unmountTimeout {
 			t.Errorf("%v without a deadline", d)
 		}
-		for left, want := range map[time.Duration]time.Duration{time.Hour: unmountTime, 4 * time.Second: 2 * time.Second} {
+		limits := map[time.Duration]time.Duration{time.Hour: unmountTimeout, 4 * time.Second: 2 * time.Second}
+		for left, want := range limits {
 			limited, cancel := context.WithTimeout(t.Context(), left)
-			if d := unmounting(limited); d != want {
+			if d := unmountLimit(limited); d != want {
 				t.Errorf("%v of %v, want %v", d, left, want)
 			}
 			cancel()

@@ -17,21 +17,21 @@ import (
 // AnnotationPrefix begins the annotations of this runtime.
 const AnnotationPrefix = "io.stratavm."
 
-// annotations are those that there are.
+// annotations are the known annotations of this runtime.
 var annotations = []string{cpusAnnotation, memoryAnnotation}
 
-// checkAnnotations returns an error for an annotation of this runtime that does not exist.
+// checkAnnotations returns an error for an unknown annotation with AnnotationPrefix.
 func checkAnnotations(have map[string]string) error {
 	for name := range have {
 		if strings.HasPrefix(name, AnnotationPrefix) && !slices.Contains(annotations, name) {
-			return fmt.Errorf("the container's document: annotation %q is not known: there are %s: %w", name,
+			return fmt.Errorf("config.json: annotation %q is not known: there are %s: %w", name,
 				strings.Join(annotations, " and "), errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
 }
 
-// checkNamespaces returns an error where a container is to have namespaces of the host.
+// checkNamespaces returns an error if the spec shares a network, PID or IPC namespace with the host.
 func checkNamespaces(l *specs.Linux) error {
 	if l == nil {
 		return nil
@@ -45,7 +45,7 @@ func checkNamespaces(l *specs.Linux) error {
 		{specs.IPCNamespace, "IPC", "hostIPC"},
 	} {
 		if !slices.ContainsFunc(l.Namespaces, func(have specs.LinuxNamespace) bool { return have.Type == n.kind }) {
-			return fmt.Errorf("the container's document: linux.namespaces: without a %s namespace the container would have the "+
+			return fmt.Errorf("config.json: linux.namespaces: without a %s namespace the container would have the "+
 				"host's %s, which a VM has not: leave out %s of the pod: %w", n.kind, n.what, n.inKubernetes,
 				errdefs.ErrNotImplemented)
 		}
@@ -53,12 +53,12 @@ func checkNamespaces(l *specs.Linux) error {
 	return nil
 }
 
-// checkPropagation returns an error for a mount by which host and container would see what either mounts later.
+// checkPropagation returns an error for a mount with shared or slave propagation.
 func checkPropagation(mounts []specs.Mount) error {
 	for i, m := range mounts {
 		for _, o := range m.Options {
 			if slices.Contains([]string{"shared", "rshared", "slave", "rslave"}, o) {
-				return fmt.Errorf("the container's document: mounts[%d]: %s: the option %q is not supported, as mounts do not "+
+				return fmt.Errorf("config.json: mounts[%d]: %s: the option %q is not supported, as mounts do not "+
 					"pass between the host and a VM: use rprivate (in Kubernetes: no mountPropagation): %w", i, m.Destination, o,
 					errdefs.ErrNotImplemented)
 			}
@@ -67,32 +67,33 @@ func checkPropagation(mounts []specs.Mount) error {
 	return nil
 }
 
-// kernelFolders are where the kernel shows this system, and kernelTypes the file systems by which it does.
+// kernelDirs and kernelTypes are the directories and file system types by which the kernel exposes the host.
 var (
-	kernelFolders = []string{"/dev", "/proc", "/sys"}
-	kernelTypes   = []string{"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
-		"proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs"}
+	kernelDirs  = []string{"/dev", "/proc", "/sys"}
+	kernelTypes = []string{"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs",
+		"efivarfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs"}
 )
 
-// sharedMemory is in one of kernelFolders and only holds files.
+// sharedMemory is allowed although it is in one of kernelDirs: it only holds files.
 const sharedMemory = "/dev/shm"
 
-// checkSources returns an error for a bind mount of what a VM is not to have of the host, or cannot.
+// checkSources returns an error for a bind mount whose source checkFolder refuses.
 func checkSources(mounts []specs.Mount) error {
 	for i, m := range mounts {
 		if !ocispec.IsBind(m) {
 			continue
 		}
 		if err := checkFolder(m.Source); err != nil {
-			return fmt.Errorf("the container's document: mounts[%d]: %s: source: %w", i, m.Destination, err)
+			return fmt.Errorf("config.json: mounts[%d]: %s: source: %w", i, m.Destination, err)
 		}
 	}
 	return nil
 }
 
-// checkFolder returns an error for a folder or file of the host that a VM is not to have, or cannot.
+// checkFolder returns an error for a path of the host that cannot or must not be shared with a VM: one that is,
+// contains or is in a kernel file system, or is neither a directory nor a regular file.
 func checkFolder(path string) error {
-	shown := slices.Clone(kernelFolders)
+	shown := slices.Clone(kernelDirs)
 	infos, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		return !slices.Contains(kernelTypes, m.FSType), false
 	})
@@ -118,7 +119,7 @@ func checkSource(source string, shown []string) error {
 	if err != nil {
 		return err
 	}
-	if !os.SameFile(is, there) { // by a link of /proc, into another mount namespace
+	if !os.SameFile(is, there) { // a magic link of /proc into another mount namespace
 		return fmt.Errorf("%s leads out of the file systems of this host: give the path itself: %w", source,
 			errdefs.ErrInvalidArgument)
 	}
@@ -140,7 +141,7 @@ func checkSource(source string, shown []string) error {
 	return nil
 }
 
-// within reports whether a path is a folder or in it.
+// within reports whether a clean path equals folder or is below it.
 func within(path, folder string) bool {
 	return path == folder || strings.HasPrefix(path, strings.TrimSuffix(folder, "/")+"/")
 }

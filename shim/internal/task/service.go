@@ -1,4 +1,4 @@
-// Package task is containerd's task API for containers in VMs.
+// Package task implements containerd's task API for containers in VMs.
 package task
 
 import (
@@ -34,11 +34,11 @@ type Service struct {
 	Config
 
 	mu         sync.Mutex
-	containers map[string]*container // nil: it is being created
-	down       bool                  // Shutdown was called since a creation began
+	containers map[string]*container // by id; nil while being created
+	down       bool                  // Shutdown was called since the last Create began
 }
 
-// Config is what a service works with.
+// Config configures a Service.
 type Config struct {
 	Namespace string
 	Events    *events.Queue
@@ -52,7 +52,7 @@ func New(c Config) *Service { return &Service{Config: c, containers: map[string]
 
 var _ taskapi.TTRPCTaskService = &Service{}
 
-// RegisterTTRPC makes the service known to a server.
+// RegisterTTRPC registers the service with a server.
 func (s *Service) RegisterTTRPC(server *ttrpc.Server) error {
 	taskapi.RegisterTTRPCTaskService(server, s)
 	return nil
@@ -60,7 +60,7 @@ func (s *Service) RegisterTTRPC(server *ttrpc.Server) error {
 
 var empty = &emptypb.Empty{}
 
-// Answer gives an error the class and form that containerd knows.
+// Answer returns v, or err as a gRPC status with the code that containerd expects.
 func Answer[T any](v T, err error) (T, error) {
 	if err == nil {
 		return v, nil
@@ -77,7 +77,7 @@ func Answer[T any](v T, err error) (T, error) {
 	return none, errgrpc.ToGRPC(err)
 }
 
-// unsupported is the answer to a call that is not supported.
+// unsupported returns the error of an API call that is not supported.
 func unsupported(call string) (*emptypb.Empty, error) {
 	return Answer(empty, fmt.Errorf("%s is not supported by io.containerd.strata.v1: %w", call, errdefs.ErrNotImplemented))
 }
@@ -100,7 +100,7 @@ func (s *Service) process(id, execID string) (*container, *process, error) {
 	return c, p, err
 }
 
-// Create starts the VM and mounts the root in it.
+// Create starts the VM, unless the container's pod has one, and mounts the container's root in it.
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	c, err := s.create(ctx, r, false)
 	out := &taskapi.CreateTaskResponse{}
@@ -108,13 +108,13 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		out.Pid = uint32(c.machine.PID())
 	}
 	if errdefs.IsNotImplemented(err) || errors.Is(err, errors.ErrUnsupported) {
-		// By that class containerd would take it that the shim speaks an older protocol only.
+		// From "not implemented" containerd concludes that the shim speaks only an older protocol.
 		err = errgrpc.ToGRPCf(errdefs.ErrInvalidArgument, "%v", err)
 	}
 	return Answer(out, err)
 }
 
-// create makes a container. One that holds a pod is none of containerd's, which is not told of it.
+// create creates a container. With holds it is a pod's Holder, of which containerd gets no events.
 func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, holds bool) (*container, error) {
 	switch {
 	case r.Checkpoint != "" || r.ParentCheckpoint != "":
@@ -132,7 +132,7 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, hold
 	}
 	s.containers[r.ID], s.down = nil, false
 	s.mu.Unlock()
-	c, err := s.make(ctx, r, holds)
+	c, err := s.newContainer(ctx, r, holds)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -147,7 +147,7 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, hold
 	return c, nil
 }
 
-// Start starts the first process of a container, or one beside it.
+// Start starts the first process of a container, or an exec process.
 func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
 	c, p, err := s.process(r.ID, r.ExecID)
 	if err == nil {
@@ -159,7 +159,8 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	return &taskapi.StartResponse{Pid: uint32(c.machine.PID())}, nil
 }
 
-// Delete forgets a process that does not run any more; the first one takes the container and the VM with it.
+// Delete removes a process that does not run. Deleting the first process removes the container, and with the last
+// container the VM.
 func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	return Answer(s.delete(ctx, r))
 }
@@ -169,7 +170,7 @@ func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	if err != nil {
 		return nil, err
 	}
-	release, err := p.hold(ctx) // it is not started meanwhile, nor deleted twice
+	release, err := p.hold(ctx) // prevents a concurrent start or delete
 	if err != nil {
 		return nil, err
 	}
@@ -181,10 +182,10 @@ func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	switch status {
 	case task.Status_RUNNING:
 		return nil, fmt.Errorf("the process runs: %w", errdefs.ErrFailedPrecondition)
-	case task.Status_CREATED: // nobody was told of a start
+	case task.Status_CREATED: // no start event was sent, so no exit event either
 		p.end(killed)
 		p.finish()
-	case task.Status_STOPPED: // all of it is told
+	case task.Status_STOPPED: // wait until its exit event is sent
 		select {
 		case <-p.done:
 		case <-ctx.Done():
@@ -212,7 +213,7 @@ func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	return answer, nil
 }
 
-// Exec adds a process to a container, for Start to start.
+// Exec adds an exec process to a container. Start starts it.
 func (s *Service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
 	return Answer(empty, s.exec(r))
 }
@@ -233,7 +234,7 @@ func (s *Service) exec(r *taskapi.ExecProcessRequest) error {
 	if err := checkExec(doc, c.doc.spec.Process); err != nil {
 		return err
 	}
-	spec := describe(doc)
+	spec := processSpec(doc)
 	spec.ContainerID, spec.Root, spec.MakeDir = c.id, c.mounted.Root, false
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -250,15 +251,16 @@ func (s *Service) exec(r *taskapi.ExecProcessRequest) error {
 	return nil
 }
 
-// State tells of a process, from memory.
+// State returns the state of a process without asking the guest.
 func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
 	c, p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return Answer[*taskapi.StateResponse](nil, err)
 	}
 	status, code, exited := p.status()
-	out := &taskapi.StateResponse{ID: c.id, Bundle: c.bundle, Pid: uint32(c.machine.PID()), Status: c.shown(status),
-		Stdin: p.names.Stdin, Stdout: p.names.Stdout, Stderr: p.names.Stderr, Terminal: p.names.Terminal,
+	out := &taskapi.StateResponse{ID: c.id, Bundle: c.bundle, Pid: uint32(c.machine.PID()),
+		Status: c.reportedStatus(status), Stdin: p.names.Stdin, Stdout: p.names.Stdout, Stderr: p.names.Stderr,
+		Terminal:   p.names.Terminal,
 		ExitStatus: uint32(code), ExecID: p.id}
 	if status == task.Status_STOPPED {
 		out.ExitedAt = timestamppb.New(exited)
@@ -266,7 +268,7 @@ func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.St
 	return out, nil
 }
 
-// Wait waits for the end of a process. All its output is out then.
+// Wait waits until a process has ended and its output is written.
 func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
 	_, p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
@@ -281,7 +283,7 @@ func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.Wa
 	return &taskapi.WaitResponse{ExitStatus: uint32(code), ExitedAt: timestamppb.New(exited)}, nil
 }
 
-// Kill sends a signal.
+// Kill sends a signal to a process, or to all that containerd started in the container.
 func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
 	c, p, err := s.process(r.ID, r.ExecID)
 	switch {
@@ -294,7 +296,7 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 	return Answer(empty, err)
 }
 
-// ResizePty tells a process the size of its terminal.
+// ResizePty sets the size of a process's terminal, in characters.
 func (s *Service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
 	_, p, err := s.process(r.ID, r.ExecID)
 	if err == nil {
@@ -303,7 +305,7 @@ func (s *Service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*
 	return Answer(empty, err)
 }
 
-// CloseIO ends the input of a process behind what was written to it.
+// CloseIO ends a process's standard input: it reads what was written so far, then EOF.
 func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
 	_, p, err := s.process(r.ID, r.ExecID)
 	if err == nil && r.Stdin {
@@ -312,7 +314,7 @@ func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptyp
 	return Answer(empty, err)
 }
 
-// Connect tells who serves a task, from memory.
+// Connect returns the process IDs of the shim and the VM without asking the guest.
 func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
 	out := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
 	if c, err := s.container(r.ID); err == nil {
@@ -321,7 +323,7 @@ func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 	return out, nil
 }
 
-// Shutdown ends the shim when it has no container any more. One that is being created keeps it until that fails.
+// Shutdown ends the shim if it has no containers. If one is being created, the shim ends when that fails.
 func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -332,7 +334,7 @@ func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.
 	return empty, nil
 }
 
-// Close ends all VMs, as the shim ends.
+// Close releases all containers and ends their VMs. It is called when the shim ends.
 func (s *Service) Close(ctx context.Context) (err error) {
 	s.mu.Lock()
 	containers := slices.Collect(maps.Values(s.containers))

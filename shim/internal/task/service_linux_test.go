@@ -260,14 +260,14 @@ func TestCreateRefused(t *testing.T) {
 	}
 }
 
-// TestDocument refuses a field that the specification does not have, and what is behind the document.
+// TestDocument: unknown fields, and data after the JSON value, are refused.
 func TestDocument(t *testing.T) {
 	f := newFixture(t)
 	r := bundle(t, spec())
 	for text, want := range map[string]string{
 		`{"ociVersion":"1.3.0","novel":{}}`:                   "novel",
-		`{"ociVersion":"1.3.0","process":{}} {}`:              "behind",
-		`{"ociVersion":"1.3.0"} x`:                            "behind",
+		`{"ociVersion":"1.3.0","process":{}} {}`:              "after the end",
+		`{"ociVersion":"1.3.0"} x`:                            "after the end",
 		`{"ociVersion":"1.3.0"}` + strings.Repeat(" ", 4<<20): "larger",
 	} {
 		if err := os.WriteFile(r.Bundle+"/config.json", []byte(text), 0o600); err != nil {

@@ -22,53 +22,52 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// MaxDocument bounds a document in bytes.
+// MaxDocument is the maximum size of a config.json or process spec, in bytes.
 const MaxDocument = 4 << 20
 
-// Annotations by which the document of a container sizes its VM.
+// Annotations that set the size of a container's VM.
 const (
 	memoryAnnotation = "io.stratavm.memory" // MiB
 	cpusAnnotation   = "io.stratavm.cpus"
 )
 
-// Size of a VM that nobody sizes, in MiB, and what one has besides the limit of its container.
 const (
-	defaultMemoryMiB = 512
-	guestMiB         = 192
-	maxMemoryMiB     = 1 << 24
+	defaultMemoryMiB = 512     // of a VM without annotation or limit, and the least with a limit
+	guestMiB         = 192     // for the guest's kernel and agent, on top of the container's limit
+	maxMemoryMiB     = 1 << 24 // of the annotation
 	maxCPUs          = 1024
 )
 
-// document is what a bundle says of a container.
+// document is a bundle's config.json, split into what the guest gets and what applies on the host.
 type document struct {
 	spec            *specs.Spec // for the guest
-	root            string      // of the host, as the bundle has it
-	memoryMiB, cpus int
-	needMiB         int    // what its memory limit takes
-	namespace       string // the network namespace of the host, or vmm.NewNamespace
-	cgroup          string // the control group of the host for the VM; empty: that of this process
-	sandbox         string // the id of the container of whose pod it is; empty: it has a VM of its own
+	root            string      // root.path on the host, as config.json has it
+	memoryMiB, cpus int         // size of the VM; cpus 0: the default
+	needMiB         int         // the container's memory limit, rounded up
+	namespace       string      // the host's network namespace for the VM, or vmm.NewNamespace
+	cgroup          string      // the host's control group for the VM; empty: that of this process
+	sandbox         string      // id of the pod's sandbox, whose VM it joins; empty: it gets its own VM
 }
 
-// readDocument reads the document of a bundle. What cannot be honoured is an error that names it.
+// readDocument reads and checks a bundle's config.json. A field that cannot be honoured is an error that names it.
 func readDocument(bundle string) (document, error) {
 	var d document
 	f, err := os.Open(filepath.Join(bundle, "config.json"))
 	if err != nil {
-		return d, fmt.Errorf("the container's document: %w", err)
+		return d, fmt.Errorf("config.json: %w", err)
 	}
 	defer f.Close()
 	if d.spec, err = decode[specs.Spec](f); err != nil {
-		return d, fmt.Errorf("the container's document: %w", err)
+		return d, fmt.Errorf("config.json: %w", err)
 	}
 	if d.spec.Root != nil {
 		d.root = d.spec.Root.Path
 		d.spec.Root.Path = "rootfs"
 	}
 	sandbox, member := pod.Sandbox(d.spec.Annotations)
-	var shared []int // of the namespaces
+	var shared []int // indexes of the namespaces shared with the pod
 	if member && sandbox == "" {
-		return d, fmt.Errorf("the container's document: annotations: it is that of a container of a pod, and names no "+
+		return d, fmt.Errorf("config.json: annotations: it is that of a container of a pod, and names no "+
 			"sandbox: %w", errdefs.ErrInvalidArgument)
 	}
 	if member {
@@ -79,20 +78,20 @@ func readDocument(bundle string) (document, error) {
 		return d, err
 	}
 	if l := d.spec.Linux; l != nil {
-		if member { // any path is meant for the pod's
+		if member { // any namespace path refers to the pod's namespace
 			for i := range l.Namespaces {
 				if l.Namespaces[i].Path != "" && l.Namespaces[i].Type != specs.MountNamespace {
 					shared, l.Namespaces[i].Path = append(shared, i), ""
 				}
 			}
 		}
-		// The control group of the VM on the host. In the guest the container has one of its own.
+		// The path is for the VM on the host. In the guest, the container gets its own control group.
 		d.cgroup, l.CgroupsPath = l.CgroupsPath, ""
 		i := slices.IndexFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 		d.namespace = cmp.Or(l.Namespaces[i].Path, vmm.NewNamespace)
-		l.Namespaces[i].Path = "" // in the guest the container has one of its own
-		// A host whose control groups are of version 1 asks for none, and lets a privileged container write to all. The
-		// guest's are of version 2, by which it has one as on a host with these.
+		l.Namespaces[i].Path = "" // in the guest, the container gets its own network namespace
+		// On a host with cgroup v1, containerd asks for no cgroup namespace, so that a privileged container could write
+		// to all groups. The guest has cgroup v2: the container gets a namespace as on a host with that.
 		if !slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace }) {
 			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 		}
@@ -109,29 +108,29 @@ func readDocument(bundle string) (document, error) {
 	return d, d.size()
 }
 
-// everywhere are the devices whose numbers mean the same in any Linux: null, zero, full, random, urandom, tty, console,
-// ptmx, net/tun and fuse.
-var everywhere = [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 1}, {5, 2}, {10, 200}, {10, 229}}
+// commonDevices are the major and minor numbers that mean the same on every Linux: null, zero, full, random, urandom,
+// tty, console, ptmx, net/tun and fuse.
+var commonDevices = [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 1}, {5, 2}, {10, 200}, {10, 229}}
 
-// checkDevices returns an error for a device of the host: by its numbers the guest has another one, such as a disk of
-// the VM.
+// checkDevices returns an error for a device of the host: in the guest its numbers may be those of another device, such
+// as a disk of the VM.
 func checkDevices(l *specs.Linux) error {
 	if l == nil {
 		return nil
 	}
 	for i, d := range l.Devices {
 		character := d.Type == "c" || d.Type == "u"
-		if d.Type == "p" || character && slices.Contains(everywhere, [2]int64{d.Major, d.Minor}) {
+		if d.Type == "p" || character && slices.Contains(commonDevices, [2]int64{d.Major, d.Minor}) {
 			continue
 		}
-		return fmt.Errorf("the container's document: linux.devices[%d]: %s (%s %d:%d) is a device of the host, which a VM "+
+		return fmt.Errorf("config.json: linux.devices[%d]: %s (%s %d:%d) is a device of the host, which a VM "+
 			"has not (for privileged pods: privileged_without_host_devices = true in containerd's configuration): %w", i,
 			strconv.Quote(d.Path), d.Type, d.Major, d.Minor, errdefs.ErrNotImplemented)
 	}
 	return nil
 }
 
-// decode reads one JSON document without unknown fields.
+// decode decodes exactly one JSON value of at most MaxDocument bytes; unknown fields are an error.
 func decode[T any](r io.Reader) (*T, error) {
 	limited := &io.LimitedReader{R: r, N: MaxDocument + 1}
 	dec := json.NewDecoder(limited)
@@ -140,7 +139,7 @@ func decode[T any](r io.Reader) (*T, error) {
 	err := dec.Decode(v)
 	if err == nil {
 		if _, rest := dec.Token(); rest != io.EOF {
-			err = errors.New("there is something behind the document's end")
+			err = errors.New("data after the end of the JSON value")
 		}
 	}
 	switch {
@@ -152,7 +151,7 @@ func decode[T any](r io.Reader) (*T, error) {
 	return v, nil
 }
 
-// refused gives an error about a document the class that containerd knows.
+// refused wraps an error of CheckSpec in the class that containerd knows: not implemented, or invalid argument.
 func refused(err error) error {
 	if errors.Is(err, strata.ErrSpecRefused) {
 		return fmt.Errorf("%w: %w", errdefs.ErrNotImplemented, err)
@@ -160,7 +159,8 @@ func refused(err error) error {
 	return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
 }
 
-// size says what VM the container is given: what its annotations say, else one with room for its limits.
+// size sets the size of the VM: that of the annotations, else enough for the limits of the container and its pod. It
+// returns an error if an annotation is below a limit.
 func (d *document) size() error {
 	var limit int64
 	var cpus float64
@@ -204,13 +204,13 @@ func (d *document) size() error {
 			cpusAnnotation, d.cpus, errdefs.ErrInvalidArgument)
 	case cpus > maxCPUs:
 		return fmt.Errorf("linux.resources.cpu allows %v processors: no VM has so many: %w", cpus, errdefs.ErrInvalidArgument)
-	case d.cpus == 0 && cpus > 2: // what a VM has that nobody sizes
+	case d.cpus == 0 && cpus > 2: // 2 is the default
 		d.cpus = int(math.Ceil(cpus))
 	}
 	return nil
 }
 
-// annotation reads a number; 0 where there is none.
+// annotation returns an annotation's number, from 1 to most, or 0 if it is not set.
 func (d *document) annotation(name string, most int) (int, error) {
 	text, ok := d.spec.Annotations[name]
 	if !ok {
@@ -224,8 +224,8 @@ func (d *document) annotation(name string, most int) (int, error) {
 	return n, nil
 }
 
-// describe is a process as the VM takes it.
-func describe(p *specs.Process) vmm.ProcessSpec {
+// processSpec converts an OCI process. ContainerID and Root are left to the caller.
+func processSpec(p *specs.Process) vmm.ProcessSpec {
 	s := vmm.ProcessSpec{Args: p.Args, Env: p.Env, Dir: p.Cwd, Terminal: p.Terminal,
 		User: fmt.Sprintf("%d:%d", p.User.UID, p.User.GID)}
 	if p.User.Username != "" {
@@ -237,7 +237,8 @@ func describe(p *specs.Process) vmm.ProcessSpec {
 	return s
 }
 
-// checkExec refuses a process that is to join a container and to differ from its first one in what it cannot.
+// checkExec returns an error if an exec process asks for a setting that it can only inherit from the container's first
+// process, such as other capabilities.
 func checkExec(p, first *specs.Process) error {
 	whole := &specs.Spec{Version: specs.Version, Process: p, Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
 		{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}}}}
@@ -264,8 +265,8 @@ func checkExec(p, first *specs.Process) error {
 			return err
 		}
 		if !bytes.Equal(of, like) {
-			return fmt.Errorf("process.%s of a process beside the container's first is not as that one's: %w", f.name,
-				errdefs.ErrNotImplemented)
+			return fmt.Errorf("process.%s of an exec process differs from that of the container's first process: %w",
+				f.name, errdefs.ErrNotImplemented)
 		}
 	}
 	return nil

@@ -13,12 +13,11 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// pidsTime bounds the question which processes a container has: containerd gives up a shim that does not answer in
-// five seconds.
-const pidsTime = 2 * time.Second
+// pidsTimeout is the guest's time to list a container's processes: containerd gives the shim five seconds.
+const pidsTimeout = 2 * time.Second
 
-// Pids lists the VM's process, and behind it those in the container as the guest numbers them: as they are now, or,
-// where the guest does not answer, as they were last known.
+// Pids returns the host PID of the VM's process, followed by the guest PIDs of the container's processes. If the guest
+// does not answer, the latter are those of the last successful query.
 func (s *Service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	c, err := s.container(r.ID)
 	if err != nil {
@@ -36,7 +35,7 @@ func (c *container) guestPIDs(ctx context.Context) []uint32 {
 	case task.Status_CREATED, task.Status_STOPPED:
 		return nil
 	}
-	limited, cancel := context.WithTimeout(ctx, pidsTime)
+	limited, cancel := context.WithTimeout(ctx, pidsTimeout)
 	defer cancel()
 	st, err := c.machine.Stats(limited, c.id)
 	c.mu.Lock()
@@ -52,7 +51,7 @@ func (c *container) guestPIDs(ctx context.Context) []uint32 {
 	return slices.Clone(c.pids)
 }
 
-// Stats tells what a container uses, as a control group of version 2 does.
+// Stats returns a container's resource usage as cgroup v2 metrics.
 func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
 	return Answer(s.stats(ctx, r.ID))
 }
@@ -62,7 +61,7 @@ func (s *Service) stats(ctx context.Context, id string) (*taskapi.StatsResponse,
 	if err != nil {
 		return nil, err
 	}
-	limited, cancel := context.WithTimeout(ctx, answerTime)
+	limited, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	st, err := c.machine.Stats(limited, id)
 	if err != nil {

@@ -13,54 +13,54 @@ import (
 	"github.com/stratavm/strata/shim/internal/pod"
 )
 
-// room is a VM with the containers that are in it. It ends with the last of them.
-type room struct {
+// sharedVM is a VM and the containers that run in it. Removing the last container ends the VM.
+type sharedVM struct {
 	Machine
 	memoryMiB int
-	cgroup    string // the control group that was made for it, or empty
-	files     string // the guest's path of what all containers of a pod have, see Hold; empty: containerd gives it to each
+	cgroup    string // the host control group this program created for it, or empty
+	files     string // guest path of the pod's PodFiles, see Hold; empty: containerd mounts them into each container
 
-	leaving sync.Mutex // one after the other
+	removing sync.Mutex // serializes remove
 
 	mu     sync.Mutex
 	in     map[*container]bool
-	closed bool // the last one leaves, or has left
+	closed bool // the VM is ending or has ended: add fails
 }
 
-// room starts a VM for a container, or finds that of its pod.
-func (s *Service) room(ctx context.Context, c *container) (*room, error) {
+// vmFor returns the VM of the container's pod, or starts one if the container is not a member of a pod.
+func (s *Service) vmFor(ctx context.Context, c *container) (*sharedVM, error) {
 	if id := c.doc.sandbox; id != "" {
 		of, err := s.container(id)
 		if err != nil {
 			return nil, fmt.Errorf("the sandbox of the pod: %w", err)
 		}
-		if err := writeCgroup(c.bundle, of.machine.cgroup); err != nil { // its end may be that of the VM
+		if err := writeCgroup(c.bundle, of.machine.cgroup); err != nil { // its removal may end the VM
 			return nil, err
 		}
-		return of.machine, of.machine.enter(c)
+		return of.machine, of.machine.add(c)
 	}
 	dir, err := pod.Dir(s.Namespace, c.id)
 	if err != nil {
 		return nil, err
 	}
 	made := ""
-	if cgroup.Makes(c.doc.cgroup) { // one that there was is somebody else's
+	if cgroup.Makes(c.doc.cgroup) { // an existing group is not ours to remove
 		made = c.doc.cgroup
 	}
 	if err := writeCgroup(c.bundle, made); err != nil {
 		return nil, err
 	}
-	sandbox, _ := pod.Sandbox(c.doc.spec.Annotations) // in a namespace that is not a pod's others may listen
+	sandbox, _ := pod.Sandbox(c.doc.spec.Annotations) // outside a pod, others may listen in the network namespace
 	m, err := s.StartVM(ctx, pod.Options{Dir: dir, MemoryMiB: c.doc.memoryMiB, CPUs: c.doc.cpus,
 		Namespace: c.doc.namespace, Cgroup: c.doc.cgroup, Forward: sandbox != "", Logger: s.Logger})
 	if err != nil {
 		return nil, err
 	}
-	return &room{Machine: m, memoryMiB: c.doc.memoryMiB, cgroup: made, in: map[*container]bool{c: true}}, nil
+	return &sharedVM{Machine: m, memoryMiB: c.doc.memoryMiB, cgroup: made, in: map[*container]bool{c: true}}, nil
 }
 
-// enter puts a container beside the others.
-func (r *room) enter(c *container) error {
+// add adds a container to the running VM. It fails if the VM is ending or is smaller than the container's memory limit.
+func (r *sharedVM) add(c *container) error {
 	if c.doc.needMiB > r.memoryMiB {
 		return fmt.Errorf("linux.resources.memory.limit is %d MiB, and the VM of the pod has %d MiB: %w", c.doc.needMiB,
 			r.memoryMiB, errdefs.ErrInvalidArgument)
@@ -74,17 +74,18 @@ func (r *room) enter(c *container) error {
 	return nil
 }
 
-// alone reports whether there is no other container.
-func (r *room) alone() bool {
+// shared reports whether the VM has more than one container.
+func (r *sharedVM) shared() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.in) < 2
+	return len(r.in) > 1
 }
 
-// leave takes a container out, and ends the VM that nobody is in any more. It may be called again.
-func (r *room) leave(ctx context.Context, c *container) error {
-	r.leaving.Lock()
-	defer r.leaving.Unlock()
+// remove unmounts a container's root and removes the container; with the last one it ends the VM. It is idempotent and
+// may be retried after an error.
+func (r *sharedVM) remove(ctx context.Context, c *container) error {
+	r.removing.Lock()
+	defer r.removing.Unlock()
 	r.mu.Lock()
 	in, last := r.in[c], len(r.in) == 1
 	r.closed = r.closed || in && last
@@ -92,8 +93,8 @@ func (r *room) leave(ctx context.Context, c *container) error {
 	if !in {
 		return nil
 	}
-	if c.mounted != nil { // so that what was written arrives
-		limited, cancel := context.WithTimeout(ctx, unmounting(ctx))
+	if c.mounted != nil { // unmounting flushes what was written
+		limited, cancel := context.WithTimeout(ctx, unmountLimit(ctx))
 		err := c.mounted.Release(limited)
 		cancel()
 		if err != nil && !last {
@@ -114,8 +115,8 @@ func (r *room) leave(ctx context.Context, c *container) error {
 	return nil
 }
 
-// close ends the VM if somebody is left in it.
-func (r *room) close(ctx context.Context) error {
+// close ends the VM if a container is left in it.
+func (r *sharedVM) close(ctx context.Context) error {
 	r.mu.Lock()
 	left := len(r.in)
 	r.mu.Unlock()
@@ -125,14 +126,15 @@ func (r *room) close(ctx context.Context) error {
 	return r.endAll(ctx)
 }
 
-// endAll ends the VM with all that is in it, and what is still written by its processes is not waited for long.
-func (r *room) endAll(ctx context.Context) error {
+// endAll ends the VM with all its containers. Output of their processes that nobody reads is dropped after
+// killedTimeout.
+func (r *sharedVM) endAll(ctx context.Context) error {
 	r.mu.Lock()
 	in := slices.Collect(maps.Keys(r.in))
 	r.mu.Unlock()
 	for _, c := range in {
 		for _, p := range append(c.others(), c.init) {
-			p.io.GiveUp(deadTime)
+			p.io.GiveUp(killedTimeout)
 		}
 	}
 	return r.End(ctx)
