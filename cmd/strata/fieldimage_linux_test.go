@@ -15,12 +15,26 @@ import (
 // imageFile writes an image of busybox and other entries, whose configuration says how its program is run.
 func (c cliBox) imageFile(config map[string]any, entries ...treetest.Entry) string {
 	c.t.Helper()
-	root := treetest.Tar(c.t, append([]treetest.Entry{
-		{Name: "bin/busybox", Mode: 0o755, Body: string(busyboxOf(c.t))}}, entries...)...)
+	return c.imageOf(config, busyboxLayer(c.t, entries...))
+}
+
+// imageOf writes an image of layers, the lowest first.
+func (c cliBox) imageOf(config map[string]any, layers ...[]byte) string {
+	c.t.Helper()
+	var list []imagetest.Layer
+	for _, l := range layers {
+		list = append(list, imagetest.Layer{Tar: l, Compression: "gzip"})
+	}
 	blobs := imagetest.Blobs{}
 	d := blobs.ImageWith(c.t, &imagetest.Platform{OS: "linux", Architecture: runtime.GOARCH},
-		func(document map[string]any) { document["config"] = config }, imagetest.Layer{Tar: root})
+		func(document map[string]any) { document["config"] = config }, list...)
 	return imagetest.Write(c.t, "image.tar", blobs.LayoutTar(c.t, imagetest.Tagged(d, "v1")))
+}
+
+func busyboxLayer(t *testing.T, entries ...treetest.Entry) []byte {
+	t.Helper()
+	return treetest.Tar(t, append([]treetest.Entry{
+		{Name: "bin/busybox", Mode: 0o755, Body: string(busyboxOf(t))}}, entries...)...)
 }
 
 func busyboxOf(t *testing.T) []byte {
@@ -76,21 +90,22 @@ func TestDetachedStopSignalOfImage(t *testing.T) {
 	c.run("rm", "web")
 }
 
-// TestRightsOfFiles: capabilities of files, in both forms, and the set-user-ID bit come out of an image and act.
-func TestRightsOfFiles(t *testing.T) {
-	c, _ := processBox(t)
-	busybox := string(busyboxOf(t))
+// rightsImage is an image whose program shows what capabilities of files, in both forms, and the set-user-ID bit do,
+// and what it says.
+func (c cliBox) rightsImage() (image, says string) {
+	c.t.Helper()
+	busybox := string(busyboxOf(c.t))
 	const netRaw, effective = 13, 1
 	caps := func(version uint32, more ...uint32) map[string]string {
 		words := append([]uint32{version<<24 | effective, 1 << netRaw, 0, 0, 0}, more...)
 		b, err := binary.Append(nil, binary.LittleEndian, words)
 		if err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
 		return map[string]string{"SCHILY.xattr.security.capability": string(b)}
 	}
 	show := "/grep CapEff /proc/self/status; "
-	image := c.imageFile(map[string]any{"User": "1000:1000",
+	image = c.imageFile(map[string]any{"User": "1000:1000",
 		"Cmd": shell("/v2" + show + "/v3" + show + "/plain" + show + "/bin/busybox id -u; " +
 			"/setuid/su -c '/bin/busybox id -u'; /plain/su -c '/bin/busybox id -u' 2>/dev/null || echo refused")},
 		// With an empty password su asks for none: that it becomes root takes the rights of its file.
@@ -101,7 +116,13 @@ func TestRightsOfFiles(t *testing.T) {
 		treetest.Entry{Name: "plain/grep", Type: '1', Link: "bin/busybox"},
 		treetest.Entry{Name: "plain/su", Type: '1', Link: "bin/busybox"},
 		treetest.Entry{Name: "setuid/su", Mode: 0o4755, Body: busybox})
-	const want = "CapEff:\t0000000000002000\nCapEff:\t0000000000002000\nCapEff:\t0000000000000000\n1000\n0\nrefused\n"
+	return image, "CapEff:\t0000000000002000\nCapEff:\t0000000000002000\nCapEff:\t0000000000000000\n1000\n0\nrefused\n"
+}
+
+// TestRightsOfFiles: capabilities of files and the set-user-ID bit come out of an image and act.
+func TestRightsOfFiles(t *testing.T) {
+	c, _ := processBox(t)
+	image, want := c.rightsImage()
 	for _, format := range []string{"erofs", "vhd"} {
 		if got := c.out(nil, "run", "--isolation=process", "--format", format, image); got != want {
 			t.Errorf("%s: it prints %q, want %q", format, got, want)

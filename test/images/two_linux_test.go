@@ -112,3 +112,18 @@ func TestNames(t *testing.T) {
 		}
 	})
 }
+
+// TestLocalhost: the resolvers of the C library and of perl know localhost and the container's own name, also without
+// a network.
+func TestLocalhost(t *testing.T) {
+	both(t, func(t *testing.T, b box, flags []string) {
+		const script = `getent hosts localhost >/dev/null && echo getent
+for name in localhost $(hostname); do
+	perl -MSocket -e 'print defined(inet_aton($ARGV[0])) ? "perl\n" : "unknown\n"' $name
+done`
+		got := b.run(append(append([]string{"run"}, flags...), debian, "sh", "-c", script)...)
+		if got != "getent\nperl\nperl\n" {
+			t.Errorf("it prints %q", got)
+		}
+	})
+}
