@@ -12,14 +12,13 @@ import (
 // Config is how the agent of a guest runs. The zero value is that of PID 1.
 type Config struct {
 	Logger *slog.Logger
-	// PowerOff stops the machine; nil is what the kernel command line says.
+	// PowerOff stops the machine; if nil, the kernel command line says how.
 	PowerOff func() error
-	// Session, where it is set, is called with the stream of each session that a host begins, instead of what
-	// answers it; it closes the stream. serve answers the requests that come from bridge: a session may stand
-	// between the host and the agent. It is for guests that test a host.
+	// Session, if set, handles the stream of each host session instead of the agent, and must close it. It may pass
+	// requests on to the agent by serve, and so act as a proxy between the two. It is for guests that test a host.
 	Session func(ctx context.Context, stream io.ReadWriteCloser, serve ServeFunc)
-	// Hold, where it is set, is called before the VM is held as a template, and Renew instead of what makes it a VM of
-	// its own, which is really. They are for guests that show what that does.
+	// Hold, if set, is called before the VM is held as a template. Renew, if set, is called instead of renewing a VM
+	// that was loaded from a template; really does that. They are for guests that test templates.
 	Hold  func()
 	Renew func(really func() error) error
 }

@@ -7,14 +7,14 @@ import (
 	"github.com/stratavm/strata/internal/guest/network"
 )
 
-// Containers runs containers in this very system.
+// Containers runs containers on this system, without a VM.
 type Containers interface {
 	gcsserver.Runtime
-	// InUse ends what processes that were killed left running in containers, and fails when something runs in a
-	// root on behalf of any that lives. The error matches gcsserver.ErrBusy.
+	// InUse ends the containers that killed processes left running, and returns an error that matches gcsserver.ErrBusy
+	// if a container of a live process runs in root.
 	InUse(ctx context.Context, root string) error
-	// SetInit sets the program that begins containers whose documents ask for one; empty: there is none.
+	// SetInit sets the init program of containers whose spec asks for one; empty: there is none.
 	SetInit(path string)
-	// SetNetworks sets where it is asked what networks were made for containers.
+	// SetNetworks sets where the networks of containers are looked up.
 	SetNetworks(n network.Networks)
 }

@@ -8,12 +8,12 @@ import (
 	"github.com/stratavm/strata/internal/guest/procs"
 )
 
-// NewContainers returns a Runtime for containers in this very system, without a guest: of its methods
-// those about containers and processes are of use. Roots lie below base, and what belongs to containers that run below
-// state. Containers of a process that ends before them run on until the next process with the same state finds them.
-// Without crun and runc on this system the error matches crun.ErrNoRuntime.
+// NewContainers returns a Runtime for containers on this system, without a VM; only its methods for containers and
+// processes are of use. Container roots are below base, the state of running containers is below state. Containers
+// outlive this process; the next one with the same state directory finds them. If the system has neither crun nor runc,
+// the error matches crun.ErrNoRuntime.
 //
-// While a container's process is being started this process is a subreaper: see prctl(2).
+// While it starts a container's process, this process is a subreaper: see prctl(2).
 func NewContainers(log *slog.Logger, base, state string) (Containers, error) {
 	spawn := procs.NewSpawner(false)
 	r, err := crun.New(spawn.Starter())

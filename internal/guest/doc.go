@@ -2,12 +2,12 @@
 //
 // [Main] is called by a program that was started as PID 1.
 //
-// The agent is put together here, with what only PID 1 does: the system's own mounts, kernel modules, and the
-// ports on which hosts call. The rest are four packages: gcsserver answers the protocol and says what it wants
-// done (gcsserver.Runtime), mounts is what is mounted, procs is what runs, network is what networks containers have.
-// mounts and procs know each other by an interface of a few methods only (mounts.Processes, procs.Roots).
+// This package assembles the agent and does what only PID 1 does: the system's own mounts, kernel modules, and the
+// ports on which hosts connect. The rest are four packages: gcsserver serves the protocol over an interface
+// (gcsserver.Runtime), mounts manages mounts, procs processes and containers, network the networks of containers.
+// mounts and procs use each other through small interfaces (mounts.Processes, procs.Roots).
 //
-// The agent's state belongs to the guest, not to a session: the host may vanish and come back, through
-// several ports at the same time, and finds mounts, processes and exit codes as they are. Requests run
-// concurrently; those for one mount path, one device or one container wait for each other.
+// The agent's state belongs to the guest, not to a session: a host may disconnect and reconnect, also through several
+// ports at a time, and finds mounts, processes and exit codes unchanged. Requests run concurrently; those for the same
+// mount path, device or container are serialized.
 package guest

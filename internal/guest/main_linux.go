@@ -22,10 +22,10 @@ import (
 	"github.com/stratavm/strata/internal/guest/procs"
 )
 
-// portPrefix begins the names of the virtio-serial ports that are bridges.
+// portPrefix is the prefix of the names of virtio-serial ports on which the agent serves hosts.
 const portPrefix = "org.stratavm.gcs."
 
-// Main runs the agent as PID 1 and returns only when the machine could not be stopped either.
+// Main runs the agent as PID 1. It powers the machine off when the agent ends, and returns only if that fails.
 func Main(ctx context.Context) int {
 	if err := Run(ctx, Config{}); err != nil {
 		_ = os.WriteFile("/dev/kmsg", []byte("<2>strata: the agent ends: "+err.Error()+"\n"), 0)
@@ -35,7 +35,7 @@ func Main(ctx context.Context) int {
 	return 1
 }
 
-// Run does the duties of PID 1 and serves hosts until ctx ends.
+// Run sets up the system as PID 1 and serves hosts until ctx ends.
 func Run(ctx context.Context, config Config) error {
 	started := time.Now()
 	unix.Umask(0o022)
@@ -82,7 +82,7 @@ func Run(ctx context.Context, config Config) error {
 	rt.template.callHooks(config)
 	go modules.readLazy("/lib/modules.strata.lazy")
 	go loopbackUp(log)
-	g := &guest{rt: rt, log: log, modules: modules, serving: map[string]bool{}, instead: config.Session}
+	g := &guest{rt: rt, log: log, modules: modules, serving: map[string]bool{}, hook: config.Session}
 	log.Info("agent is up", "after", time.Since(started), "mounts", mounted, "modules", loaded)
 	g.serveVSock(ctx, words)
 	return g.servePorts(ctx, events)
@@ -109,7 +109,7 @@ func leaveRootfs() error {
 	return os.Chdir("/")
 }
 
-// commandLine are the words "key=value" of the kernel command line.
+// commandLine returns the "key=value" words of the kernel command line.
 func commandLine() map[string]string {
 	words := map[string]string{}
 	b, _ := os.ReadFile("/proc/cmdline")
@@ -161,13 +161,13 @@ type guest struct {
 	rt      *linuxRuntime
 	log     *slog.Logger
 	modules *modules
-	instead func(context.Context, io.ReadWriteCloser, ServeFunc) // Config.Session
+	hook    func(context.Context, io.ReadWriteCloser, ServeFunc) // Config.Session
 
 	mu      sync.Mutex
 	serving map[string]bool
 }
 
-// servePorts serves each virtio-serial port with one of our names, as they appear.
+// servePorts serves each virtio-serial port with portPrefix as it appears, until ctx ends.
 func (g *guest) servePorts(ctx context.Context, events *mounts.Uevents) error {
 	for {
 		next := events.Next()
@@ -214,8 +214,8 @@ func (g *guest) servePort(ctx context.Context, node string) {
 }
 
 func (g *guest) session(ctx context.Context, stream io.ReadWriteCloser) {
-	if g.instead != nil {
-		g.instead(ctx, stream, g.serve)
+	if g.hook != nil {
+		g.hook(ctx, stream, g.serve)
 		return
 	}
 	mux, err := gcs.NewGuestMux(stream)
@@ -238,8 +238,8 @@ func (g *guest) serve(ctx context.Context, bridge net.Conn, dial gcsserver.Diale
 	return gcsserver.Serve(ctx, bridge, dial, g.rt, g.log)
 }
 
-// port is a virtio-serial port. The kernel reports a host that is not there by empty reads, for ever;
-// here the first is io.EOF and after that Read waits until the next host writes.
+// port is a virtio-serial port. While no host is connected, the kernel returns empty reads for ever; here, the first is
+// io.EOF, after which Read blocks until the next host writes.
 type port struct {
 	*os.File
 	raw  syscallConn
@@ -280,7 +280,7 @@ func (p *port) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// loopbackUp brings up the loopback interface, which all containers share.
+// loopbackUp brings up the VM's loopback interface, which containers without a network of their own share.
 func loopbackUp(log *slog.Logger) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {

@@ -17,18 +17,18 @@ type modules struct {
 	dir string
 	log *slog.Logger
 
-	known  chan struct{} // closed when lazy is filled in
-	lazy   map[string][]string
-	mu     sync.Mutex // held while something is loaded
+	known  chan struct{}       // closed when lazy is complete
+	lazy   map[string][]string // files to load, by feature
+	mu     sync.Mutex          // held while modules are loaded
 	loaded map[string]bool
-	behind sync.Once
+	once   sync.Once // of background
 }
 
 func newModules(dir string, log *slog.Logger) *modules {
 	return &modules{dir: dir, log: log, known: make(chan struct{}), lazy: map[string][]string{}, loaded: map[string]bool{}}
 }
 
-// early loads the modules listed one per line.
+// early loads the modules of a list file, one per line, in order.
 func (m *modules) early(list string) {
 	b, err := os.ReadFile(list)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -41,7 +41,7 @@ func (m *modules) early(list string) {
 	}
 }
 
-// readLazy reads the lines "feature: file file ...".
+// readLazy reads a list of the modules to load on demand, with lines "feature: file file ...".
 func (m *modules) readLazy(list string) {
 	defer close(m.known)
 	f, err := os.Open(list)
@@ -57,11 +57,11 @@ func (m *modules) readLazy(list string) {
 	}
 }
 
-// needs are features that another one cannot do without and that modules do not declare.
+// needs are the features that a feature depends on without its modules declaring so.
 var needs = map[string][]string{"ext4": {"crc32c"}, "erofs": {"crc32c"}, "virtio_pmem": {"nd_pmem"}}
 
-// load loads what a feature needs, once. A feature without a line is built in, or not there: the mount
-// will tell.
+// load loads the modules of a feature, once. A feature that is not listed is built in or missing; in that case the
+// mount fails.
 func (m *modules) load(feature string) {
 	<-m.known
 	m.mu.Lock()
@@ -80,9 +80,9 @@ func (m *modules) loadLocked(feature string) {
 	}
 }
 
-// background loads, while the host is busy with other things, what it will want first.
+// background loads the modules that a host will need first, once. It returns when they are loaded.
 func (m *modules) background() {
-	m.behind.Do(func() {
+	m.once.Do(func() {
 		for _, f := range []string{"virtio_scsi", "sd_mod", "ext4", "overlay", "virtio_pmem", "erofs"} {
 			m.load(f)
 		}

@@ -16,8 +16,7 @@ import (
 	"github.com/stratavm/strata/internal/guest/procs"
 )
 
-// linuxRuntime is the gcsserver.Runtime of a Linux system: mounts and processes, each of which knows the other
-// by an interface only.
+// linuxRuntime is the gcsserver.Runtime of a Linux system. It combines the tables of mounts, processes and networks.
 type linuxRuntime struct {
 	*mounts.Table
 	processes
@@ -40,8 +39,8 @@ func newLinuxRuntime(log *slog.Logger, spawn *procs.Spawner, c mounts.Config) *l
 		powerOff: func() error { return gcsserver.ErrUnsupported }}
 }
 
-// Create implements gcsserver.Runtime. A container that may change its network may make bridges, for which the kernel
-// would look for a program that loads modules.
+// Create implements gcsserver.Runtime. For a container with CAP_NET_ADMIN it loads the bridge module: the guest has no
+// modprobe by which the kernel could do so on demand.
 func (r *linuxRuntime) Create(ctx context.Context, id string, config gcs.ContainerConfig) error {
 	if s := config.OciSpecification; r.load != nil && s != nil && s.Process != nil && s.Process.Capabilities != nil &&
 		slices.Contains(s.Process.Capabilities.Bounding, "CAP_NET_ADMIN") {
@@ -61,11 +60,11 @@ func (r *linuxRuntime) Modify(ctx context.Context, m gcsserver.Modification, dia
 	return r.Table.Modify(ctx, m, dial)
 }
 
-// Await implements what gcsserver asks of a runtime that can be held.
+// Await blocks while the VM is held as a template. gcsserver calls it before other requests.
 func (r *linuxRuntime) Await(ctx context.Context) error { return r.template.await(ctx) }
 
-// listTime bounds how long networks that are being changed are waited for.
-const listTime = 20 * time.Second
+// listTimeout is how long Mounts waits for networks that are being changed.
+const listTimeout = 20 * time.Second
 
 // Mounts implements gcsserver.Runtime.
 func (r *linuxRuntime) Mounts(ctx context.Context) ([]gcs.Mount, error) {
@@ -73,19 +72,20 @@ func (r *linuxRuntime) Mounts(ctx context.Context) ([]gcs.Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, listTime)
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	networks, err := r.networks.List(ctx)
 	return append(mounts, networks...), err
 }
 
-// What the boot image holds for containers, and where the agent keeps their folders: nothing that hosts mount is there.
+// pausePath is the boot image's init for containers. containersPath is where the agent keeps the bundles of containers;
+// hosts cannot mount there.
 const (
 	pausePath      = "/sbin/catatonit"
 	containersPath = "/var/strata/containers"
 )
 
-// useCrun has containers run by the crun or runc of the boot image.
+// useCrun makes the crun or runc of the boot image the container runtime.
 func (r *linuxRuntime) useCrun(spawn *procs.Spawner) error {
 	for _, path := range []string{pausePath, "/sys/fs/cgroup/cgroup.controllers"} {
 		if _, err := os.Stat(path); err != nil {
@@ -107,8 +107,7 @@ func (r *linuxRuntime) useCrun(spawn *procs.Spawner) error {
 	return nil
 }
 
-// PowerOff implements gcsserver.Runtime: processes are ended, everything is unmounted in reverse order as far as
-// that goes, and the machine stops.
+// PowerOff implements gcsserver.Runtime: it ends all processes, unmounts what can be unmounted, and stops the machine.
 func (r *linuxRuntime) PowerOff(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -8,7 +8,7 @@ import (
 	"github.com/stratavm/strata/internal/guest/procs"
 )
 
-// systemMount is a mount that the VM itself has.
+// systemMount is a mount of the VM itself.
 type systemMount struct {
 	target, kind string
 	flags        uintptr
@@ -29,11 +29,12 @@ var guestMounts = []systemMount{
 	{target: "/sys/fs/cgroup", kind: "cgroup2", flags: procs.NoSUIDDevExec, optional: true},
 }
 
-// raiseLimits sets what every process may have open, and how many of them there may be, to what container engines set,
-// or as far as this process may.
+// raiseLimits raises the limits of open files and of processes to those that container engines set, or to this
+// process's hard limit.
 func raiseLimits() {
 	for resource, want := range map[int]uint64{unix.RLIMIT_NOFILE: 1 << 20, unix.RLIMIT_NPROC: unix.RLIM_INFINITY} {
-		// The function of package syscall: what is set by it is not put back in children.
+		// Not unix.Setrlimit: package syscall restores the original RLIMIT_NOFILE in child processes unless it was set
+		// by its own function.
 		if syscall.Setrlimit(resource, &syscall.Rlimit{Cur: want, Max: want}) == nil {
 			continue
 		}

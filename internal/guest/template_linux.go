@@ -15,18 +15,18 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// template is the state of a VM that hosts save and load many times. Once it is held it does nothing that a host asks
-// for, in the VM that is saved as in those that are loaded, until that host has renewed it: so no two of them draw
-// the same random numbers. The zero value holds nothing and cannot be held.
+// template is the state of a VM as a template, which hosts save once and load many times. While it is held, the agent
+// serves no requests, neither in the saved VM nor in those loaded from it, until the host has renewed it with new
+// entropy: so no two of them draw the same random numbers. The zero value is not held and cannot be.
 type template struct {
-	settle func() // returns when nothing of the boot is under way any more
+	settle func() // blocks until the boot is complete
 	renew  func(hcsschema.TemplateRenewal) error
 
 	mu   sync.Mutex    // held while it is renewed
 	held chan struct{} // closed when it is renewed; nil: not held
 }
 
-// callHooks has those of the configuration called.
+// callHooks installs the hooks of the configuration.
 func (t *template) callHooks(c Config) {
 	if settle := t.settle; c.Hold != nil {
 		t.settle = func() { settle(); c.Hold() }
@@ -36,7 +36,7 @@ func (t *template) callHooks(c Config) {
 	}
 }
 
-// await waits for as long as the VM is held.
+// await blocks while the VM is held.
 func (t *template) await(ctx context.Context) error {
 	t.mu.Lock()
 	held := t.held
@@ -86,10 +86,10 @@ func (t *template) modify(m gcsserver.Modification) error {
 	return fmt.Errorf("%s of a template: %w", m.RequestType, gcsserver.ErrUnsupported)
 }
 
-// minEntropy is the least that makes a VM's random numbers its own, in bytes.
+// minEntropy is the least entropy, in bytes, that makes a VM's random numbers unique.
 const minEntropy = 32
 
-// renew gives the kernel new random numbers and the time.
+// renew seeds the kernel's random number generator and sets the clock.
 func renew(r hcsschema.TemplateRenewal) error {
 	if len(r.Entropy) < minEntropy || len(r.Entropy) > seedSize {
 		return fmt.Errorf("%d bytes of entropy: %w", len(r.Entropy), gcsserver.ErrInvalid)
@@ -99,12 +99,12 @@ func renew(r hcsschema.TemplateRenewal) error {
 		return err
 	}
 	defer f.Close()
-	// struct rand_pool_info of linux/random.h: bits, bytes, and these.
+	// struct rand_pool_info of linux/random.h: entropy in bits, length in bytes, data.
 	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(r.Entropy)))
 	info = binary.NativeEndian.AppendUint32(info, uint32(len(r.Entropy)))
 	info = append(info, r.Entropy...)
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0])))
-	if errno == 0 { // what was drawn before is used up: all processors begin anew
+	if errno == 0 { // reseed, so that no CPU uses its state from before
 		_, _, errno = unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0)
 	}
 	if errno != 0 {

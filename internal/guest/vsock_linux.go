@@ -16,12 +16,12 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// vsockHost is the context id of the host.
+// vsockHost is the host's CID, VMADDR_CID_HOST.
 const vsockHost = 2
 
-// serveVSock serves hosts over vsock, where the kernel command line says so: with "strata.vsock" the
-// agent dials the host, which is what Microsoft's host awaits; with "strata.vsock=DIGEST" it listens.
-// It does when serveVSock returns: a host that is answered on a serial port can rely on it.
+// serveVSock serves hosts over vsock if the kernel command line says so: with "strata.vsock" the agent dials the host,
+// as Microsoft's host expects; with "strata.vsock=DIGEST" it listens. When serveVSock returns, the agent is listening,
+// so that a host that is answered on a serial port can rely on it.
 func (g *guest) serveVSock(ctx context.Context, words map[string]string) {
 	digest, ok := words["strata.vsock"]
 	if !ok {
@@ -44,8 +44,8 @@ func (g *guest) serveVSock(ctx context.Context, words map[string]string) {
 	go gcs.ServeHosts(l, digest, func(stream io.ReadWriteCloser) { g.session(ctx, stream) })
 }
 
-// dialHost dials the host, again and again. Microsoft's host does not take the bridge before it has given
-// the guest a seed and been dialled for the guest's log.
+// dialHost dials the host until ctx ends, and again after each session. Microsoft's host accepts the bridge only after
+// the guest has connected to its entropy and log ports.
 func (g *guest) dialHost(ctx context.Context, dial gcsserver.Dialer) {
 	var seeded, logged bool
 	for ctx.Err() == nil {
@@ -57,27 +57,27 @@ func (g *guest) dialHost(ctx context.Context, dial gcsserver.Dialer) {
 		}
 		conn, err := dial(ctx, gcs.PortBridge)
 		if err != nil {
-			select { // there is no event for the host's beginning to listen
-			case <-time.After(redialTime):
+			select { // no event says when the host begins to listen
+			case <-time.After(redialInterval):
 			case <-ctx.Done():
 			}
 			continue
 		}
-		seeded, logged = true, true // a host that has taken the bridge does not want the others any more
+		seeded, logged = true, true // once it has accepted the bridge, a host does not accept the others
 		if err := gcsserver.Serve(ctx, conn, dial, g.rt, g.log); err != nil {
 			g.log.Warn("session ended", "err", err)
 		}
 	}
 }
 
-// redialTime is the time between two tries to reach a host that dials nobody.
-const redialTime = 100 * time.Millisecond
+// redialInterval is the pause between attempts to dial the host.
+const redialInterval = 100 * time.Millisecond
 
-// seedSize is the most that is taken of a host's seed, in bytes.
+// seedSize is the maximum size of a host's seed in bytes; more is ignored.
 const seedSize = 512
 
-// takeSeed adds what a host sends on its entropy port to the kernel's pool. It reports whether the host
-// was there.
+// takeSeed adds the seed from the host's entropy port to the kernel's entropy pool. It reports whether it could
+// connect.
 func takeSeed(ctx context.Context, dial gcsserver.Dialer) bool {
 	conn, err := dial(ctx, gcs.PortEntropy)
 	if err != nil {
@@ -85,13 +85,13 @@ func takeSeed(ctx context.Context, dial gcsserver.Dialer) bool {
 	}
 	defer conn.Close()
 	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
-	b, _ := io.ReadAll(io.LimitReader(conn, seedSize)) // a part is good as well
+	b, _ := io.ReadAll(io.LimitReader(conn, seedSize)) // a part helps too
 	_ = os.WriteFile("/dev/urandom", b, 0)
 	return true
 }
 
-// sendLog sends the agent's log from now on to the host as well, one JSON object a line. It reports whether
-// the host was there.
+// sendLog makes the agent log to the host's log port as well, one JSON object per line. It reports whether it could
+// connect.
 func (g *guest) sendLog(ctx context.Context, dial gcsserver.Dialer) bool {
 	conn, err := dial(ctx, gcs.PortLog)
 	if err != nil {
@@ -103,20 +103,20 @@ func (g *guest) sendLog(ctx context.Context, dial gcsserver.Dialer) bool {
 	return true
 }
 
-// hostLog is the log connection to a host, which may stop to read: then no more is sent.
+// hostLog writes to a host's log connection. If a write fails or times out, later ones are dropped.
 type hostLog struct {
 	conn  net.Conn
 	ended atomic.Bool
 }
 
-// hostLogTime bounds one write.
-const hostLogTime = time.Second
+// hostLogTimeout bounds one write.
+const hostLogTimeout = time.Second
 
 func (h *hostLog) Write(p []byte) (int, error) {
 	if h.ended.Load() {
 		return len(p), nil
 	}
-	_ = h.conn.SetWriteDeadline(time.Now().Add(hostLogTime))
+	_ = h.conn.SetWriteDeadline(time.Now().Add(hostLogTimeout))
 	if _, err := h.conn.Write(p); err != nil {
 		h.ended.Store(true)
 		h.conn.Close()
@@ -124,8 +124,7 @@ func (h *hostLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// dialHostPort is the Dialer over vsock. Its connection is nil where there is an error, and not a nil
-// pointer in an interface, on which methods could be called.
+// dialHostPort is the Dialer over vsock. On error it returns a nil interface, not an interface with a nil pointer.
 func dialHostPort(ctx context.Context, port uint32) (net.Conn, error) {
 	conn, err := vsock.DialContext(ctx, vsockHost, port, nil)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/stratavm/strata/internal/gcs"
 )
 
-// properties answers what a host asks of the VM or a container.
+// properties returns the properties of the VM or a container that the request names.
 func (s *session) properties(ctx context.Context, container string, payload []byte) (base, error) {
 	var r gcs.PropertiesRequest
 	if err := Decode(payload, &r); err != nil {
@@ -53,8 +53,7 @@ func (s *session) properties(ctx context.Context, container string, payload []by
 	return &gcs.PropertiesResponse{Properties: text}, err
 }
 
-// pageBytes is about how much of a list goes into one answer; JSON inside a JSON string grows by its
-// quotes.
+// pageBytes is the approximate size of one page of a list. It leaves room for escaping JSON inside a JSON string.
 const pageBytes = 24 << 10
 
 func page(all []gcs.Mount, offset int) (mounts []gcs.Mount, next int) {

@@ -18,11 +18,11 @@ import (
 // Dialer connects to a port of the host.
 type Dialer func(ctx context.Context, port uint32) (net.Conn, error)
 
-// Process says what to run. The streams are connections to the host, or nil; the Runtime closes them.
+// Process is a process to start. The Runtime closes its streams.
 type Process struct {
 	Container string // empty: the VM itself
-	// First stands for the process in the container's document, with these streams. With it the container
-	// begins and ends. Instance is then that of the document, see gcs.ContainerConfig.
+	// First selects the process of the container's spec, with these streams; Args to Terminal are ignored. The
+	// container starts and ends with it. Instance is then that of its configuration, see gcs.ContainerConfig.
 	First    bool
 	Instance string
 	Args     []string
@@ -30,65 +30,65 @@ type Process struct {
 	Dir      string
 	MakeDir  bool     // create Dir when it is missing
 	User     string   // "", "name", "uid", "uid:gid" or "name:group"
-	Groups   []uint32 // more groups than the user's own
+	Groups   []uint32 // supplementary groups
 	Terminal bool
 	Width    uint16
 	Height   uint16
-	Streams  [3]net.Conn // stdin, stdout, stderr
+	Streams  [3]net.Conn // stdin, stdout, stderr: connections to the host, or nil
 }
 
-// holder is a Runtime that can be held, by a Modify of hcsschema.ResourceTemplate, until it is renewed by another one.
-// Await, which waits for that, is called before all else that hosts ask for.
+// holder is a Runtime that a Modify of hcsschema.ResourceTemplate can hold as a template, until another one renews it.
+// Await blocks while it is held; it is called before all other requests.
 type holder interface {
 	Await(ctx context.Context) error
 }
 
-// Modification is a guest request as it came.
+// Modification is a modify request of a host, with its settings undecoded.
 type Modification struct {
 	RequestType  hcsschema.RequestType
 	ResourceType hcsschema.ResourceType
 	Settings     json.RawMessage
 }
 
-// Runtime does what requests ask for. Its methods are called concurrently. Errors match the sentinels
-// of this package where one fits.
+// Runtime carries out requests. Its methods are called concurrently. Errors match the sentinels of this package where
+// one applies.
 type Runtime interface {
-	// Begin notes a change until end is called. It is called for each Modify, in the order in which hosts ask: Mounts
-	// waits for those that were noted before.
+	// Begin registers a change, until end is called. It is called before each Modify, in the order of requests: Mounts
+	// waits for the changes that were registered before.
 	Begin() (end func())
 	Modify(ctx context.Context, m Modification, dial Dialer) error
-	// Create makes a container known. One of that id that is there already is an error matching ErrContainer.
+	// Create registers a container. If the id exists the error matches ErrContainer.
 	Create(ctx context.Context, id string, config gcs.ContainerConfig) error
-	// Exec starts a process and returns the number by which it is known from then on.
+	// Exec starts a process and returns its PID, by which hosts refer to it.
 	Exec(ctx context.Context, p Process) (uint32, error)
-	// Wait returns the exit code of a process, also of one that has ended before.
+	// Wait waits until a process has ended, and returns its exit code.
 	Wait(ctx context.Context, container string, pid uint32) (int, error)
 	Signal(ctx context.Context, container string, pid uint32, signal int) error
 	Resize(ctx context.Context, container string, pid uint32, width, height uint16) error
-	// Mounts lists what is mounted, after each Modify that began before has ended, whoever asked for it.
-	// When one takes too long the error matches ErrBusy.
+	// Mounts returns the mounts, after the changes of any session that were registered before have ended. If one takes
+	// too long the error matches ErrBusy.
 	Mounts(ctx context.Context) ([]gcs.Mount, error)
 	Processes(container string) ([]uint32, error)
-	// Stats reports what a container uses that runs.
+	// Stats returns the resource usage of a running container.
 	Stats(container string) (vmm.ContainerStats, error)
-	// Pause stops all processes of a container that runs, until Resume lets them go on. The errors match vmm.ErrPaused
-	// and vmm.ErrNotPaused where it is so, or is not so, already.
+	// Pause stops all processes of a running container until Resume. Pause of a paused container is an error that
+	// matches vmm.ErrPaused, Resume of one that is not an error that matches vmm.ErrNotPaused.
 	Pause(ctx context.Context, container string) error
 	Resume(ctx context.Context, container string) error
-	// Update changes the limits of a container that runs which are set in r.
+	// Update changes those limits of a running container that are set in r.
 	Update(ctx context.Context, container string, r specs.LinuxResources) error
-	// Ended waits for the end of a container that begins with its First process, and returns how it came:
-	// one of the types of [gcs.Notification]. One that is deleted before it has begun is an error.
+	// Ended waits until a container has ended, and returns how: a type of [gcs.Notification]. It returns an error if
+	// the container is deleted before its First process was started.
 	Ended(ctx context.Context, container string) (string, error)
 	// Stop sends a signal to the first process of a container.
 	Stop(ctx context.Context, container string, signal int) error
-	// Delete kills what runs in a container and forgets it. An unknown container is no error.
+	// Delete kills the processes of a container and removes it. An unknown container is no error.
 	Delete(ctx context.Context, container string) error
-	// PowerOff ends the VM. It returns only when that failed.
+	// PowerOff ends the VM. It returns only if that fails.
 	PowerOff(ctx context.Context) error
 }
 
-// Sentinels that say to the host what kind of error it is.
+// Sentinel errors, which ResultOf maps to results of the protocol.
 var (
 	ErrBusy        = errors.New("in use")
 	ErrNotFound    = errors.New("not found")
@@ -118,7 +118,7 @@ var results = []struct {
 	{gcs.ErrTooLarge, gcs.ResultFail},
 }
 
-// ResultOf returns the result that says to the host what kind of error it is.
+// ResultOf returns the protocol's result for an error, by default gcs.ResultFail.
 func ResultOf(err error) gcs.HRESULT {
 	for _, r := range results {
 		if errors.Is(err, r.err) {
@@ -128,8 +128,8 @@ func ResultOf(err error) gcs.HRESULT {
 	return gcs.ResultFail
 }
 
-// Decode reads a document strictly enough to be useful and loosely enough for hosts of all ages:
-// members are matched without regard to case, unknown ones are dropped.
+// Decode decodes JSON leniently, for hosts of all versions: names match regardless of case, unknown members are
+// ignored, and empty input leaves v unchanged. Errors match ErrJSON.
 func Decode(b []byte, v any) error {
 	if len(b) == 0 {
 		return nil

@@ -16,14 +16,14 @@ import (
 	"github.com/stratavm/strata/internal/gcs"
 )
 
-// version is what the agent says of itself as the capability StrataAgent.
+// version is the value of the capability StrataAgent.
 const version = 1
 
-// maxRequest is the largest request the agent reads, in bytes. All arguments that Linux takes fit.
+// maxRequest is the maximum size of a request in bytes. The longest arguments that Linux accepts fit.
 const maxRequest = gcs.LargestMaxMessage
 
-// maxConcurrent bounds the requests of one session that run at the same time; then the host has to
-// wait. Waiting for processes is what there is most of.
+// maxConcurrent is how many requests of a session run at the same time before no more are read. Most are waits for
+// processes.
 const maxConcurrent = 4096
 
 // session is one bridge.
@@ -32,15 +32,14 @@ type session struct {
 	dial       Dialer
 	log        *slog.Logger
 	negotiated atomic.Bool
-	running    sync.WaitGroup // what there is to be waited for when the host is gone
+	running    sync.WaitGroup // requests under way
 
 	writing sync.Mutex
 	conn    net.Conn
 }
 
-// Serve answers the requests of one bridge until the host hangs up (nil), breaks the protocol, or ctx
-// ends. It closes conn, and returns when the requests under way have come to rest, except that waiting
-// for processes ends with the session.
+// Serve answers the requests of one bridge until the host disconnects (nil), violates the protocol, or ctx ends (nil).
+// It closes conn and cancels waits for processes, and returns when the other requests under way have completed.
 func Serve(ctx context.Context, conn net.Conn, dial Dialer, rt Runtime, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer conn.Close()
@@ -63,7 +62,7 @@ func Serve(ctx context.Context, conn net.Conn, dial Dialer, rt Runtime, log *slo
 		}
 		slots <- struct{}{}
 		end := func() {}
-		if h.Type == gcs.TypeModifySettings { // in the order of requests: those that follow are handled beside it
+		if h.Type == gcs.TypeModifySettings { // here, because the requests themselves run concurrently
 			end = sync.OnceFunc(rt.Begin())
 		}
 		s.running.Go(func() {
@@ -76,14 +75,14 @@ func Serve(ctx context.Context, conn net.Conn, dial Dialer, rt Runtime, log *slo
 
 type base interface{ Base() *gcs.ResponseBase }
 
-// handle answers a request. end says that what it changes has been changed.
+// handle runs a request and sends the response. It calls end when the mounts that the request changes have changed.
 func (s *session) handle(ctx context.Context, h gcs.Header, payload []byte, end func()) {
 	started := time.Now()
 	var req gcs.RequestBase
 	var resp base = &gcs.EmptyResponse{}
 	err := Decode(payload, &req)
 	if err == nil {
-		if req.ContainerId != "" && req.ContainerId != gcs.NullContainer { // no change of what is mounted
+		if req.ContainerId != "" && req.ContainerId != gcs.NullContainer { // changes no mounts
 			end()
 		}
 		var r base
@@ -103,7 +102,7 @@ func (s *session) handle(ctx context.Context, h gcs.Header, payload []byte, end 
 	s.send(gcs.Header{Type: h.Type.Response(), ID: h.ID}, resp)
 }
 
-// setError fills in an error so that the answer stays within the size that hosts accept.
+// setError sets the error of a response. It truncates the text so that hosts accept the response's size.
 func setError(b *gcs.ResponseBase, err error) {
 	const most = 3000
 	text := err.Error()
@@ -130,8 +129,7 @@ func (s *session) send(h gcs.Header, payload any) {
 	}
 }
 
-// guarded routes a request. A panic becomes the request's error: the agent is PID 1, whose end is that of
-// the whole VM.
+// guarded calls route and turns a panic into an error: the agent is PID 1, and its end would be that of the VM.
 func (s *session) guarded(ctx context.Context, t gcs.MessageType, b gcs.RequestBase,
 	payload []byte) (r base, err error) {
 	defer func() {
@@ -159,7 +157,7 @@ func (s *session) route(ctx context.Context, t gcs.MessageType, b gcs.RequestBas
 			return nil, err
 		}
 	}
-	// What changes the guest is finished even when the host goes away.
+	// Changes of the guest are completed even if the host disconnects.
 	lasting := context.WithoutCancel(ctx)
 	switch t {
 	case gcs.TypeModifySettings:
@@ -229,7 +227,7 @@ func (s *session) negotiate(payload []byte) (base, error) {
 	return resp, nil
 }
 
-// await waits while the runtime is held.
+// await blocks while the runtime is held as a template.
 func (s *session) await(ctx context.Context) error {
 	if h, ok := s.rt.(holder); ok {
 		return h.Await(ctx)
@@ -259,7 +257,7 @@ func (s *session) modify(ctx context.Context, container string, payload []byte) 
 	return nil
 }
 
-// modifyContainer changes a container that runs.
+// modifyContainer pauses, resumes or updates a running container.
 func (s *session) modifyContainer(ctx context.Context, id string, m Modification) error {
 	type request struct {
 		resource hcsschema.ResourceType
@@ -298,17 +296,17 @@ func (s *session) create(ctx context.Context, container string, payload []byte) 
 	return s.rt.Create(ctx, container, config)
 }
 
-// notifyEnd sends the notification that a container has ended, once, to the host that created it.
+// notifyEnd waits until a container has ended, and notifies the host that created it.
 func (s *session) notifyEnd(ctx context.Context, container, activity string) {
 	how, err := s.rt.Ended(ctx, container)
 	if err != nil {
-		return // the host is gone, or the container never began
+		return // the host has disconnected, or the container was never started
 	}
 	s.send(gcs.Header{Type: gcs.TypeNotification}, &gcs.Notification{ContainerId: container, ActivityId: activity,
 		Type: how, Operation: "None"})
 }
 
-// wait answers when the process has ended or the request's own time is over.
+// wait responds when the process has ended or the request's timeout has expired.
 func (s *session) wait(ctx context.Context, container string, payload []byte) (base, error) {
 	var r gcs.WaitRequest
 	if err := Decode(payload, &r); err != nil {

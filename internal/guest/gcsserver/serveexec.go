@@ -12,8 +12,8 @@ import (
 	"github.com/stratavm/strata/internal/gcs"
 )
 
-// dialTime bounds how long the host's ports are tried.
-const dialTime = 20 * time.Second
+// dialTimeout bounds dialling the host's ports.
+const dialTimeout = 20 * time.Second
 
 func (s *session) exec(ctx context.Context, container string, payload []byte) (base, error) {
 	var r gcs.ExecuteRequest
@@ -32,7 +32,7 @@ func (s *session) exec(ctx context.Context, container string, payload []byte) (b
 	if r.Settings.VsockStdioRelaySettings != nil {
 		ports = *r.Settings.VsockStdioRelaySettings
 	}
-	// The host listens already and wants to be dialled before the answer.
+	// The host is listening, and expects the connections before the response.
 	streams, err := s.connect(ctx, params, ports)
 	if err != nil {
 		return nil, err
@@ -50,8 +50,7 @@ func (s *session) exec(ctx context.Context, container string, payload []byte) (b
 	return &gcs.ExecuteResponse{ProcessId: pid}, nil
 }
 
-// processOf is the process that parameters describe. Without a program of their own they mean the one in
-// the container's document.
+// processOf converts a request's parameters. Without a program, they select the process of the container's spec.
 func processOf(container string, params gcs.ProcessParameters) (Process, error) {
 	if params.CreateInUtilityVM {
 		container = ""
@@ -81,7 +80,7 @@ func processOf(container string, params gcs.ProcessParameters) (Process, error) 
 	return p, nil
 }
 
-// Describe takes over what a process of the runtime specification says.
+// Describe sets the fields of p from an OCI process.
 func (p *Process) Describe(o *specs.Process) {
 	p.Args, p.Env, p.Dir, p.Terminal = o.Args, o.Env, o.Cwd, o.Terminal || p.Terminal
 	if p.User = o.User.Username; p.User == "" && (o.User.UID != 0 || o.User.GID != 0) {
@@ -93,8 +92,8 @@ func (p *Process) Describe(o *specs.Process) {
 	}
 }
 
-// splitCommandLine takes a command line apart at blanks, with quotes and backslashes as in a shell, by the
-// library that Microsoft's guest uses. What only a shell can do is an error.
+// splitCommandLine splits a command line at spaces, with quotes and backslashes as in a shell, by the library that
+// Microsoft's guest uses. Syntax that needs a shell, such as pipes, is an error.
 func splitCommandLine(line string) ([]string, error) {
 	parser := shellwords.NewParser()
 	args, err := parser.Parse(line)
@@ -110,7 +109,7 @@ func splitCommandLine(line string) ([]string, error) {
 
 func (s *session) connect(ctx context.Context, params gcs.ProcessParameters,
 	ports gcs.StdioPorts) ([3]net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	var conns [3]net.Conn
 	wanted := [3]bool{params.CreateStdInPipe, params.CreateStdOutPipe, params.CreateStdErrPipe}

@@ -1,5 +1,5 @@
-// Package guestmain makes a program one that a Linux guest can boot. What imports it carries the guest's agent, and
-// package bootimage recognises it by Marker.
+// Package guestmain makes a program usable as the init of a Linux guest. A program that imports it contains the guest's
+// agent, and package bootimage recognises it by Marker.
 package guestmain
 
 import (
@@ -11,14 +11,14 @@ import (
 	"github.com/stratavm/strata/internal/treecopy"
 )
 
-// Marker is in the binaries of programs that call Main, and only in these.
+// Marker is a string that only the binaries of programs that call Main contain.
 const Marker = "org.stratavm.strata/carries-the-guest-agent/1"
 
 // identify is the argument that Main answers with Marker.
 const identify = "--strata-agent"
 
-// Main is to be called first thing in main. When this process is the first one of a VM, whose kernel calls it
-// /init, Main does that work and returns the exit code and true; the caller then exits.
+// Main must be called first in main. If this process is PID 1 of a VM, started as /init, or a helper process of this
+// program, Main does its work and returns the exit code and true; the caller must then exit.
 func Main() (code int, handled bool) {
 	if code, handled = treecopy.Run(os.Args); handled {
 		return code, true

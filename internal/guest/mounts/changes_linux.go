@@ -10,14 +10,14 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// changes are the requests under way that change what is mounted, of all sessions: also those of a host
-// that is gone, which are finished all the same.
+// changes are the requests under way that change mounts, of all sessions. Those of a host that has disconnected are
+// completed too.
 type changes struct {
 	mu    sync.Mutex
 	under []chan struct{} // each closed when its change ends
 }
 
-// begin notes a change until end is called.
+// begin registers a change until end is called.
 func (c *changes) begin() (end func()) {
 	ended := make(chan struct{})
 	c.mu.Lock()
@@ -31,7 +31,7 @@ func (c *changes) begin() (end func()) {
 	}
 }
 
-// settle waits for the changes that have begun before.
+// settle waits until the changes that were registered before it have ended.
 func (c *changes) settle(ctx context.Context) error {
 	c.mu.Lock()
 	under := slices.Clone(c.under)
@@ -40,7 +40,7 @@ func (c *changes) settle(ctx context.Context) error {
 		select {
 		case <-ended:
 		case <-ctx.Done():
-			return fmt.Errorf("what is mounted is still being changed: %w: %w", gcsserver.ErrBusy, context.Cause(ctx))
+			return fmt.Errorf("mounts are still being changed: %w: %w", gcsserver.ErrBusy, context.Cause(ctx))
 		}
 	}
 	return nil
@@ -59,7 +59,7 @@ func (t *Table) Mounts(ctx context.Context) ([]gcs.Mount, error) {
 	return t.known(), nil
 }
 
-// known are the mounts as they are in this moment.
+// known returns the current mounts.
 func (t *Table) known() []gcs.Mount {
 	t.mu.Lock()
 	defer t.mu.Unlock()

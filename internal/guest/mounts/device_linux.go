@@ -16,11 +16,11 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// deviceTime bounds the wait for a device that the host says it has attached.
+// deviceTime bounds the wait for a device to appear that the host has attached.
 const deviceTime = 20 * time.Second
 
-// rescanAfter is when the host adapter is told to look again at one address. It is needed where the
-// device never went away for the host (removed in the guest only), so that no event announces it.
+// rescanAfter is when a SCSI address is rescanned. That is needed if the disk was removed in the guest only and stayed
+// attached on the host, so that no event announces it.
 const rescanAfter = 300 * time.Millisecond
 
 // Devices finds block devices by their address.
@@ -71,7 +71,7 @@ func (d *Devices) scsiHosts() ([]int, error) {
 	return out, nil
 }
 
-// scsiDir is the sysfs directory of a disk, whether it is there or not.
+// scsiDir returns the sysfs directory of a disk, which may not exist, and its SCSI host number.
 func (d *Devices) scsiDir(controller, lun uint8) (string, int, error) {
 	hosts, err := d.scsiHosts()
 	if err != nil {
@@ -105,9 +105,9 @@ func (d *Devices) lookDisk(controller, lun uint8, partition uint64) (string, err
 	return d.usable(name)
 }
 
-// usable returns the node of a block device once it can be opened: it appears in sysfs before that, and
-// the event comes after it. A disk that is on its way out, with the next one at its address to come,
-// still has a node that answers "no such device".
+// usable returns the device node of a block device, or errAbsent until it can be opened: the device appears in sysfs
+// before its node does. The node of a disk that is being removed still exists, but opening it fails with ENXIO or
+// ENODEV.
 func (d *Devices) usable(name string) (string, error) {
 	node := filepath.Join(d.Dev, name)
 	f, err := os.Open(node)
@@ -159,7 +159,7 @@ func (d *Devices) rescan(controller, lun uint8) {
 	}
 }
 
-// eject makes the guest release a disk. A disk that is not there is gone already.
+// eject removes a disk from the guest. A disk that does not exist is no error.
 func (d *Devices) eject(controller, lun uint8) error {
 	dir, _, err := d.scsiDir(controller, lun)
 	if errors.Is(err, errAbsent) {
@@ -182,15 +182,14 @@ func (d *Devices) eject(controller, lun uint8) error {
 	return nil
 }
 
-// PMEMRule says which slot a persistent-memory device is in. The kernel numbers them as it finds
-// them, so a number says nothing.
+// PMEMRule maps persistent-memory devices to slots. The kernel's numbers are of no use: they follow the order of
+// discovery.
 type PMEMRule struct {
-	base, stride uint64 // slot = (physical address - base) / stride, when stride is not 0
-	pci          string // else the PCI address of slot 0, when not empty; slot n is n devices further
+	base, stride uint64 // if stride is not 0: slot = (physical address - base) / stride
+	pci          string // else, if not empty: the PCI address of slot 0; slot n has the device number n higher
 }
 
-// ParsePMEM reads the value of the kernel command line's word strata.pmem: "BASE,STRIDE" (hex), or
-// "pci:DOMAIN:BUS:DEVICE.FUNCTION".
+// ParsePMEM parses the kernel parameter strata.pmem: "BASE,STRIDE" in hex, or "pci:DOMAIN:BUS:DEVICE.FUNCTION".
 func ParsePMEM(s string) (PMEMRule, error) {
 	if s == "" {
 		return PMEMRule{}, nil
@@ -249,7 +248,7 @@ func (d *Devices) lookPMEM(slot uint32) (string, error) {
 	return "", errAbsent
 }
 
-// matches says whether the device whose sysfs directory is path, the nth by PCI address, is in slot.
+// matches reports whether a device is in slot; path is its sysfs directory, and it is the nth in the order of these.
 func (r PMEMRule) matches(slot uint32, nth int, path string) bool {
 	switch {
 	case r.stride != 0:

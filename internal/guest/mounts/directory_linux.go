@@ -17,9 +17,9 @@ import (
 // dialTime bounds how long the host's port is tried.
 const dialTime = 20 * time.Second
 
-// addDirectory mounts a Plan9 share whose server the host has on a port. The kernel wants a
-// descriptor; the connection may be a stream of a multiplexer, so that its bytes are carried over.
-// When the session with the host ends, so does the share: the mount stays and answers with errors.
+// addDirectory mounts a Plan9 share that the host serves on a port. The kernel needs a file descriptor, but the
+// connection may be a stream of a multiplexer, so its bytes are relayed over a socket pair. When the host's session
+// ends, the mount stays, but its operations fail.
 func (t *Table) addDirectory(ctx context.Context, s hcsschema.LCOWMappedDirectory, dial gcsserver.Dialer) error {
 	if err := t.CheckPath(s.MountPath); err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 	"github.com/stratavm/strata/internal/hostmount"
 )
 
-// propagations are the only words of Options that have an effect.
+// propagations are the mount options that have an effect; others are ignored.
 var propagations = map[string]uintptr{
 	"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE | unix.MS_REC,
 	"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED | unix.MS_REC,
@@ -71,7 +71,7 @@ func (t *Table) addDisk(ctx context.Context, s hcsschema.LCOWMappedVirtualDisk) 
 	return nil
 }
 
-// undoAll takes back what an Add that failed has made.
+// undoAll undoes a failed Add.
 func (m *mounted) undoAll() error {
 	var errs []error
 	for _, u := range m.undo {
@@ -93,7 +93,7 @@ func linkDevice(device, path string) error {
 	return nil
 }
 
-// mountDevice finds out what is on a device and mounts it.
+// mountDevice mounts a device by the file system it is found to have, and formats it first if the request says so.
 func (t *Table) mountDevice(ctx context.Context, device string, s hcsschema.LCOWMappedVirtualDisk) error {
 	fstype, err := probe(device)
 	if err != nil {
@@ -115,7 +115,7 @@ func (t *Table) mountDevice(ctx context.Context, device string, s hcsschema.LCOW
 	return t.mountAt(device, s.MountPath, fstype, s.ReadOnly, "", s.Options)
 }
 
-// mountAt mounts a device at a path, which is made with all it takes, and undone when that fails.
+// mountAt mounts a device at a path. It creates missing directories, and removes them on error.
 func (t *Table) mountAt(device, path, fstype string, readOnly bool, data string, options []string) error {
 	t.load(fstype)
 	if err := checkSuperblock(device, fstype, readOnly); err != nil {
@@ -125,7 +125,7 @@ func (t *Table) mountAt(device, path, fstype string, readOnly bool, data string,
 	if err != nil {
 		return err
 	}
-	flags := uintptr(unix.MS_NODEV) // a node in an image would open the disks of others
+	flags := uintptr(unix.MS_NODEV) // device nodes in an image would open disks of other containers
 	if readOnly {
 		flags |= unix.MS_RDONLY
 	}
@@ -138,7 +138,7 @@ func (t *Table) mountAt(device, path, fstype string, readOnly bool, data string,
 	}
 	for _, o := range options {
 		if flag, ok := propagations[o]; ok {
-			// By the path: the open directory is the one below the mount.
+			// By path: the open directory is the one under the mount.
 			if err := unix.Mount("", path, "", flag, ""); err != nil {
 				err = fmt.Errorf("make %s %s: %w", path, o, err)
 				err = errors.Join(err, t.unmountAll(path))
@@ -159,7 +159,7 @@ func (t *Table) removeDisk(_ context.Context, s hcsschema.LCOWMappedVirtualDisk)
 		return m.Kind == "scsi" && m.Controller == s.Controller && m.Lun == s.Lun && m.Partition == s.Partition
 	})
 	if err == nil {
-		t.rootGone(s.MountPath) // it may have been one
+		t.rootGone(s.MountPath) // it may have been a container's root
 	}
 	return err
 }
@@ -273,8 +273,8 @@ func (t *Table) addCombined(_ context.Context, s hcsschema.LCOWCombinedLayers) e
 	return nil
 }
 
-// combinable fails when the scratch is in use already, or one of the parts, of which the scratch is one,
-// is not on something the host has mounted: what containers write would be in memory, and lost.
+// combinable returns an error if another overlay uses the scratch, or if a part, which the scratch is one of, is not on
+// a mount of the host: it would be in the guest's memory, and what containers write would be lost.
 func (t *Table) combinable(scratch string, parts []string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -305,11 +305,11 @@ func (t *Table) removeCombined(_ context.Context, s hcsschema.LCOWCombinedLayers
 	return err
 }
 
-// rootGone takes away what there is only for the sake of a root that is not mounted any more: its containers, and the
-// directory that was made around it where the scratch is not mounted there.
+// rootGone cleans up after a root that was unmounted: it removes its containers, and its parent directory if that is
+// empty and no mount point.
 func (t *Table) rootGone(root string) {
 	if _, mounted := mountedDevice(root); mounted {
-		return // something else
+		return // something else is mounted there
 	}
 	t.procs.RootGone(root)
 	if filepath.Base(root) == "rootfs" {
@@ -317,7 +317,7 @@ func (t *Table) rootGone(root string) {
 	}
 }
 
-// sizeOf is the size of a block device or file in bytes.
+// sizeOf returns the size of a block device or file in bytes.
 func sizeOf(path string) (int64, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -17,8 +17,7 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// The device mapper is told what to do by ioctls on its control node; each takes a header of 312 bytes,
-// followed by targets.
+// The device mapper is controlled by ioctls on its control node, each with a header of 312 bytes followed by targets.
 const (
 	dmHeader    = 312
 	dmTarget    = 40
@@ -77,7 +76,7 @@ func (t *Table) dmMake(name, kind string, bytes uint64, params string, m *mounte
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("set up the mapped device %s (%s %s): %w", name, kind, params, err), remove())
 	}
-	m.undo = append([]func() error{remove}, m.undo...) // the last made is the first to go
+	m.undo = append([]func() error{remove}, m.undo...) // removed in reverse order
 	return fmt.Sprintf("%s/dm-%d", t.devices.Dev, unix.Minor(dev)), nil
 }
 
@@ -95,7 +94,7 @@ func dmTargetSpec(kind string, sectors uint64, params string) []byte {
 	return b.Bytes()
 }
 
-// linear creates a device of a window of another.
+// linear creates a mapped device for a range of another device. offset and size are in bytes, multiples of sector.
 func (t *Table) linear(name, device string, offset, size uint64, m *mounted) (string, error) {
 	whole, err := sizeOf(device)
 	if err != nil {
@@ -106,11 +105,11 @@ func (t *Table) linear(name, device string, offset, size uint64, m *mounted) (st
 			gcsserver.ErrInvalid)
 	}
 	t.load("dm-mod")
-	t.load("dm-verity") // brings the device mapper where it is a module
+	t.load("dm-verity") // depends on the device mapper, if that is a module
 	return t.dmMake(name, "linear", size, fmt.Sprintf("%s %d", device, offset/sector), m)
 }
 
-// verity creates a device whose content is checked against a root digest.
+// verity creates a dm-verity device, whose reads are verified against a root digest.
 func (t *Table) verity(name, device string, v hcsschema.DeviceVerityInfo, m *mounted) (string, error) {
 	params, err := verityParams(device, v)
 	if err != nil {
@@ -120,8 +119,8 @@ func (t *Table) verity(name, device string, v hcsschema.DeviceVerityInfo, m *mou
 	return t.dmMake(name, "verity", uint64(v.Ext4SizeInBytes), params, m)
 }
 
-// verityParams are the parameters of the verity target: data and hash tree are on the same device, the
-// tree after the data and, if there is one, the superblock.
+// verityParams returns the parameters of the verity target. Data and hash tree are on the same device, the tree after
+// the data and the superblock, if there is one.
 func verityParams(device string, v hcsschema.DeviceVerityInfo) (string, error) {
 	if v.Version == 0 {
 		v.Version = 1

@@ -11,8 +11,7 @@ import (
 	"github.com/stratavm/strata/internal/hostmount"
 )
 
-// probe reads what file system a device holds: "ext4", "xfs", "erofs", "squashfs", or "" for none of
-// these.
+// probe returns the file system type of a device: "ext4", "xfs", "erofs", "squashfs", or "" for any other.
 func probe(device string) (string, error) {
 	f, err := os.Open(device)
 	if err != nil {
@@ -26,8 +25,8 @@ func probe(device string) (string, error) {
 	return fstype, nil
 }
 
-// checkSuperblock refuses a device whose superblock asks for what is not granted. Only the file systems
-// that the agent probes for are on devices.
+// checkSuperblock returns an error if the superblock of a device asks for options that are not allowed. Other types
+// than those of knownFilesystem are not on devices and have no superblock.
 func checkSuperblock(device, fstype string, readOnly bool) error {
 	if !knownFilesystem(fstype) {
 		return nil
@@ -43,12 +42,12 @@ func checkSuperblock(device, fstype string, readOnly bool) error {
 	return nil
 }
 
-// knownFilesystem reports whether the agent mounts a type at all.
+// knownFilesystem reports whether the agent mounts disks of a type.
 func knownFilesystem(t string) bool {
 	return t == "ext4" || t == "xfs" || t == "erofs" || t == "squashfs"
 }
 
-// format creates a file system. When ctx ends before that, there is none or a torn one.
+// format creates a file system. If ctx ends meanwhile, the file system may be incomplete.
 func (t *Table) format(ctx context.Context, device, fstype string) error {
 	var program string
 	var args []string

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// keyedLocks let requests for one thing run one after the other.
+// keyedLocks serialize the requests for the same key.
 type keyedLocks struct {
 	mu   sync.Mutex
 	held map[string]*keyLock
@@ -17,8 +17,8 @@ type keyLock struct {
 	cancel context.CancelFunc // of the Add that holds it
 }
 
-// lock waits for the turn of key. An Add that is under way, and may be waiting for a device, is given
-// up when a Remove comes for the same thing.
+// lock acquires the lock of key. A Remove cancels the context of an Add that holds the lock, which may be waiting for a
+// device.
 func (k *keyedLocks) lock(ctx context.Context, key string, remove bool) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	k.mu.Lock()

@@ -14,10 +14,10 @@ import (
 	"github.com/stratavm/strata/internal/hostmount"
 )
 
-// overlay mounts layers, top-most first, at target. With a scratch directory upper and work are made in
-// it; without, the root is read-only. What a failed call has made is gone afterwards.
+// overlay mounts layers, topmost first, as an overlay at target. upper and work are created in the directory scratch;
+// if that is empty the overlay is read-only. On error, the directories that were created are removed.
 //
-// All directories are opened first, without following links, and named by their descriptors.
+// All directories are opened first, without following links, and passed as file descriptors.
 func overlay(target string, layers []string, scratch, empty string) (err error) {
 	if len(layers) == 0 {
 		return fmt.Errorf("no layers to combine: %w", gcsserver.ErrInvalid)
@@ -33,7 +33,7 @@ func overlay(target string, layers []string, scratch, empty string) (err error) 
 		}
 	}()
 	if scratch == "" && len(layers) == 1 {
-		layers = append(layers, empty) // without an upper directory at least two are wanted
+		layers = append(layers, empty) // without an upper directory, overlayfs requires two layers
 	}
 	var lower []string
 	for _, l := range layers {
@@ -66,7 +66,7 @@ func overlay(target string, layers []string, scratch, empty string) (err error) 
 				made[1].close()
 				return
 			}
-			if len(made[1].made) > 0 { // the kernel may have begun to use it
+			if len(made[1].made) > 0 { // the kernel may have created these in it
 				_ = unix.Rmdir(filepath.Join(scratch, "work", "work"))
 				_ = unix.Rmdir(filepath.Join(scratch, "work", "index"))
 			}

@@ -13,7 +13,8 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// CheckPath accepts the paths that a host may use: absolute, clean, below the directory for mounts.
+// CheckPath returns an error unless a path is one where a host may mount: absolute, clean, and below the base
+// directory.
 func (t *Table) CheckPath(path string) error {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path || strings.ContainsRune(path, 0) {
 		return fmt.Errorf("path %q has to be absolute, without \"..\" and trailing slashes: %w", path, gcsserver.ErrInvalid)
@@ -24,8 +25,8 @@ func (t *Table) CheckPath(path string) error {
 	return nil
 }
 
-// openPath opens a directory or file by walking down from the root without following any symbolic
-// link, so that content planted by a container leads nowhere. It is an O_PATH descriptor.
+// openPath opens a directory or file by O_PATH, without following any symbolic link, which a container might have
+// planted.
 func openPath(path string) (*os.File, error) {
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -63,13 +64,13 @@ func openChild(dir *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// madePath is a directory that may have had to be made.
+// madePath is an open directory with the directories that were created for it.
 type madePath struct {
 	dir  *os.File
-	made []string // outermost first
+	made []string // paths that were created, outermost first
 }
 
-// makePath opens a directory as openPath does and makes what is missing of it.
+// makePath opens a directory as openPath does, and creates missing components of the path.
 func makePath(path string, mode uint32) (*madePath, error) {
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -102,7 +103,7 @@ func makePath(path string, mode uint32) (*madePath, error) {
 	return m, nil
 }
 
-// undo closes the directory and removes what was made, as far as it is empty.
+// undo closes the directory and removes the directories that were created, as far as they are empty.
 func (m *madePath) undo() {
 	m.close()
 	for i := len(m.made) - 1; i >= 0; i-- {
@@ -114,12 +115,12 @@ func (m *madePath) undo() {
 
 func (m *madePath) close() { m.dir.Close() }
 
-// fdPath is a path to an open file, whatever happens to its names.
+// fdPath returns a path that refers to an open file, even if it is renamed or removed.
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// atParent calls f with a path to the last element of path, whose directory was opened without
-// following links. Meanwhile no process is forked: it would have a copy of the descriptor until it executes its
-// program, and the mount that the directory is on, which is often unmounted next, would be in use.
+// atParent opens the parent directory of path without following links, and calls f with a path through its descriptor.
+// It holds ForkLock: until it executes its program, a forked process would have a copy of the descriptor and keep the
+// mount busy, which is often unmounted next.
 func atParent(path string, f func(string) error) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()

@@ -17,29 +17,30 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// Processes is what the table has to know of the processes in the guest.
+// Processes is what the table needs of the processes in the guest.
 type Processes interface {
 	// Any reports whether any process of a host runs.
 	Any() bool
-	// InRoot returns which container runs in a root, or "", and the programs in it. Containers that are about to
-	// end are waited for, so that they do not hold mounts any more.
+	// InRoot returns the container that runs in a root, or "", and its programs. It waits for containers that are
+	// ending, so that they do not keep mounts busy.
 	InRoot(root string) (container string, programs []string)
-	// RootGone ends and forgets the containers of a root that is not mounted any more.
+	// RootGone removes the containers of a root that was unmounted.
 	RootGone(root string)
 	// Run runs a program of the guest, such as mkfs, to its end.
 	Run(ctx context.Context, path string, args ...string) error
-	// Passing reports whether a process, by its command line, ends by itself with the others of its container.
+	// Passing reports whether a command line is that of a process that ends by itself with the last other process of
+	// its container.
 	Passing(commandLine string) bool
 }
 
-// Config is what a table works with.
+// Config configures a Table.
 type Config struct {
-	Base    string // where hosts may mount: /run
+	Base    string // the directory below which hosts may mount: /run
 	Devices *Devices
-	Load    func(feature string) // loads a kernel module if there is one; nil: there are none
+	Load    func(feature string) // loads the kernel modules of a feature; nil: there are none
 }
 
-// Table is all that is mounted for hosts. Its methods may be called concurrently.
+// Table has all mounts made for hosts. Its methods may be called concurrently.
 type Table struct {
 	base    string
 	devices *Devices
@@ -48,25 +49,25 @@ type Table struct {
 	targets keyedLocks
 	changes changes
 
-	// copying is read-held while a new namespace has a copy of all mounts, and write-held while
-	// something is unmounted.
+	// copying is read-locked while a new mount namespace still has its copy of all mounts, and write-locked during an
+	// unmount.
 	copying sync.RWMutex
 
 	mu     sync.Mutex
 	mounts map[string]mounted
 }
 
-// mounted is what a host asked to be at a path.
+// mounted is a mount that a host requested.
 type mounted struct {
 	what     gcs.Mount
-	settings any // of the Add; an equal Add is the same mount
-	layers   []string
-	undo     []func() error // device-mapper devices to remove after the unmount, in order
-	dev      uint64
-	leaving  bool // it is being unmounted: nothing starts in it any more
+	settings any            // of the Add; another Add with equal settings succeeds
+	layers   []string       // of an overlay, with its scratch: paths that it keeps in use
+	undo     []func() error // removes device-mapper devices after the unmount, in order
+	dev      uint64         // device number of the file system
+	leaving  bool           // it is being unmounted: no container may start in it
 }
 
-// New returns an empty table. Before its first request it has to be told of the processes by SetProcesses.
+// New returns an empty table. SetProcesses must be called before its first request.
 func New(c Config) *Table {
 	if c.Load == nil {
 		c.Load = func(string) {}
@@ -74,7 +75,7 @@ func New(c Config) *Table {
 	return &Table{base: c.Base, devices: c.Devices, load: c.Load, mounts: map[string]mounted{}}
 }
 
-// SetProcesses sets where the table asks for processes; these in turn need the table for their roots.
+// SetProcesses sets the processes. It is separate from New because they in turn need the table for their roots.
 func (t *Table) SetProcesses(p Processes) { t.procs = p }
 
 // Modify implements gcsserver.Runtime.
@@ -120,7 +121,7 @@ func modify[S any](ctx context.Context, t *Table, m gcsserver.Modification, remo
 	return add(ctx, s)
 }
 
-// targetOf is what requests exclude each other by.
+// targetOf returns the lock key of a request: requests with the same key are serialized.
 func targetOf(settings any) string {
 	path := ""
 	switch s := settings.(type) {
@@ -142,7 +143,7 @@ func targetOf(settings any) string {
 	return "path " + path
 }
 
-// have looks at what is at a path already: the same (true), nothing, or something else (an error).
+// have reports whether a mount with equal settings is at path already. Another mount there is an error.
 func (t *Table) have(path string, settings any) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -178,7 +179,8 @@ func (t *Table) note(path string, m mounted) {
 	t.mounts[path] = m
 }
 
-// removeMount unmounts what is at path if it is what the host means. What is not there is gone already.
+// removeMount unmounts path if same reports that its mount is the one the host means, or same is nil. A missing or
+// other mount is no error.
 func (t *Table) removeMount(path string, same func(gcs.Mount) bool) error {
 	if err := t.CheckPath(path); err != nil {
 		return err
@@ -190,11 +192,11 @@ func (t *Table) removeMount(path string, same func(gcs.Mount) bool) error {
 		return t.unmountUnknown(path)
 	}
 	if same != nil && !same(m.what) {
-		return nil // something else is there; what the host means is not
+		return nil // the mount that the host means does not exist
 	}
-	// Before it is seen to be free, so that no container starts in between.
+	// Before checking that it is free, so that no container starts in between.
 	t.setLeaving(path, true)
-	defer t.setLeaving(path, false) // where it is still there
+	defer t.setLeaving(path, false) // in case it stays
 	if err := t.free(path, m); err != nil {
 		return err
 	}
@@ -227,22 +229,21 @@ func (t *Table) setLeaving(path string, leaving bool) {
 	}
 }
 
-// keep keeps what is left to be done by the next try.
+// keep records a mount with the undo steps that are left for the next attempt.
 func (t *Table) keep(path string, m mounted) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.mounts[path] = m
 }
 
-// unmountUnknown is for paths this agent has mounted nothing at: a mount that is there all the same was
-// made by a process in the VM.
+// unmountUnknown unmounts a path at which the agent has mounted nothing. A process in the VM may have.
 func (t *Table) unmountUnknown(path string) error {
 	return t.unmount(path, 0)
 }
 
-// unmount unmounts what is at a path, unless a process with mounts of its own has the file system with a
-// device number mounted too: its device would stay in use. A container that is being started has a copy of
-// all mounts until its root is made; it is waited for.
+// unmount unmounts what is at a path, unless a process in another mount namespace has the file system with device
+// number dev mounted too, which would keep its device in use. It waits for containers that are being started: they have
+// a copy of all mounts until they have changed to their root.
 func (t *Table) unmount(path string, dev uint64) error {
 	t.copying.Lock()
 	defer t.copying.Unlock()
@@ -254,11 +255,11 @@ func (t *Table) unmount(path string, dev uint64) error {
 	return t.unmountAll(path)
 }
 
-// free fails when something else still builds on a mount.
+// free returns an error if a container or another mount uses a mount.
 func (t *Table) free(path string, m mounted) error {
 	if container, programs := t.procs.InRoot(path); container != "" {
 		names := t.users(m.dev, os.Getpid())
-		if len(names) == 0 { // not found by its root: named as the host knows it
+		if len(names) == 0 { // no process found: name the programs as the host knows them
 			names = programs
 		}
 		return fmt.Errorf("%s is %w by container %s: %s", path, gcsserver.ErrBusy, container, strings.Join(names, ", "))
@@ -284,8 +285,8 @@ func (t *Table) free(path string, m mounted) error {
 // within reports whether path is dir or below it.
 func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 
-// Hold keeps all mounts as they are until release is called, for a process that begins with a copy of them. It
-// fails when nothing is mounted at root, or will not be for long.
+// Hold blocks unmounting until release is called, for a process that starts with a copy of all mounts. It returns an
+// error if root is not mounted or is being unmounted.
 func (t *Table) Hold(root string) (release func(), err error) {
 	t.copying.RLock()
 	if err := t.usable(root); err != nil {
@@ -295,13 +296,13 @@ func (t *Table) Hold(root string) (release func(), err error) {
 	return t.copying.RUnlock, nil
 }
 
-// Still keeps all mounts as they are until release is called.
+// Still blocks unmounting until release is called.
 func (t *Table) Still() (release func()) {
 	t.copying.RLock()
 	return t.copying.RUnlock
 }
 
-// usable fails when a container's root is not mounted, or will not be for long. t.copying is held.
+// usable returns an error if a container's root is not mounted or is being unmounted. The caller must hold t.copying.
 func (t *Table) usable(root string) error {
 	t.mu.Lock()
 	leaving := t.mounts[root].leaving
@@ -315,12 +316,12 @@ func (t *Table) usable(root string) error {
 	return nil
 }
 
-// RemoveDir removes the directory of a container if it is empty. What is mounted stays mounted.
+// RemoveDir removes the directory of a container if it is empty. It unmounts nothing.
 func (t *Table) RemoveDir(container string) {
 	_ = atParent(filepath.Join(t.base, "gcs/c", container), removeEmpty)
 }
 
-// UnmountAll unmounts everything in reverse order as far as that goes, before the machine stops.
+// UnmountAll unmounts what can be unmounted, overlays first, and syncs. It is called before the machine stops.
 func (t *Table) UnmountAll() {
 	t.mu.Lock()
 	paths := make([]string, 0, len(t.mounts))
@@ -330,7 +331,7 @@ func (t *Table) UnmountAll() {
 		overlays[p] = m.what.Kind == "overlay"
 	}
 	t.mu.Unlock()
-	slices.SortFunc(paths, func(a, b string) int { // roots first, then the deepest
+	slices.SortFunc(paths, func(a, b string) int { // overlays first, then the deepest
 		if overlays[a] != overlays[b] {
 			if overlays[a] {
 				return -1
@@ -345,7 +346,7 @@ func (t *Table) UnmountAll() {
 	unix.Sync()
 }
 
-// emptyDir is a directory with nothing in it, for overlays that need one.
+// emptyDir returns an empty directory, for overlays that need a second layer.
 func (t *Table) emptyDir() (string, error) {
 	p := filepath.Join(t.base, "strata-empty")
 	err := os.Mkdir(p, 0o555)

@@ -11,14 +11,13 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// Uevents wakes those who wait for a device whenever the kernel tells that one has come, gone or
-// changed.
+// Uevents wakes up waiters at each event by which the kernel announces a device added, removed or changed.
 type Uevents struct {
 	mu   sync.Mutex
 	wake chan struct{} // closed and replaced at every event
 }
 
-// ListenUevents starts to listen to the kernel.
+// ListenUevents starts listening to the kernel's uevents.
 func ListenUevents() (*Uevents, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
@@ -35,7 +34,7 @@ func ListenUevents() (*Uevents, error) {
 		buf := make([]byte, 16<<10)
 		for {
 			_, _, err := unix.Recvfrom(fd, buf, 0)
-			// Lost events (ENOBUFS) are events: whoever waits looks for itself.
+			// Lost events (ENOBUFS) count as an event: waiters look for their device themselves.
 			if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
 				return
 			}
@@ -59,10 +58,10 @@ func (u *Uevents) Next() <-chan struct{} {
 	return u.wake
 }
 
-// errAbsent is what a look-up says to be called again after the next event.
+// errAbsent is returned by a look-up that await is to repeat after the next event.
 var errAbsent = fmt.Errorf("the device is not there: %w", gcsserver.ErrNotFound)
 
-// await calls look now and after each event until it says anything but errAbsent.
+// await calls look now and after each event, until it returns another error than errAbsent, or none, or ctx ends.
 func await[T any](ctx context.Context, u *Uevents, look func() (T, error)) (T, error) {
 	for {
 		next := u.Next() // before the look, so that no event falls in between

@@ -17,19 +17,18 @@ import (
 	"github.com/stratavm/strata/internal/hostmount"
 )
 
-// maxStacked bounds how many mounts on top of each other are taken off one path.
+// maxStacked bounds how many mounts stacked at a path are unmounted.
 const maxStacked = 64
 
-// unmountAll takes everything off path that is mounted there, and then removes the directory if it is
-// empty. It is never lazy. A path that does not exist or is no mount is done already. In use, the error
-// matches gcsserver.ErrBusy and names who uses it.
+// unmountAll unmounts all mounts stacked at path, and removes the directory if it is empty. A path that does not exist
+// or is no mount point is no error. If a mount is in use, the error matches gcsserver.ErrBusy and names its users.
 func (t *Table) unmountAll(path string) error {
 	err := atParent(path, func(at string) error {
 		for range maxStacked {
 			switch err := unix.Unmount(at, unix.UMOUNT_NOFOLLOW); {
 			case err == nil:
 			case errors.Is(err, unix.EINTR):
-			case errors.Is(err, unix.EINVAL): // no mount, or no mount any more
+			case errors.Is(err, unix.EINVAL): // nothing, or nothing more, is mounted
 				return removeEmpty(at)
 			default:
 				return err
@@ -46,7 +45,7 @@ func (t *Table) unmountAll(path string) error {
 	return fmt.Errorf("unmount %s: %w", path, err)
 }
 
-// removeEmpty removes a directory with nothing in it. One with something in it stays: it is not ours.
+// removeEmpty removes an empty directory. One that is not empty is kept without an error.
 func removeEmpty(path string) error {
 	err := unix.Rmdir(path)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) ||
@@ -80,7 +79,7 @@ func (t *Table) holders(path string) []string {
 	return append(who, t.users(uint64(st.Dev), os.Getpid())...)
 }
 
-// users names the processes, other than except, that use a file of the file system with a device number.
+// users describes the processes, other than PID except, that use the file system with device number dev.
 func (t *Table) users(dev uint64, except int) []string {
 	return hostmount.Holders(maxHolders, func(proc string) bool {
 		if filepath.Base(proc) == strconv.Itoa(except) {
@@ -94,7 +93,7 @@ func (t *Table) users(dev uint64, except int) []string {
 	}, func(proc string) string { return mapped(proc, dev) })
 }
 
-// mapped says which file of the file system a process has in its memory, or "".
+// mapped describes a file of the file system that a process has mapped, or returns "".
 func mapped(proc string, dev uint64) string {
 	f, err := os.Open(proc + "/maps")
 	if err != nil {
@@ -123,8 +122,8 @@ func mountsBelow(info, path string) []string {
 	return out
 }
 
-// otherNamespaces names processes in mount namespaces of their own that still have the file system
-// with a device number mounted. Unmounting it here would not free its device.
+// otherNamespaces describes processes in other mount namespaces that have the file system with device number dev
+// mounted. Unmounting it here would not free its device.
 func otherNamespaces(dev uint64) []string {
 	own, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
@@ -153,7 +152,7 @@ func otherNamespaces(dev uint64) []string {
 	return who
 }
 
-// mountedDevice is the device number of what is mounted at path, or false.
+// mountedDevice returns the device number of the mount at path, or false if there is none.
 func mountedDevice(path string) (uint64, bool) {
 	var dev uint64
 	found := false

@@ -12,7 +12,7 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// maxTag is how long the name of a virtiofs device may be.
+// maxTag is the maximum length of a virtiofs tag in bytes.
 const maxTag = 36
 
 // addVirtioFS mounts a virtiofs device, whose files the host serves.
@@ -31,7 +31,7 @@ func (t *Table) addVirtioFS(ctx context.Context, s hcsschema.LCOWVirtioFS) error
 	defer cancel()
 	_, err := await(ctx, t.devices.Events, func() (struct{}, error) {
 		err := t.mountAt(s.Tag, s.MountPath, "virtiofs", s.ReadOnly, "", nil)
-		if errors.Is(err, unix.EINVAL) { // so the kernel says that it knows no such device
+		if errors.Is(err, unix.EINVAL) { // no device with this tag
 			err = fmt.Errorf("%w: %w", errAbsent, err)
 		}
 		return struct{}{}, err
@@ -46,7 +46,7 @@ func (t *Table) addVirtioFS(ctx context.Context, s hcsschema.LCOWVirtioFS) error
 func (t *Table) removeVirtioFS(_ context.Context, s hcsschema.LCOWVirtioFS) error {
 	err := t.removeMount(s.MountPath, func(m gcs.Mount) bool { return m.Kind == "virtiofs" && m.Share == s.Tag })
 	if err == nil {
-		t.rootGone(s.MountPath) // it may have been one
+		t.rootGone(s.MountPath) // it may have been a container's root
 	}
 	return err
 }

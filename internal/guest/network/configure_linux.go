@@ -27,14 +27,14 @@ import (
 type config struct {
 	name      string // of the interface in the container
 	mac       net.HardwareAddr
-	mtu       int // 0: as it is
+	mtu       int // 0: unchanged
 	addresses []netip.Prefix
 	routes    []route
 	dns       []netip.Addr
 	search    []string
 }
 
-// route is a checked LCOWRoute. Addresses that are not valid are not there.
+// route is a checked LCOWRoute. An invalid gateway or source is unset.
 type route struct {
 	to      netip.Prefix
 	gateway netip.Addr
@@ -43,7 +43,7 @@ type route struct {
 	onLink  bool
 }
 
-// What a host may ask for.
+// Limits of a host's request.
 const (
 	maxID        = 128
 	maxAddresses = 64
@@ -55,7 +55,7 @@ const (
 	maxDomain    = 253
 )
 
-// checkID refuses what is no name of a file.
+// checkID returns an error for an id that is not safe as a file name.
 func checkID(id string) error {
 	for i, c := range []byte(id) {
 		alnum := c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
@@ -149,18 +149,18 @@ func isDomain(s string) bool {
 	return len(s) <= maxDomain
 }
 
-// resolvConf is the content of the container's /etc/resolv.conf.
+// resolvConf returns the content of the container's /etc/resolv.conf.
 func (c config) resolvConf() []byte {
 	return []byte(ocispec.Resolver{Servers: c.dns, Search: c.search}.String())
 }
 
-// defaultName is that of an interface in the container, where nothing else is asked for.
+// defaultName is an interface's name in the container if the host gives none.
 const defaultName = "eth0"
 
-// interfaceName is what names of interfaces look like.
+// interfaceName matches valid names of interfaces.
 var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}$`)
 
-// connect moves the interface into the namespace and gives it its addresses.
+// connect moves the interface into the namespace and configures it. It waits until the interface appears.
 func (c config) connect(ctx context.Context, namespace string) error {
 	link, err := c.find(ctx)
 	if err != nil {
@@ -178,7 +178,7 @@ func (c config) connect(ctx context.Context, namespace string) error {
 	return c.configure(h)
 }
 
-// enter opens a namespace and returns a handle by which it is changed.
+// enter opens a namespace, and a netlink handle in it. The caller must close both.
 func enter(namespace string) (*os.File, *netlink.Handle, error) {
 	ns, err := os.Open(namespace)
 	if err != nil {
@@ -192,7 +192,7 @@ func enter(namespace string) (*os.File, *netlink.Handle, error) {
 	return ns, h, nil
 }
 
-// disconnect moves the interface back out of a namespace in which others stay. One that is not there is no error.
+// disconnect moves the interface back to the VM's namespace. A missing interface or namespace is no error.
 func (c config) disconnect(namespace string) error {
 	ns, h, err := enter(namespace)
 	if errors.Is(err, os.ErrNotExist) {
@@ -215,7 +215,7 @@ func (c config) disconnect(namespace string) error {
 		return err
 	}
 	defer ours.Close()
-	// Its name may be that of another one here.
+	// Renamed, because the VM's namespace may have an interface of its name.
 	if err := errors.Join(h.LinkSetDown(link), h.LinkSetName(link, fmt.Sprintf("was%d", link.Attrs().Index)),
 		h.LinkSetNsFd(link, int(ours.Fd()))); err != nil {
 		return fmt.Errorf("move %s out of its namespace: %w", c.name, err)
@@ -223,15 +223,14 @@ func (c config) disconnect(namespace string) error {
 	return nil
 }
 
-// findTime bounds how long an interface may take to appear after the host has plugged it.
 const (
-	findTime  = 20 * time.Second
-	findPause = 5 * time.Millisecond
+	findTimeout  = 20 * time.Second // for an interface that the host has hot-plugged to appear
+	findInterval = 5 * time.Millisecond
 )
 
-// find waits for the interface.
+// find returns the interface with c.mac in the VM's namespace. It waits until it appears.
 func (c config) find(ctx context.Context) (netlink.Link, error) {
-	ctx, cancel := context.WithTimeout(ctx, findTime)
+	ctx, cancel := context.WithTimeout(ctx, findTimeout)
 	defer cancel()
 	for {
 		links, err := netlink.LinkList()
@@ -244,14 +243,14 @@ func (c config) find(ctx context.Context) (netlink.Link, error) {
 			}
 		}
 		select {
-		case <-time.After(findPause):
+		case <-time.After(findInterval):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("network interface %s: %w: %w", c.mac, gcsserver.ErrNotFound, context.Cause(ctx))
 		}
 	}
 }
 
-// among finds the interface in a namespace.
+// among returns the interface with c.mac in the handle's namespace.
 func (c config) among(h *netlink.Handle) (netlink.Link, error) {
 	links, err := h.LinkList()
 	if err != nil {
@@ -265,7 +264,8 @@ func (c config) among(h *netlink.Handle) (netlink.Link, error) {
 	return nil, fmt.Errorf("network interface %s: %w", c.mac, gcsserver.ErrNotFound)
 }
 
-// configure gives the interfaces of a namespace their addresses and routes.
+// configure brings up loopback and the interface in a namespace, and sets the interface's name, MTU, addresses and
+// routes.
 func (c config) configure(h *netlink.Handle) error {
 	if lo, err := h.LinkByName("lo"); err != nil {
 		return fmt.Errorf("loopback interface: %w", err)
@@ -286,7 +286,7 @@ func (c config) configure(h *netlink.Handle) error {
 	}
 	for _, a := range c.addresses {
 		address := &netlink.Addr{IPNet: ipNet(a)}
-		if a.Addr().Is6() { // whether others have it was found out by whoever chose it
+		if a.Addr().Is6() { // whoever assigned it has checked for duplicates
 			address.Flags = unix.IFA_F_NODAD
 		}
 		if err := h.AddrAdd(l, address); err != nil {
@@ -304,7 +304,7 @@ func (c config) configure(h *netlink.Handle) error {
 	return nil
 }
 
-// on is the route by an interface.
+// on returns the netlink route over an interface.
 func (r route) on(l netlink.Link) *netlink.Route {
 	out := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r.to), Priority: r.metric}
 	if r.gateway.IsValid() {

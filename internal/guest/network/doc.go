@@ -1,3 +1,3 @@
-// Package network makes the networks of containers in a Linux guest: a namespace with a network interface of the VM in
-// it, and a file for the container's /etc/resolv.conf.
+// Package network creates the networks of containers in a Linux guest: a network namespace with interfaces of the VM,
+// and a file for the container's /etc/resolv.conf.
 package network

@@ -1,14 +1,14 @@
 package network
 
-// Network is what a container has of its network.
+// Network is the network of a container.
 type Network struct {
-	Namespace  string // the file of the namespace
-	ResolvConf string // the file that counts as the machine's /etc/resolv.conf
-	Address    string // the container's
+	Namespace  string // path of the network namespace
+	ResolvConf string // path of the file to use instead of the system's /etc/resolv.conf
+	Address    string // the container's first IP address, or empty
 }
 
-// Networks knows the networks that were made for containers.
+// Networks looks up the networks of containers.
 type Networks interface {
-	// Of returns the network of a container; ok is false where it has none.
+	// Of returns the network of a container; ok is false if it has none.
 	Of(container string) (n Network, ok bool)
 }

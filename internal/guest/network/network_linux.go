@@ -17,20 +17,20 @@ import (
 	"github.com/stratavm/strata/internal/nsthread"
 )
 
-// Dir is where the networks of a guest are: for the container ID the namespace is ID.net, the file ID.resolv.conf.
+// Dir is where a guest keeps networks: for a container ID, the namespace ID.net and the file ID.resolv.conf.
 const Dir = "/run/network"
 
-// Table is all the networks of a guest. Its methods may be called concurrently.
+// Table has the networks of a guest's containers. Its methods may be called concurrently.
 type Table struct {
 	dir  string
 	load func(feature string)
-	turn chan struct{} // holds a token: the right to change networks
+	turn chan struct{} // semaphore of capacity 1, empty while networks are changed
 
 	mu   sync.Mutex
-	have map[string][]hcsschema.LCOWNetworkAdapter // by container, in the order in which they came
+	have map[string][]hcsschema.LCOWNetworkAdapter // by container, in the order of their Add
 }
 
-// New returns a table without networks. load loads a kernel module if there is one; nil: there are none.
+// New returns an empty table. load loads the kernel modules of a feature; nil if there are none to load.
 func New(dir string, load func(feature string)) *Table {
 	if load == nil {
 		load = func(string) {}
@@ -41,7 +41,7 @@ func New(dir string, load func(feature string)) *Table {
 	return t
 }
 
-// Of returns the network of a container. ok is false where it has none.
+// Of implements Networks.
 func (t *Table) Of(container string) (n Network, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -61,7 +61,7 @@ func (t *Table) files(container string) (namespace, resolvConf string) {
 	return path + ".net", path + ".resolv.conf"
 }
 
-// List returns the networks that there are, after each change that began before has ended.
+// List returns the networks. It waits until a change under way has ended.
 func (t *Table) List(ctx context.Context) ([]gcs.Mount, error) {
 	done, err := t.begin(ctx)
 	if err != nil {
@@ -81,7 +81,7 @@ func (t *Table) List(ctx context.Context) ([]gcs.Mount, error) {
 	return out, nil
 }
 
-// begin waits for its turn.
+// begin acquires turn, and returns the function that releases it.
 func (t *Table) begin(ctx context.Context) (done func(), err error) {
 	select {
 	case <-t.turn:
@@ -91,7 +91,8 @@ func (t *Table) begin(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// Modify adds or removes a network.
+// Modify adds or removes an interface of a container. Adding the same one again, or removing one that does not exist,
+// is no error.
 func (t *Table) Modify(ctx context.Context, m gcsserver.Modification) error {
 	var s hcsschema.LCOWNetworkAdapter
 	if err := gcsserver.Decode(m.Settings, &s); err != nil {
@@ -114,7 +115,7 @@ func (t *Table) Modify(ctx context.Context, m gcsserver.Modification) error {
 	return fmt.Errorf("request type %q: %w", m.RequestType, gcsserver.ErrUnsupported)
 }
 
-// maxLinks bounds the interfaces of a container.
+// maxLinks is the maximum number of interfaces of a container.
 const maxLinks = 64
 
 func (t *Table) add(ctx context.Context, s hcsschema.LCOWNetworkAdapter) error {
@@ -152,7 +153,7 @@ func (t *Table) add(ctx context.Context, s hcsschema.LCOWNetworkAdapter) error {
 	return nil
 }
 
-// make makes the namespace of a container, with its first interface.
+// make creates the namespace of a container with its first interface.
 func (t *Table) make(ctx context.Context, container string, c config) error {
 	namespace, resolvConf := t.files(container)
 	if err := os.MkdirAll(t.dir, 0o755); err != nil {
@@ -203,8 +204,8 @@ func (t *Table) remove(s hcsschema.LCOWNetworkAdapter) error {
 	return nil
 }
 
-// takeAway removes the files of a network. The namespace goes with the last program in it, and releases its
-// interface.
+// takeAway unmounts the namespace of a container and removes its files. The namespace, and its hold of the interfaces,
+// ends with the last process in it.
 func (t *Table) takeAway(container string) error {
 	namespace, resolvConf := t.files(container)
 	err := unix.Unmount(namespace, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -219,7 +220,7 @@ func (t *Table) takeAway(container string) error {
 	return nil
 }
 
-// MakeNamespace makes a network namespace that a new file keeps: it is mounted there.
+// MakeNamespace creates a network namespace and bind-mounts it at path, a file that must not exist.
 func MakeNamespace(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
 	if err != nil {
@@ -228,13 +229,13 @@ func MakeNamespace(path string) error {
 	f.Close()
 	err = nsthread.RunNew(func() error { return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "") })
 	if err != nil {
-		return fmt.Errorf("make a network namespace: %w", err)
+		return fmt.Errorf("create a network namespace: %w", err)
 	}
 	return nil
 }
 
-// MountNamespace mounts a network namespace whose file is open at path as well, which is a file. It is the one that was
-// opened, whatever is at its path now.
+// MountNamespace bind-mounts an open network namespace at path, an existing file. It mounts the open file itself, not
+// what is at its path by now.
 func MountNamespace(namespace *os.File, path string) error {
 	return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", namespace.Fd()), path, "", unix.MS_BIND, "")
 }

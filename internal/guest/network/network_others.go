@@ -7,8 +7,8 @@ import (
 	"os"
 )
 
-// MakeNamespace makes a network namespace that a new file keeps.
+// MakeNamespace returns errors.ErrUnsupported on systems other than Linux.
 func MakeNamespace(string) error { return errors.ErrUnsupported }
 
-// MountNamespace mounts a network namespace whose file is open at path as well, which is a file.
+// MountNamespace returns errors.ErrUnsupported on systems other than Linux.
 func MountNamespace(*os.File, string) error { return errors.ErrUnsupported }

@@ -14,29 +14,29 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// container is a root and what runs in it.
+// container is a registered container and the instance that runs in it.
 type container struct {
 	id, root, hostname string
-	// of its document: see gcs.ContainerConfig; empty: hosts start processes by themselves
+	// name is the instance name of its configuration, see gcs.ContainerConfig; empty: hosts start processes one by one
 	name      string
-	temporary []specs.Mount      // file systems in memory that a document of few words asks for
-	first     *gcsserver.Process // of its document, or nil
-	doc       *specs.Spec        // a whole one, or nil
+	temporary []specs.Mount      // tmpfs mounts of a partial spec, see whole
+	first     *gcsserver.Process // the process of its spec, or nil
+	doc       *specs.Spec        // its spec if that is whole, or nil
 
 	mu      sync.Mutex // held while processes are started or all are stopped
-	run     *instance  // what runs in it; nil: nothing
-	retired bool       // nothing begins in it any more: another one takes its place, or it is deleted
+	run     *instance  // nil: nothing runs
+	retired bool       // it was replaced or deleted: nothing starts in it any more
 
 	life containerLife
-	// ended is closed when the first process of the document and all others have ended, or when the
-	// container is deleted.
+	// ended is closed when the spec's process and with it all others have ended, or when the container is deleted.
 	ended chan struct{}
 }
 
-// errEnding: the instance is about to end; another one is needed.
+// errEnding is returned if the instance is ending, so that a new one is needed.
 var errEnding = errors.New("the container's last process has just ended")
 
-// exec starts a process in the container. The first one begins an instance; others join the one that runs.
+// exec starts a process in the container: in the instance that runs, or in a new one. With first, it is the spec's
+// process, and nothing else may run.
 func (c *container) exec(t *Table, p *process, cmd command, pipes *stdioPipes, first bool) (*os.File, error) {
 	if t.crun == nil {
 		return nil, fmt.Errorf("container %s: %w: %w", c.id, errNoRuntime, gcsserver.ErrUnsupported)
@@ -75,11 +75,11 @@ func (c *container) exec(t *Table, p *process, cmd command, pipes *stdioPipes, f
 	}
 }
 
-// errNoRuntime says what a guest lacks.
+// errNoRuntime is returned by a guest without crun and runc.
 var errNoRuntime = errors.New("the guest has no program that runs containers: install crun on the host " +
 	"(apt-get install crun) and start the VM anew")
 
-// stop kills whatever runs in the container and waits until it has ended.
+// stop kills the container's processes and waits until they have ended.
 func (c *container) stop(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,15 +96,15 @@ func (c *container) stop(ctx context.Context) error {
 	}
 }
 
-// settle waits for an instance that is on its way out, and ends one in which nothing but its pause runs, so that it
-// does not hold mounts any more. It reports whether something runs in the container.
+// settle reports whether something runs in the container. It waits for an instance that is ending, and ends one with
+// only its pause process, so that it does not keep mounts busy.
 func (c *container) settle() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.runs()
 }
 
-// retire lets nothing begin in the container any more, unless something runs in it.
+// retire prevents processes from being started in the container. It returns false, and does nothing, if something runs.
 func (c *container) retire() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,7 +112,7 @@ func (c *container) retire() bool {
 	return c.retired
 }
 
-// runs is settle for who holds c.mu.
+// runs is settle; the caller must hold c.mu.
 func (c *container) runs() bool {
 	if c.run == nil {
 		return false
@@ -134,7 +134,8 @@ func (c *container) runs() bool {
 	}
 }
 
-// gone waits for an instance that is on its way out, not for ever: a process may hang in the kernel.
+// gone waits until an ending instance has ended, and reports whether it has. It gives up after waitTime, because a
+// process may hang in the kernel.
 func (i *instance) gone() bool {
 	select {
 	case <-i.exited:

@@ -16,10 +16,10 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// freezeTime is what the processes of a container may take to stop.
+// freezeTime bounds the wait for all processes of a container to be frozen.
 const freezeTime = 5 * time.Second
 
-// change does something to what runs in a container, while nothing is started in it.
+// change calls do with the running instance of a container, while no process can be started in it.
 func (t *Table) change(id string, do func(*instance) error) error {
 	c, err := t.container(id)
 	if err != nil {
@@ -71,7 +71,7 @@ func (t *Table) Resume(ctx context.Context, id string) error {
 
 // Update implements gcsserver.Runtime.
 func (t *Table) Update(ctx context.Context, id string, r specs.LinuxResources) error {
-	r.Devices = nil // what the container may open was decided at its beginning
+	r.Devices = nil // device rules are fixed at the start of the container
 	if err := ocispec.CheckResources(&r); err != nil {
 		kind := gcsserver.ErrInvalid
 		if errors.Is(err, ocispec.ErrRefused) {
@@ -82,7 +82,7 @@ func (t *Table) Update(ctx context.Context, id string, r specs.LinuxResources) e
 	return t.change(id, func(i *instance) error { return i.bundle.Update(ctx, r) })
 }
 
-// awaitFrozen waits until no process of the instance runs any more.
+// awaitFrozen waits until all processes of the instance are frozen.
 func (i *instance) awaitFrozen(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, freezeTime)
 	defer cancel()
@@ -100,18 +100,19 @@ func (i *instance) awaitFrozen(ctx context.Context) error {
 	}
 }
 
-// paused reports whether the instance is paused, or is just being.
+// paused reports whether the instance is paused or is being paused.
 func (i *instance) paused() bool {
 	asked, _ := frozen(cgroupRoot, cgroupOf(i.bundle.Dir))
 	return asked
 }
 
-// freezerState is the file of the older version of control groups by which they are paused.
+// freezerState returns the freezer file of a cgroup v1 group.
 func freezerState(root, group string) string {
 	return filepath.Join(root, "freezer", group, "freezer.state")
 }
 
-// frozen reports whether the processes of a control group, of either version, are to stand still, and whether they do.
+// frozen reports whether a control group, of cgroup v1 or v2, was asked to freeze, and whether all its processes are
+// frozen.
 func frozen(root, group string) (asked, all bool) {
 	if text, err := readBounded(freezerState(root, group)); err == nil {
 		state := strings.TrimSpace(string(text))
@@ -123,7 +124,8 @@ func frozen(root, group string) (asked, all bool) {
 	return freeze == 1, freeze == 1 && now == 1
 }
 
-// thaw lets go on what was killed: in the older version of control groups a process that is paused does not end.
+// thaw unfreezes a cgroup v1 group whose processes were killed: with v1, a frozen process does not end. It does nothing
+// with cgroup v2.
 func thaw(root, group string) error {
 	err := os.WriteFile(freezerState(root, group), []byte("THAWED"), 0)
 	if errors.Is(err, os.ErrNotExist) {

@@ -1,16 +1,16 @@
-// Package procs is what a Linux guest runs for its hosts, or this system without a guest: containers, with namespaces
-// and a first process of their own, and processes in them or in the system itself.
+// Package procs runs containers and processes, in a Linux guest for its hosts, or on a Linux system without a guest.
 //
-// A [Table] answers the requests about containers and processes. Where the roots of containers are mounted is for
-// others to know: it asks for them through [Roots]. After [Table.UseRuntime] crun runs the containers, each an
-// instance with a folder of its own, from its first process's start to that process's end.
+// A [Table] serves the requests about containers and processes. It uses [Roots] for the mounted roots of containers.
+// After [Table.UseRuntime], crun runs the containers. An instance is one run of a container, from the start of its
+// first process to the end of that process, and has its own directory.
 //
-// A process that is not a container's first joins the instance that runs. In a guest, where none does, one begins whose
-// first process only waits (catatonit), so that processes beside each other do not end each other, and what one leaves
-// in the background outlives it. Such an instance ends when its root is to be unmounted and nothing else runs in it, or
-// with the container. Without a guest, where nobody would outlive the commands, it begins and ends with the process.
+// A process that is not a container's first joins the running instance. If none runs in a guest, one is started whose
+// first process only waits (catatonit), so that the end of one process does not end others, and its background
+// processes outlive it. Such an instance ends when its root is to be unmounted and nothing else runs in it, or with the
+// container. Without a guest, no process of ours outlives a command: there, an instance starts and ends with the
+// process.
 //
-// The package is large because a process is followed from its request to its exit code under one table: who starts
-// programs also collects their ends, and a container's life, its instances and its files of /etc hang on these ends.
-// What could stand alone does: crun as a program is package crun, documents are package ocispec.
+// The package is large because starting processes and collecting their exits belong together, and the life of
+// containers, their instances and their files in /etc depend on these exits. What is independent has its own package:
+// crun runs the runtime program, ocispec has the specs.
 package procs

@@ -18,12 +18,12 @@ import (
 	"github.com/stratavm/strata/internal/userns"
 )
 
-// whole reports whether a document describes a container in full: one that does not say which capabilities its
-// processes have names the root and little else, and the defaults count.
+// whole reports whether a spec describes a container in full. A spec without capabilities is partial: it names the root
+// and little else, and defaults apply.
 func whole(doc *specs.Spec) bool { return doc.Process != nil && doc.Process.Capabilities != nil }
 
-// document returns the document by which an instance of the container is created, and what is to be in the files
-// of /etc that it is given, if it is.
+// document returns the spec by which the runtime creates an instance of the container, and the contents of its files in
+// /etc, or nil if it gets none.
 func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, *ocispec.Etc, error) {
 	var spec *specs.Spec
 	etc := new(ocispec.Etc)
@@ -80,15 +80,15 @@ func (c *container) document(r *crun.Runtime, cgroup string) (*specs.Spec, *ocis
 	return spec, etc, nil
 }
 
-// defaultDocument is the document of a container about which nothing else is said. Its network is its own, and there is
-// no capability to make device nodes, by which the layers of others could be read.
+// defaultDocument returns the spec of a container with a partial spec. It has its own network, and no CAP_MKNOD: by
+// device nodes it could read the layers of other containers.
 func defaultDocument() (*specs.Spec, error) {
 	spec := ocispec.Default()
 	caps := slices.DeleteFunc(ocispec.DefaultCapabilities(), func(c string) bool { return c == "CAP_MKNOD" })
 	spec.Process.Capabilities = ocispec.Capabilities(caps)
 	spec.Process.Rlimits = append(spec.Process.Rlimits,
 		specs.POSIXRlimit{Type: "RLIMIT_NPROC", Soft: unix.RLIM_INFINITY, Hard: unix.RLIM_INFINITY})
-	if userns.Inside() { // where not all groups have a number
+	if userns.Inside() { // not all groups are mapped
 		delete(spec.Linux.Sysctl, "net.ipv4.ping_group_range")
 	}
 	var err error
@@ -96,7 +96,7 @@ func defaultDocument() (*specs.Spec, error) {
 	return spec, err
 }
 
-// withoutNodes are capabilities but for the making of device nodes.
+// withoutNodes returns capabilities without CAP_MKNOD.
 func withoutNodes(c *specs.LinuxCapabilities) *specs.LinuxCapabilities {
 	if c == nil {
 		return nil
@@ -108,8 +108,8 @@ func withoutNodes(c *specs.LinuxCapabilities) *specs.LinuxCapabilities {
 		Inheritable: but(c.Inheritable), Ambient: but(c.Ambient)}
 }
 
-// nestedMounts are mounts as a user namespace can have them: no new /sys, which belongs to the network, no cgroups,
-// and perhaps no group of terminals.
+// nestedMounts adapts mounts to a user namespace: /sys is a bind mount, because sysfs can be mounted only by the owner
+// of the network namespace; cgroups are left out; and so is gid=5 of devpts if that group is not mapped.
 func nestedMounts(mounts []specs.Mount) (out []specs.Mount) {
 	ids, err := userns.Current()
 	for _, m := range mounts {
@@ -129,8 +129,8 @@ func nestedMounts(mounts []specs.Mount) (out []specs.Mount) {
 	return out
 }
 
-// deviceRules are resources whose rules for devices leave out a number where they mean each, as runc takes -1 for, and
-// crun does not; and which say "rwm" where they mean all.
+// deviceRules normalizes device rules for crun, which unlike runc does not take -1 as "any number", and needs "rwm"
+// spelled out.
 func deviceRules(r *specs.LinuxResources) *specs.LinuxResources {
 	if r == nil {
 		return nil
@@ -150,16 +150,16 @@ func deviceRules(r *specs.LinuxResources) *specs.LinuxResources {
 	return &out
 }
 
-// limited reports whether a document asks for a limit besides rules for devices.
+// limited reports whether resources have a limit other than device rules.
 func limited(r *specs.LinuxResources) bool {
 	return r != nil && (r.Memory != nil || r.CPU != nil || r.Pids != nil || r.BlockIO != nil || r.Network != nil ||
 		len(r.HugepageLimits)+len(r.Rdma)+len(r.Unified) > 0)
 }
 
-// rlimits are the limits that may have to be lower than asked for.
+// rlimits are the rlimits that possibleRlimits lowers if necessary.
 var rlimits = map[string]int{"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC}
 
-// possibleRlimits are limits as far as this process may raise its own.
+// possibleRlimits lowers rlimits to what this process may set.
 func possibleRlimits(want []specs.POSIXRlimit) (out []specs.POSIXRlimit) {
 	for _, l := range want {
 		if resource, ok := rlimits[l.Type]; ok {
@@ -171,7 +171,7 @@ func possibleRlimits(want []specs.POSIXRlimit) (out []specs.POSIXRlimit) {
 	return out
 }
 
-// highest returns a limit if this process may have it, else the highest that it may have.
+// highest returns want, or this process's hard limit if it may not raise it to want.
 func highest(resource int, want uint64) uint64 {
 	var old unix.Rlimit
 	if err := unix.Getrlimit(resource, &old); err != nil || old.Max >= want {
@@ -185,7 +185,8 @@ func highest(resource int, want uint64) uint64 {
 	return want
 }
 
-// processSpec describes a process as crun takes it: by numbers.
+// processSpec returns the OCI process of a command, with its user and groups resolved to numeric ids. like is the
+// process of the container's spec, from which the remaining fields are taken.
 func processSpec(root rootDir, cmd command, like *specs.Process) (*specs.Process, error) {
 	if cmd.Args[0] == "" {
 		return nil, fmt.Errorf("the program's name is empty: %w", gcsserver.ErrInvalid)
@@ -222,14 +223,14 @@ func processSpec(root rootDir, cmd command, like *specs.Process) (*specs.Process
 		return nil, fmt.Errorf("working directory %q is not absolute: %w", p.Cwd, gcsserver.ErrInvalid)
 	}
 	if strings.Contains(p.Args[0], "/") && !filepath.IsAbs(p.Args[0]) && !root.searchable(p.Cwd, who) {
-		// It would be looked for by its whole path, on which the user has no right to search.
+		// crun would look it up by its absolute path, on which the user has no search permission.
 		p.Args = append([]string{"/proc/self/cwd/" + p.Args[0]}, p.Args[1:]...)
 	}
 	return &p, nil
 }
 
-// checkDir looks for the working directory in a root, and creates it where the command wants that. What lies below
-// one of mounts cannot be seen yet.
+// checkDir checks that the working directory exists in a root, or creates it if the command says so. A directory below
+// one of mounts cannot be checked yet.
 func checkDir(root rootDir, cmd command, mounts []specs.Mount) error {
 	dir := filepath.Clean("/" + cmd.Dir)
 	if covered(dir, mounts) {
@@ -250,7 +251,7 @@ func checkDir(root rootDir, cmd command, mounts []specs.Mount) error {
 	return fmt.Errorf("working directory %q: %w", cmd.Dir, err)
 }
 
-// covered reports whether a path is below one of mounts.
+// covered reports whether a path is at or below one of mounts.
 func covered(path string, mounts []specs.Mount) bool {
 	path = filepath.Clean(path)
 	return slices.ContainsFunc(mounts, func(m specs.Mount) bool {

@@ -15,16 +15,15 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// etcDir is the folder of an instance with the files for the container's /etc.
+// etcDir is the subdirectory of an instance with the files for the container's /etc.
 const etcDir = "etc"
 
 // maxResolver bounds what is read of the machine's resolv.conf, in bytes.
 const maxResolver = 64 << 10
 
-// etcFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of the container into the instance's folder and adds
-// them to its document, unless the document says nothing of them or has mounts of its own in their places.
-// In a root that cannot be written those have to have a place, and what links of the image lead into the file systems
-// of the kernel is left as it is.
+// etcFiles writes the container's /etc/hosts, /etc/hostname and /etc/resolv.conf into the instance's directory and adds
+// bind mounts of them to its spec. It does nothing if etc is nil, and skips a file that the spec mounts itself, that
+// the image links into a kernel file system, or that a read-only root does not have, so that there is no mount point.
 func (i *instance) etcFiles(root rootDir, spec *specs.Spec, etc *ocispec.Etc, net network.Network) error {
 	if etc == nil {
 		return nil
@@ -61,7 +60,7 @@ func (i *instance) etcFiles(root rootDir, spec *specs.Spec, etc *ocispec.Etc, ne
 		if err := os.WriteFile(from, []byte(text), 0o644); err != nil {
 			return err
 		}
-		if err := os.Chmod(from, 0o644); err != nil { // whatever the umask is
+		if err := os.Chmod(from, 0o644); err != nil { // regardless of the umask
 			return err
 		}
 		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: to, Type: "bind", Source: from, Options: options})
@@ -69,14 +68,14 @@ func (i *instance) etcFiles(root rootDir, spec *specs.Spec, etc *ocispec.Etc, ne
 	return nil
 }
 
-// sharesNetwork reports whether a container has the network of the machine.
+// sharesNetwork reports whether a container shares the system's network.
 func sharesNetwork(spec *specs.Spec) bool {
 	return !slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
 		return n.Type == specs.NetworkNamespace
 	})
 }
 
-// readMachineResolver reads the resolv.conf of a machine; there may be none.
+// readMachineResolver reads the system's resolv.conf; a missing file is no error.
 func readMachineResolver(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {

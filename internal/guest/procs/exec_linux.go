@@ -57,8 +57,8 @@ func (t *Table) Create(ctx context.Context, id string, config gcs.ContainerConfi
 	return t.enter(ctx, c)
 }
 
-// enter makes a container known, in the place of one that has another root. One with a name of its own also takes the
-// place of one in which nothing runs.
+// enter registers a container. It replaces a container of the same id in which nothing runs, if that has another root
+// or if c has an instance name; otherwise the id is taken, which is an error.
 func (t *Table) enter(ctx context.Context, c *container) error {
 	for {
 		old := t.known(c.id)
@@ -102,7 +102,7 @@ func (t *Table) forget(c *container) {
 	}
 }
 
-// known returns a container, or nil.
+// known returns the container of an id, or nil.
 func (t *Table) known(id string) *container {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -153,8 +153,7 @@ func (t *Table) start(c *container, p gcsserver.Process) (*process, error) {
 		t.procs.remove(pr)
 		return nil, err
 	}
-	// In a container the directory is made by its first process, to whom the root is all there is, so that no
-	// symbolic link leads out of it.
+	// In a container the directory is created within the root, so that no symbolic link leads out of it.
 	cmd := command{Args: p.Args, Env: p.Env, Dir: p.Dir, MakeDir: p.MakeDir && c != nil, User: p.User, Groups: p.Groups,
 		Terminal: p.Terminal, Width: p.Width, Height: p.Height}
 	var master *os.File
@@ -279,7 +278,7 @@ func (t *Table) Delete(ctx context.Context, id string) error {
 		return t.endOthers(ctx, id)
 	}
 	c.asked(int(syscall.SIGKILL))
-	for retired := false; !retired; retired = c.retire() { // something may just have begun
+	for retired := false; !retired; retired = c.retire() { // something may have been started meanwhile
 		if err := c.stop(ctx); err != nil {
 			return err
 		}

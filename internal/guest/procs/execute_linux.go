@@ -20,24 +20,24 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// defaultPath is where programs are looked for when the environment does not say.
+// defaultPath is PATH if the environment has none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// command is a process as the one who forks it needs it, within the root it will run in.
+// command is a process to start. Its paths and user are those of the root it runs in.
 type command struct {
 	Args          []string
 	Env           []string
 	Dir           string
-	MakeDir       bool // make Dir when it is missing
+	MakeDir       bool // create Dir if it is missing
 	User          string
 	Groups        []uint32
 	Terminal      bool
 	Width, Height uint16
 }
 
-// execute starts a command. files are its standard streams; nil is /dev/null. With a terminal files
-// are not used and the master of the terminal is returned. The working directory of the caller's thread
-// changes for the time of the call.
+// execute starts a command in the system itself. files are its standard streams; nil is /dev/null. With a terminal,
+// files are ignored and the terminal's master is returned. The working directory of the calling thread changes during
+// the call.
 func (s *Spawner) execute(c command, files [3]*os.File, exited func(status syscall.WaitStatus, last bool)) (pid int,
 	master *os.File, err error) {
 	root, err := openRoot("/")
@@ -118,9 +118,9 @@ func (s *Spawner) execute(c command, files [3]*os.File, exited func(status sysca
 	return pid, master, err
 }
 
-// enterDir makes a directory the working directory, which a process that is started then has, too. That is
-// done before the user changes, who may have no right to search the way to it; where root has none, as on
-// network file systems, then is what the process itself enters as its user.
+// enterDir changes the working directory, which a started process inherits: the process's user may have no search
+// permission on the path. If root has none, as on network file systems, then is the directory that the process must
+// enter itself, as its user. leave changes back to the root.
 func enterDir(dir string) (leave func(), then string, err error) {
 	switch err := unix.Chdir(dir); {
 	case err == nil:
@@ -132,7 +132,7 @@ func enterDir(dir string) (leave func(), then string, err error) {
 	return func() { _ = unix.Chdir("/") }, then, nil
 }
 
-// onOwnThread calls f on a thread that has a working directory of its own and ends with it.
+// onOwnThread calls f on a new thread with its own working directory. The thread ends with f.
 func onOwnThread(f func()) error {
 	result := make(chan error, 1)
 	go func() {
@@ -146,8 +146,8 @@ func onOwnThread(f func()) error {
 	return <-result
 }
 
-// maySetGroups reports whether processes can have other supplementary groups. In a user namespace that a
-// user made without help they cannot: whom a group keeps out would be let in without it.
+// maySetGroups reports whether setgroups(2) is allowed. In a user namespace created without privileges it is not,
+// because dropping a group could give access to files that deny that group.
 func maySetGroups() bool {
 	b, err := os.ReadFile("/proc/self/setgroups")
 	return err != nil || strings.TrimSpace(string(b)) != "deny"
@@ -171,7 +171,7 @@ func lookupProgram(name, dir, path string) (string, error) {
 		if filepath.IsAbs(name) {
 			return name, executable(name)
 		}
-		return name, executable(filepath.Join(dir, name)) // from dir, also where the user may not search the way to it
+		return name, executable(filepath.Join(dir, name)) // relative: dir's path may not be searchable for the user
 	}
 	var denied error
 	for d := range strings.SplitSeq(path, ":") {
@@ -204,14 +204,15 @@ func executable(path string) error {
 	return nil
 }
 
-// programError says which kind of error keeps a program from being started.
+// programError classifies an error of starting a program as vmm.ErrProgramNotFound or vmm.ErrNotExecutable, if it is
+// one.
 func programError(name string, err error) error {
 	var kind error
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR):
-		kind = vmm.ErrProgramNotFound // or the interpreter that it names
+		kind = vmm.ErrProgramNotFound // or its interpreter was not found
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENOEXEC), errors.Is(err, syscall.ELOOP),
 		errors.Is(err, syscall.ELIBBAD), errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ETXTBSY):
 		kind = vmm.ErrNotExecutable
@@ -221,7 +222,7 @@ func programError(name string, err error) error {
 	return fmt.Errorf("program %q: %w: %w", name, kind, err)
 }
 
-// identity is who a process runs as.
+// identity is the user and groups of a process.
 type identity struct {
 	uid, gid uint32
 	groups   []uint32
@@ -231,7 +232,7 @@ type identity struct {
 // maxAccounts bounds what is read of passwd and group, in bytes.
 const maxAccounts = 4 << 20
 
-// addGroups adds more groups than the user's own.
+// addGroups adds supplementary groups.
 func (id *identity) addGroups(groups []uint32) {
 	for _, g := range groups {
 		if !slices.Contains(id.groups, g) {
@@ -304,13 +305,11 @@ func lookupUser(root rootDir, spec string) (identity, error) {
 	return id, nil
 }
 
-// accounts calls f with the fields of each entry, of which there are at least as many as the C library
-// wants (the others are empty) and at most as many as it knows; f returns false to stop. A file that is
-// not there is empty.
+// accounts calls f with the fields of each entry of a passwd or group file, until f returns false. Entries with fewer
+// than least fields are skipped, others are padded with empty fields to most. A missing file is empty.
 //
-// It reads as glibc does: blanks before an entry, comments, and entries for NIS ("+", "-") are passed over.
-// moby/sys/user is not used: it takes a number that cannot be read, or that is missing, for 0, so that a
-// torn line makes its user root.
+// Like glibc it skips blanks before an entry, comments, and NIS entries ("+", "-"). moby/sys/user is not used: it takes
+// a missing or malformed number as 0, so that a damaged line makes its user root.
 func accounts(root rootDir, path string, least, most int, f func([]string) bool) error {
 	file, err := root.openRegular(path)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
@@ -339,7 +338,7 @@ func accounts(root rootDir, path string, least, most int, f func([]string) bool)
 	return lines.Err()
 }
 
-// openTerminal creates a pseudo terminal of the root it is called in.
+// openTerminal creates a pseudo-terminal that belongs to uid, of this process's /dev/pts.
 func openTerminal(uid int, width, height uint16) (master, slave *os.File, err error) {
 	fail := func(err error) (*os.File, *os.File, error) {
 		if master != nil {

@@ -13,21 +13,21 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// SetInit sets the program that begins containers whose documents ask for one; empty: there is none.
+// SetInit sets the init program of containers whose spec asks for one; empty: there is none.
 func (t *Table) SetInit(path string) { t.init = path }
 
-// wantsInit reports whether the container is to begin with a program that starts and minds its own.
+// wantsInit reports whether the container's spec asks for an init process.
 func (c *container) wantsInit() bool {
 	return c.doc != nil && c.doc.Annotations[ocispec.InitAnnotation] == "true"
 }
 
-// addInit has a program begin the container that starts and minds the one of cmd.
+// addInit makes the init program the container's first process, which starts that of cmd.
 func (t *Table) addInit(root rootDir, spec *specs.Spec, cmd command) error {
 	if t.init == "" {
 		return fmt.Errorf("a container that begins with an init needs catatonit; install it with: "+
 			"apt-get install catatonit: %w", gcsserver.ErrUnsupported)
 	}
-	// The init would end with 1 and tell the container's standard error.
+	// Checked here, because a failure of the init only shows as exit code 1 and a message on standard error.
 	if err := root.checkProgram(cmd, spec.Mounts); err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (t *Table) addInit(root rootDir, spec *specs.Spec, cmd command) error {
 	return addProgram(spec, ocispec.InitPath, t.init)
 }
 
-// checkProgram looks for a program in a root. What lies below one of mounts cannot be seen yet.
+// checkProgram checks that a program exists in a root and is executable. One below one of mounts cannot be checked yet.
 func (r rootDir) checkProgram(cmd command, mounts []specs.Mount) error {
 	names := cmd.candidates()
 	if slices.ContainsFunc(names, func(name string) bool { return covered(name, mounts) }) {

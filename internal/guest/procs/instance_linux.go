@@ -20,35 +20,36 @@ import (
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
-// runtimeTime bounds a call of the program that runs containers.
+// runtimeTime bounds a call of the runtime, crun or runc.
 const runtimeTime = time.Minute
 
-// instance is a container that runs, from its first process's start to that process's end. It has a folder:
+// instance is one run of a container, from the start of its first process to the end of that process. It has a
+// directory:
 //
-//	owner          its lock tells that the process that supervises the instance lives, or a start is under way
+//	owner          locked by the process that supervises the instance, and while a start is under way
 //	instance.json  an instanceRecord
-//	config.json    the container's document
-//	state, log     of the program that runs it
+//	config.json    the OCI spec
+//	state, log     of the runtime
 type instance struct {
 	t      *Table
 	c      *container
 	bundle crun.Bundle
 	owner  *os.File
-	like   *specs.Process // of the document
-	fixed  []string       // places of the document that are read-only
-	exited chan struct{}  // closed when nothing runs in it any more
+	like   *specs.Process // the process of the spec
+	fixed  []string       // read-only paths of the spec, see readOnlyPlaces
+	exited chan struct{}  // closed when all its processes have ended
 	joined []*os.File     // namespaces of other containers, while the first process is started
 	stays  bool           // this process outlives it, see Table.UseRuntime
 
 	mu      sync.Mutex
-	pid     int // of the first process; 0: not started yet
-	files   int // numbers those of exec
-	closing bool
-	instead syscall.Signal // what the first process was killed for
-	pauses  bool           // the first process does nothing
+	pid     int            // of the first process; 0: not started yet
+	files   int            // counts exec, for the names of its files
+	closing bool           // the first process has ended, or was not started
+	instead syscall.Signal // the signal for which the first process got SIGKILL, see signalFirst
+	pauses  bool           // the first process only waits, see beginPause
 }
 
-// instanceRecord says what runs, to whoever finds the folder.
+// instanceRecord describes an instance to other processes.
 type instanceRecord struct {
 	Container string `json:"container"`
 	Root      string `json:"root"`
@@ -60,7 +61,7 @@ const (
 	recordName = "instance.json"
 )
 
-// newInstance creates the folder of an instance that has not begun.
+// newInstance returns a new instance with a locked directory. Nothing is started.
 func newInstance(t *Table, c *container) (*instance, error) {
 	for {
 		name := make([]byte, 8)
@@ -71,7 +72,7 @@ func newInstance(t *Table, c *container) (*instance, error) {
 		}
 		owner, err := lockfile.Try(filepath.Join(dir, ownerName), false, os.O_CREATE)
 		if errors.Is(err, os.ErrNotExist) || err == nil && owner == nil {
-			continue // swept away, for it was empty
+			continue // another process's sweep has removed the empty directory
 		}
 		if err != nil {
 			return nil, err
@@ -98,7 +99,7 @@ func (i *instance) end() {
 	}
 }
 
-// exec starts the first process, and any that follow in the same namespaces.
+// exec starts the first process, or a further one in the same namespaces. p is not nil.
 func (i *instance) exec(p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(i.t.crun.Timeout, runtimeTime))
 	defer cancel()
@@ -114,7 +115,7 @@ func (i *instance) exec(p *process, cmd command, pipes *stdioPipes) (*os.File, e
 	return i.begin(ctx, p, cmd, pipes)
 }
 
-// begin starts the first process, or removes the instance. p is nil for a pause.
+// begin starts the first process; on error it removes the instance. p is nil for a pause process.
 func (i *instance) begin(ctx context.Context, p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
 	master, err := i.first(ctx, p, cmd, pipes)
 	if err != nil {
@@ -129,8 +130,7 @@ func (i *instance) begin(ctx context.Context, p *process, cmd command, pipes *st
 
 // first starts the first process.
 func (i *instance) first(ctx context.Context, p *process, cmd command, pipes *stdioPipes) (*os.File, error) {
-	// The new namespace begins with a copy of all mounts. Until it has released them nothing can be
-	// unmounted for good.
+	// The new mount namespace starts with a copy of all mounts, which would keep an unmounted device in use.
 	release, err := i.t.roots.Hold(i.c.root)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", i.c.id, err)
@@ -173,7 +173,7 @@ func (i *instance) another(ctx context.Context, p *process, cmd command, pipes *
 	i.mu.Lock()
 	i.files++
 	name := fmt.Sprintf("exec%d", i.files)
-	root, err := openRoot(fmt.Sprintf("/proc/%d/root", i.pid)) // with what is mounted in it
+	root, err := openRoot(fmt.Sprintf("/proc/%d/root", i.pid)) // the root with the container's mounts
 	i.mu.Unlock()
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errEnding
@@ -210,10 +210,11 @@ func (i *instance) another(ctx context.Context, p *process, cmd command, pipes *
 	return master, i.programNamed(cmd, err)
 }
 
-// errNotExecuted: a process ended before it became the program that was asked for.
+// errNotExecuted is returned if a process ended before it executed its program.
 var errNotExecuted = errors.New("the program cannot be executed")
 
-// start starts a process by run. What becomes of it is told to exited, which may block.
+// start starts a process by run and waits until it has executed its program. exited is called once the process has
+// ended, in a goroutine of its own.
 func (i *instance) start(ctx context.Context, cmd command, pipes *stdioPipes,
 	run func(context.Context, crun.Process) (int, *os.File, error), exited func(syscall.WaitStatus),
 ) (int, *os.File, error) {
@@ -260,7 +261,7 @@ func (i *instance) start(ctx context.Context, cmd command, pipes *stdioPipes,
 	return 0, nil, err
 }
 
-// describe writes the container's document and the record.
+// describe writes config.json and the record of the instance.
 func (i *instance) describe(cmd command, p *process, pipes *stdioPipes) error {
 	root, err := openRoot(i.c.root)
 	if err != nil {
@@ -311,8 +312,8 @@ func (i *instance) describe(cmd command, p *process, pipes *stdioPipes) error {
 	return errors.Join(err, i.bundle.WriteConfig(spec))
 }
 
-// finish takes away what is left of the instance once its first process has ended. Its namespaces are gone by then,
-// and nothing is kept in use: a process that outlives its containers reports the end first.
+// finish reports the exit of the first process and removes what is left of the instance. Its namespaces have ended and
+// keep no mount busy, so that a process that outlives its containers reports the exit first.
 func (i *instance) finish(p *process, st syscall.WaitStatus) {
 	if p != nil {
 		i.noteMemory(p, st)
@@ -335,15 +336,15 @@ func (i *instance) finish(p *process, st syscall.WaitStatus) {
 	}
 }
 
-// clean is remove where no caller waits for its error.
+// clean calls remove and logs its error.
 func (i *instance) clean() {
-	if err := i.remove(); err != nil { // without a guest the next command that finds the folder removes it
+	if err := i.remove(); err != nil { // without a guest, the next command's sweep removes the directory
 		i.t.log.Error("container", "id", i.c.id, "err", err)
 	}
 }
 
-// still keeps all mounts as they are where the program that runs containers gets a copy of them, until release is
-// called: see crun.Runtime.HideUnified.
+// still blocks unmounting until release is called, if the runtime is started in a mount namespace with a copy of all
+// mounts: see crun.Runtime.HideUnified.
 func (t *Table) still() (release func()) {
 	if !t.crun.HideUnified {
 		return func() {}
@@ -351,12 +352,12 @@ func (t *Table) still() (release func()) {
 	return t.roots.Still()
 }
 
-// remove ends what may be left of the instance and removes its folder.
+// remove ends what may be left of the instance and removes its directory.
 func (i *instance) remove() error {
 	ctx, cancel := context.WithTimeout(context.Background(), waitTime)
 	defer cancel()
 	defer i.t.still()()
-	// Where the runtime was killed its helpers may be at work yet: they have the lock, too.
+	// If the runtime was killed, its helpers may still run; they hold the lock as well.
 	if err := i.owner.Close(); err != nil {
 		return err
 	}
@@ -370,12 +371,12 @@ func (i *instance) remove() error {
 	return errors.Join(removeBundle(ctx, i.bundle), lock.Close())
 }
 
-// removeBundle ends an instance and removes its folder, the lock last.
+// removeBundle ends an instance and removes its control groups and directory. The caller must hold its lock.
 func removeBundle(ctx context.Context, b crun.Bundle) error {
 	if err := b.Delete(ctx); err != nil {
 		return fmt.Errorf("end the container in %s: %w", b.Dir, err)
 	}
-	// Where its creation failed half-way. One that is in use, which is an error above, stays.
+	// Groups may be left if the instance's creation failed half-way.
 	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupOf(b.Dir)); !b.Runtime.NoCgroups {
 		end := time.Now().Add(groupTime)
 		for _, dir := range append(left, "/sys/fs/cgroup"+cgroupOf(b.Dir)) {
@@ -385,10 +386,10 @@ func removeBundle(ctx context.Context, b crun.Bundle) error {
 	return os.RemoveAll(b.Dir)
 }
 
-// cgroupOf is the cgroup of an instance with a folder.
+// cgroupOf returns the control group of the instance with a directory.
 func cgroupOf(dir string) string { return "/strata-" + filepath.Base(dir) }
 
-// own makes the streams those of the process's user, who may open them again by name.
+// own makes the process's user the owner of its streams, so that it can reopen them, such as by /dev/stdout.
 func own(pipes *stdioPipes, p *specs.Process) {
 	if p.User.UID == 0 || p.Terminal {
 		return

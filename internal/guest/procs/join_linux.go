@@ -13,18 +13,18 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// joinedTypes are the namespaces of which a container may have those of another one.
+// joinedTypes are the types of namespaces that a container may share with another one.
 var joinedTypes = []specs.LinuxNamespaceType{
 	specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.PIDNamespace}
 
-// isOwn reports whether a namespace of a document is one that is made, or that of another container.
+// isOwn reports whether a namespace of a spec is a new one, or that of another container.
 func isOwn(n specs.LinuxNamespace) bool {
 	_, joined := ocispec.Joined(n.Path)
 	return n.Path == "" || joined && slices.Contains(joinedTypes, n.Type)
 }
 
-// joinOthers puts the container of a document into the namespaces of other containers that it names, see
-// ocispec.JoinPath. Whose host name it shares, it does not change. The files are open until leaveOthers is called.
+// joinOthers replaces the paths of ocispec.JoinPath in a spec by those of the other containers' namespaces. With a
+// shared UTS namespace it removes the host name. The namespaces are open until leaveOthers is called.
 func (i *instance) joinOthers(spec *specs.Spec) error {
 	spec.Linux.Namespaces = slices.Clone(spec.Linux.Namespaces)
 	for n := range spec.Linux.Namespaces {
@@ -40,7 +40,7 @@ func (i *instance) joinOthers(spec *specs.Spec) error {
 		i.joined = append(i.joined, f)
 		ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 		if ns.Type == specs.PIDNamespace {
-			i.stays = false // what the first process leaves runs until all is taken away
+			i.stays = false // processes may outlive the first one, until remove kills them
 		}
 		if ns.Type == specs.UTSNamespace {
 			spec.Hostname, spec.Domainname = "", ""
@@ -56,13 +56,13 @@ func (i *instance) leaveOthers() {
 	i.joined = nil
 }
 
-// namespaceFiles are the names in /proc of namespaces that are called otherwise in documents.
+// namespaceFiles are the names in /proc of namespaces whose name in specs differs.
 var namespaceFiles = map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net"}
 
-// lockPause is between two tries to lock a container.
+// lockPause is the interval between attempts to lock a container.
 const lockPause = 5 * time.Millisecond
 
-// openNamespace opens a namespace of the first process of a container that runs.
+// openNamespace opens a namespace of the first process of a running container.
 func (t *Table) openNamespace(id string, kind specs.LinuxNamespaceType) (*os.File, error) {
 	if !slices.Contains(joinedTypes, kind) {
 		return nil, gcsserver.ErrInvalid
@@ -71,7 +71,7 @@ func (t *Table) openNamespace(id string, kind specs.LinuxNamespaceType) (*os.Fil
 	if c == nil {
 		return nil, gcsserver.ErrNoContainer
 	}
-	// It is held while something is started there, which may be what asks.
+	// TryLock with a limit: the lock is held while a process is started there, and that may be the caller.
 	for end := time.Now().Add(waitTime); !c.mu.TryLock(); time.Sleep(lockPause) {
 		if time.Now().After(end) {
 			return nil, fmt.Errorf("something is being started in it: %w", gcsserver.ErrBusy)
@@ -90,7 +90,7 @@ func (t *Table) openNamespace(id string, kind specs.LinuxNamespaceType) (*os.Fil
 		name = file
 	}
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + name)
-	if err == nil && pid != 0 && !closing && !run.ending() { // else the number may be another process's by now
+	if err == nil && pid != 0 && !closing && !run.ending() { // else the PID may have been reused
 		return f, nil
 	}
 	if err == nil {

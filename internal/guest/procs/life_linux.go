@@ -9,12 +9,12 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// containerLife is how far a container is that begins and ends with the process in its document. Hosts of
-// our own start all processes by themselves; their containers stay in the first state.
+// containerLife is the state of a container that starts and ends with the process of its spec. A container whose host
+// starts processes one by one stays in the first state.
 type containerLife struct {
 	mu     sync.Mutex
 	state  lifeState
-	signal int // the last that was sent to all
+	signal int // the last one sent by Stop or Delete
 }
 
 type lifeState int
@@ -24,10 +24,10 @@ const (
 	lifeStarting                  // it is being started
 	lifeRunning                   // it runs
 	lifeOver                      // it has ended
-	lifeDeleted                   // the container is deleted before it began
+	lifeDeleted                   // the container was deleted before the first process was started
 )
 
-// begin checks that a process can be started in this state, and completes the one of the document.
+// begin checks that a process can be started in this state, and fills in p from the spec if it is the first one.
 func (c *container) begin(p *gcsserver.Process) error {
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
@@ -36,7 +36,7 @@ func (c *container) begin(p *gcsserver.Process) error {
 		return fmt.Errorf("container %s: %w", c.id, gcsserver.ErrStopped)
 	case !p.First:
 		return nil
-	case p.Instance != c.name: // another one has taken its place
+	case p.Instance != c.name: // the container was replaced
 		return fmt.Errorf("container %s: %w", c.id, gcsserver.ErrContainer)
 	case c.first == nil:
 		return fmt.Errorf("container %s: no program given, neither now nor in its document: %w", c.id, gcsserver.ErrInvalid)
@@ -54,7 +54,7 @@ func (c *container) begin(p *gcsserver.Process) error {
 	return nil
 }
 
-// begun notes what became of the first process. When it ends so does the container.
+// begun records whether the first process was started. The container ends when that process ends.
 func (c *container) begun(p *process, err error) {
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
@@ -65,19 +65,19 @@ func (c *container) begun(p *process, err error) {
 	c.life.state = lifeRunning
 	go func() {
 		<-p.exited
-		p.in.gone() // what does not end with it keeps the root in use, and unmounting says so
+		p.in.gone() // processes that do not end with it keep the root busy, which unmounting reports
 		c.end()
 	}()
 }
 
-// asked notes the signal by which a container is to end.
+// asked records the signal by which a host has asked a container to end.
 func (c *container) asked(signal int) {
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
 	c.life.signal = signal
 }
 
-// end notes that nothing of a container runs any more, once.
+// end records that the container has ended or was deleted, and closes ended. It is idempotent.
 func (c *container) end() {
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
@@ -92,7 +92,7 @@ func (c *container) end() {
 	close(c.ended)
 }
 
-// how is the way a container has ended.
+// how returns how a container has ended: a type of gcs.Notification.
 func (c *container) how() (string, error) {
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()

@@ -8,10 +8,10 @@ import (
 	"github.com/stratavm/strata/internal/guest/network"
 )
 
-// SetNetworks sets where the table asks for networks. Before, no container has one.
+// SetNetworks sets where the table looks up the networks of containers. Before that, no container has one.
 func (t *Table) SetNetworks(n network.Networks) { t.networks = n }
 
-// networkOf returns the network that was made for a container; its zero value means that there is none.
+// networkOf returns the network of a container, or the zero value if it has none.
 func (t *Table) networkOf(container string) (n network.Network) {
 	if t.networks != nil {
 		n, _ = t.networks.Of(container)
@@ -19,7 +19,7 @@ func (t *Table) networkOf(container string) (n network.Network) {
 	return n
 }
 
-// joinNetwork puts the container of a document into a network.
+// joinNetwork sets the network namespace of a spec to that of a network, if there is one.
 func joinNetwork(spec *specs.Spec, n network.Network) {
 	if n.Namespace == "" {
 		return

@@ -7,14 +7,14 @@ import (
 	"syscall"
 )
 
-// noteMemory notes that a process was killed in a container of which the kernel has killed processes for their memory.
+// noteMemory marks a process that ended by SIGKILL as out of memory if its container had OOM kills.
 func (i *instance) noteMemory(p *process, st syscall.WaitStatus) {
 	if st.Signaled() && st.Signal() == syscall.SIGKILL || !st.Signaled() && st.ExitStatus() == 128+int(syscall.SIGKILL) {
 		p.memory.Store(memoryReached(cgroupRoot, cgroupOf(i.bundle.Dir)))
 	}
 }
 
-// memoryReached reports whether processes of a cgroup were killed for their memory, in hierarchies of either version.
+// memoryReached reports whether a control group, of cgroup v1 or v2, had OOM kills.
 func memoryReached(root, cgroup string) bool {
 	for _, file := range []string{filepath.Join(root, cgroup, "memory.events"),
 		filepath.Join(root, "memory", cgroup, "memory.oom_control")} {
@@ -31,7 +31,7 @@ func memoryReached(root, cgroup string) bool {
 	return false
 }
 
-// OutOfMemory reports whether a process was killed in a container that reached a memory limit.
+// OutOfMemory reports whether a process ended by SIGKILL in a container with OOM kills.
 func (t *Table) OutOfMemory(container string, pid uint32) bool {
 	p, err := t.procs.get(container, pid)
 	return err == nil && p.memory.Load()

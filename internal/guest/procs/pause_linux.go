@@ -17,10 +17,10 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// pausePath is where containers have the program that pauses: beside ocispec.InitPath.
+// pausePath is where containers have the pause program: beside ocispec.InitPath.
 const pausePath = "/dev/.strata-pause"
 
-// beginPause begins an instance whose first process does nothing but collect those that lose their parents.
+// beginPause starts an instance whose first process, the pause process, only waits and reaps orphans.
 func (i *instance) beginPause() error {
 	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(i.t.crun.Timeout, runtimeTime))
 	defer cancel()
@@ -34,12 +34,12 @@ func (i *instance) beginPause() error {
 	return nil
 }
 
-// addPause gives a container the program that pauses.
+// addPause adds the pause program to a spec.
 func (t *Table) addPause(spec *specs.Spec) error {
 	return addProgram(spec, pausePath, t.pause)
 }
 
-// addProgram gives a container a program of this system, where it cannot be written.
+// addProgram adds a read-only bind mount of a program of this system to a spec. path must be below /dev, a tmpfs.
 func addProgram(spec *specs.Spec, path, source string) error {
 	inMemory := func(m specs.Mount) bool { return m.Type == "tmpfs" && filepath.Clean(m.Destination) == "/dev" }
 	if !slices.ContainsFunc(spec.Mounts, inMemory) {
@@ -51,7 +51,7 @@ func addProgram(spec *specs.Spec, path, source string) error {
 	return nil
 }
 
-// onlyPauses reports whether nothing runs in the instance but its pause.
+// onlyPauses reports whether the pause process is the only process of the instance.
 func (i *instance) onlyPauses() bool {
 	i.mu.Lock()
 	pid, pauses := i.pid, i.pauses && !i.closing
@@ -59,10 +59,10 @@ func (i *instance) onlyPauses() bool {
 	return pauses && aloneIn(filepath.Join(cgroupRoot, cgroupOf(i.bundle.Dir)), pid)
 }
 
-// cgroupRoot is the hierarchy of cgroups of systems on which instances pause.
+// cgroupRoot is where control groups are mounted.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// aloneIn reports whether a process is the only one in a cgroup and those below it.
+// aloneIn reports whether a process is the only one in a cgroup v2 group and its descendants.
 func aloneIn(dir string, pid int) bool {
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		switch {
@@ -78,10 +78,10 @@ func aloneIn(dir string, pid int) bool {
 	return err == nil
 }
 
-// errOthers: there are other processes.
+// errOthers is returned by onlyProcess.
 var errOthers = errors.New("other processes are in the cgroup")
 
-// onlyProcess returns nil when a list of processes holds no other than one.
+// onlyProcess returns an error if a cgroup.procs file lists another process than pid. A missing file is empty.
 func onlyProcess(list string, pid int) error {
 	f, err := os.Open(list)
 	if errors.Is(err, os.ErrNotExist) {

@@ -15,14 +15,14 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// maxLinks is how many links the kernel follows.
+// maxLinks is the kernel's limit of symbolic links in a path.
 const maxLinks = 40
 
-// leadsTo is where a path leads in a root that nothing is mounted in yet: links are followed, and what is missing is
-// taken as it is written.
+// leadsTo resolves the symbolic links of a path in a root in which nothing is mounted yet. Missing components are kept
+// as they are.
 func (r rootDir) leadsTo(path string) (string, error) { return follow(path, r.link) }
 
-// follow is leadsTo where link says what links there are.
+// follow is leadsTo with the links that link returns.
 func follow(path string, link func(at string) (string, error)) (string, error) {
 	at, rest := "/", path
 	for links := 0; rest != ""; {
@@ -47,7 +47,7 @@ func follow(path string, link func(at string) (string, error)) (string, error) {
 	return at, nil
 }
 
-// link is what a link says, or "" where there is something else.
+// link returns the target of a symbolic link, or "" if path is not one.
 func (r rootDir) link(path string) (string, error) {
 	f, err := r.open(path, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
@@ -63,13 +63,13 @@ func (r rootDir) link(path string) (string, error) {
 	return string(buf[:max(n, 0)]), err
 }
 
-// systemPlace reports whether a path without links is among those at which the kernel's file systems are mounted.
+// systemPlace reports whether a resolved path is in /proc, /sys or /dev.
 func systemPlace(path string) bool {
 	top, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	return top == "proc" || top == "sys" || top == "dev"
 }
 
-// linkIn is link in what a mount shows, whose Destination is above or at a path.
+// linkIn is link for a path at or below the destination of a bind mount, looked up in the mount's source.
 func linkIn(m specs.Mount, path string) (string, error) {
 	if !ocispec.IsBind(m) {
 		return "", nil
@@ -82,18 +82,18 @@ func linkIn(m specs.Mount, path string) (string, error) {
 	return source.link("/" + strings.TrimPrefix(path, m.Destination))
 }
 
-// checkPlaces refuses mounts that links of the image, or of a volume, lead to where none may be: over the root, or over
-// what the kernel shows, which the container, or what is masked in it, would be without. What a document says itself
-// was checked before. A folder goes over a folder, anything else over anything else.
+// checkPlaces returns an error for a mount whose destination leads, by symbolic links of the image or a volume, to the
+// root or into a kernel file system: it would hide these, and the masks in them. Destinations without links were
+// checked before. A directory can be mounted only over a directory, anything else only over something else.
 func (r rootDir) checkPlaces(mounts []specs.Mount) error {
-	var before []specs.Mount // at their places
+	var before []specs.Mount // with resolved destinations
 	for _, m := range mounts {
-		images := true // not what an earlier mount shows
+		images := true // the destination is in the image, not in an earlier mount
 		place, err := follow(m.Destination, func(at string) (string, error) {
 			for _, over := range slices.Backward(before) {
 				if covered(at, []specs.Mount{over}) {
 					images = false
-					if slices.Contains(over.Options, "tmpcopyup") { // it begins as the image
+					if slices.Contains(over.Options, "tmpcopyup") { // it is filled from the image
 						return r.link(at)
 					}
 					return linkIn(over, at)
@@ -121,8 +121,8 @@ func (r rootDir) checkPlaces(mounts []specs.Mount) error {
 	return nil
 }
 
-// sameKind refuses a folder over something else of the image, and the reverse. What is not there is left to the
-// runtime.
+// sameKind returns an error for a directory mounted over a file of the image, or the reverse. Missing paths are left to
+// the runtime.
 func (r rootDir) sameKind(m specs.Mount, place string) error {
 	folder := true
 	if ocispec.IsBind(m) {
@@ -149,8 +149,8 @@ func (r rootDir) sameKind(m specs.Mount, place string) error {
 	return nil
 }
 
-// openRegular opens a regular file for reading. Anything else is not opened, not even for a moment: it may be a device
-// node that the container made, and to open that may do something.
+// openRegular opens a regular file for reading. Anything else is never opened: it may be a device node that the
+// container made, and opening that may have side effects.
 func (r rootDir) openRegular(path string) (*os.File, error) {
 	f, err := r.open(path, unix.O_PATH)
 	if err != nil {
@@ -160,6 +160,6 @@ func (r rootDir) openRegular(path string) (*os.File, error) {
 	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
 		return nil, errors.Join(err, fmt.Errorf("%s is no regular file: %w", path, gcsserver.ErrInvalid))
 	}
-	// A lease that the container has of the file is not waited for.
+	// O_NONBLOCK: do not wait for a lease that the container holds on the file.
 	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDONLY|unix.O_NONBLOCK, 0)
 }

@@ -18,11 +18,11 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// maxEnded bounds the exit codes that are kept for hosts that come back.
+// maxEnded bounds the exit codes that are kept for hosts that reconnect.
 const maxEnded = 4096
 
-// processes are all processes the host has started, also some that have ended. Their numbers are not
-// those of the kernel: they are never used again.
+// processes are the processes that hosts have started, including up to maxEnded that have ended. Their ids are not the
+// kernel's PIDs, and are never reused.
 type processes struct {
 	mu    sync.Mutex
 	next  uint32
@@ -30,17 +30,17 @@ type processes struct {
 	ended []uint32
 }
 
-// process is one of them.
+// process is a process that a host has started.
 type process struct {
 	id        uint32
-	container string
+	container string // empty: the VM itself
 	name      string
 
 	exited chan struct{} // closed by finish
 	once   sync.Once
 	code   int
 	memory atomic.Bool // see Table.OutOfMemory
-	in     *instance   // where it runs, once it does
+	in     *instance   // its container's instance, once it runs
 
 	mu     sync.Mutex
 	kill   func(syscall.Signal) error // set once it runs
@@ -75,7 +75,7 @@ func (ps *processes) get(container string, id uint32) (*process, error) {
 	return p, nil
 }
 
-// finish notes the end of a process, once.
+// finish records the exit of a process. It is idempotent.
 func (ps *processes) finish(p *process, code int) {
 	p.once.Do(func() {
 		p.code = code
@@ -89,7 +89,7 @@ func (ps *processes) finish(p *process, code int) {
 	})
 }
 
-// running lists the processes of a container that have not ended; those of all when all is set.
+// running returns the processes of a container that have not ended; with all, those of all containers and the VM.
 func (ps *processes) running(container string, all bool) []*process {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -138,14 +138,14 @@ func (p *process) resize(width, height uint16) error {
 	return resizeTerminal(p.master, width, height)
 }
 
-// stdioPipes are the guest's ends of a process's streams.
+// stdioPipes connect a process's streams to the host.
 type stdioPipes struct {
-	conns [3]net.Conn
-	ours  [3]*os.File
-	child [3]*os.File
+	conns [3]net.Conn // to the host, or nil
+	ours  [3]*os.File // the agent's ends of the pipes
+	child [3]*os.File // the process's ends
 }
 
-// newPipes creates a pipe for each stream that the host has.
+// newPipes creates a pipe for each stream that is connected to the host.
 func newPipes(conns [3]net.Conn) (*stdioPipes, error) {
 	s := &stdioPipes{conns: conns}
 	for i, c := range conns {
@@ -181,14 +181,14 @@ func (s *stdioPipes) close() {
 	}
 }
 
-// useMaster makes the terminal both input and output.
+// useMaster replaces the pipes by a terminal's master.
 func (s *stdioPipes) useMaster(master *os.File) {
 	s.close()
 	s.ours = [3]*os.File{master, master, nil}
 }
 
-// relay moves bytes between the process and the host until both are through. The host's absence does
-// not stop the process: its output is thrown away.
+// relay copies between the process and the host in the background. If the host disconnects, the process goes on and its
+// output is discarded.
 func (s *stdioPipes) relay(p *process, terminal bool) {
 	if in, to := s.conns[0], s.ours[0]; in != nil && to != nil {
 		go func() {
@@ -198,7 +198,7 @@ func (s *stdioPipes) relay(p *process, terminal bool) {
 			}
 			in.Close()
 		}()
-		go func() { // a host that keeps the input open does not keep the connection
+		go func() { // end the connection, even if the host keeps the input open
 			<-p.exited
 			_ = in.SetReadDeadline(time.Unix(1, 0))
 		}()
@@ -225,11 +225,11 @@ func (s *stdioPipes) relay(p *process, terminal bool) {
 	}()
 }
 
-// maxPipe is what a pipe holds at most, in bytes: so much may have been written before the exit.
+// maxPipe is the maximum size of a pipe's buffer in bytes: so much may be unread when the process exits.
 const maxPipe = 1 << 20
 
-// relayOutput copies until the end of the output. When the process has exited, what it wrote is
-// brought over and no more is waited for: its children may keep the pipe open for ever.
+// relayOutput copies until EOF. After the process has exited, it copies what is left in the pipe and does not wait for
+// more: children of the process may keep the pipe open for ever.
 func relayOutput(to net.Conn, from *os.File, exited <-chan struct{}) {
 	out := io.Writer(io.Discard)
 	if to != nil {
@@ -277,7 +277,7 @@ func relayOutput(to net.Conn, from *os.File, exited <-chan struct{}) {
 	}
 }
 
-// pollable takes over a file in a way that lets reads of it be interrupted.
+// pollable returns a duplicate of f whose reads support deadlines, and closes f.
 func pollable(f *os.File) (*os.File, error) {
 	defer f.Close()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)

@@ -12,9 +12,9 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// readOnlyPlaces are the places that a document has read-only and of which crun does not say when they are not: it makes
-// them read-only in a second step, and takes the failure of that for success where the mount has no other flags, such
-// as nosuid. What is below /proc and /sys has them.
+// readOnlyPlaces returns the read-only paths of a spec that may be writable without an error of crun: it remounts them
+// read-only in a second step, and ignores a failure of that if the mount has no other flags, such as nosuid. Mounts
+// below /proc and /sys have other flags.
 func readOnlyPlaces(spec *specs.Spec) (places []string) {
 	if spec.Root.Readonly {
 		places = append(places, "/")
@@ -30,7 +30,8 @@ func readOnlyPlaces(spec *specs.Spec) (places []string) {
 	})
 }
 
-// checkReadOnly returns what looks at a container whose program has not begun, or nil where there is nothing to see.
+// checkReadOnly returns a function that checks i.fixed in a container whose program was not started yet, or nil if
+// there is nothing to check.
 func (i *instance) checkReadOnly() func(pid int) error {
 	if len(i.fixed) == 0 {
 		return nil
@@ -52,7 +53,7 @@ func (i *instance) checkReadOnly() func(pid int) error {
 
 var errWritable = errors.New("the kernel has not made it so")
 
-// checkReadOnly returns an error unless a place is on a read-only mount, or is not there.
+// checkReadOnly returns an error unless a path is on a read-only mount or does not exist.
 func (r rootDir) checkReadOnly(place string) error {
 	f, err := r.open(place, unix.O_PATH)
 	if errors.Is(err, unix.ENOENT) {

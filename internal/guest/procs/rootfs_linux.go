@@ -21,7 +21,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// rootDir is the root of a container, seen from outside. No symbolic link in it leads out of it.
+// rootDir is the root of a container, opened from outside. Paths are resolved within it, as by chroot(2).
 type rootDir struct{ dir *os.File }
 
 func openRoot(path string) (rootDir, error) {
@@ -34,10 +34,10 @@ func openRoot(path string) (rootDir, error) {
 
 func (r rootDir) close() { r.dir.Close() }
 
-// open opens a path as a process in the root would find it.
+// open opens a path as a process in the root would resolve it.
 func (r rootDir) open(path string, flags int) (*os.File, error) {
 	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	for range 100 { // the kernel gives up when a directory is moved meanwhile
+	for range 100 { // EAGAIN: a directory was renamed meanwhile
 		fd, err := unix.Openat2(int(r.dir.Fd()), path, &how)
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 			continue
@@ -50,7 +50,7 @@ func (r rootDir) open(path string, flags int) (*os.File, error) {
 	return nil, &os.PathError{Op: "open", Path: path, Err: unix.EAGAIN}
 }
 
-// has reports whether there is something at a path.
+// has reports whether a path exists.
 func (r rootDir) has(path string) bool {
 	f, err := r.open(path, unix.O_PATH)
 	if err == nil {
@@ -65,7 +65,7 @@ func (r rootDir) readOnly() bool {
 	return unix.Fstatfs(int(r.dir.Fd()), &st) == nil && st.Flags&unix.ST_RDONLY != 0
 }
 
-// isDir returns nil when there is a directory.
+// isDir returns an error unless path is a directory.
 func (r rootDir) isDir(path string) error {
 	f, err := r.open(path, unix.O_PATH|unix.O_DIRECTORY)
 	if err == nil {
@@ -74,7 +74,7 @@ func (r rootDir) isDir(path string) error {
 	return err
 }
 
-// makeDir creates a directory and those above it as far as they are missing.
+// makeDir creates a directory and its missing parents.
 func (r rootDir) makeDir(path string) error {
 	at := "/"
 	for name := range strings.SplitSeq(strings.Trim(filepath.Clean(path), "/"), "/") {
@@ -97,8 +97,7 @@ func (r rootDir) makeDir(path string) error {
 	return nil
 }
 
-// searchable reports whether a user has the right to search all directories on the way to one, as far as their modes
-// tell.
+// searchable reports whether a user has search permission on all parents of path, judged by their mode bits.
 func (r rootDir) searchable(path string, who identity) bool {
 	if who.uid == 0 {
 		return true
@@ -106,7 +105,7 @@ func (r rootDir) searchable(path string, who identity) bool {
 	for at := filepath.Dir(filepath.Clean(path)); ; at = filepath.Dir(at) {
 		f, err := r.open(at, unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
-			return true // the error comes when the program goes there
+			return true // starting the program reports the error
 		}
 		var st unix.Stat_t
 		err = unix.Fstat(int(f.Fd()), &st)
@@ -126,8 +125,8 @@ func (r rootDir) searchable(path string, who identity) bool {
 	}
 }
 
-// checkSystemDirs refuses a root in which a mount point of the kernel's own file systems leads elsewhere: they would
-// be seen there without what is masked and read-only in them.
+// checkSystemDirs returns an error if /proc, /sys or /dev of a root is not a directory. A symbolic link would lead the
+// kernel's file systems to another path, without the masked and read-only paths in them.
 func (r rootDir) checkSystemDirs() error {
 	for _, name := range []string{"proc", "sys", "dev"} {
 		f, err := r.open(name, unix.O_PATH|unix.O_NOFOLLOW)
@@ -150,7 +149,7 @@ func (r rootDir) checkSystemDirs() error {
 	return nil
 }
 
-// programNamed adds what the caller knows to an error of the program that runs containers.
+// programNamed adds the program, directory or user of a command, or a remedy, to an error of the runtime.
 func (i *instance) programNamed(cmd command, err error) error {
 	switch {
 	case err == nil:
@@ -168,12 +167,12 @@ func (i *instance) programNamed(cmd command, err error) error {
 	return fmt.Errorf("program %q: %w", cmd.Args[0], err)
 }
 
-// coveredProc explains why a user namespace gets no /proc.
+// coveredProc explains why /proc cannot be mounted in a user namespace.
 const coveredProc = "parts of this system's own /proc are covered, as in containers, and the kernel then gives a " +
 	"user namespace no other: run strata outside of that container, or start it with a whole /proc " +
 	"(podman run --security-opt unmask=ALL, docker run --security-opt systempaths=unconfined)"
 
-// whyNotExecuted looks for the reason why the kernel did not execute a program.
+// whyNotExecuted returns an error with the likely reason why the kernel did not execute a program.
 func (i *instance) whyNotExecuted(cmd command) error {
 	root, err := openRoot(i.c.root)
 	if err != nil {
@@ -200,7 +199,7 @@ func (r rootDir) interpreter(cmd command) string {
 		return ""
 	}
 	defer f.Close()
-	head := make([]byte, 256) // as much as the kernel looks at
+	head := make([]byte, 256) // BINPRM_BUF_SIZE: what the kernel reads
 	n, _ := f.ReadAt(head, 0)
 	if line, ok := bytes.CutPrefix(head[:n], []byte("#!")); ok {
 		line, _, _ = bytes.Cut(line, []byte("\n"))
@@ -222,7 +221,7 @@ func (r rootDir) interpreter(cmd command) string {
 	return ""
 }
 
-// candidates are the files that a program may be.
+// candidates returns the paths at which a program is looked up.
 func (cmd command) candidates() (names []string) {
 	switch {
 	case filepath.IsAbs(cmd.Args[0]):
@@ -236,7 +235,7 @@ func (cmd command) candidates() (names []string) {
 	return names
 }
 
-// find opens the regular file of a program, or returns nil.
+// find opens the executable regular file of a program, or returns nil.
 func (r rootDir) find(cmd command) *os.File {
 	for _, name := range cmd.candidates() {
 		f, err := r.openRegular(name)

@@ -11,18 +11,19 @@ import (
 	"time"
 )
 
-// endsByDefault reports whether a signal ends a process that does nothing about it.
+// endsByDefault reports whether the default action of a signal ends a process. It is false for SIGKILL, which needs no
+// special treatment in signalFirst.
 func endsByDefault(sig syscall.Signal) bool {
 	switch sig {
-	case 0, syscall.SIGKILL, // which nobody handles
-		syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGURG, syscall.SIGWINCH, // passed over
+	case 0, syscall.SIGKILL,
+		syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGURG, syscall.SIGWINCH, // ignored by default
 		syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU:
 		return false
 	}
 	return true
 }
 
-// handles reports whether a process handles, ignores or blocks a signal. What cannot be read is taken for yes.
+// handles reports whether a process handles, ignores or blocks a signal; true if that cannot be read.
 func handles(pid int, sig syscall.Signal) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -43,8 +44,8 @@ func handles(pid int, sig syscall.Signal) bool {
 	return !known
 }
 
-// signalFirst sends a signal to the first process. The kernel keeps from the first process of a namespace what it has
-// no handler for: what would end any other process then ends this one, too.
+// signalFirst sends a signal to the first process. The kernel does not deliver signals to the init of a PID namespace
+// for which it has no handler; if the signal would end any other process, SIGKILL is sent instead.
 func (i *instance) signalFirst(sig syscall.Signal) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -61,8 +62,8 @@ func (i *instance) signalFirst(sig syscall.Signal) error {
 	return err
 }
 
-// awaitProgram waits until a process that was forked has become a program, or has ended without. What runs containers
-// returns as soon as it has told the process to do so, which may still fail.
+// awaitProgram waits until a forked process has executed its program or has ended. The runtime returns as soon as it
+// has told the process to execute it, which may still fail.
 func awaitProgram(ctx context.Context, pid int) error {
 	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
 		st, ok := readStat(pid)
@@ -77,8 +78,8 @@ func awaitProgram(ctx context.Context, pid int) error {
 	}
 }
 
-// hasEnded reports whether a process has ended: it has no program any more. One whose exit is just being collected
-// may not be looked at.
+// hasEnded reports whether a process is a zombie or does not exist: its exe link cannot be read any more. While its
+// exit is being collected, reading it is not permitted.
 func hasEnded(pid int) bool {
 	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) ||

@@ -16,25 +16,24 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// Spawner starts processes and collects their exit codes. As PID 1 it also collects the orphans that
-// the kernel gives it.
+// Spawner starts processes and collects their exit status. As PID 1 it also reaps orphans.
 type Spawner struct {
-	mu   sync.Mutex // held while forking, so that no exit is collected before it is awaited
+	mu   sync.Mutex // held during fork, so that no exit is reaped before pids has the process
 	pids map[int]func(status syscall.WaitStatus, last bool)
-	init bool // reap everything
+	init bool // reap every child
 
-	stuckTime time.Duration // how long a process may take to end that was killed; 0: waitTime
+	stuckTime time.Duration // how long a killed process may take to end; 0: waitTime
 
-	// While children of others are expected:
-	expecting int
-	strays    map[int]stray // exits of those that were not adopted yet
-	inspect   map[int]*bool // of adopted ones: whether they never executed a program, known before their exit is told
-	subreaper bool          // this process was one before
-	orphans   []string      // cgroups in which there may be some that nobody will await
+	// The following are in use while processes that others have started become children of this one, see expect.
+	expecting int           // calls of expect without release
+	strays    map[int]stray // exits of processes that were not adopted yet
+	inspect   map[int]*bool // by adopted process: set, before its exit is reported, to whether it executed no program
+	subreaper bool          // this process was a subreaper before
+	orphans   []string      // control groups that may have processes that nobody will adopt
 }
 
-// NewSpawner creates a spawner. With all it collects every child of this process, as PID 1 has to; the
-// caller must not wait for children in any other way.
+// NewSpawner returns a spawner. With all it reaps every child of this process, as PID 1 must; the caller must not wait
+// for children in any other way.
 func NewSpawner(all bool) *Spawner {
 	s := &Spawner{pids: map[int]func(syscall.WaitStatus, bool){}, init: all}
 	if all {
@@ -49,8 +48,8 @@ func NewSpawner(all bool) *Spawner {
 	return s
 }
 
-// start runs a program. exited is called once, must not block, and hears as last whether no child is
-// left.
+// start starts a program and returns its PID. When it has ended, exited is called once; it must not block. last is
+// whether no child is left.
 func (s *Spawner) start(path string, args []string, attr *syscall.ProcAttr, exited func(status syscall.WaitStatus,
 	last bool)) (int, error) {
 	s.mu.Lock()
@@ -98,7 +97,7 @@ func (s *Spawner) reap() {
 		which, noexec := -1, false
 		if s.expecting+len(s.inspect) > 0 {
 			dead, some := deadChild()
-			if dead == 0 { // one that dies now has a signal of its own
+			if dead == 0 { // a later exit sends another SIGCHLD
 				none = !some
 				break
 			}
@@ -124,13 +123,13 @@ func (s *Spawner) reap() {
 		}
 	}
 	s.mu.Unlock()
-	for i, e := range exits { // in order: the last must be heard last
+	for i, e := range exits { // in order, because last must be reported last
 		e.f(e.status, none && i == len(exits)-1)
 	}
 }
 
-// signal sends a signal to a process that start returned and whose exit was not collected yet, so that
-// it cannot hit another one with the same number.
+// signal sends a signal to a process that was started or adopted. If its exit was collected it returns an error, so
+// that a reused PID is never hit.
 func (s *Spawner) signal(pid int, sig syscall.Signal) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,8 +142,8 @@ func (s *Spawner) signal(pid int, sig syscall.Signal) error {
 	return nil
 }
 
-// killed waits for the exit of a process that was killed. One that waits in the kernel for what does not come, as from
-// a file system that nobody serves any more, does not end.
+// killed waits for the exit of a process that was killed. It gives up after stuckTime: a process that is blocked in the
+// kernel, such as on a file system whose server is gone, does not end.
 func (s *Spawner) killed(done <-chan syscall.WaitStatus) (st syscall.WaitStatus, err error) {
 	limit := cmp.Or(s.stuckTime, waitTime)
 	select {
@@ -155,8 +154,7 @@ func (s *Spawner) killed(done <-chan syscall.WaitStatus) (st syscall.WaitStatus,
 	}
 }
 
-// Run runs a program of the guest to its end, or until ctx ends, and returns its output, shortened, with
-// an error.
+// Run runs a program to its end and kills it if ctx ends. An error includes the beginning of the program's output.
 func (s *Spawner) Run(ctx context.Context, path string, args ...string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -211,7 +209,7 @@ func (s *Spawner) Run(ctx context.Context, path string, args ...string) error {
 	return nil
 }
 
-// exitCode is the code as shells count it.
+// exitCode returns the exit code as a shell does: 128 plus the signal for a killed process.
 func exitCode(st syscall.WaitStatus) int {
 	if st.Signaled() {
 		return 128 + int(st.Signal())

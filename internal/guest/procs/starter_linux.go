@@ -70,7 +70,7 @@ func (r starter) Run(ctx context.Context, c crun.Command) (int, error) {
 	select {
 	case st = <-done:
 	case <-ctx.Done():
-		// With all that it has started in its session: containers have another.
+		// Kill its process group, with its helpers; containers have their own.
 		if err := unix.Kill(-pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			return 0, fmt.Errorf("kill %s: %w", c.Path, err)
 		}
@@ -85,10 +85,10 @@ func (r starter) Run(ctx context.Context, c crun.Command) (int, error) {
 	return st.ExitStatus(), nil
 }
 
-// reapHelpers collects the helpers of a program that has ended, which this process was made the parent of and which
-// are about to end: processes that were forked, and are not those of containers, which have numbers of their own. Where
-// the program has failed it may have left one of these, too, that did not come to execute anything: a container
-// is not gone before it is collected.
+// reapHelpers reaps the helpers of a runtime that has ended, which became children of this process and are about to
+// end: forked processes that have executed no program and are not in another PID namespace, as containers are. If the
+// runtime has failed, it may also have left a container's process that executed no program; the container has not ended
+// before that is reaped.
 func (s *Spawner) reapHelpers(name string, failed bool) {
 	if s.init {
 		return // everything is collected
@@ -129,7 +129,7 @@ func (s *Spawner) reapHelpers(name string, failed bool) {
 	}
 }
 
-// namespaceDepth returns how many namespaces of process numbers a process is in, as far as they are seen here, or 0.
+// namespaceDepth returns how many nested PID namespaces a process is in, counted from this one, or 0 if unknown.
 func namespaceDepth(pid int) int {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for line := range strings.Lines(string(text)) {
@@ -140,14 +140,14 @@ func namespaceDepth(pid int) int {
 	return 0
 }
 
-// processStat is what is of interest in a process's stat file.
+// processStat has fields of /proc/PID/stat.
 type processStat struct {
 	name, state string
 	parent      int
 	noexec      bool // it has executed no program since it was forked
 }
 
-// forkNoExec is PF_FORKNOEXEC of the kernel, one of the flags there.
+// forkNoExec is the kernel's flag PF_FORKNOEXEC: forked but not executed a program.
 const forkNoExec = 0x40
 
 func readStat(pid int) (st processStat, ok bool) {
@@ -165,19 +165,19 @@ func readStat(pid int) (st processStat, ok bool) {
 	return processStat{string(text[open+1 : end]), fields[0], parent, flags&forkNoExec != 0}, err1 == nil && err2 == nil
 }
 
-// starter is a Spawner as crun.Starter: Spawner.Run is another method.
+// starter implements crun.Starter by a Spawner, whose own Run has another signature.
 type starter struct{ s *Spawner }
 
-// Starter returns what starts programs that run containers.
+// Starter returns the spawner as what starts the runtime.
 func (s *Spawner) Starter() crun.Starter { return starter{s} }
 
-// NoSUIDDevExec are the flags of mounts with neither programs nor devices.
+// NoSUIDDevExec are the mount flags nosuid, nodev and noexec.
 const NoSUIDDevExec = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
-// unified is the second hierarchy of cgroups where systems have both.
+// unified is the cgroup v2 hierarchy of systems with both versions.
 const unified = "/sys/fs/cgroup/unified"
 
-// unifiedGroup opens the cgroup there of the instance with a folder, which is made where it is missing.
+// unifiedGroup opens the group in unified of the instance with directory dir, and creates it if it is missing.
 func unifiedGroup(dir string) (*os.File, error) {
 	path := unified + cgroupOf(dir)
 	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
@@ -186,11 +186,11 @@ func unifiedGroup(dir string) (*os.File, error) {
 	return os.Open(path)
 }
 
-// groupTime is what the last processes of a cgroup, which were killed or are about to end, may take to be gone.
+// groupTime bounds the wait for the last processes of a control group, which were killed or are exiting, to be gone.
 const groupTime = time.Second
 
-// removeGroup removes a cgroup without processes, and those that its container has made below it. What does not go by
-// end stays: it holds nothing.
+// removeGroup removes a control group and its descendants, which its container may have created. It tries until end; a
+// group that is still busy then is left.
 func removeGroup(path string, end time.Time) {
 	var all []string
 	_ = filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
@@ -206,8 +206,8 @@ func removeGroup(path string, end time.Time) {
 	}
 }
 
-// withoutUnified calls start in a mount namespace in which the second hierarchy is covered. The namespace ends with
-// what is started.
+// withoutUnified calls start in a new mount namespace in which unified is hidden by an empty tmpfs. The namespace ends
+// with the process that is started.
 func withoutUnified(start func() error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -227,15 +227,15 @@ func withoutUnified(start func() error) error {
 			if err := unix.Mount("tmpfs", unified, "tmpfs", NoSUIDDevExec, "size=64k"); err != nil {
 				return err
 			}
-			// Back, so that the copies of all mounts end with what is started, and not with this thread.
+			// Back, so that the copies of all mounts end with the started process, not with this thread.
 			return errors.Join(start(), unix.Setns(own, unix.CLONE_NEWNS))
 		}()
 	}()
 	return <-result
 }
 
-// expect prepares for children that others start for this process, until release is called: the processes of
-// containers, whose parent has ended.
+// expect prepares for processes that become children of this one when their parent ends, such as those of containers,
+// which the runtime starts. Until release is called, this process is a subreaper and keeps their exits for adopt.
 func (s *Spawner) expect() (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -243,7 +243,7 @@ func (s *Spawner) expect() (release func()) {
 		var was int32
 		err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&was)), 0, 0, 0)
 		s.subreaper = err == nil && was != 0
-		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // adopt says what comes of it
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // if it fails, so does adopt
 	}
 	return func() {
 		s.mu.Lock()
@@ -262,16 +262,16 @@ func (s *Spawner) expect() (release func()) {
 	}
 }
 
-// mayLeave says that a start has failed whose process may run all the same, in a cgroup of that name, with a number that
-// nobody knows.
+// mayLeave records the control group of a failed start, whose process may run with an unknown PID. It is killed when
+// nothing is expected any more.
 func (s *Spawner) mayLeave(group string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.orphans = append(s.orphans, group)
 }
 
-// endOrphans kills and collects the children in cgroups of these names that nobody awaits, while none are expected: a
-// container has not ended before they are collected. s.mu is held.
+// endOrphans kills and reaps children that nobody waits for in control groups of these names: a container has not ended
+// before they are reaped. The caller must hold s.mu, and none may be expected.
 func (s *Spawner) endOrphans(groups []string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, proc := range procs {
@@ -292,9 +292,9 @@ func (s *Spawner) endOrphans(groups []string) {
 	}
 }
 
-// adopt awaits the exit of a process that became, or is about to become, a child of this one, as start does. It
-// is to be called between expect and release. When exited is called noexec says whether the process ended without
-// having executed a program.
+// adopt calls exited, as start does, at the exit of a process that became or is about to become a child of this one. It
+// must be called between expect and its release. Before it calls exited, it sets noexec to whether the process ended
+// without having executed a program.
 func (s *Spawner) adopt(ctx context.Context, pid int, noexec *bool, exited func(status syscall.WaitStatus,
 	last bool)) error {
 	if s.init {
@@ -305,7 +305,7 @@ func (s *Spawner) adopt(ctx context.Context, pid int, noexec *bool, exited func(
 		}
 		return nil
 	}
-	// Its parent may be about to end.
+	// It is no child of this process until its parent has ended.
 	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
 		if err == nil {
@@ -333,7 +333,7 @@ func (s *Spawner) adopt(ctx context.Context, pid int, noexec *bool, exited func(
 	return nil
 }
 
-// note notes who awaits a process that was adopted. s.mu is held.
+// note records the callback and noexec of an adopted process. The caller must hold s.mu.
 func (s *Spawner) note(pid int, noexec *bool, exited func(syscall.WaitStatus, bool)) {
 	if s.inspect == nil {
 		s.inspect = map[int]*bool{}
@@ -341,7 +341,7 @@ func (s *Spawner) note(pid int, noexec *bool, exited func(syscall.WaitStatus, bo
 	s.pids[pid], s.inspect[pid] = exited, noexec
 }
 
-// adoptStray tells of the exit of a process that was collected already. s.mu is held.
+// adoptStray reports the exit of a process that was reaped already; false if it was not. The caller must hold s.mu.
 func (s *Spawner) adoptStray(pid int, noexec *bool, exited func(syscall.WaitStatus, bool)) bool {
 	st, ok := s.strays[pid]
 	if ok {
@@ -352,7 +352,7 @@ func (s *Spawner) adoptStray(pid int, noexec *bool, exited func(syscall.WaitStat
 	return ok
 }
 
-// keepStray keeps the exit of a process, as long as others are expected. s.mu is held.
+// keepStray keeps the exit of a process for adopt, until nothing is expected any more. The caller must hold s.mu.
 func (s *Spawner) keepStray(pid int, st stray) {
 	if s.strays == nil {
 		s.strays = map[int]stray{}
@@ -360,13 +360,13 @@ func (s *Spawner) keepStray(pid int, st stray) {
 	s.strays[pid] = st
 }
 
-// stray is the exit of a child that nobody awaits yet.
+// stray is the exit of a child that was not adopted yet.
 type stray struct {
 	status syscall.WaitStatus
 	noexec bool
 }
 
-// look waits for the exit of an adopted process and notes how far it came, before its exit is collected.
+// look waits until an adopted process has exited, and sets its noexec before the exit is reaped.
 func (s *Spawner) look(pid int) {
 	s.mu.Lock()
 	note := s.inspect[pid]
@@ -380,7 +380,7 @@ func (s *Spawner) look(pid int) {
 	*note = neverExecuted(pid)
 }
 
-// deadChild returns a child that has exited and was not collected yet, or 0, and whether there are children at all.
+// deadChild returns a child that has exited and was not reaped yet, or 0, and whether there are children at all.
 func deadChild() (pid int, some bool) {
 	var info unix.Siginfo
 	for {
@@ -391,12 +391,12 @@ func deadChild() (pid int, some bool) {
 		if err != nil {
 			return 0, !errors.Is(err, unix.ECHILD)
 		}
-		// si_pid follows three numbers, aligned to 8.
+		// si_pid follows three 32-bit numbers, aligned to 8 bytes.
 		return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16))), true
 	}
 }
 
-// neverExecuted reports whether a process has executed no program since it was forked.
+// neverExecuted reports whether a process was forked and has executed no program since.
 func neverExecuted(pid int) bool {
 	st, ok := readStat(pid)
 	return ok && st.noexec

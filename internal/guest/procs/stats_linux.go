@@ -15,7 +15,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Stats reports what a container uses that runs.
+// Stats returns the resource usage of a running container.
 func (t *Table) Stats(container string) (vmm.ContainerStats, error) {
 	c, err := t.container(container)
 	if err != nil {
@@ -33,8 +33,8 @@ func (t *Table) Stats(container string) (vmm.ContainerStats, error) {
 	return cgroupStats(cgroupRoot, cgroupOf(run.bundle.Dir))
 }
 
-// cgroupFiles are the files of a number in both versions of control groups: a folder below the root that each
-// controller has in the older one.
+// cgroupFiles are the files of the statistics in cgroup v2 (newer) and v1 (older), the latter below the directory of
+// their controller.
 var cgroupFiles = []struct {
 	newer, older, key string // key: the word before the number, where the file has several lines
 	olderKey          string
@@ -49,7 +49,7 @@ var cgroupFiles = []struct {
 	{"pids.max", "pids/pids.max", "", "", func(s *vmm.ContainerStats, n uint64) { s.PIDsLimit = n }},
 }
 
-// cgroupStats reads what a control group says, of either version.
+// cgroupStats reads the statistics of a control group, of cgroup v1 or v2.
 func cgroupStats(root, group string) (s vmm.ContainerStats, err error) {
 	dir := filepath.Join(root, group)
 	newer := true
@@ -76,7 +76,7 @@ func cgroupStats(root, group string) (s vmm.ContainerStats, err error) {
 			s.CPU = time.Duration(min(n, math.MaxInt64))
 		}
 	}
-	if s.MemoryLimit >= math.MaxInt64&^0xfffff { // the older version's word for none
+	if s.MemoryLimit >= math.MaxInt64&^0xfffff { // no limit in cgroup v1
 		s.MemoryLimit = 0
 	}
 	s.Paused, _ = frozen(root, group)
@@ -101,7 +101,7 @@ func cgroupStats(root, group string) (s vmm.ContainerStats, err error) {
 	return s, nil
 }
 
-// readBounded reads a file of the kernel.
+// readBounded reads up to 1 MiB of a file.
 func readBounded(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -111,7 +111,8 @@ func readBounded(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, 1<<20))
 }
 
-// cgroupNumber reads a number: that after the word key, or the only one. "max" is 0.
+// cgroupNumber reads a number from a control file: that of the line with key, or of the first line if key is empty.
+// "max" is 0.
 func cgroupNumber(path, key string) (uint64, bool) {
 	text, err := readBounded(path)
 	if err != nil {
@@ -131,8 +132,8 @@ func cgroupNumber(path, key string) (uint64, bool) {
 	return 0, false
 }
 
-// diskBytes adds up what all disks say: words that begin with read and write, with the number behind them at once or as
-// the next word.
+// diskBytes returns the sums over all disks in a control file: the numbers after the words with prefix read and write,
+// in the same word or in the next one.
 func diskBytes(path, read, write string) (r, w uint64) {
 	text, err := readBounded(path)
 	if err != nil {
@@ -153,10 +154,10 @@ func diskBytes(path, read, write string) (r, w uint64) {
 	return r, w
 }
 
-// userHertz is how many ticks of a process's times the kernel counts in a second, whatever its own clock does.
+// userHertz is USER_HZ: the ticks per second of CPU times in /proc/PID/stat.
 const userHertz = 100
 
-// describeProcess reads what is shown of a process, which may have ended.
+// describeProcess reads a process from /proc; ok is false if it has ended.
 func describeProcess(pid int) (p vmm.ContainerProcess, ok bool) {
 	dir := fmt.Sprintf("/proc/%d/", pid)
 	text, err := readBounded(dir + "stat")

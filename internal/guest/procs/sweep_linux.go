@@ -17,8 +17,8 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// InUse ends what processes that were killed left running in containers, and fails when something runs in a root on
-// behalf of any that lives. The error matches gcsserver.ErrBusy.
+// InUse ends the containers that killed processes left running, and returns an error that matches gcsserver.ErrBusy if
+// a container of a live process runs in root.
 func (t *Table) InUse(ctx context.Context, root string) error {
 	living, err := t.sweep(ctx)
 	if err != nil {
@@ -36,16 +36,16 @@ func (t *Table) InUse(ctx context.Context, root string) error {
 	return nil
 }
 
-// foundInstance is an instance that is supervised by some process.
+// foundInstance is an instance that a live process supervises.
 type foundInstance struct {
 	instanceRecord
 	bundle crun.Bundle
 }
 
-// sweep ends the instances whose supervisor was killed, and returns the others.
+// sweep removes the instances whose supervisor was killed, and returns the others.
 func (t *Table) sweep(ctx context.Context) (living []foundInstance, err error) {
 	if t.crun == nil || t.keeps() {
-		return nil, nil // there is nobody else
+		return nil, nil // no other process uses the directory
 	}
 	entries, err := os.ReadDir(t.state)
 	if errors.Is(err, os.ErrNotExist) {
@@ -58,7 +58,7 @@ func (t *Table) sweep(ctx context.Context) (living []foundInstance, err error) {
 		lock, err := lockfile.Try(filepath.Join(b.Dir, ownerName), false, 0)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
-			_ = os.Remove(b.Dir) // one that is just being made is made again
+			_ = os.Remove(b.Dir) // if it is being created, newInstance creates another one
 		case err != nil:
 			errs = append(errs, err)
 		case lock == nil:
@@ -70,16 +70,16 @@ func (t *Table) sweep(ctx context.Context) (living []foundInstance, err error) {
 	return living, errors.Join(errs...)
 }
 
-// readInstance reads a record; there being none, as for a moment at the beginning, returns an empty one.
+// readInstance reads the record of an instance. It returns an empty one if there is none, as while it is being created.
 func readInstance(dir string) (r instanceRecord) {
 	b, err := regfile.ReadState(filepath.Join(dir, recordName))
 	if err == nil {
-		_ = json.Unmarshal(b, &r) // one half written is of an instance that has not begun
+		_ = json.Unmarshal(b, &r) // an incomplete record is that of an instance that has not started
 	}
 	return r
 }
 
-// freeElsewhere fails when another process runs something in a container.
+// freeElsewhere returns an error if another process runs something in a container.
 func (t *Table) freeElsewhere(ctx context.Context, container string) error {
 	living, err := t.sweep(ctx)
 	if err != nil {
@@ -94,7 +94,8 @@ func (t *Table) freeElsewhere(ctx context.Context, container string) error {
 	return nil
 }
 
-// endOthers ends the instances of a container that other processes supervise, and those that nobody does any more.
+// endOthers kills the instances of a container that other processes supervise, and waits until they have ended. It also
+// removes those whose supervisor was killed.
 func (t *Table) endOthers(ctx context.Context, container string) error {
 	for {
 		living, err := t.sweep(ctx)
@@ -120,7 +121,7 @@ func (t *Table) endOthers(ctx context.Context, container string) error {
 	}
 }
 
-// kill kills an instance. It may not run yet, or have just ended.
+// kill kills an instance. Errors are ignored: it may not run yet, or may have ended.
 func (t *Table) kill(ctx context.Context, b crun.Bundle) {
 	defer t.still()()
 	_ = b.Kill(ctx, "KILL")

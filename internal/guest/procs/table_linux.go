@@ -14,33 +14,32 @@ import (
 	"github.com/stratavm/strata/internal/guest/network"
 )
 
-// waitTime bounds the wait for processes that begin or end.
+// waitTime bounds the wait for processes to start or end.
 const waitTime = 20 * time.Second
 
-// Roots is what containers need of whoever mounts their roots.
+// Roots manages the mounted roots of containers.
 type Roots interface {
-	// CheckPath accepts the paths that a root may have.
+	// CheckPath returns an error unless path may be a root.
 	CheckPath(path string) error
-	// Hold keeps all mounts as they are until release is called. It fails when nothing is mounted at root, or
-	// will not be for long.
+	// Hold blocks unmounting until release is called. It returns an error if root is not mounted or is being unmounted.
 	Hold(root string) (release func(), err error)
-	// Still keeps all mounts as they are until release is called.
+	// Still blocks unmounting until release is called.
 	Still() (release func())
 	// RemoveDir removes the directory of a container if it is empty.
 	RemoveDir(container string)
 }
 
-// Table is all containers and processes of hosts. Its methods may be called concurrently.
+// Table has the containers and processes of all hosts. Its methods may be called concurrently.
 type Table struct {
 	log   *slog.Logger
 	spawn *Spawner
 	roots Roots
 	procs processes
 	crun  *crun.Runtime // nil: there is none
-	state string        // the folder of instances
-	pause string        // a program that waits as the first process of instances; empty: see UseRuntime
+	state string        // the directory of instances
+	pause string        // path of the pause program, see UseRuntime
 
-	init string // a program that begins containers that ask for it; empty: there is none
+	init string // the init program, see SetInit
 
 	networks network.Networks // nil: there are none
 
@@ -48,22 +47,23 @@ type Table struct {
 	containers map[string]*container
 }
 
-// New returns an empty table, by which no container runs before UseRuntime.
+// New returns an empty table. Containers can run only after UseRuntime.
 func New(log *slog.Logger, spawn *Spawner, roots Roots) *Table {
 	return &Table{log: log, spawn: spawn, roots: roots, containers: map[string]*container{}}
 }
 
-// UseRuntime has containers run by crun, or a program like it, from now on. What belongs to those that run is in a
-// folder of its own below dir, by which other processes find it.
+// UseRuntime sets the runtime that runs containers, crun or runc. Each instance has a directory below dir, by which
+// other processes find it.
 //
-// Where pause is the path of a program, this process is to outlive all containers, and nobody else runs any in dir: a
-// process that is not a container's first then joins what runs in it, begun by pause where nothing does, so that what
-// it leaves in the background outlives it. Without, such a process begins an instance and ends it.
+// If pause is the path of a program, this process must outlive all containers and be the only one that uses dir. A
+// process that is not a container's first then joins the running instance, or one that is started with pause as its
+// first process, so that its background processes outlive it. If pause is empty, such a process starts an instance that
+// ends with it.
 func (t *Table) UseRuntime(r *crun.Runtime, dir, pause string) {
 	t.crun, t.state, t.pause = r, dir, pause
 }
 
-// keeps reports whether containers go on without the process that began them.
+// keeps reports whether instances may outlive the process that started them: there is a pause program.
 func (t *Table) keeps() bool { return t.pause != "" }
 
 // Any reports whether any process runs.
@@ -74,13 +74,13 @@ func (t *Table) Run(ctx context.Context, path string, args ...string) error {
 	return t.spawn.Run(ctx, path, args...)
 }
 
-// Passing reports whether a command line is that of a pause, which ends when nothing else runs beside it.
+// Passing reports whether a command line is that of a pause process, which is ended when nothing else runs beside it.
 func (t *Table) Passing(commandLine string) bool {
 	return t.keeps() && strings.HasPrefix(commandLine, pausePath+"\x00")
 }
 
-// InRoot returns a container that runs in a root, or "", and its programs. Containers that are about to end are
-// waited for, so that they do not hold mounts any more.
+// InRoot returns a container that runs in a root, or "", and its programs. It waits for containers that are ending, so
+// that they do not keep mounts busy.
 func (t *Table) InRoot(root string) (container string, programs []string) {
 	for _, c := range t.containersAt(root) {
 		if !c.settle() {
@@ -95,7 +95,7 @@ func (t *Table) InRoot(root string) (container string, programs []string) {
 	return "", nil
 }
 
-// RootGone ends and forgets the containers of a root that is not mounted any more.
+// RootGone removes the containers of a root that was unmounted.
 func (t *Table) RootGone(root string) {
 	for _, c := range t.containersAt(root) {
 		if c.retire() {

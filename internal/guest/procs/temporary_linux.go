@@ -12,14 +12,14 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// maxTemporary bounds the file systems in memory that a container has besides those of every one.
+// maxTemporary bounds the tmpfs mounts of a partial spec.
 const maxTemporary = 64
 
-// mountFlags are the options of a mount in a document of few words that are flags.
+// mountFlags are the flags that a partial spec's mount may have.
 var mountFlags = []string{"nosuid", "nodev", "noexec", "ro", "noatime", "relatime", "strictatime"}
 
-// temporaryMounts are the file systems in memory that a document of few words asks for, such as /run, besides those of
-// every container; the other kinds that every container has are passed over. Binds are not known.
+// temporaryMounts returns the tmpfs mounts of a partial spec, such as /run, without those that every container has.
+// Bind mounts are an error; other types are ignored.
 func temporaryMounts(mounts []specs.Mount) ([]specs.Mount, error) {
 	usual := ocispec.Default().Mounts
 	var out []specs.Mount
