@@ -46,6 +46,13 @@ var headSteps = []struct {
 }{
 	{"lcow-shared-scratch", "mount b", whyGrant,
 		[]string{"(guest) ModifySettings Add CombinedLayers"}, false},
+	{"lcow-shared-scratch", "release b",
+		"What the guest bound over the folder of b is on the scratch and goes before it. hcsshim's goes with the " +
+			"container's state, and with it what the container wrote.",
+		[]string{"(guest) ModifySettings Remove CombinedLayers", "(guest) ModifySettings Remove MappedDirectory",
+			"(guest) ModifySettings Remove MappedVirtualDisk", "(guest) ModifySettings Remove SCSIDevice",
+			"HcsModifyComputeSystem Remove Scsi/df6d0690-79e5-55b6-a5ec-c1e2f77f580a/Attachments/0",
+			"(guest) ModifySettings Remove VPMemDevice", "HcsModifyComputeSystem Remove VirtualPMem/Devices/0"}, false},
 	{"wcow-argon-no-scratch", "mount a",
 		"A mount creates nothing: the platform refuses to activate a scratch that is not there, " +
 			"and creating one is a call of its own.",

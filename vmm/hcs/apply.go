@@ -34,7 +34,13 @@ func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 			return h, err
 		}
 		guest = &g
-		h.Guest = m.half(c, func(ctx context.Context) error { return m.conn.modify(ctx, m, g) })
+		h.Guest = m.half(c, func(ctx context.Context) error {
+			err := m.conn.modify(ctx, m, g)
+			if u, needed := m.encoder().unbind(c); needed && (err == nil || isAbsent(err)) {
+				err = m.conn.modify(ctx, m, u)
+			}
+			return err
+		})
 	}
 	if c.Device == nil {
 		return h, nil

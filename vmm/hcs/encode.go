@@ -2,6 +2,8 @@ package hcs
 
 import (
 	"fmt"
+	"path"
+	"strings"
 
 	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm"
@@ -166,4 +168,19 @@ func for2021(op vmm.Op, g vmm.Mount) (vmm.Mount, error) {
 func eject(d vmm.SCSIDisk) hcsschema.GuestRequest {
 	return hcsschema.GuestRequest{RequestType: hcsschema.RequestRemove, ResourceType: hcsschema.ResourceSCSIDevice,
 		Settings: hcsschema.SCSIDevice{Controller: d.Controller, Lun: d.LUN}}
+}
+
+// unbind is what a Linux guest is asked after the removal of a root whose scratch is not below the root's folder, as
+// that of a container that shares another's. The guest has bound a folder of the scratch over the root's folder then.
+// It takes that away only with a container whose document names both, and removes them with all that is in them; so
+// they are not named, and the mount, which would keep the disk in use, is taken away by its path.
+func (e encoder) unbind(c vmm.Change) (r hcsschema.GuestRequest, needed bool) {
+	root, ok := c.Mount.(vmm.CombinedLayers)
+	if !ok || c.Op != vmm.Remove || e.os != vmm.Linux || !e.ejects() || root.ScratchPath == "" {
+		return r, false
+	}
+	folder := path.Dir(root.RootPath)
+	r = hcsschema.GuestRequest{RequestType: hcsschema.RequestRemove, ResourceType: hcsschema.ResourceMappedDirectory,
+		Settings: hcsschema.LCOWMappedDirectory{MountPath: folder}}
+	return r, !strings.HasPrefix(root.ScratchPath+"/", folder+"/")
 }

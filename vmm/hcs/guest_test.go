@@ -51,16 +51,56 @@ type foreignGuest struct {
 func newForeignGuest(t *testing.T) *foreignGuest {
 	g := &foreignGuest{rig: newRig(t, hcstest.Options{Exec: asStarted})}
 	g.m = g.start(g.lcow(true))
+	mountWebAndDB(t, g.m)
+	return g
+}
+
+// mountWebAndDB mounts two containers on one scratch, and returns the changes in their order.
+func mountWebAndDB(t *testing.T, m *hcs.Machine) []vmm.Change {
 	scratch := disk(1)
 	scratch.Mount = vmm.MappedDisk{LUN: 1, MountPath: "/run/gcs/c/web"}
-	apply(t, g.m, disk(0))
-	apply(t, g.m, scratch)
+	changes := []vmm.Change{disk(0), scratch}
 	for _, id := range []string{"web", "db"} {
-		apply(t, g.m, vmm.Change{Op: vmm.Add, Mount: vmm.CombinedLayers{ContainerID: id,
+		changes = append(changes, vmm.Change{Op: vmm.Add, Mount: vmm.CombinedLayers{ContainerID: id,
 			RootPath: "/run/gcs/c/" + id + "/rootfs",
 			Layers:   []vmm.GuestLayer{{Path: "/m/a"}}, ScratchPath: "/run/gcs/c/web/scratch/" + id}})
 	}
-	return g
+	for _, c := range changes {
+		apply(t, m, c)
+	}
+	return changes
+}
+
+// What the guest binds over the folder of a container that shares another's scratch goes with the root: else it
+// keeps the disk in use when the host takes it.
+func TestSharedScratchOfForeignGuest(t *testing.T) {
+	for _, external := range []bool{true, false} {
+		r := newRig(t, hcstest.Options{Exec: asStarted})
+		m := r.start(r.lcow(external))
+		changes := mountWebAndDB(t, m)
+		stdin, input := io.Pipe()
+		p, err := m.Exec(t.Context(), vmm.ProcessSpec{Args: []string{"x"}, ContainerID: "db",
+			Root: "/run/gcs/c/db/rootfs", Stdin: stdin})
+		if err != nil {
+			t.Fatal(err)
+		}
+		input.Close()
+		if code, err := p.Wait(t.Context()); code != 7 || err != nil {
+			t.Errorf("code %d, %v", code, err)
+		}
+		if err := errors.Join(p.Close(), m.DeleteContainerState(t.Context(), "db")); err != nil {
+			t.Error(err)
+		}
+		for _, c := range slices.Backward(changes) {
+			c.Op = vmm.Remove
+			if err := m.Apply(t.Context(), c); err != nil {
+				t.Errorf("external connection %t: %v", external, err)
+			}
+		}
+		if lost := r.s.Lost(); len(lost) > 0 {
+			t.Errorf("the guest has removed %q", lost)
+		}
+	}
 }
 
 // running is a process that runs until its input ends.
@@ -295,6 +335,7 @@ func TestBundleOverInternalConnection(t *testing.T) {
 		return 0
 	}})
 	m := r.start(r.lcow(false))
+	mountWebAndDB(t, m)
 	spec := vmm.ProcessSpec{Args: []string{"x"}, ContainerID: "web", Root: "/run/gcs/c/web/rootfs"}
 	p, err := m.Exec(t.Context(), spec)
 	if err != nil {
@@ -308,6 +349,10 @@ func TestBundleOverInternalConnection(t *testing.T) {
 	}
 	if err := p.Close(); err != nil {
 		t.Error(err)
+	}
+	r.s.Wait()
+	if lost := r.s.Lost(); len(lost) > 0 {
+		t.Errorf("the guest has removed %q", lost)
 	}
 	spec.User = "www"
 	if _, err := m.Exec(t.Context(), spec); !errors.Is(err, errors.ErrUnsupported) {

@@ -10,6 +10,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/stratavm/strata/hcsschema"
 	"github.com/stratavm/strata/vmm/hcs"
 )
 
@@ -17,7 +18,8 @@ import (
 // of Microsoft's: a container begins with the process of its document, at the first ExecuteProcess; one that has
 // stopped takes no other process; deleting one is refused while something runs in it, and forgets it all the same;
 // its bundle is removed with all that is in it, and so is a folder that older guests make for it; a network
-// namespace takes one container.
+// namespace takes one container. A root whose scratch is not below its folder has a folder of the scratch bound over
+// that, which goes with a container that names both, or by an unmount of its path.
 
 const (
 	nullContainer = "00000000-0000-0000-0000-000000000000"
@@ -176,10 +178,24 @@ func (g *guest) delete(id string) (hcs.HRESULT, string) {
 	if c.running() || c.first == nil {
 		return fail, "cannot delete container that is not stopped"
 	}
+	if bundle := c.config.OciBundlePath; g.binds(bundle, c.config.ScratchDirPath) && g.user(bundle) == "" {
+		delete(g.mounts, bundle)
+	}
 	for _, dir := range []string{c.config.OciBundlePath, c.config.ScratchDirPath, containerDir + id} {
 		g.removeAll(dir)
 	}
 	return ok, ""
+}
+
+// ended is what is done about a container of the service's own connection when it ends or could not be created.
+func (g *guest) ended(c *system) {
+	var hosted hcsschema.LinuxHostedSystem
+	raw, err := json.Marshal(c.doc.HostedSystem)
+	if err != nil || !g.y.linux() || json.Unmarshal(raw, &hosted) != nil {
+		return
+	}
+	g.removeAll(hosted.OciBundlePath)
+	g.removeAll(containerDir + c.id)
 }
 
 // removeAll removes a folder with all that is in it, whatever is mounted there.

@@ -3,6 +3,7 @@ package hcstest
 import (
 	"encoding/json"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -177,7 +178,7 @@ func cimVolume(guid string) string { return `\\?\Volume{` + strings.ToLower(guid
 
 func (g *guest) combine(op hcsschema.RequestType, s guestSettings) (hcs.HRESULT, string) {
 	if op == hcsschema.RequestRemove {
-		delete(g.roots, s.ContainerRootPath)
+		delete(g.roots, s.ContainerRootPath) // what is bound over its folder stays
 		return ok, ""
 	}
 	if _, taken := g.roots[s.ContainerRootPath]; taken {
@@ -197,6 +198,10 @@ func (g *guest) combine(op hcsschema.RequestType, s guestSettings) (hcs.HRESULT,
 				return fail, s.ScratchPath + ": no scratch is mounted there"
 			}
 			r.needs = append(r.needs, below)
+			if bundle := path.Dir(s.ContainerRootPath); g.binds(bundle, s.ScratchPath) {
+				g.mounts[bundle] = g.mounts[below]
+				r.needs = append(r.needs, bundle)
+			}
 		}
 	} else {
 		if g.mounts[s.ContainerRootPath] == nil {
@@ -220,6 +225,12 @@ func (g *guest) combine(op hcsschema.RequestType, s guestSettings) (hcs.HRESULT,
 	}
 	g.roots[s.ContainerRootPath] = r
 	return ok, ""
+}
+
+// binds reports whether a folder of the scratch is bound over a container's folder: newer Linux guests do so where the
+// scratch is not below it, so that what is written there is on a disk.
+func (g *guest) binds(bundle, scratch string) bool {
+	return !g.old && scratch != "" && !strings.HasPrefix(scratch+"/", bundle+"/")
 }
 
 // filtered finds a layer of a Windows root, and the filter that it is for: the files of a volume of

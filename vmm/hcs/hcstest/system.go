@@ -243,8 +243,14 @@ func (s *Service) Disconnect() {
 
 // stop ends a system and returns the containers in it, which end too; the service is locked.
 func (s *Service) stop(y *system) []*system {
+	was := y.state
 	y.state = hcsschema.StateStopped
 	y.guest.halt()
+	if y.inVM() && was != hcsschema.StateStopped {
+		if host := s.find(y.doc.HostingSystemId); host != nil {
+			host.guest.ended(y)
+		}
+	}
 	var ended []*system
 	for _, c := range s.systems {
 		if c.doc.HostingSystemId == y.id && c.state != hcsschema.StateStopped {
