@@ -7,19 +7,18 @@ import (
 	"unicode/utf8"
 )
 
-// What Linux lets a program be started with, in bytes: one argument or variable with the zero that ends
-// it; and all of them together, with a pointer for each.
+// Limits of Linux on arguments and environment variables, in bytes: of one, with its terminating zero; and of all
+// together, with a pointer for each.
 const (
 	MaxArgument  = 128 << 10
 	MaxArguments = 2 << 20
 )
 
-// ErrArguments: a program cannot be started with such arguments or such an environment.
+// ErrArguments is matched by errors of CheckArguments.
 var ErrArguments = errors.New("impossible arguments or environment")
 
-// CheckArguments reports what cannot be handed over to a program, before anything is begun: what is too
-// large for Linux, a byte of value zero, and what is not UTF-8, which the documents of the protocol cannot
-// hold. The error matches ErrArguments.
+// CheckArguments returns an error for arguments and environment that are too large for Linux, contain a zero byte, or
+// are not UTF-8, which the protocol's JSON cannot encode. The error matches ErrArguments.
 func CheckArguments(args, env []string) error {
 	const pointer = 8
 	total := 0

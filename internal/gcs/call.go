@@ -18,22 +18,22 @@ type call struct {
 	sent   atomic.Int32 // see below
 }
 
-// Who got hold of a call first: the writer, or the caller that gave it up.
+// States of a call, which the writer and a caller that abandons it race for.
 const (
 	callQueued int32 = iota
 	callWriting
 	callWithdrawn
 )
 
-// maxAbandoned bounds the answers that are still to be swallowed.
+// maxAbandoned bounds the abandoned calls whose responses are outstanding.
 const maxAbandoned = 4096
 
 type request interface{ Base() *RequestBase }
 
 type response interface{ Base() *ResponseBase }
 
-// call sends a request and waits for its answer. When ctx ends first the call is abandoned alone:
-// late, if not nil, gets the answer should it still come.
+// call sends a request and waits for its response. If ctx ends first, the call is abandoned and the bridge lives on;
+// late, if not nil, is called with the response if it comes later.
 func (c *Client) call(ctx context.Context, typ MessageType, req request, resp response, late func([]byte)) error {
 	call, err := c.send(ctx, typ, req, late)
 	if err != nil {
@@ -48,7 +48,7 @@ func (c *Client) send(ctx context.Context, typ MessageType, req request, late fu
 	if err := ctx.Err(); err != nil {
 		return nil, wrap(fmt.Errorf("%w: %w", ErrNotSent, context.Cause(ctx)))
 	}
-	req.Base().ActivityId = uuid.NewString() // by which the guest's log names the request
+	req.Base().ActivityId = uuid.NewString() // identifies the request in the guest's log
 
 	c.mu.Lock()
 	if c.err != nil {
@@ -76,7 +76,7 @@ func (c *Client) send(ctx context.Context, typ MessageType, req request, late fu
 	}
 }
 
-// answered waits for the answer to a request that was sent.
+// answered waits for the response to a request that was sent.
 func (c *Client) answered(ctx context.Context, call *call, resp response, late func([]byte)) error {
 	wrap := func(err error) error { return fmt.Errorf("guest %v: %w", call.typ, err) }
 	select {
@@ -97,7 +97,7 @@ func (c *Client) answered(ctx context.Context, call *call, resp response, late f
 	}
 }
 
-// decode reads an answer. One that cannot be read costs the bridge.
+// decode decodes a response. If that fails it closes the bridge.
 func (c *Client) decode(typ MessageType, payload []byte, resp response) error {
 	if err := json.Unmarshal(payload, resp); err != nil {
 		err = fmt.Errorf("%w: answer to %v: %w", ErrProtocol, typ, err)

@@ -17,21 +17,21 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 )
 
-// Options of a Client. The zero value is good.
+// Options of a Client. The zero value is usable.
 type Options struct {
 	Logger *slog.Logger // nil: nothing is logged
 	// MaxMessage is the largest message in bytes that is sent or accepted. 0 is
 	// [DefaultMaxMessage]; it is never unbounded.
 	MaxMessage int
-	// Windows expects the agent of a Windows guest instead of one of a Linux guest. What it is asked
-	// for has to fit: Modify does, Exec does not.
+	// Windows expects the agent of a Windows guest instead of one of a Linux guest. Of the requests, Modify works with
+	// it, Exec does not.
 	Windows bool
-	// TimeZone is what a Windows guest is told; nil: nothing, and it keeps its own.
+	// TimeZone is sent to a Windows guest; if nil, the guest keeps its own.
 	TimeZone *hcsschema.TimeZoneInformation
 }
 
-// Client is the host's end of a bridge to one guest. All methods may be called concurrently; each
-// ends with its context.
+// Client is the host's end of a bridge to one guest. All methods may be called concurrently; each returns when its
+// context ends.
 type Client struct {
 	log       *slog.Logger
 	limit     int // of answers
@@ -48,16 +48,16 @@ type Client struct {
 	firstID   uint64
 	nextID    uint64
 	calls     map[uint64]*call
-	abandoned map[uint64]func(payload []byte) // what to do when the late answer comes; may be nil
-	created   map[string]*container           // those this Client has made known
+	abandoned map[uint64]func(payload []byte) // called with the late response; may be nil
+	created   map[string]*container           // containers that this Client has created
 	err       error
 	done      chan struct{}
 
-	running sync.WaitGroup // the two ends of the bridge, and what is tidied up
+	running sync.WaitGroup // reader and writer of the bridge, and tidy
 }
 
-// Connect creates a Client over a byte stream to our agent: the socket of a virtio-serial port, or what
-// [DialVSock] gives.
+// Connect creates a Client over a byte stream to our agent: the socket of a virtio-serial port, or a connection of
+// [DialVSock].
 // It waits until the agent is there, or ctx ends. It takes conn over and closes it on failure.
 func Connect(ctx context.Context, conn net.Conn, opts Options) (*Client, error) {
 	r, err := hostHandshake(ctx, conn)
@@ -86,8 +86,8 @@ func logger(l *slog.Logger) *slog.Logger {
 	return l
 }
 
-// NewClient creates a Client of a bridge connection that exists already and negotiates the protocol.
-// It takes bridge and t over and closes them on failure.
+// NewClient creates a Client over a bridge connection and negotiates the protocol. The Client owns bridge and t; they
+// are closed on error.
 func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) (*Client, error) {
 	c := &Client{
 		log: logger(opts.Logger), limit: maxMessage(opts.MaxMessage), windows: opts.Windows, zone: opts.TimeZone,
@@ -97,7 +97,7 @@ func NewClient(ctx context.Context, bridge net.Conn, t Transport, opts Options) 
 	}
 	c.nextPort.Store(PortStdio)
 	c.requests = c.limit
-	// A guest may answer on this bridge what the one before asked: with other ids nobody takes it for ours.
+	// Random, so that a guest's late response to a request of an earlier bridge does not match one of ours.
 	c.firstID = mathrand.Uint64()
 	c.nextID = c.firstID
 	c.running.Go(c.write)
@@ -125,7 +125,7 @@ func (c *Client) negotiate(ctx context.Context) error {
 	}
 	os := resp.Capabilities.RuntimeOsType
 	if os == "" {
-		os = "windows" // agents that do not say are those of Windows
+		os = "windows" // agents of Windows do not say
 	}
 	if !strings.EqualFold(os, want) {
 		return fmt.Errorf("negotiate: the guest's system is %q, wanted is %s: %w", printable(os), want, ErrUnsupported)
@@ -137,7 +137,7 @@ func (c *Client) negotiate(ctx context.Context) error {
 	return c.announce(ctx)
 }
 
-// announce tells a guest that wants to know that its VM is created and started. Linux guests never do.
+// announce sends Create and Start for the VM itself, if the guest has asked for them. Linux guests do not.
 func (c *Client) announce(ctx context.Context) error {
 	base := RequestBase{ContainerId: NullContainer}
 	if c.caps.SendHostCreateMessage {
@@ -162,32 +162,32 @@ type hostCreateRequest struct {
 	ContainerConfig Text // a hostConfig
 }
 
-// hostConfig says what a Windows guest is to know of its host.
+// hostConfig is the host's configuration for a Windows guest.
 type hostConfig struct {
 	SystemType          string
 	TimeZoneInformation *hcsschema.TimeZoneInformation `json:",omitempty"`
 }
 
-// Done is closed when the bridge is gone.
+// Done returns a channel that is closed when the bridge is closed.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Err is nil while the bridge lives; after Done it tells why it ended and matches ErrClosed.
+// Err returns nil until Done is closed, then why the bridge was closed; that error matches ErrClosed.
 func (c *Client) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Close ends the bridge and the transport. Calls under way fail with ErrClosed. The guest keeps its
-// state, and processes run on. When it returns nothing is logged any more; output that a process's writer
-// is still taking is the business of [Process.Close].
+// Close closes the bridge and the transport. Pending calls fail with ErrClosed. The guest keeps its state, and
+// processes keep running. After Close nothing is logged; a process's output may still be being written, see
+// [Process.Close].
 func (c *Client) Close() error {
 	c.fail(nil)
 	c.running.Wait()
 	return nil
 }
 
-// tidy runs f, which Close waits for. After the end of the bridge nothing can be tidied up.
+// tidy runs f in the background; Close waits for it. It does nothing if the bridge is closed.
 func (c *Client) tidy(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -196,8 +196,8 @@ func (c *Client) tidy(f func()) {
 	}
 }
 
-// fail ends the bridge with a reason and releases all callers. Where the guest broke the protocol of the transport,
-// that is the reason.
+// fail closes the bridge with a reason and releases all callers. If the guest violated the transport's protocol, that
+// is the reason instead.
 func (c *Client) fail(reason error) {
 	if t, ok := c.transport.(interface{ violation() error }); ok && reason != nil && !errors.Is(reason, ErrProtocol) {
 		if v := t.violation(); v != nil {
@@ -216,7 +216,7 @@ func (c *Client) fail(reason error) {
 	}
 	close(c.done)
 	c.mu.Unlock()
-	// In this order: ending the transport releases whoever writes to a guest that does not read.
+	// In this order: closing the transport unblocks writes to a guest that does not read.
 	c.transport.Close()
 	c.conn.Close()
 }

@@ -13,29 +13,29 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Guests other than our agent, Microsoft's above all, have rules of their own for containers:
+// Other guests than our agent, above all Microsoft's, have their own rules for containers:
 //
-//   - A container begins with the process of its document; when that ends the container has stopped, and takes
-//     no other process. It has to be deleted and created anew.
-//   - Deleting is refused, and the container forgotten all the same, while anything runs in it.
-//   - The guest keeps the container's bundle, and older ones a folder /run/gcs/c/NAME too, and removes both with
-//     all that is in them, whatever is mounted there, when the container is deleted or cannot be created.
-//   - A network namespace takes one container.
+//   - A container starts with the process of its spec. When that has ended the container is stopped and accepts no
+//     other process; it must be deleted and created again.
+//   - Deleting a container in which something runs fails, but the guest forgets the container nevertheless.
+//   - The guest has a directory with the container's bundle, older guests also a directory /run/gcs/c/NAME. It removes
+//     both recursively, including anything mounted there, when the container is deleted or its creation fails.
+//   - A network namespace can be used by one container only.
 
-// nameSuffix is what the name of a container has in another guest than ours. A container's id has no "+": its
-// scratch and root, at /run/gcs/c/ID, are never in a folder that the guest removes.
+// nameSuffix is appended to a container's id to name it in a guest other than ours. Ids contain no "+", so that the
+// container's scratch and root, below /run/gcs/c/ID, are never in a directory that the guest removes.
 const nameSuffix = "+run"
 
-// bundles is where the guest keeps the files of containers.
+// bundles is the guest's directory of containers.
 const bundles = "/run/gcs/c/"
 
-// ContainerBundle is the bundle path of a container by the name that its guest knows it by.
+// ContainerBundle returns the bundle path of a container in the guest; name is its name there.
 func ContainerBundle(name string) string { return bundles + name }
 
 // ours reports whether the guest is our agent.
 func (c *Client) ours() bool { return c.caps.GuestDefinedCapabilities.StrataAgent > 0 }
 
-// named is the container id of requests about a container, or about the VM itself where id is empty.
+// named returns the ContainerId of requests about a container, or about the VM itself if id is empty.
 func (c *Client) named(id string) string {
 	switch {
 	case id == "" || id == NullContainer:
@@ -46,15 +46,15 @@ func (c *Client) named(id string) string {
 	return id + nameSuffix
 }
 
-// container is what this Client knows of a container that it made known to the guest.
+// container is a container that this Client has created in the guest.
 type container struct {
 	root    string
-	ready   chan struct{} // closed when others can start processes in it, or it is no longer in Client.created
-	first   bool          // its first process was started here; else it was made by somebody else
+	ready   chan struct{} // closed when processes can join it, or it is no longer in Client.created
+	first   bool          // this Client has started its first process; else another one created it
 	stopped chan struct{} // closed when its first process has ended
 }
 
-// hasStopped reports whether the container takes no process any more.
+// hasStopped reports whether the first process has ended, so that the container accepts no other.
 func (i *container) hasStopped() bool {
 	select {
 	case <-i.stopped:
@@ -64,8 +64,8 @@ func (i *container) hasStopped() bool {
 	}
 }
 
-// enter makes the container of a process known to the guest, waiting for who does so already. first says that the
-// process is the first of the container: the caller ends with started or discard.
+// enter creates the container of a process in the guest, or waits for a caller that is creating it. If first is true,
+// the process is to be the container's first one, and the caller must call started or discard.
 func (c *Client) enter(ctx context.Context, spec *vmm.ProcessSpec) (info *container, first bool, err error) {
 	for {
 		c.mu.Lock()
@@ -97,7 +97,7 @@ func (c *Client) enter(ctx context.Context, spec *vmm.ProcessSpec) (info *contai
 		}
 		switch {
 		case !c.knows(spec.ContainerID, info):
-			continue // it was given up
+			continue // the other caller has discarded it
 		case !info.hasStopped():
 			return info, false, nil
 		}
@@ -107,7 +107,7 @@ func (c *Client) enter(ctx context.Context, spec *vmm.ProcessSpec) (info *contai
 	}
 }
 
-// beginContainer starts a process with which a container of our agent begins and ends.
+// beginContainer creates a container in our agent and starts its first process, with which it ends.
 func (c *Client) beginContainer(ctx context.Context, spec *vmm.ProcessSpec) (*Process, error) {
 	instance := rand.Text()
 	if err := c.create(ctx, spec, instance); err != nil {
@@ -125,8 +125,8 @@ func (c *Client) beginContainer(ctx context.Context, spec *vmm.ProcessSpec) (*Pr
 	return c.start(ctx, *spec, params, nil)
 }
 
-// create sends the document of a container. The error matches ErrExists when there is one of that name; with
-// instance, when something runs in that one.
+// create creates a container in the guest. If one of that name exists the error matches ErrExists; with instance, only
+// if something runs in it.
 func (c *Client) create(ctx context.Context, spec *vmm.ProcessSpec, instance string) error {
 	name := c.named(spec.ContainerID)
 	oci, _, err := c.documents(spec)
@@ -144,15 +144,15 @@ func (c *Client) create(ctx context.Context, spec *vmm.ProcessSpec, instance str
 	return c.call(ctx, TypeCreate, req, &EmptyResponse{}, nil)
 }
 
-// knows reports whether info still stands for the container.
+// knows reports whether info is still the current record of the container.
 func (c *Client) knows(id string, info *container) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.created[id] == info
 }
 
-// forget takes info for a container that the guest does not know; false when that was no news. Who waits for it
-// looks again.
+// forget removes the record of a container that the guest does not know, so that waiting callers look it up again. It
+// returns false if info was not the current record.
 func (c *Client) forget(id string, info *container) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -168,14 +168,14 @@ func (c *Client) forget(id string, info *container) bool {
 	return true
 }
 
-// started notes the first process of a container.
+// started records the first process of a container.
 func (c *Client) started(info *container, p *Process) {
 	info.first = true
 	p.onExit = func() { close(info.stopped) }
 	close(info.ready)
 }
 
-// discard takes back a container whose first process did not start; pid is that of one that started too late.
+// discard deletes a container whose first process did not start, or started too late; pid is then that process.
 func (c *Client) discard(id string, info *container, pid uint32) {
 	tidy, cancel := context.WithTimeout(context.Background(), tidyTime)
 	defer cancel()
@@ -195,8 +195,8 @@ func (c *Client) discard(id string, info *container, pid uint32) {
 	c.forget(id, info)
 }
 
-// DeleteContainerState makes the guest forget a container: what runs in it is killed. It succeeds when the guest does
-// not know it, and when the guest has no such request.
+// DeleteContainerState deletes a container in the guest and kills its processes. It is no error if the guest does not
+// know the container or the request.
 func (c *Client) DeleteContainerState(ctx context.Context, id string) error {
 	c.mu.Lock()
 	info := c.created[id]
@@ -205,7 +205,7 @@ func (c *Client) DeleteContainerState(ctx context.Context, id string) error {
 	if info != nil && !c.ours() {
 		select {
 		case <-info.ready:
-		case <-c.done: // as the request will find, too
+		case <-c.done: // the request below returns the error
 		case <-ctx.Done():
 			return fmt.Errorf("%w: wait for the start of container %q: %w", ErrNotSent, id, context.Cause(ctx))
 		}
@@ -227,7 +227,7 @@ func (c *Client) DeleteContainerState(ctx context.Context, id string) error {
 	return err
 }
 
-// end ends a container, waits until it has ended, and deletes it. Our agent does all that itself.
+// end kills a container, waits until it has ended, and deletes it. Our agent does all that on deletion.
 func (c *Client) end(ctx context.Context, id string, ended func(context.Context, RequestBase) error) error {
 	base := RequestBase{ContainerId: c.named(id)}
 	if !c.ours() {
@@ -241,8 +241,8 @@ func (c *Client) end(ctx context.Context, id string, ended func(context.Context,
 		case err != nil && !refused:
 			return err
 		}
-		// One that has stopped cannot be killed, and the guest's answer does not tell that from a failure: what still
-		// runs is waited for in either case.
+		// Killing a stopped container fails, and the guest's error does not differ from other failures. So wait for
+		// what still runs in either case.
 		if err := ended(ctx, base); err != nil {
 			return fmt.Errorf("container %q does not end: %w", id, err)
 		}
@@ -257,7 +257,7 @@ func (c *Client) end(ctx context.Context, id string, ended func(context.Context,
 	return err
 }
 
-// endPoll is how often it is looked whether a container has ended whose first process is not known.
+// endPoll is the poll interval for the end of a container whose first process is not known.
 const endPoll = 50 * time.Millisecond
 
 // emptied waits until a container has no process.
@@ -265,7 +265,7 @@ func (c *Client) emptied(ctx context.Context, base RequestBase) error {
 	for {
 		running, err := c.processes(ctx, base)
 		if _, refused := errors.AsType[*Error](err); refused || err == nil && running == 0 {
-			return nil // there is nothing to be listed in a container that has stopped
+			return nil // the processes of a stopped container cannot be listed
 		}
 		if err != nil {
 			return err
@@ -284,7 +284,7 @@ func (c *Client) processes(ctx context.Context, base RequestBase) (int, error) {
 	return len(p.ProcessList), err
 }
 
-// property asks for a property of a container.
+// property queries a property of a container.
 func (c *Client) property(ctx context.Context, base RequestBase, name string) (p Properties, err error) {
 	query, err := EncodeText(PropertyQuery{PropertyTypes: []string{name}})
 	if err != nil {
@@ -320,8 +320,8 @@ func (c *Client) UpdateContainer(ctx context.Context, id string, r specs.LinuxRe
 		ResourceType: hcsschema.ResourceConstraints, Settings: Constraints{Linux: r}})
 }
 
-// modifyContainer changes a container that runs. Other guests than ours cannot all do it, and none of those that cannot
-// tells so by an error of its own.
+// modifyContainer changes a running container. Not all other guests support that, and those that do not return no
+// specific error.
 func (c *Client) modifyContainer(ctx context.Context, id, verb string, r hcsschema.GuestRequest) error {
 	var err error
 	if !c.ours() {
@@ -336,7 +336,7 @@ func (c *Client) modifyContainer(ctx context.Context, id, verb string, r hcssche
 	return nil
 }
 
-// ContainerStats reports what a container uses that runs. Guests that are not ours do not know: the error matches
+// ContainerStats returns the resource usage of a running container. With guests other than ours the error matches
 // ErrUnsupported.
 func (c *Client) ContainerStats(ctx context.Context, id string) (vmm.ContainerStats, error) {
 	p, err := c.property(ctx, RequestBase{ContainerId: c.named(id)}, PropertyStats)

@@ -1,19 +1,18 @@
-// Package gcs is the host end of the guest compute protocol, the messages it is made of, and the
-// ways its bytes travel.
+// Package gcs is the host's side of the guest compute protocol: messages, client and transports.
 //
-// A [Client] is the host's side of one bridge: it negotiates version 4, sends guest requests, starts
-// processes whose streams come back on ports of their own, and asks what is mounted. It talks to any
-// Linux guest that speaks the protocol. What only our own agent (package internal/guest) knows is used
-// after it was negotiated as the guest-defined capability "StrataAgent".
+// A [Client] is the host's end of one bridge: it negotiates version 4, sends guest requests, starts processes, whose
+// streams the guest connects to ports of the host, and queries mounts. It works with any Linux guest that speaks the
+// protocol. Extensions of our own agent (package internal/guest) are used if the guest has the capability
+// "StrataAgent".
 //
-// The guest is taken to be hostile: each length is bounded before anything is read, each call ends
-// with its context, and a guest that breaks the protocol costs its own bridge and nothing else. A
-// call whose context ends is abandoned alone; the bridge lives on and swallows the late answer.
+// The guest is considered hostile: lengths are bounded before anything is read, each call returns when its context
+// ends, and a protocol violation closes the guest's own bridge and nothing else. A call whose context ends is
+// abandoned; the bridge lives on and discards the late response.
 //
-// Microsoft's guests dial the ports of their host over hvsock, through a [Transport]. Our own agent takes
-// a byte stream, to which [Connect] puts a stream multiplexer: a vsock connection ([DialVSock]) where the
-// host has vsock, else the socket of a virtio-serial port.
+// Microsoft's guests dial ports of the host over hvsock, through a [Transport]. Our agent uses a byte stream, over
+// which [Connect] runs a stream multiplexer: a vsock connection ([DialVSock]) if the host has vsock, else the socket of
+// a virtio-serial port.
 //
-// Messages, client and transports are one package, large as it is: which messages there are and which way bytes
-// travel is settled by the client's handshake, and no other host end exists that could use a part of it.
+// It is one package because the client's handshake determines both the messages and the transport, and nothing else
+// uses parts of it.
 package gcs

@@ -10,31 +10,31 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Sentinels that the errors of this package match with errors.Is. Those that have a counterpart in package
-// vmm match that too: this is the one place where the guest's codes become what callers look for.
+// Sentinel errors, for errors.Is. Those with a counterpart in package vmm match that too: this is the only place where
+// the guest's result codes are mapped to errors.
 var (
-	// ErrClosed: the bridge is gone. What became of a call that was under way is not known.
+	// ErrClosed: the bridge is closed. The outcome of a pending call is unknown.
 	ErrClosed error = &also{"the bridge to the guest is closed", []error{vmm.ErrGuestUnreachable}}
-	// ErrNotSent: the call ended before its request left the host; it certainly had no effect.
+	// ErrNotSent: the request was not sent, and had no effect.
 	ErrNotSent = errors.New("the request was not sent")
-	// ErrProtocol: the guest broke the protocol. The bridge was closed because of it.
+	// ErrProtocol: the guest violated the protocol, and the bridge was closed.
 	ErrProtocol error = &also{vmm.ErrProtocol.Error(), []error{vmm.ErrProtocol, vmm.ErrGuestUnreachable}}
 	// ErrBusy: something cannot be removed because it is in use. The text names the holder where the guest
 	// reports it.
 	ErrBusy = fmt.Errorf("%w in the guest", vmm.ErrBusy)
 	// ErrNotFound: the guest does not know the container, process or device.
 	ErrNotFound = errors.New("not found in the guest")
-	// ErrExists: something else is at that place in the guest.
+	// ErrExists: the path or id is in use in the guest.
 	ErrExists = fmt.Errorf("%w in the guest", vmm.ErrOccupied)
 	// ErrUnsupported: the guest does not know the request or the resource.
 	ErrUnsupported = fmt.Errorf("%w by the guest", errors.ErrUnsupported)
 	// ErrInvalid: the guest finds the request malformed.
 	ErrInvalid = vmm.ErrInvalid
-	// ErrTimeout: the guest gave up waiting. Whether the request took effect is not known.
+	// ErrTimeout: a timeout in the guest. Whether the request took effect is unknown.
 	ErrTimeout = errors.New("the guest timed out")
 )
 
-// also is an error that matches others without their words.
+// also is an error that matches others without including their text.
 type also struct {
 	text    string
 	matches []error
@@ -43,7 +43,7 @@ type also struct {
 func (e *also) Error() string   { return e.text }
 func (e *also) Unwrap() []error { return e.matches }
 
-// Outcome is what is known of a request to the guest that ended with err.
+// Outcome returns what is known about the effect of a request that returned err.
 func Outcome(err error) vmm.Outcome {
 	_, answered := errors.AsType[*Error](err)
 	switch {
@@ -55,7 +55,7 @@ func Outcome(err error) vmm.Outcome {
 	return vmm.Unknown
 }
 
-// HRESULT is a result code. On the wire it is a signed number of 32 bits.
+// HRESULT is a result code. On the wire it is a signed 32-bit number.
 type HRESULT uint32
 
 // The results guests give.
@@ -73,7 +73,7 @@ const (
 	ResultContainerNotFound HRESULT = 0xC037010E
 	ResultContainerExists   HRESULT = 0xC037010F
 	ResultContainerStopped  HRESULT = 0xC0370110
-	// The following are ours; other guests say ResultFail for all of them.
+	// Extensions of our agent; other guests return ResultFail instead.
 	ResultBusy            HRESULT = 0x800700AA
 	ResultExists          HRESULT = 0x800700B7
 	ResultProgramNotFound HRESULT = 0x80070002
@@ -83,7 +83,7 @@ const (
 	ResultNotPaused       HRESULT = 0x8007139F
 )
 
-// String is the code as people search for it.
+// String returns the code in hex, as it is usually written.
 func (r HRESULT) String() string { return fmt.Sprintf("0x%08x", uint32(r)) }
 
 // MarshalJSON writes the code as the signed number that the protocol wants.
@@ -114,7 +114,7 @@ var resultSentinels = map[HRESULT]error{
 	ResultBusy: ErrBusy, ResultTimeout: ErrTimeout,
 }
 
-// failTexts recognise errors for which other guests have no code of their own.
+// failTexts recognise, by their text, errors for which other guests have no specific code.
 var failTexts = []struct {
 	text string // lower case
 	err  error
@@ -126,7 +126,7 @@ var failTexts = []struct {
 	{"resourcetype", ErrUnsupported},
 }
 
-// ErrorRecord is one step of an error's way through the guest.
+// ErrorRecord is one entry of an error's trace in the guest.
 type ErrorRecord struct {
 	Result       HRESULT
 	Message      string
@@ -137,7 +137,7 @@ type ErrorRecord struct {
 	FunctionName string `json:",omitempty"`
 }
 
-// Error is the guest's refusal of a request: an answer came and it says that nothing was done.
+// Error is the guest's response that a request failed and had no effect.
 type Error struct {
 	Op      string // the request
 	Result  HRESULT
@@ -145,7 +145,7 @@ type Error struct {
 	Records []ErrorRecord
 }
 
-// Error is the guest's words, and for who looks into it the request and the code in parentheses.
+// Error returns the guest's message, with the request and the result code in parentheses.
 func (e *Error) Error() string {
 	msg := e.Message
 	for _, r := range e.Records {
@@ -159,7 +159,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s (the guest refused %s with %v)", msg, e.Op, e.Result)
 }
 
-// Is matches the sentinel that belongs to the result.
+// Is reports whether target is the sentinel of the result.
 func (e *Error) Is(target error) bool {
 	if errors.Is(resultSentinels[e.Result], target) {
 		return true
@@ -176,16 +176,16 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
-// Timeout reports whether the guest gave up waiting, as errors of package net do.
+// Timeout reports whether the error is a timeout in the guest, as in net.Error.
 func (e *Error) Timeout() bool { return errors.Is(e, ErrTimeout) }
 
-// The most that is kept of what a guest says in an error.
+// Limits of what is kept of a guest's error.
 const (
 	maxErrorText    = 4096
 	maxErrorRecords = 8
 )
 
-// errorFrom creates the Error of an answer, or nil when it is a success.
+// errorFrom returns the Error of a response, or nil if it succeeded.
 func errorFrom(op string, b *ResponseBase) error {
 	if b.Result == ResultOK {
 		return nil
@@ -198,7 +198,7 @@ func errorFrom(op string, b *ResponseBase) error {
 	return &Error{Op: op, Result: b.Result, Message: printable(b.ErrorMessage), Records: records}
 }
 
-// printable shortens the guest's text and takes out what could play tricks on a terminal.
+// printable truncates the guest's text and replaces characters that could control a terminal.
 func printable(s string) string {
 	if len(s) > maxErrorText {
 		s = s[:maxErrorText] + "..."

@@ -15,7 +15,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// oneAtATime makes two writers that are one wait for each other.
+// oneAtATime serializes writes to Stdout and Stderr if they are the same writer.
 func oneAtATime(s *vmm.ProcessSpec) {
 	if s.Stdout == nil || s.Stderr == nil || !reflect.ValueOf(s.Stdout).Comparable() || s.Stdout != s.Stderr {
 		return
@@ -35,14 +35,14 @@ func (l *lockedWriter) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-// tidyTime bounds what is done about a process whose starter has gone away.
+// tidyTime bounds the cleanup of a process whose start was abandoned.
 const tidyTime = 30 * time.Second
 
-// Exec starts a process. When ctx ends before the guest has answered, the process is killed should it
-// start all the same. ctx has no influence on a process that runs.
+// Exec starts a process. If ctx ends before the guest has responded, the process is killed if it starts nevertheless.
+// ctx does not affect a process that was started.
 //
-// One writer for both outputs is not written to at the same time. With a terminal there is no separate
-// error stream. Reading from spec.Stdin cannot be interrupted: one read may outlive the process.
+// If Stdout and Stderr are the same writer, writes to it are serialized. With a terminal there is no separate Stderr. A
+// read of spec.Stdin cannot be interrupted: one may outlive the process.
 func (c *Client) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	if len(spec.Args) == 0 {
 		return nil, fmt.Errorf("exec: no program given: %w", ErrNotSent)
@@ -70,8 +70,8 @@ func (c *Client) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, e
 	return p, nil
 }
 
-// exec starts a process, in a container that it makes known to the guest where need be. again says that it failed
-// because the container has ended or was deleted in between.
+// exec starts a process, and creates its container in the guest if necessary. again is true if it failed because the
+// container has ended or was deleted meanwhile, so that it can be retried.
 func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (p *Process, again bool, err error) {
 	if spec.ContainerID == "" {
 		params, err := c.inMachine(spec)
@@ -93,7 +93,7 @@ func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (p *Process, a
 	}
 	params := c.parameters(spec)
 	if first {
-		p, err := c.start(ctx, *spec, params, info) // it is in the container's document
+		p, err := c.start(ctx, *spec, params, info) // the process is in the container's spec
 		return p, false, err
 	}
 	if _, params.OciProcess, err = c.documents(spec); err != nil && !errors.Is(err, ErrNamedUser) {
@@ -107,11 +107,11 @@ func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (p *Process, a
 	case !refused:
 		return nil, false, err
 	case refusal.Result == ResultContainerNotFound:
-		return nil, c.forget(spec.ContainerID, info), err // somebody else has deleted it
+		return nil, c.forget(spec.ContainerID, info), err // another client has deleted it
 	case c.ours() || !info.first:
 		return nil, false, err
 	}
-	// Another guest does not say that a container has stopped, and this may be the first sign of it.
+	// Other guests have no specific error for a stopped container; this failure may be the first sign of it.
 	select {
 	case <-info.stopped:
 		return nil, true, err
@@ -121,10 +121,10 @@ func (c *Client) exec(ctx context.Context, spec *vmm.ProcessSpec) (p *Process, a
 	return nil, false, err
 }
 
-// stopNews is how long the news of a process's end may come after the first refusal because of it.
+// stopNews is how long after such a failure the end of the container's first process may still be reported.
 const stopNews = 200 * time.Millisecond
 
-// parameters are what all processes have.
+// parameters returns the parameters that all processes have.
 func (c *Client) parameters(spec *vmm.ProcessSpec) *ProcessParameters {
 	return &ProcessParameters{
 		EmulateConsole: spec.Terminal, CreateStdInPipe: spec.Stdin != nil,
@@ -133,12 +133,12 @@ func (c *Client) parameters(spec *vmm.ProcessSpec) *ProcessParameters {
 	}
 }
 
-// inMachine are the parameters of a process in the VM itself.
+// inMachine returns the parameters of a process in the VM itself.
 func (c *Client) inMachine(spec *vmm.ProcessSpec) (*ProcessParameters, error) {
 	process := ociProcess(spec)
 	params := c.parameters(spec)
 	params.CreateInUtilityVM = true
-	if c.ours() { // everything is in it, and only once
+	if c.ours() { // our agent needs nothing but OciProcess
 		params.OciProcess = process
 		return params, nil
 	}
@@ -174,9 +174,9 @@ func (s *stdio) close() {
 	}
 }
 
-// listen opens a port that nobody uses.
+// listen listens on a free port.
 func (c *Client) listen() (net.Listener, uint32, error) {
-	const tries = 1000 // other processes of this host may use ports, too
+	const tries = 1000 // other processes of this host may use ports
 	for range tries {
 		port := c.nextPort.Add(1) - 1
 		l, err := c.transport.Listen(port)
@@ -190,8 +190,8 @@ func (c *Client) listen() (net.Listener, uint32, error) {
 	return nil, 0, fmt.Errorf("no free port for a stream: %w", ErrPortTaken)
 }
 
-// start starts a process. first is its container when it is the first process there: that goes again when
-// the process does not start.
+// start starts a process. If it is to be the first of its container, first is that container, which is discarded on
+// error.
 func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, params *ProcessParameters,
 	first *container) (_ *Process, err error) {
 	base := RequestBase{ContainerId: c.named(spec.ContainerID)}
@@ -242,7 +242,7 @@ func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, params *Proces
 		streams.close()
 		return nil, err
 	}
-	// The guest has dialled before it answered: what is not there by now will hardly come.
+	// The guest dials before it responds, so the connections should be there by now.
 	for i, l := range streams.listeners {
 		if l == nil {
 			continue
@@ -267,5 +267,5 @@ func (c *Client) start(ctx context.Context, spec vmm.ProcessSpec, params *Proces
 	return p, nil
 }
 
-// closeTime is how long Close waits for a writer that does not take its bytes.
+// closeTime is how long Close waits for a blocked write to a writer of the ProcessSpec.
 const closeTime = 10 * time.Second

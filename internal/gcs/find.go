@@ -9,13 +9,12 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// findTime is what the guest may wait for a process that is looked for, in milliseconds: not at all, but 0 could be
-// taken for no limit.
+// findTime is the timeout of the wait by which a process is looked up, in milliseconds. 0 might mean no limit.
 const findTime = 1
 
-// FindProcess returns a process that an earlier Client started. container is empty for the VM itself. Its output
-// went with that Client. One that the guest does not know is an error matching [vmm.ErrNoProcess]; our agent knows
-// those that run and the last 4096 that have ended.
+// FindProcess returns a process that an earlier Client has started, without its streams. container is empty for the VM
+// itself. If the guest does not know it, the error matches [vmm.ErrNoProcess]; our agent knows running processes and
+// the last 4096 that have ended.
 func (c *Client) FindProcess(ctx context.Context, container string, pid uint32) (vmm.Process, error) {
 	req := waitFor(c.named(container), pid)
 	req.TimeoutInMs = findTime
@@ -23,7 +22,7 @@ func (c *Client) FindProcess(ctx context.Context, container string, pid uint32) 
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil, fmt.Errorf("%w: process %d: %w", vmm.ErrNoProcess, pid, err)
-	case err != nil && !errors.Is(err, ErrTimeout): // which says that it runs
+	case err != nil && !errors.Is(err, ErrTimeout): // a timeout means that it runs
 		return nil, fmt.Errorf("find process %d: %w", pid, err)
 	}
 	p := &Process{c: c, container: container, pid: pid, done: make(chan struct{})}

@@ -9,8 +9,7 @@ import (
 	"io"
 )
 
-// MessageType says what a message is: bits 31-28 the kind, 27-20 the category, 19-8 the number,
-// 7-0 the version.
+// MessageType is the type of a message: bits 31-28 are the kind, 27-20 the category, 19-8 the number, 7-0 the version.
 type MessageType uint32
 
 // The requests of the protocol. The type of an answer is that of its request with kind 2.
@@ -72,7 +71,7 @@ func (t MessageType) String() string {
 // Header precedes the payload of every message.
 type Header struct {
 	Type MessageType
-	ID   uint64 // an answer repeats the id of its request; notifications have 0
+	ID   uint64 // a response has the id of its request; a notification has 0
 }
 
 // HeaderSize is the size of the header on the wire, in bytes.
@@ -84,10 +83,10 @@ const (
 	LargestMaxMessage = 16 << 20 // no configuration goes beyond
 )
 
-// ErrFraming: the peer sent what cannot be a message. The connection is of no use any more.
+// ErrFraming: the peer sent an invalid message header. The connection cannot be used any more.
 var ErrFraming = errors.New("the peer broke the message framing")
 
-// ErrTooLarge: a message to be sent is larger than the peer accepts. Nothing was sent.
+// ErrTooLarge: a message is larger than the peer accepts, and was not sent.
 var ErrTooLarge = errors.New("message too large")
 
 func maxMessage(n int) int {

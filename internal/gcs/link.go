@@ -13,20 +13,19 @@ import (
 	"time"
 )
 
-// A byte stream such as a virtio-serial port may hold stale bytes of an earlier session, and either
-// end may vanish at any byte. So each session begins with a handshake:
+// A byte stream such as a virtio-serial port may contain stale bytes of an earlier session, and either end may
+// disconnect at any byte. So each session begins with a handshake:
 //
-//	host  -> guest: HELLO nonce, again and again
-//	guest -> host:  READY nonce, for each nonce that is new
-//	host  -> guest: START nonce, again and again
+//	host  -> guest: HELLO nonce, repeatedly
+//	guest -> host:  READY nonce, for each new nonce
+//	host  -> guest: START nonce, repeatedly
 //	guest -> host:  BEGUN nonce, then the bytes of the session
 //
-// The host throws away what comes before READY and BEGUN with its own nonce, which nobody could know
-// before. It repeats itself because the guest may notice the end of the previous host late, after it
-// has heard of this one, and then forgets what was begun.
-// In the other direction the byte 0xff is never sent alone within a session: it is doubled to "0xff
-// 0x00", and "0xff 0x01" begins a frame. The guest therefore recognises a HELLO wherever the
-// previous session was cut off, and content can never be mistaken for one.
+// The host discards what comes before READY and BEGUN with its own, random nonce. It repeats its messages because the
+// guest may notice the end of the previous host late, after it has seen this host's HELLO, and then resets the
+// handshake. In the other direction the byte 0xff is never sent alone within a session: it is doubled to "0xff 0x00",
+// and "0xff 0x01" begins a frame. The guest therefore recognises a HELLO wherever the previous session was cut off, and
+// content can never be mistaken for one.
 
 const (
 	escape     = 0xff
@@ -40,10 +39,10 @@ const (
 	markBegun  = 'B'
 )
 
-// maxStale is how much a host throws away while it waits for the guest, in bytes.
+// maxStale is how many stale bytes a host discards during the handshake.
 const maxStale = 8 << 20
 
-// helloInterval is how often a host repeats itself.
+// helloInterval is how often a host repeats HELLO and START.
 const helloInterval = 50 * time.Millisecond
 
 func markFrame(kind byte, nonce string) []byte {
@@ -64,8 +63,7 @@ func parseMark(b []byte) (kind byte, nonce string, ok bool) {
 	return body[0], string(body[1:]), true
 }
 
-// hostHandshake makes the other end of conn ready for a session and returns what the session is
-// read from. It takes as long as ctx allows; when that ends conn is closed.
+// hostHandshake begins a session over conn and returns the reader of the session. If ctx ends first, conn is closed.
 func hostHandshake(ctx context.Context, conn net.Conn) (io.Reader, error) {
 	var raw [nonceSize / 2]byte
 	if _, err := rand.Read(raw[:]); err != nil {

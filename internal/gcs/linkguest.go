@@ -8,13 +8,12 @@ import (
 	"sync"
 )
 
-// ServePort is the guest's end of a byte stream on which sessions come one after the other. It reads
-// port for ever; when a host has begun a session it calls serve in a goroutine of its own, with the
-// stream of that session, which ends (io.EOF) when the host hangs up or begins another. serve must
-// close it.
+// ServePort is the guest's end of a byte stream with successive sessions. When a host has begun a session, it calls
+// serve with the session's stream in a new goroutine; serve must close the stream. The stream returns io.EOF when the
+// host disconnects or begins another session.
 //
-// Read of port returns io.EOF when the host has hung up, and after that waits for the next host.
-// ServePort returns on any other error, after the last session has ended.
+// port.Read must return io.EOF when the host disconnects, and then block until the next host connects. ServePort
+// returns on any other error, after the last session has ended.
 func ServePort(port io.ReadWriter, serve func(io.ReadWriteCloser)) error {
 	g := &guestLink{port: port, serve: serve}
 	defer g.running.Wait()
@@ -37,7 +36,7 @@ func ServePort(port io.ReadWriter, serve func(io.ReadWriteCloser)) error {
 	}
 }
 
-// guestLink takes the bytes of the host apart. Its fields belong to the goroutine that reads.
+// guestLink parses the bytes from the host. Only the reading goroutine uses its fields, except writing.
 type guestLink struct {
 	port    io.ReadWriter
 	serve   func(io.ReadWriteCloser)
@@ -62,7 +61,7 @@ func (g *guestLink) feed(b []byte) error {
 				g.deliver([]byte{escape})
 			case escapeMark:
 				g.marking, g.mark = true, g.mark[:0]
-			case escape: // the one before was the end of a session that was cut off
+			case escape: // the previous escape byte was the last one of an interrupted session
 				g.endSession()
 				g.escaped = true
 			default:
@@ -97,7 +96,7 @@ func (g *guestLink) feed(b []byte) error {
 	return nil
 }
 
-// deliver hands bytes to the session. Without one they are what is left of an earlier session.
+// deliver passes bytes to the session. Without a session they are stale and discarded.
 func (g *guestLink) deliver(b []byte) {
 	if g.session != nil && len(b) > 0 {
 		// An error means that the session has ended from within: the bytes are dropped.
@@ -136,7 +135,7 @@ func (g *guestLink) answer(kind byte) error {
 	return nil
 }
 
-// hangUp ends the session. The nonce stays: the host that is gone may be the one before.
+// hangUp ends the session. It keeps the nonce: the host that has disconnected may be the previous one.
 func (g *guestLink) hangUp() {
 	g.endSession()
 	g.escaped, g.marking = false, false
@@ -163,7 +162,7 @@ type guestStream struct {
 	closed bool
 }
 
-// Write sends bytes to the host. A session that has ended writes nothing more.
+// Write sends bytes to the host. After the session has ended it fails.
 func (s *guestStream) Write(p []byte) (int, error) {
 	s.link.writing.Lock()
 	defer s.link.writing.Unlock()
@@ -176,7 +175,7 @@ func (s *guestStream) Write(p []byte) (int, error) {
 	return s.link.port.Write(p)
 }
 
-// Close ends the session from within.
+// Close ends the session from the guest's side.
 func (s *guestStream) Close() error {
 	s.mu.Lock()
 	s.closed = true

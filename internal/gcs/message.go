@@ -12,10 +12,10 @@ import (
 // NullContainer addresses the utility VM itself.
 const NullContainer = "00000000-0000-0000-0000-000000000000"
 
-// ProtocolVersion is the only version there is.
+// ProtocolVersion is the only supported version.
 const ProtocolVersion = 4
 
-// Ports that are fixed. Streams of processes come on PortStdio and above, never the same one twice.
+// Fixed ports. Streams of processes use ports from PortStdio on; none is reused.
 const (
 	PortEntropy uint32 = 1
 	PortLog     uint32 = 109
@@ -24,10 +24,10 @@ const (
 	PortStdio   uint32 = 0x40000001
 )
 
-// InfiniteTimeout is the TimeoutInMs of a WaitForProcess that waits as long as it takes.
+// InfiniteTimeout is the TimeoutInMs of a WaitForProcess without a timeout.
 const InfiniteTimeout uint32 = 0xffffffff
 
-// Text is a JSON document that travels as a JSON string.
+// Text is a JSON document that is encoded as a JSON string.
 type Text string
 
 // EncodeText creates the Text of v.
@@ -44,7 +44,7 @@ func (t Text) Decode(v any) error {
 	return json.Unmarshal([]byte(t), v)
 }
 
-// RequestBase begins every request.
+// RequestBase has the fields of every request.
 type RequestBase struct {
 	ContainerId string
 	ActivityId  string
@@ -53,7 +53,7 @@ type RequestBase struct {
 // Base returns access to the base of any request.
 func (b *RequestBase) Base() *RequestBase { return b }
 
-// ResponseBase begins every answer.
+// ResponseBase has the fields of every response.
 type ResponseBase struct {
 	Result       HRESULT
 	ActivityId   string
@@ -84,7 +84,7 @@ type Version struct {
 	Minor uint32
 }
 
-// Capabilities are what a guest says of itself.
+// Capabilities are the capabilities of a guest.
 type Capabilities struct {
 	SendHostCreateMessage    bool                     `json:",omitempty"`
 	SendHostStartMessage     bool                     `json:",omitempty"`
@@ -93,9 +93,8 @@ type Capabilities struct {
 	GuestDefinedCapabilities GuestDefinedCapabilities `json:"GuestDefinedCapabilities"`
 }
 
-// GuestDefinedCapabilities are optional parts of the protocol. StrataAgent is ours: the version of what
-// our agent understands beyond the common protocol, 0 for any other guest; StrataMaxRequest the largest
-// request it reads, in bytes.
+// GuestDefinedCapabilities are optional parts of the protocol. Extensions of our agent: StrataAgent is the version of
+// its extensions, 0 for any other guest; StrataMaxRequest is the largest request it reads, in bytes.
 type GuestDefinedCapabilities struct {
 	NamespaceAddRequestSupported  bool   `json:",omitempty"`
 	SignalProcessSupported        bool   `json:",omitempty"`
@@ -105,14 +104,14 @@ type GuestDefinedCapabilities struct {
 	StrataMaxRequest              uint32 `json:",omitempty"`
 }
 
-// CreateRequest makes a container known to the guest.
+// CreateRequest creates a container in the guest.
 type CreateRequest struct {
 	RequestBase
 	ContainerConfig   Text // a ContainerConfig
 	SupportedVersions *SupportedVersions
 }
 
-// SupportedVersions has to be sent and means nothing any more.
+// SupportedVersions must be sent, but has no meaning any more.
 type SupportedVersions struct {
 	MinimumVersion         string
 	MaximumVersion         string
@@ -120,21 +119,22 @@ type SupportedVersions struct {
 	MaximumProtocolVersion uint32
 }
 
-// ContainerConfig is the document of a Linux container.
+// ContainerConfig is the configuration of a Linux container.
 type ContainerConfig struct {
 	SchemaVersion    Version
 	OciBundlePath    string      `json:",omitempty"`
 	OciSpecification *specs.Spec `json:",omitempty"`
 	ScratchDirPath   string      `json:",omitempty"`
-	// StrataInstance is ours: a name for this container among those of its id, made up by the host. The container takes
-	// the place of another one in which nothing runs, and its first process is started by the request with that name.
+	// StrataInstance is an extension of our agent: a unique name for this instance of the container, chosen by the
+	// host. It replaces a container of the same id in which nothing runs. The request that starts its first process
+	// must have it.
 	StrataInstance string `json:",omitempty"`
 }
 
 // EmptyRequest is the request of Start, Shutdown, DumpStacks and DeleteContainerState.
 type EmptyRequest struct{ RequestBase }
 
-// EmptyResponse is the answer that says no more than the outcome.
+// EmptyResponse is a response with nothing but the result.
 type EmptyResponse struct{ ResponseBase }
 
 // ExecuteRequest starts a process.
@@ -143,7 +143,7 @@ type ExecuteRequest struct {
 	Settings ExecuteSettings
 }
 
-// ExecuteSettings say what to run and on which ports its streams are awaited.
+// ExecuteSettings are the process to run and the ports for its streams.
 type ExecuteSettings struct {
 	ProcessParameters       Text        // a ProcessParameters
 	VsockStdioRelaySettings *StdioPorts `json:",omitempty"`
@@ -169,11 +169,11 @@ type ProcessParameters struct {
 	ConsoleSize       []uint16          `json:",omitempty"` // height, width
 	CreateInUtilityVM bool              `json:",omitempty"`
 	OciProcess        *specs.Process    `json:",omitempty"`
-	StrataMakeDir     bool              `json:",omitempty"` // ours: a working directory that is missing is created
-	StrataInstance    string            `json:",omitempty"` // ours: see ContainerConfig
+	StrataMakeDir     bool              `json:",omitempty"` // our agent: create the working directory if it is missing
+	StrataInstance    string            `json:",omitempty"` // our agent: see ContainerConfig
 }
 
-// ExecuteResponse names the process.
+// ExecuteResponse has the id of the process.
 type ExecuteResponse struct {
 	ResponseBase
 	ProcessId uint32
@@ -190,7 +190,7 @@ type WaitRequest struct {
 type WaitResponse struct {
 	ResponseBase
 	ExitCode uint32
-	// StrataOutOfMemory is ours: the process was killed in a container that reached a memory limit.
+	// StrataOutOfMemory is an extension of our agent: the process was killed in a container with OOM kills.
 	StrataOutOfMemory bool `json:",omitempty"`
 }
 
@@ -204,7 +204,7 @@ type SignalRequest struct {
 // SignalOptions hold a Linux signal number.
 type SignalOptions struct{ Signal int }
 
-// ResizeRequest tells a terminal its size.
+// ResizeRequest sets the size of a terminal, in characters.
 type ResizeRequest struct {
 	RequestBase
 	ProcessId uint32
@@ -212,7 +212,7 @@ type ResizeRequest struct {
 	Width     uint16
 }
 
-// PropertiesRequest asks for properties of a container, or of the VM.
+// PropertiesRequest queries properties of a container or of the VM.
 type PropertiesRequest struct {
 	RequestBase
 	Query Text // a PropertyQuery
@@ -224,35 +224,35 @@ type PropertiesResponse struct {
 	Properties Text
 }
 
-// PropertyQuery names the properties wanted. StrataOffset goes on where the list of mounts of an
-// earlier answer stopped.
+// PropertyQuery names the properties. StrataOffset is where the list of mounts continues: StrataNext of the previous
+// page.
 type PropertyQuery struct {
 	PropertyTypes []string `json:",omitempty"`
 	StrataOffset  int      `json:",omitempty"`
 }
 
-// PropertyMounts is the property of the VM that lists its mounts. Only our agent knows it.
+// PropertyMounts is the VM's list of mounts, an extension of our agent.
 const PropertyMounts = "StrataMounts"
 
-// PropertyProcesses lists the processes of a container.
+// PropertyProcesses is the list of a container's processes.
 const PropertyProcesses = "ProcessList"
 
-// PropertyStats is what a container uses. Only our agent knows it.
+// PropertyStats is the resource usage of a container, an extension of our agent.
 const PropertyStats = "StrataStatistics"
 
-// Properties is the document in a PropertiesResponse.
+// Properties is the content of a PropertiesResponse.
 type Properties struct {
 	StrataStatistics *vmm.ContainerStats `json:",omitempty"`
 
 	ProcessList  []ProcessDetails `json:",omitempty"`
 	StrataMounts []Mount          `json:",omitempty"`
-	StrataNext   int              `json:",omitempty"` // the offset to go on at; 0: no more
+	StrataNext   int              `json:",omitempty"` // offset of the next page; 0: this is the last
 }
 
 // ProcessDetails is one process of a container.
 type ProcessDetails struct{ ProcessId uint32 }
 
-// ModifyRequest changes what the guest has. Request is a hcsschema.GuestRequest.
+// ModifyRequest modifies resources of the guest. Request is a hcsschema.GuestRequest.
 type ModifyRequest struct {
 	RequestBase
 	Request any
@@ -284,8 +284,8 @@ type Notification struct {
 	ResultInfo  Text `json:",omitempty"`
 }
 
-// UnmarshalJSON accepts what protocol members hold: a string. It refuses a bare document, with a
-// hint, because the two are easily mixed up.
+// UnmarshalJSON accepts a JSON string. A bare JSON document is an error with a hint, because the two are easily
+// confused.
 func (t *Text) UnmarshalJSON(b []byte) error {
 	var s string
 	if err := json.Unmarshal(b, &s); err != nil {

@@ -11,17 +11,17 @@ import (
 	"github.com/hashicorp/yamux"
 )
 
-// maxLetGo bounds the streams that the host is through with and the guest is not.
+// maxLetGo bounds the streams that the host has closed and the guest has not.
 const maxLetGo = 512
 
-// sweepInterval is how often such streams are looked at.
+// sweepInterval is how often such streams are drained.
 const sweepInterval = 100 * time.Millisecond
 
-// drainReads bounds the reads of one stream before it is another's turn.
+// drainReads bounds the reads of one stream before the next one is drained.
 const drainReads = 16
 
-// muxConn is the host's end of a stream. Close releases both directions and never waits for the guest,
-// which may have stopped: a stream itself knows only a half-close, which has to be sent.
+// muxConn is the host's end of a stream. Unlike Close of a yamux stream, which only half-closes it and has to send
+// that, Close closes both directions and never blocks on the guest.
 type muxConn struct {
 	*yamux.Stream
 	t       *muxTransport
@@ -43,7 +43,7 @@ func (c *muxConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite tells the guest that no more bytes come. It waits until that is sent.
+// CloseWrite closes the writing direction. It blocks until that is sent.
 func (c *muxConn) CloseWrite() error { return c.Stream.Close() }
 
 // Close implements net.Conn.
@@ -56,8 +56,8 @@ func (c *muxConn) Close() error {
 	return nil
 }
 
-// letGo takes what still comes on a stream and throws it away, until the guest is through with it too or
-// the session ends: so it fills nobody's memory, and the guest's process is not held up for ever.
+// letGo discards what still arrives on a stream until the guest closes it or the session ends: so it takes no memory,
+// and the guest's process does not block for ever.
 func (t *muxTransport) letGo(c *muxConn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -71,8 +71,8 @@ func (t *muxTransport) letGo(c *muxConn) {
 	}
 }
 
-// sweep drains the streams that were given up, until there are none. They are looked at in turn, because
-// all readers of a session that ends spin until it has told each of them.
+// sweep drains the streams of letGo in turn, until there are none. One goroutine does so for all, because all readers
+// of a session that ends spin until each has been told.
 func (t *muxTransport) sweep() {
 	buf := make([]byte, 32<<10) // drainReads of them are more than the window of 256 KiB
 	for {
@@ -100,13 +100,13 @@ func (t *muxTransport) sweep() {
 	}
 }
 
-// drain reads what there is, up to a window. It reports whether that was the end.
+// drain reads what has arrived, up to a window, and reports whether the stream has ended.
 func (c *muxConn) drain(buf []byte) bool {
-	_ = c.Stream.Close() // the second time it does nothing
+	_ = c.Stream.Close() // idempotent
 	c.reading.Lock()
 	defer c.reading.Unlock()
 	for range drainReads {
-		// The deadline is over: it does not wait.
+		// Does not block: the deadline has passed.
 		if _, err := c.Stream.Read(buf); err != nil {
 			c.Shrink()
 			return !errors.Is(err, yamux.ErrTimeout)

@@ -12,8 +12,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// ociProcess is the process of a spec as the runtime specification writes it. A user by name travels
-// in Username, which only our agent reads.
+// ociProcess converts a spec to an OCI process. A user by name is in Username, which only our agent reads.
 func ociProcess(spec *vmm.ProcessSpec) *specs.Process {
 	p := &specs.Process{Terminal: spec.Terminal, Args: spec.Args, Env: spec.Env, Cwd: spec.Dir,
 		User: specs.User{Username: spec.User}}
@@ -26,7 +25,7 @@ func ociProcess(spec *vmm.ProcessSpec) *specs.Process {
 	return p
 }
 
-// documents are the document of the container that a process is in, should it be its first, and the process.
+// documents returns the OCI spec of a process's container, for the case that it is the first one, and the OCI process.
 func (c *Client) documents(spec *vmm.ProcessSpec) (*specs.Spec, *specs.Process, error) {
 	if !c.ours() {
 		return ContainerSpec(*spec)
@@ -34,9 +33,9 @@ func (c *Client) documents(spec *vmm.ProcessSpec) (*specs.Spec, *specs.Process, 
 	return Document(spec), ociProcess(spec), nil
 }
 
-// Document is the document of the container that a process is in, should it be its first: the caller's, with the root
-// that the machine has and the process of the specification, whose rights and limits are those of the document; else
-// one of few words, to which our agent adds the defaults.
+// Document returns the OCI spec of a process's container, for the case that it is the first one: the caller's, with the
+// container's root, and the process with the capabilities and limits of the caller's spec; or, if the caller has none,
+// a partial spec, to which our agent adds its defaults.
 func Document(spec *vmm.ProcessSpec) *specs.Spec {
 	process := ociProcess(spec)
 	if spec.Spec == nil {
@@ -56,9 +55,9 @@ func Document(spec *vmm.ProcessSpec) *specs.Spec {
 	return &doc
 }
 
-// ContainerSpec is the document of a container for one process in a root, and that process, for Microsoft's guest.
-// It runs a container's first process as the numbers say, and ignores a name: a user by name is an error that matches
-// ErrNamedUser, with the process all the same, for which the guest does look up the name when it is not the first.
+// ContainerSpec returns the OCI spec of a container for one process, and that process, for Microsoft's guest. For a
+// container's first process that guest ignores a user's name. So a user by name is an error that matches ErrNamedUser;
+// the process is returned nevertheless, because for later processes the guest does look up the name.
 func ContainerSpec(spec vmm.ProcessSpec) (*specs.Spec, *specs.Process, error) {
 	process := ociProcess(&spec)
 	if spec.Spec != nil {
@@ -67,12 +66,12 @@ func ContainerSpec(spec vmm.ProcessSpec) (*specs.Spec, *specs.Process, error) {
 	process.Capabilities = &specs.LinuxCapabilities{Bounding: capabilities, Effective: capabilities,
 		Permitted: capabilities}
 	first := *process
-	first.User.Username = "" // the guest would give it to processes that name no user
+	first.User.Username = "" // the guest would use it for processes without a user
 	doc := containerSpec(spec.Root, cmp.Or(spec.Hostname, spec.ContainerID), &first)
 	return finishContainer(doc, process, spec.User)
 }
 
-// wholeContainer is ContainerSpec by a document of the caller's, whose rights and limits all processes have.
+// wholeContainer is ContainerSpec for a spec of the caller's, whose capabilities and limits apply to all processes.
 func wholeContainer(spec vmm.ProcessSpec, process *specs.Process) (*specs.Spec, *specs.Process, error) {
 	doc := Document(&spec)
 	doc.Process.User.Username = ""
@@ -82,10 +81,10 @@ func wholeContainer(spec vmm.ProcessSpec, process *specs.Process) (*specs.Spec, 
 	return finishContainer(doc, &like, spec.User)
 }
 
-// finishContainer adds what Microsoft's guest wants to know.
+// finishContainer adds what Microsoft's guest requires.
 func finishContainer(doc *specs.Spec, process *specs.Process, user string) (*specs.Spec, *specs.Process, error) {
-	// Containers that name no network namespace share one, which takes the first of them only. The guest may keep a
-	// namespace longer than its container, so each gets a new one.
+	// Containers without a network namespace share one, which only the first of them can use. Each gets a new one,
+	// because the guest may keep a namespace longer than its container.
 	doc.Windows = &specs.Windows{Network: &specs.WindowsNetwork{NetworkNamespace: uuid.NewString()}}
 	uid, gid, ok := numericUser(user)
 	if !ok {
@@ -101,14 +100,14 @@ func finishContainer(doc *specs.Spec, process *specs.Process, user string) (*spe
 // ErrNamedUser is matched by the error of ContainerSpec about a user by name.
 var ErrNamedUser = fmt.Errorf("a user by name: %w", ErrUnsupported)
 
-// capabilities are those of root in a container, as our agent has them: the customary ones except the making of
-// device nodes, by which the layers of others could be read.
+// capabilities are those of root in a container, the same as in our agent: Docker's defaults without CAP_MKNOD, by
+// which a container could read the layers of others.
 var capabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
 	"CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 }
 
-// numericUser reads "", which is root, "uid" or "uid:gid".
+// numericUser parses "", which is root, "uid" or "uid:gid".
 func numericUser(user string) (uid, gid uint32, ok bool) {
 	if user == "" {
 		return 0, 0, true
@@ -122,7 +121,7 @@ func numericUser(user string) (uid, gid uint32, ok bool) {
 	return uint32(id), uint32(group), err == nil
 }
 
-// containerSpec is the document of a container with namespaces of its own and the usual mounts.
+// containerSpec returns the OCI spec of a container with its own namespaces and the usual mounts.
 func containerSpec(root, hostname string, process *specs.Process) *specs.Spec {
 	return &specs.Spec{
 		Version: specs.Version, Root: &specs.Root{Path: root}, Hostname: hostname, Process: process,

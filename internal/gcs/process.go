@@ -17,12 +17,12 @@ type Process struct {
 	c         *Client
 	container string // empty: the VM itself
 	pid       uint32
-	onExit    func() // called when the guest has told of the exit, or cannot any more; nil: nothing
+	onExit    func() // called before exited is closed; may be nil
 
 	outputs sync.WaitGroup
 	conns   [3]net.Conn
-	exited  chan struct{} // the exit is known, or will not be any more
-	done    chan struct{} // and the output is complete
+	exited  chan struct{} // closed when the exit is known, or cannot be any more
+	done    chan struct{} // closed after exited, when the output is complete
 	code    int
 	memory  bool // see OutOfMemory
 	err     error
@@ -53,8 +53,7 @@ func (p *Process) run(spec vmm.ProcessSpec, conns [3]net.Conn) {
 			})
 		}
 	}
-	// The guest's answer is the exit; the bridge's end ends this too. The question comes before any that a caller asks
-	// about the container.
+	// The request ends with the process or the bridge. It is sent before any request of a caller about the container.
 	var exit WaitResponse
 	wait, err := p.c.send(context.Background(), TypeWaitForProcess, waitFor(p.c.named(p.container), p.pid), nil)
 	go func() {
@@ -80,7 +79,7 @@ func (p *Process) run(spec vmm.ProcessSpec, conns [3]net.Conn) {
 	}()
 }
 
-// outputReader remembers why an output ended before its end. That we closed it is no reason.
+// outputReader records the error by which an output ended early, unless this side has closed it.
 type outputReader struct {
 	r   io.Reader
 	err error
@@ -104,15 +103,15 @@ func (p *Process) OutOfMemory() bool {
 	}
 }
 
-// Pid is the number by which the guest knows the process.
+// Pid returns the process's id in the guest.
 func (p *Process) Pid() uint32 { return p.pid }
 
-// Exited is closed when the process has exited, or the guest cannot tell of it any more. Output may still be on its
-// way, for which Wait waits.
+// Exited returns a channel that is closed when the process has exited, or the guest cannot report it any more. Output
+// may still be arriving; Wait waits for that.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
-// Wait waits for the exit and for the last byte of output; output that is cut off is an error. A process
-// that a signal killed has the exit code 128 plus the signal.
+// Wait waits until the process has exited and its output is complete, and returns its exit code, which is 128 plus the
+// signal for a killed process. Truncated output is an error.
 func (p *Process) Wait(ctx context.Context) (int, error) {
 	select {
 	case <-p.done:
@@ -127,14 +126,14 @@ func (p *Process) Signal(ctx context.Context, sig int) error {
 	return p.c.SignalProcess(ctx, p.container, p.pid, sig)
 }
 
-// Resize tells the terminal its size.
+// Resize sets the size of the terminal, in characters.
 func (p *Process) Resize(ctx context.Context, width, height uint16) error {
 	return p.c.call(ctx, TypeResizeConsole, &ResizeRequest{RequestBase: RequestBase{ContainerId: p.c.named(p.container)},
 		ProcessId: p.pid, Width: width, Height: height}, &EmptyResponse{}, nil)
 }
 
-// Close releases the process without ending it: its streams are closed. When it returns nothing is written to
-// the writers of the ProcessSpec any more; a writer that blocks for longer than 10 seconds is an error.
+// Close closes the process's streams without ending it. After it has returned, nothing is written to the writers of the
+// ProcessSpec; a write that blocks for longer than 10 seconds is an error.
 func (p *Process) Close() error {
 	p.closeStreams()
 	rest := make(chan struct{})
@@ -158,8 +157,8 @@ func (p *Process) closeStreams() {
 	}
 }
 
-// WaitProcess waits for the end of any process the guest knows, such as one started by an earlier
-// Client, and returns its exit code. Streams are not waited for. container is empty for the VM itself.
+// WaitProcess waits until a process has ended, also one that an earlier Client has started, and returns its exit code.
+// It does not wait for streams. container is empty for the VM itself.
 func (c *Client) WaitProcess(ctx context.Context, container string, pid uint32) (int, error) {
 	var resp WaitResponse
 	err := c.call(ctx, TypeWaitForProcess, waitFor(c.named(container), pid), &resp, nil)
@@ -171,8 +170,8 @@ func waitFor(container string, pid uint32) *WaitRequest {
 		ProcessId: pid, TimeoutInMs: InfiniteTimeout}
 }
 
-// SignalProcess sends a signal to any process the guest knows. One that has exited is no error; a container that the
-// guest does not know is.
+// SignalProcess sends a signal to a process, also one that an earlier Client has started. A process that has exited is
+// no error; an unknown container is.
 func (c *Client) SignalProcess(ctx context.Context, container string, pid uint32, sig int) error {
 	err := c.call(ctx, TypeSignalProcess, &SignalRequest{RequestBase: RequestBase{ContainerId: c.named(container)},
 		ProcessId: pid, Options: &SignalOptions{sig}}, &EmptyResponse{}, nil)

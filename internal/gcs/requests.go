@@ -8,8 +8,8 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 )
 
-// Modify sends a guest request to the VM. An [*Error] means that the guest refused and left nothing
-// behind; another error may match ErrNotSent (no effect) or leave the effect unknown.
+// Modify sends a guest request to the VM. An [*Error], or an error that matches ErrNotSent, means that it had no
+// effect; with any other error the effect is unknown.
 func (c *Client) Modify(ctx context.Context, req hcsschema.GuestRequest) error {
 	err := c.call(ctx, TypeModifySettings,
 		&ModifyRequest{RequestBase: RequestBase{ContainerId: NullContainer}, Request: req}, &EmptyResponse{}, nil)
@@ -29,7 +29,7 @@ func (c *Client) Stacks(ctx context.Context) (string, error) {
 	return printableAll(resp.GuestStacks), err
 }
 
-// printableAll is printable without the limit: the message's own is enough.
+// printableAll is printable without its limit: the size of a message bounds the text.
 func printableAll(s string) string {
 	out := ""
 	for len(s) > 0 {
@@ -40,7 +40,7 @@ func printableAll(s string) string {
 	return out
 }
 
-// Mount is one thing that is mounted in the guest.
+// Mount is a mount in the guest.
 type Mount struct {
 	Path string
 	// Kind is "scsi", "pmem", "directory", "virtiofs" or "overlay".
@@ -51,7 +51,7 @@ type Mount struct {
 	Slot       uint32 `json:",omitempty"` // pmem
 	Offset     uint64 `json:",omitempty"` // pmem window
 	Size       uint64 `json:",omitempty"` // pmem window; 0: the whole device
-	Share      string `json:",omitempty"` // directory; of a network the link it stands for
+	Share      string `json:",omitempty"` // directory; for a network its link
 	ReadOnly   bool   `json:",omitempty"`
 	BlockDev   bool   `json:",omitempty"`
 	// ContainerID, Layers (how many) and ScratchPath describe an overlay.
@@ -60,13 +60,13 @@ type Mount struct {
 	ScratchPath string `json:",omitempty"`
 }
 
-// maxObserved and maxObservedBytes bound what a guest may say is mounted.
+// maxObserved and maxObservedBytes bound the list of mounts of a guest.
 const (
 	maxObserved      = 100_000
 	maxObservedBytes = 16 << 20 // of all pages
 )
 
-// Observe asks what is mounted. It fails with ErrUnsupported when the guest is not our agent.
+// Observe returns the mounts in the guest. With guests other than ours the error matches ErrUnsupported.
 func (c *Client) Observe(ctx context.Context) ([]Mount, error) {
 	if c.caps.GuestDefinedCapabilities.StrataAgent == 0 {
 		return nil, fmt.Errorf("observe the guest: %w", ErrUnsupported)
@@ -98,7 +98,7 @@ func (c *Client) Observe(ctx context.Context) ([]Mount, error) {
 	}
 }
 
-// Shutdown asks the VM to power off. It returns nil when the bridge has gone down with it.
+// Shutdown asks the VM to power off. It returns nil if the bridge was closed by that.
 func (c *Client) Shutdown(ctx context.Context) error {
 	err := c.call(ctx, TypeShutdownGraceful, &EmptyRequest{RequestBase{ContainerId: NullContainer}}, &EmptyResponse{}, nil)
 	if errors.Is(err, ErrClosed) && !errors.Is(err, ErrNotSent) || errors.Is(err, ErrNotFound) {

@@ -7,13 +7,13 @@ import (
 	"sync"
 )
 
-// Sockets is the transport of guests that connect to sockets of the host, as over hvsock:
-// listen makes the one of a port.
+// Sockets returns the transport for guests that connect to sockets of the host, such as hvsock. listen listens on the
+// socket of a port.
 func Sockets(listen func(port uint32) (net.Listener, error)) Transport {
 	return &sockets{listen: listen, open: map[io.Closer]struct{}{}}
 }
 
-// sockets keeps what is open, so that Close ends it.
+// sockets keeps open listeners and connections, so that Close can close them.
 type sockets struct {
 	listen func(port uint32) (net.Listener, error)
 
@@ -35,7 +35,7 @@ func (t *sockets) Listen(port uint32) (net.Listener, error) {
 	return s, nil
 }
 
-// keep notes what Close has to end; false when Close was faster.
+// keep registers something for Close; it returns false if Close was called before.
 func (t *sockets) keep(c io.Closer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -94,7 +94,7 @@ type socketConn struct {
 	t *sockets
 }
 
-// CloseWrite tells the guest that no more bytes come.
+// CloseWrite closes the writing direction.
 func (c *socketConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()

@@ -17,34 +17,32 @@ import (
 
 // Transport is how a host reaches the ports of one guest. The guest dials; the host listens.
 type Transport interface {
-	// Listen awaits connections of the guest to a port. A port that is taken is an error matching
-	// ErrPortTaken.
+	// Listen listens for connections of the guest to a port. If the port is in use the error matches ErrPortTaken.
 	Listen(port uint32) (net.Listener, error)
-	// Close ends the transport with all its connections. It returns when nothing of it runs any more.
+	// Close closes the transport with all its connections, and waits for its goroutines.
 	Close() error
 }
 
-// ErrPortTaken: somebody listens on that port already.
+// ErrPortTaken: the port is in use.
 var ErrPortTaken = errors.New("port is taken")
 
-// dialHeader is how long a guest may take to say which port a new stream is for.
+// dialHeader is how long a guest may take to send the port of a new stream.
 const dialHeader = 10 * time.Second
 
-// maxUnrouted bounds the streams that have not told their port yet.
+// maxUnrouted bounds the streams whose port has not been received yet.
 const maxUnrouted = 64
 
 func muxConfig() *yamux.Config {
 	c := yamux.DefaultConfig()
-	// A guest that is stopped for a while is no reason to give it up: the deadlines are those of the
-	// callers, and death is noticed by the connection.
+	// A guest may be stopped for a while: timeouts are up to callers, and the connection breaks if the VM ends.
 	c.EnableKeepAlive = false
 	c.ConnectionWriteTimeout = 24 * time.Hour
 	c.StreamOpenTimeout = 0
-	// A stream that one end has closed lives until the other has read it to its end, however long that
-	// takes: a reader may be a pager. See letGo for what bounds streams that nobody reads.
+	// A stream closed by one end lives until the other has read all of it, however long that takes: the reader may be a
+	// pager. letGo bounds the streams that nobody reads.
 	c.StreamCloseTimeout = 0
 	c.AcceptBacklog = maxUnrouted
-	c.LogOutput, c.Logger = nil, log.New(io.Discard, "", 0) // its errors reach us by the session's end
+	c.LogOutput, c.Logger = nil, log.New(io.Discard, "", 0) // the end of the session reports errors
 	return c
 }
 
@@ -59,7 +57,7 @@ type muxTransport struct {
 	mu        sync.Mutex
 	listeners map[uint32]*muxListener
 	closed    bool
-	going     []*muxConn // given up, and not yet ended
+	going     []*muxConn // closed by the host, see letGo
 }
 
 func newMuxTransport(conn io.ReadWriteCloser, log *slog.Logger,
@@ -105,12 +103,12 @@ func (t *muxTransport) accept() {
 	}
 }
 
-// violation returns how the guest broke the protocol of the streams, which ended the session; nil: it did not.
+// violation returns the error if the guest has ended the session by violating the multiplexer's protocol, else nil.
 func (t *muxTransport) violation() error {
 	if !t.session.IsClosed() {
 		return nil
 	}
-	<-t.ended // as soon as the session is closed
+	<-t.ended // closed soon after the session
 	for _, err := range []error{yamux.ErrInvalidVersion, yamux.ErrInvalidMsgType, yamux.ErrRecvWindowExceeded,
 		yamux.ErrDuplicateStream, yamux.ErrUnexpectedFlag} {
 		if errors.Is(t.why, err) {
@@ -160,7 +158,7 @@ func (t *muxTransport) Close() error {
 	return err
 }
 
-// end is Close without waiting for what runs here, which calls it too.
+// end is Close without waiting for the transport's goroutines, which call it too.
 func (t *muxTransport) end() error {
 	t.mu.Lock()
 	t.closed = true
@@ -206,7 +204,7 @@ func (l *muxListener) Accept() (net.Conn, error) {
 
 func (l *muxListener) end() { l.once.Do(func() { close(l.done) }) }
 
-// Close stops listening; a connection that nobody has accepted is closed.
+// Close stops listening and closes connections that were not accepted.
 func (l *muxListener) Close() error {
 	l.t.mu.Lock()
 	if l.t.listeners[l.port] == l {
@@ -231,7 +229,7 @@ type portAddr uint32
 func (portAddr) Network() string  { return "gcs" }
 func (p portAddr) String() string { return fmt.Sprintf("port %d", uint32(p)) }
 
-// acceptOne accepts a single connection, until ctx ends. The listener is closed in any case.
+// acceptOne accepts a single connection, or fails when ctx ends, and closes the listener.
 func acceptOne(ctx context.Context, l net.Listener) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer l.Close()
@@ -249,7 +247,7 @@ func acceptOne(ctx context.Context, l net.Listener) (net.Conn, error) {
 // GuestMux is the guest's end of a multiplexed session.
 type GuestMux struct{ session *yamux.Session }
 
-// NewGuestMux puts the multiplexer on a session of ServePort. It takes over the stream.
+// NewGuestMux runs the multiplexer over a session of ServePort. It owns the stream.
 func NewGuestMux(stream io.ReadWriteCloser) (*GuestMux, error) {
 	s, err := yamux.Client(stream, muxConfig())
 	if err != nil {
@@ -258,8 +256,8 @@ func NewGuestMux(stream io.ReadWriteCloser) (*GuestMux, error) {
 	return &GuestMux{s}, nil
 }
 
-// Dial connects to a port of the host. It returns as soon as the stream is under way: when nobody
-// listens there, the first read tells.
+// Dial connects to a port of the host. It does not wait until the host has accepted: if nothing listens on the port,
+// the first read fails.
 func (m *GuestMux) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -16,10 +16,9 @@ import (
 	"github.com/mdlayher/vsock"
 )
 
-// Over vsock our agent listens and hosts dial: any number of them, each with a connection of its own.
-// Such a connection is to the agent what a virtio-serial port is, sessions and multiplexer included,
-// but for its beginning. Every user of the host can dial every guest, so a host first shows a token.
-// The guest was told the digest of it on its kernel command line, which is no secret.
+// Over vsock our agent listens and hosts dial, each with its own connection. The agent uses such a connection like a
+// virtio-serial port, with sessions and multiplexer. But because every user of the host can dial every guest, a host
+// must first send a token. The guest knows its digest from the kernel command line, which is not secret.
 
 // portHosts is where the agent listens.
 const portHosts uint32 = 0x40000010
@@ -35,18 +34,17 @@ const tokenSize = 26
 // NewToken creates the token of a guest.
 func NewToken() string { return rand.Text()[:tokenSize] }
 
-// TokenDigest is what the guest is told of a token: the key "strata.vsock" of its command line.
+// TokenDigest returns the digest of a token for the guest's kernel parameter strata.vsock.
 func TokenDigest(token string) string {
 	sum := sha256.Sum256([]byte(token))
 	return hex.EncodeToString(sum[:])
 }
 
-// DialVSock connects to the agent of the guest with a context id; what it gives is for [Connect]. It
-// waits for as long as ctx allows for a guest that does not move. A guest in which nobody listens is
-// an error at once, unless it has no driver.
+// DialVSock connects to the agent of the guest with a CID, for [Connect]. If the guest does not respond, it waits until
+// ctx ends. If nothing listens in the guest it fails at once, unless the guest has no vsock driver.
 func DialVSock(ctx context.Context, cid uint32, token string) (net.Conn, error) {
 	conn, err := vsock.DialContext(ctx, cid, portHosts, nil)
-	for errors.Is(err, syscall.ETIMEDOUT) && ctx.Err() == nil { // the kernel's limit, of 2 s
+	for errors.Is(err, syscall.ETIMEDOUT) && ctx.Err() == nil { // the kernel's timeout of 2 s
 		conn, err = vsock.DialContext(ctx, cid, portHosts, nil)
 	}
 	if err == nil {
@@ -68,8 +66,8 @@ func DialVSock(ctx context.Context, cid uint32, token string) (net.Conn, error) 
 	return conn, nil
 }
 
-// ListenVSock is the guest's end: it awaits hosts, for [ServeHosts]. Other guests, and programs in this
-// one, are turned away.
+// ListenVSock listens in the guest for hosts, for [ServeHosts]. Connections from other guests and from programs in this
+// guest are refused.
 func ListenVSock() (net.Listener, error) {
 	l, err := vsock.ListenContextID(anyCID, portHosts, nil)
 	if err != nil {
@@ -94,14 +92,14 @@ func (l hostListener) Accept() (net.Conn, error) {
 }
 
 const (
-	tokenTime    = 10 * time.Second // for a host to show the token
-	maxStrangers = 64               // connections that have not shown it yet
+	tokenTime    = 10 * time.Second // for a host to send the token
+	maxStrangers = 64               // connections that have not sent it yet
 	acceptPause  = 100 * time.Millisecond
 )
 
-// ServeHosts calls serve, in a goroutine of its own, with the session of each host that connects to l
-// and shows the token of that digest. The stream ends (io.EOF) when the host hangs up; serve must close
-// it. ServeHosts returns when l is closed; sessions go on.
+// ServeHosts calls serve, in a new goroutine, with the session of each host that connects to l and sends the token of
+// that digest. serve must close the stream, which returns io.EOF when the host disconnects. ServeHosts returns when l
+// is closed; sessions continue.
 func ServeHosts(l net.Listener, digest string, serve func(io.ReadWriteCloser)) {
 	strangers := make(chan struct{}, maxStrangers)
 	for {
@@ -109,7 +107,7 @@ func ServeHosts(l net.Listener, digest string, serve func(io.ReadWriteCloser)) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // the guest is out of something, which passes
+		if err != nil { // a temporary lack of a resource
 			time.Sleep(acceptPause)
 			continue
 		}
@@ -124,9 +122,9 @@ func ServeHosts(l net.Listener, digest string, serve func(io.ReadWriteCloser)) {
 			known := showsToken(conn, digest)
 			<-strangers
 			if known {
-				// It ends with an error when the host hangs up, which is of no interest.
+				// Returns an error when the host disconnects; ignored.
 				_ = ServePort(hostConn{conn}, func(session io.ReadWriteCloser) {
-					defer conn.Close() // a host whose session ended from within is to know
+					defer conn.Close() // tells the host when the agent ends the session
 					serve(session)
 				})
 			}
@@ -144,7 +142,7 @@ func showsToken(conn net.Conn, digest string) bool {
 	return subtle.ConstantTimeCompare([]byte(TokenDigest(string(token[:]))), []byte(digest)) == 1
 }
 
-// hostConn is a connection as a port: one that no other host comes to.
+// hostConn is a connection as the port of ServePort, with one host only.
 type hostConn struct{ net.Conn }
 
 func (c hostConn) Read(p []byte) (int, error) {
