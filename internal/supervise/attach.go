@@ -11,15 +11,15 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// hub passes the program's output on to clients that are attached.
+// hub copies the program's output to attached clients.
 type hub struct {
-	stall time.Duration // how long output waits for a client
+	stall time.Duration // how long a write to a client may block
 
 	mu      sync.Mutex
 	clients map[net.Conn]bool
 }
 
-// add adds a client, which gets all output from the moment on at which it is told.
+// add adds a client. tell is called before the client gets output, and no output is lost after it.
 func (h *hub) add(c net.Conn, tell func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -30,7 +30,7 @@ func (h *hub) add(c net.Conn, tell func()) {
 	h.clients[c] = true
 }
 
-// remove reports whether the client was there: nothing is written to it any more.
+// remove removes a client, to which nothing is written after that. It reports whether the client was there.
 func (h *hub) remove(c net.Conn) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -39,7 +39,7 @@ func (h *hub) remove(c net.Conn) bool {
 	return was
 }
 
-// writeTo writes to one client, where it is still there.
+// writeTo writes to one client unless it was removed.
 func (h *hub) writeTo(c net.Conn, k kind, b []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -48,7 +48,8 @@ func (h *hub) writeTo(c net.Conn, k kind, b []byte) {
 	}
 }
 
-// write writes to each client. One that takes too long is cut off: the program does not wait for it again.
+// write writes to each client. A client for which that takes too long is disconnected, so that it blocks the program
+// only once.
 func (h *hub) write(k kind, b []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -71,7 +72,8 @@ type output struct {
 	to   io.Writer
 }
 
-// Write implements io.Writer. It fails where the first place it goes to does, after the clients have it.
+// Write implements io.Writer. It writes to the clients even if writing to the first destination fails, and returns that
+// error.
 func (o *output) Write(b []byte) (n int, err error) {
 	n = len(b)
 	if o.to != nil {
@@ -113,7 +115,7 @@ func (s *Server) attach(conn net.Conn, stdin bool) {
 	<-told
 }
 
-// tell says how a program ended.
+// tell sends a client how a program has ended.
 func (s *Server) tell(conn net.Conn, e Exit) {
 	b, err := json.Marshal(e)
 	if err != nil {
@@ -123,14 +125,14 @@ func (s *Server) tell(conn net.Conn, e Exit) {
 	_ = writeFrames(conn, kindExit, b)
 }
 
-// listen heeds what an attached client sends.
+// listen handles what an attached client sends.
 func (s *Server) listen(conn net.Conn, stdin bool) {
 	flow, stop, pumped := newInflow(), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(pumped)
 		flow.pump(s.input, stop, func(n int) { s.hub.writeTo(conn, kindTaken, count(n)) })
 	}()
-	defer func() { // the program may still read what came last
+	defer func() { // let the program read the last input
 		flow.end()
 		t := time.NewTimer(lastTime)
 		defer t.Stop()
@@ -161,10 +163,10 @@ func (s *Server) listen(conn net.Conn, stdin bool) {
 	}
 }
 
-// lastTime is how long a program may take to read what a client sent that has gone.
+// lastTime is how long a program may take to read the input of a client that has disconnected.
 const lastTime = 10 * time.Second
 
-// control does what a frame says to a process. A failure is not told: the client sees what becomes of the process.
+// control carries out a signal or resize frame. Errors are ignored: the client sees what becomes of the process.
 func (s *Server) control(p vmm.Process, k kind, b []byte) {
 	ctx, cancel := context.WithTimeout(s.ctx, requestTime)
 	defer cancel()

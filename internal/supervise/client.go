@@ -18,24 +18,23 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Client talks to the supervisor of the container in a folder.
+// Client talks to the supervisor of the container in a directory.
 type Client struct {
 	dir      string
-	patience time.Duration // what an answer may take that is not the end of something
+	patience time.Duration // timeout of requests other than wait
 }
 
-// answerTime is what a supervisor that works takes for an answer, and more.
+// answerTime is the timeout of a response: longer than the supervisor's own.
 const answerTime = 2 * requestTime
 
-// errSilent: the supervisor is there and says nothing.
+// errSilent: the supervisor exists but does not respond.
 var errSilent = errors.New("the container's supervisor does not answer: strata inspect names its process, " +
 	"which may be stopped (kill -CONT lets it go on), and can be killed: its container ends then")
 
-// NewClient returns a client. Whether there is a supervisor is for each call to see.
+// NewClient returns a client. It does not connect: each call does.
 func NewClient(dir string) *Client { return &Client{dir: dir, patience: answerTime} }
 
-// ask sends a request and returns the answer to it, and the connection. The answer to a wait may take as long as ctx
-// lives.
+// ask sends a request and returns the response and the connection. A wait has no timeout other than ctx.
 func (c *Client) ask(ctx context.Context, r request) (conn net.Conn, a answer, err error) {
 	if r.Op != "wait" {
 		limit := c.patience
@@ -48,7 +47,7 @@ func (c *Client) ask(ctx context.Context, r request) (conn net.Conn, a answer, e
 	}
 	conn, err = dial(ctx, c.dir)
 	if err != nil {
-		if ctx.Err() != nil { // one that takes no connections is silent, too
+		if ctx.Err() != nil { // it does not accept connections
 			err = context.Cause(ctx)
 		}
 		return nil, a, fmt.Errorf("reach the container's supervisor: %w", err)
@@ -76,18 +75,18 @@ func (c *Client) Signal(ctx context.Context, sig int) error {
 	return c.tell(ctx, request{Op: "signal", Signal: sig})
 }
 
-// Pause stops all processes of the container until Resume. The error matches vmm.ErrPaused when they stand still.
+// Pause stops all processes of the container until Resume. If it is paused already the error matches vmm.ErrPaused.
 func (c *Client) Pause(ctx context.Context) error { return c.tell(ctx, request{Op: "pause"}) }
 
-// Resume lets the container go on. The error matches vmm.ErrNotPaused when it is not paused.
+// Resume resumes the container. If it is not paused the error matches vmm.ErrNotPaused.
 func (c *Client) Resume(ctx context.Context) error { return c.tell(ctx, request{Op: "resume"}) }
 
-// Update changes the limits of the container that are set in r.
+// Update changes those limits of the container that are set in r.
 func (c *Client) Update(ctx context.Context, r specs.LinuxResources) error {
 	return c.tell(ctx, request{Op: "update", Limits: &r})
 }
 
-// tell sends a request that is answered by no more than its outcome.
+// tell sends a request whose response has nothing but an error.
 func (c *Client) tell(ctx context.Context, r request) error {
 	conn, _, err := c.ask(ctx, r)
 	if err != nil {
@@ -96,7 +95,7 @@ func (c *Client) tell(ctx context.Context, r request) error {
 	return conn.Close()
 }
 
-// Wait waits for the end of the container.
+// Wait waits until the container has ended.
 func (c *Client) Wait(ctx context.Context) (Exit, error) {
 	conn, a, err := c.ask(ctx, request{Op: "wait"})
 	if err != nil {
@@ -108,7 +107,7 @@ func (c *Client) Wait(ctx context.Context) (Exit, error) {
 	return *a.Exit, conn.Close()
 }
 
-// Stats reports what the container uses.
+// Stats returns the resource usage of the container.
 func (c *Client) Stats(ctx context.Context) (vmm.ContainerStats, error) {
 	conn, a, err := c.ask(ctx, request{Op: "stats"})
 	if err != nil {
@@ -120,8 +119,8 @@ func (c *Client) Stats(ctx context.Context) (vmm.ContainerStats, error) {
 	return *a.Stats, conn.Close()
 }
 
-// Exec starts a program beside that of the container. Of spec the fields of the process itself are used: its
-// environment comes after the container's, whose folder and user it has where it names none.
+// Exec starts an exec process in the container. Only the fields of spec about the process itself are used: Env is added
+// to the container's environment; Dir and User default to the container's.
 func (c *Client) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	r := executeOf(spec)
 	r.Stdin, r.Stdout, r.Stderr = spec.Stdin != nil, spec.Stdout != nil, spec.Stderr != nil
@@ -132,8 +131,8 @@ func (c *Client) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, e
 	return newSession(conn, a.Pid, spec), nil
 }
 
-// Leave is Exec, and leaves the program to itself: nobody reads what it writes, and it ends with the container at the
-// latest.
+// Leave is Exec in the background: output is discarded, and the program is not ended with the client. It ends with the
+// container at the latest.
 func (c *Client) Leave(ctx context.Context, spec vmm.ProcessSpec) error {
 	r := executeOf(spec)
 	r.Leave = true
@@ -145,8 +144,8 @@ func executeOf(spec vmm.ProcessSpec) execute {
 		Width: spec.Width, Height: spec.Height}
 }
 
-// Attach connects streams with the program of the container: what it writes from now on, and its input where spec
-// has one. The process that it returns stands for the program; to close it does not end that.
+// Attach connects the streams of spec to the container's program: its output from now on, and its input if spec.Stdin
+// is set. Closing the returned process disconnects and does not end the program.
 func (c *Client) Attach(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	conn, a, err := c.ask(ctx, request{Op: "attach", Stdin: spec.Stdin != nil})
 	if err != nil {
@@ -155,7 +154,7 @@ func (c *Client) Attach(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process,
 	return newSession(conn, a.Pid, spec), nil
 }
 
-// session is a program at the other end of a connection.
+// session is a process at the other end of a connection.
 type session struct {
 	conn net.Conn
 	pid  uint32
@@ -164,8 +163,8 @@ type session struct {
 	err  error
 	mu   sync.Mutex // of writes
 
-	room chan struct{} // there is, for more input
-	away atomic.Int64  // bytes of input that are on their way
+	room chan struct{} // signals that away has decreased
+	away atomic.Int64  // bytes of input that were sent and not acknowledged yet
 }
 
 func newSession(conn net.Conn, pid uint32, spec vmm.ProcessSpec) *session {
@@ -177,7 +176,7 @@ func newSession(conn net.Conn, pid uint32, spec vmm.ProcessSpec) *session {
 	return s
 }
 
-// send passes the input on. Its reader is the caller's to end.
+// send sends the input until EOF or the end of the session. It does not close from.
 func (s *session) send(from io.Reader) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -192,7 +191,7 @@ func (s *session) send(from io.Reader) {
 	}
 }
 
-// hasRoom waits until so much input can be sent. It reports whether the program is still there.
+// hasRoom blocks until n bytes of input may be sent. It returns false if the session has ended.
 func (s *session) hasRoom(n int) bool {
 	for s.away.Load()+int64(n) > maxInput {
 		select {
@@ -205,7 +204,7 @@ func (s *session) hasRoom(n int) bool {
 	return true
 }
 
-// frame writes a frame. It does not take long: the other end reads all at once.
+// frame writes a frame. It does not block for long, because the supervisor reads continuously.
 func (s *session) frame(k kind, b []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,7 +212,7 @@ func (s *session) frame(k kind, b []byte) error {
 	return writeFrames(s.conn, k, b)
 }
 
-// errCut: the connection ended before the program did.
+// errCut: the connection was closed before the program ended.
 var errCut = errors.New("the connection to the container's supervisor has ended: it was killed, or the output was " +
 	"not taken for too long; strata ps shows whether the container runs")
 
@@ -250,7 +249,7 @@ func (s *session) receive(stdout, stderr io.Writer) {
 		}
 		if to != nil {
 			if _, err := to.Write(b); err != nil {
-				to, stdout, stderr = nil, nil, nil // the program goes on
+				to, stdout, stderr = nil, nil, nil // discard the rest: the program goes on
 			}
 		}
 	}
@@ -286,7 +285,7 @@ func (s *session) Resize(_ context.Context, width, height uint16) error {
 	return s.ended(s.frame(kindResize, b))
 }
 
-// ended takes it for no error that the program has ended.
+// ended returns nil instead of err if the program has ended.
 func (s *session) ended(err error) error {
 	select {
 	case <-s.done:

@@ -16,10 +16,10 @@ import (
 // execTime bounds the start of a program.
 const execTime = time.Minute
 
-// endTime is what a program that lost its client has to end before it is killed.
+// endTime is how long a program whose client has disconnected has to end before it is killed.
 const endTime = 10 * time.Second
 
-// frames writes the streams of one program to its client, once begun.
+// frames writes the streams of one program to its client.
 type frames struct {
 	mu   sync.Mutex
 	conn net.Conn
@@ -39,8 +39,7 @@ func (w frameWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// exec runs a program beside that of the container, for a client. It is ended when the client goes, unless it is to be
-// left.
+// exec runs an exec process for a client. If the client disconnects, the process is ended, unless r.Leave is set.
 func (s *Server) exec(conn net.Conn, r execute) {
 	program, err := s.running()
 	if err == nil && len(r.Args) == 0 {
@@ -66,7 +65,7 @@ func (s *Server) exec(conn net.Conn, r execute) {
 	if r.Stderr && !r.Terminal {
 		spec.Stderr = frameWriter{out, kindStderr}
 	}
-	out.mu.Lock() // output comes after the answer
+	out.mu.Lock() // no output before the response
 	ctx, cancel := context.WithTimeout(s.ctx, execTime)
 	defer cancel()
 	p, err := program.Exec(ctx, spec)
@@ -81,9 +80,9 @@ func (s *Server) exec(conn net.Conn, r execute) {
 	if err != nil {
 		return
 	}
-	if r.Leave { // the connection, of which there are so many only, is free for others
+	if r.Leave { // in the background, to free the connection
 		s.conns.Go(func() {
-			_, _ = p.Wait(s.ctx) // nobody asks
+			_, _ = p.Wait(s.ctx) // the result is not needed
 			_ = p.Close()
 		})
 		return
@@ -91,7 +90,7 @@ func (s *Server) exec(conn net.Conn, r execute) {
 	s.relay(conn, out, p, input)
 }
 
-// relay connects a program with its client until the program ends.
+// relay connects a program to its client until the program ends.
 func (s *Server) relay(conn net.Conn, out *frames, p vmm.Process, input chan<- []byte) {
 	ended, left := make(chan struct{}), make(chan struct{})
 	var streams sync.WaitGroup
@@ -110,7 +109,7 @@ func (s *Server) relay(conn net.Conn, out *frames, p vmm.Process, input chan<- [
 			return
 		case <-left:
 		}
-		_ = conn.Close() // output goes nowhere
+		_ = conn.Close() // output is discarded
 		s.endProcess(p, ended)
 	})
 	code, err := p.Wait(s.ctx)
@@ -127,7 +126,7 @@ func (s *Server) relay(conn net.Conn, out *frames, p vmm.Process, input chan<- [
 	streams.Wait()
 }
 
-// endProcess asks a program to end, and kills it when it does not.
+// endProcess sends a program SIGHUP, SIGTERM and finally SIGKILL until it ends.
 func (s *Server) endProcess(p vmm.Process, ended <-chan struct{}) {
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGKILL} {
 		ctx, cancel := context.WithTimeout(s.ctx, endTime)
@@ -146,7 +145,7 @@ func (s *Server) endProcess(p vmm.Process, ended <-chan struct{}) {
 	}
 }
 
-// hear heeds what the client of a program sends.
+// hear handles what the client of a program sends.
 func (s *Server) hear(conn net.Conn, p vmm.Process, flow *inflow) {
 	buf := make([]byte, maxFrame)
 	for {
@@ -166,7 +165,7 @@ func (s *Server) hear(conn net.Conn, p vmm.Process, flow *inflow) {
 	}
 }
 
-// beside is the description of a program beside the container's own.
+// beside returns the spec of an exec process; base is that of the container's program.
 func beside(base vmm.ProcessSpec, r execute) vmm.ProcessSpec {
 	s := vmm.ProcessSpec{ContainerID: base.ContainerID, Root: base.Root, Hostname: base.Hostname, Args: r.Args,
 		Env: slices.Concat(base.Env, r.Env), Dir: base.Dir, User: base.User,

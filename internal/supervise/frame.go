@@ -8,7 +8,7 @@ import (
 	"io"
 )
 
-// kind tells what a frame carries.
+// kind is the type of a frame.
 type kind byte
 
 const (
@@ -19,13 +19,13 @@ const (
 	kindResize // a size
 	kindSignal // its number, one byte
 	kindExit   // an Exit
-	kindTaken  // how many bytes of input the program was given, in four bytes
+	kindTaken  // acknowledges input: the number of bytes that the program has read, four bytes
 )
 
-// maxFrame bounds what a frame carries.
+// maxFrame is the maximum payload of a frame in bytes.
 const maxFrame = 64 << 10
 
-// header is the kind and, in four bytes, the length.
+// header is the size of a frame's header: the kind, and the length in four bytes.
 const header = 5
 
 var errFrame = errors.New("what comes over the control socket is no frame")
@@ -37,7 +37,7 @@ func appendFrame(out []byte, k kind, b []byte) []byte {
 	return append(out, b...)
 }
 
-// writeFrames writes b in as many frames as it takes, each at once.
+// writeFrames writes b in as many frames as necessary, each by one Write.
 func writeFrames(w io.Writer, k kind, b []byte) error {
 	for {
 		n := min(len(b), maxFrame)
@@ -64,10 +64,10 @@ func readFrame(r io.Reader, buf []byte) (kind, []byte, error) {
 	return kind(h[0]), buf[:n], err
 }
 
-// maxLineOf bounds a request or an answer: what a program is given may have 2 MiB.
+// maxLineOf is the maximum size of a request or response in bytes. Arguments and environment may have 2 MiB.
 const maxLineOf = 8 << 20
 
-// readJSON reads a line of JSON, byte for byte: what follows it are frames.
+// readJSON reads a line of JSON. It reads single bytes, so as not to consume the frames that follow.
 func readJSON(r io.Reader, v any) error {
 	in := &byteReader{r: r, left: maxLineOf}
 	var line []byte
@@ -87,7 +87,7 @@ func readJSON(r io.Reader, v any) error {
 	return nil
 }
 
-// byteReader gives single bytes, up to a number.
+// byteReader reads single bytes, up to a limit.
 type byteReader struct {
 	r    io.Reader
 	left int

@@ -6,22 +6,22 @@ import (
 	"sync"
 )
 
-// maxInput bounds the input of a program that is on its way from one client, in bytes. A client sends more when it is
-// told how much was taken. So the server never waits for a program that does not read, and hears what else a client
-// says, and that it has gone.
+// maxInput is the flow-control window of a client's input in bytes: a client sends more only after kindTaken has
+// acknowledged input. So the server never blocks on a program that does not read, and keeps handling the client's other
+// frames and its disconnection.
 const maxInput = 256 << 10
 
-// inflow is the input of a program that is on its way from one client.
+// inflow is the queue of a client's input that the program has not read yet.
 type inflow struct {
 	mu    sync.Mutex
 	queue []byte
-	over  bool          // nothing is added any more
-	moved chan struct{} // there is more, or it is over
+	over  bool          // the input has ended
+	moved chan struct{} // signals that the queue or over has changed
 }
 
 func newInflow() *inflow { return &inflow{moved: make(chan struct{}, 1)} }
 
-// put adds to the queue. It reports whether that was agreed on.
+// put adds to the queue. It returns false if the client has exceeded maxInput.
 func (f *inflow) put(b []byte) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -35,7 +35,7 @@ func (f *inflow) put(b []byte) bool {
 	return true
 }
 
-// end says that nothing follows.
+// end marks the end of the input.
 func (f *inflow) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -50,7 +50,7 @@ func (f *inflow) wake() {
 	}
 }
 
-// take returns what is queued.
+// take removes and returns what is queued, and whether the input has ended.
 func (f *inflow) take() (b []byte, over bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -58,7 +58,7 @@ func (f *inflow) take() (b []byte, over bool) {
 	return b, f.over
 }
 
-// pump hands on what is queued, and says so, until all is and it is over, or until stop.
+// pump sends queued input to to, and calls taken after each, until the input has ended or stop is closed.
 func (f *inflow) pump(to chan<- []byte, stop <-chan struct{}, taken func(n int)) {
 	for {
 		b, over := f.take()
@@ -86,10 +86,10 @@ func (f *inflow) pump(to chan<- []byte, stop <-chan struct{}, taken func(n int))
 	}
 }
 
-// inputReader is the other end: it is read by the program.
+// inputReader is the other end of pump, which the program reads.
 type inputReader struct {
 	from <-chan []byte   // closed at the end of the input
-	over <-chan struct{} // nobody reads, or writes, any more
+	over <-chan struct{} // closed when reading or writing ends
 	rest []byte
 }
 
@@ -114,5 +114,5 @@ func (r *inputReader) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// count is what a frame says that tells how much was taken.
+// count returns the payload of a kindTaken frame.
 func count(n int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(n)) }

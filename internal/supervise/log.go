@@ -13,25 +13,25 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// The log of a container: the newest lines in one file, those before in another.
+// The log of a container: the current file, and one older file.
 const (
 	logName    = "log.json"
 	oldLogName = "log.json.1"
-	// maxLogFile is the size from which on a file is put aside.
+	// maxLogFile is the size in bytes from which the file is rotated.
 	maxLogFile = 8 << 20
-	// maxLine is the longest line that is kept in one piece.
+	// maxLine is the length in bytes from which a line is split.
 	maxLine = 16 << 10
 )
 
-// Line is a line of a log, as docker's json-file writes it. Where the program's line was longer, or is not at its end,
-// Log does not end in a newline.
+// Line is a line of a log, in the format of docker's json-file. If the program's line was split or is incomplete, Log
+// does not end with a newline.
 type Line struct {
 	Log    string    `json:"log"`
 	Stream string    `json:"stream"` // stdout or stderr
 	Time   time.Time `json:"time"`
 }
 
-// Log is a log that is written. Its methods may be called concurrently.
+// Log is a log open for writing. Its methods may be called concurrently.
 type Log struct {
 	dir string
 	max int64
@@ -40,10 +40,10 @@ type Log struct {
 	mu   sync.Mutex
 	f    *os.File
 	size int64
-	lost error // why lines are missing
+	lost error // the error by which lines were lost
 }
 
-// OpenLog opens the log in a folder, which is made where there is none, to write more to it.
+// OpenLog opens the log in a directory for appending. It creates the log if there is none.
 func OpenLog(dir string) (*Log, error) {
 	f, err := regfile.OpenFile(filepath.Join(dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -54,13 +54,13 @@ func OpenLog(dir string) (*Log, error) {
 		return nil, errors.Join(fmt.Errorf("open the log: %w", err), f.Close())
 	}
 	l := &Log{dir: dir, max: maxLogFile, now: time.Now, f: f, size: fi.Size()}
-	if fi.Size() > 0 { // a writer that was killed may have left half a line
+	if fi.Size() > 0 { // a killed writer may have left an incomplete line
 		l.append([]byte("\n"))
 	}
 	return l, nil
 }
 
-// Close ends the log. It returns why lines are missing, if any.
+// Close closes the log. It returns the error by which lines were lost, if any.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -72,7 +72,7 @@ func (l *Log) Close() error {
 	return err
 }
 
-// append writes whole lines. A full disk costs the lines, not the program.
+// append writes whole lines. If that fails, such as on a full disk, the lines are lost and the program goes on.
 func (l *Log) append(b []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -89,7 +89,7 @@ func (l *Log) append(b []byte) {
 	}
 }
 
-// rotate puts the file aside, in place of the one before, and begins another.
+// rotate renames the file to the older one, which it replaces, and creates a new file.
 func (l *Log) rotate() {
 	path := filepath.Join(l.dir, logName)
 	err := os.Rename(path, filepath.Join(l.dir, oldLogName))
@@ -100,7 +100,7 @@ func (l *Log) rotate() {
 	if err == nil {
 		err = l.f.Close()
 		l.f, l.size = f, 0
-	} else if terr := l.f.Truncate(0); terr == nil { // bounded in any case
+	} else if terr := l.f.Truncate(0); terr == nil { // keep the size bounded
 		l.size = 0
 	}
 	if err != nil && l.lost == nil {
@@ -108,7 +108,7 @@ func (l *Log) rotate() {
 	}
 }
 
-// Stream returns the writer of a stream, which is "stdout" or "stderr". Its Close writes what no newline ended.
+// Stream returns the writer for a stream, "stdout" or "stderr". Its Close writes an incomplete last line.
 func (l *Log) Stream(name string) *LogStream { return &LogStream{log: l, name: name} }
 
 // LogStream is one stream of a log. Its methods may not be called concurrently.
@@ -147,7 +147,7 @@ func (s *LogStream) Write(b []byte) (int, error) {
 func (s *LogStream) line(out *bytes.Buffer) {
 	text, err := json.Marshal(Line{Log: string(s.part), Stream: s.name, Time: s.log.now().UTC()})
 	s.part = s.part[:0]
-	if err == nil { // there is nothing in it that has no JSON
+	if err == nil { // always
 		out.Write(text)
 		out.WriteByte('\n')
 	}

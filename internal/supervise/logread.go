@@ -15,25 +15,24 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// LogOptions says which lines of a log are read.
+// LogOptions selects the lines of a log.
 type LogOptions struct {
-	// Tail is how many lines from the end, of those that there are at first; negative: all.
+	// Tail is the number of existing lines to read from the end; negative: all.
 	Tail int
-	// Since and Until, where they are set, bound the time of lines.
+	// Since and Until, if set, bound the time of lines.
 	Since, Until time.Time
-	// Ended, where it is set, has ReadLog wait for lines that are still to come, until Ended says that
-	// nobody writes any more.
+	// Ended, if set, makes ReadLog follow the log until Ended returns true: nothing is written any more.
 	Ended func() bool
 }
 
-// lookEvery is how often a log that is followed is looked at.
+// lookEvery is the poll interval for a log that is followed.
 const lookEvery = 100 * time.Millisecond
 
-// maxRecord is the longest line of a log's file: each byte of a program's line may take six.
+// maxRecord is the maximum length of a line of the file in bytes: JSON may escape a byte by six.
 const maxRecord = 6*maxLine + 1024
 
-// ReadLog calls each with the lines of the log in a folder, oldest first, until it fails. There being no log is no
-// error. What a writer that was killed left of a line is passed over.
+// ReadLog calls each for the lines of the log in a directory, oldest first, until it returns an error. A missing log is
+// no error. Incomplete lines of a killed writer are skipped.
 func ReadLog(ctx context.Context, dir string, o LogOptions, each func(Line) error) error {
 	r := &logReader{dir: dir, o: o, each: each}
 	defer r.close()
@@ -72,9 +71,9 @@ type logReader struct {
 	o    LogOptions
 	each func(Line) error
 	old  *os.File // read before f
-	f    *os.File // nil: there is none yet
-	part []byte   // of a line whose end is not written yet
-	long bool     // the line is too long to be one of ours
+	f    *os.File // nil if it does not exist yet
+	part []byte   // the beginning of an incomplete line
+	long bool     // the line is longer than maxRecord and is skipped
 	ring []Line
 	next int
 }
@@ -114,7 +113,7 @@ func same(f *os.File, path string) bool {
 	return err == nil && os.SameFile(ours, there)
 }
 
-// read reads to the end of what there is.
+// read reads to the current end of the log.
 func (r *logReader) read() error {
 	if r.old != nil {
 		if err := r.file(r.old); err != nil {
@@ -125,7 +124,7 @@ func (r *logReader) read() error {
 	}
 	path := filepath.Join(r.dir, logName)
 	for {
-		moved := r.f != nil && !same(r.f, path) // then nothing more is written to it
+		moved := r.f != nil && !same(r.f, path) // rotated: nothing more is written to it
 		if r.f != nil {
 			if err := r.file(r.f); err != nil {
 				return err
@@ -136,7 +135,7 @@ func (r *logReader) read() error {
 		}
 		f, _, err := regfile.Open(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // there is none yet, or none any more
+			return nil // it does not exist yet, or was removed
 		}
 		if err != nil {
 			return fmt.Errorf("read the log: %w", err)
@@ -148,7 +147,7 @@ func (r *logReader) read() error {
 	}
 }
 
-// file reads what is there of a file.
+// file reads a file from its offset to its current end.
 func (r *logReader) file(f *os.File) error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -189,7 +188,7 @@ func (r *logReader) line() error {
 	return r.each(l)
 }
 
-// keep keeps the last lines.
+// keep adds a line to the ring of the last o.Tail lines.
 func (r *logReader) keep(l Line) error {
 	switch {
 	case r.o.Tail == 0:
@@ -202,7 +201,7 @@ func (r *logReader) keep(l Line) error {
 	return nil
 }
 
-// last gives out the lines that were kept; from then on each line is given out at once.
+// last passes the kept lines to each; after that, each line is passed at once.
 func (r *logReader) last(each func(Line) error) error {
 	lines := append(append([]Line(nil), r.ring[r.next:]...), r.ring[:r.next]...)
 	r.ring, r.each = nil, each

@@ -9,13 +9,13 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// ErrEnded says that the program of a container has ended, or is not there yet.
+// ErrEnded is returned if the program of a container has ended or was not started yet.
 var ErrEnded = errors.New("the container does not run")
 
-// Exit is how a container ended.
+// Exit is how a container has ended.
 type Exit struct {
 	Code int `json:"code"`
-	// Error says what went wrong besides.
+	// Error is an error of the supervisor, such as that of the cleanup.
 	Error string `json:"error,omitempty"`
 }
 
@@ -24,12 +24,12 @@ type request struct {
 	Op     string  `json:"op"`
 	Signal int     `json:"signal,omitempty"`
 	Exec   execute `json:"exec,omitzero"`
-	Stdin  bool    `json:"stdin,omitempty"` // of attach: input comes
+	Stdin  bool    `json:"stdin,omitempty"` // of attach: the client sends input
 	// Limits are those of update.
 	Limits *specs.LinuxResources `json:"limits,omitempty"`
 }
 
-// execute is a program to be run beside that of the container.
+// execute is an exec process to start.
 type execute struct {
 	Args     []string `json:"args"`
 	Env      []string `json:"env,omitempty"` // besides the container's
@@ -41,7 +41,7 @@ type execute struct {
 	Stdin    bool     `json:"stdin,omitempty"`
 	Stdout   bool     `json:"stdout,omitempty"`
 	Stderr   bool     `json:"stderr,omitempty"`
-	Leave    bool     `json:"leave,omitempty"` // it goes on without its client
+	Leave    bool     `json:"leave,omitempty"` // run it in the background, see Client.Leave
 }
 
 type size struct {
@@ -49,17 +49,17 @@ type size struct {
 	Height uint16 `json:"height"`
 }
 
-// answer is the line that answers a request.
+// answer is the response to a request.
 type answer struct {
 	Error string `json:"error,omitempty"`
 	Kind  string `json:"kind,omitempty"` // of the error
 	Exit  *Exit  `json:"exit,omitempty"`
 	Pid   uint32 `json:"pid,omitempty"`
-	// Stats is what the container uses.
+	// Stats is the resource usage of the container.
 	Stats *vmm.ContainerStats `json:"stats,omitempty"`
 }
 
-// kinds are the errors that are told apart on the other side.
+// kinds are the errors that clients can match, by the name in an answer.
 var kinds = map[string]error{
 	"no program":     vmm.ErrProgramNotFound,
 	"not executable": vmm.ErrNotExecutable,
@@ -90,7 +90,7 @@ func (a answer) err() error {
 	return errors.New(a.Error)
 }
 
-// remoteError has the words of the supervisor.
+// remoteError is an error of kinds with the supervisor's text.
 type remoteError struct {
 	words string
 	is    error

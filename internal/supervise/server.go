@@ -15,31 +15,31 @@ import (
 const (
 	// maxClients bounds the connections at a time.
 	maxClients = 128
-	// requestTime is what a client may take for its request and an answer to it.
+	// requestTime is the timeout of reading a request and responding to it.
 	requestTime = 10 * time.Second
-	// stallTime is how long the program's output waits for a client that does not read.
+	// stallTime is how long the program's output may block on a client that does not read.
 	stallTime = 10 * time.Second
 )
 
-// Program is the program of a container that runs.
+// Program is the running program of a container.
 type Program struct {
 	// Process is the program itself.
 	Process vmm.Process
-	// Exec starts another one beside it.
+	// Exec starts an exec process in the container.
 	Exec func(context.Context, vmm.ProcessSpec) (vmm.Process, error)
-	// Stats reports what the container uses; nil: nobody knows.
+	// Stats returns the resource usage of the container; nil if that is not supported.
 	Stats func(context.Context) (vmm.ContainerStats, error)
-	// Control pauses and changes the container; nil: nobody can.
+	// Control pauses and updates the container; nil if that is not supported.
 	Control vmm.ContainerController
-	// Base is what the program was started by: others get its environment, folder and user where they say nothing.
+	// Base is the spec of the program, whose environment, directory and user are the defaults of exec processes.
 	Base vmm.ProcessSpec
 }
 
-// Server answers other processes in the name of a container. It is made by [Listen], is told by Started and Finish how
-// the program fares, and ends with Close.
+// Server serves the control socket of a container. [Listen] creates it; the caller reports the program's start and end
+// by Started, Ended and Finish, and must call Close.
 type Server struct {
 	dir   string
-	l     *net.UnixListener // nil: nobody can reach it
+	l     *net.UnixListener // nil if the system has no such sockets
 	ctx   context.Context
 	stop  context.CancelFunc
 	conns sync.WaitGroup
@@ -57,8 +57,8 @@ type Server struct {
 	all     map[net.Conn]bool
 }
 
-// Listen makes the control socket in a folder. Where there are no such sockets nobody can reach the server, and all
-// else works.
+// Listen creates the control socket in a directory and serves it. On systems without such sockets the server cannot be
+// reached, but works otherwise.
 func Listen(dir string) (*Server, error) {
 	s := &Server{dir: dir, slots: make(chan struct{}, maxClients), done: make(chan struct{}), all: map[net.Conn]bool{},
 		input: make(chan []byte), closed: make(chan struct{})}
@@ -76,11 +76,11 @@ func Listen(dir string) (*Server, error) {
 	return s, nil
 }
 
-// Input is what attached clients write, for the program to read. It never ends before Close.
+// Input returns the input of attached clients, for the program to read. It does not end before Close.
 func (s *Server) Input() io.Reader { return &inputReader{from: s.input, over: s.closed} }
 
-// Output returns the writer for a stream of the program, "stdout" or "stderr": to says where it goes first, such as the
-// log, or is nil; then it goes to the clients that are attached.
+// Output returns the writer for a stream of the program, "stdout" or "stderr". It writes to to first, such as the log,
+// unless that is nil, and then to attached clients.
 func (s *Server) Output(stream string, to io.Writer) io.Writer {
 	k := kindStdout
 	if stream == "stderr" {
@@ -89,21 +89,21 @@ func (s *Server) Output(stream string, to io.Writer) io.Writer {
 	return &output{hub: &s.hub, kind: k, to: to}
 }
 
-// Started says that the program runs.
+// Started reports that the program runs.
 func (s *Server) Started(p Program) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.program = &p
 }
 
-// Ended says that the program does not run any more.
+// Ended reports that the program has ended.
 func (s *Server) Ended() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.program = nil
 }
 
-// Finish says that the container is over, to all that wait for it.
+// Finish reports that the container has ended, and wakes clients that wait for it.
 func (s *Server) Finish(e Exit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,7 +115,7 @@ func (s *Server) Finish(e Exit) {
 	}
 }
 
-// Close ends the server and its connections. After Finish clients are told first, where they listen.
+// Close closes the server and its connections. After Finish, waiting clients get their response first.
 func (s *Server) Close() error {
 	var err error
 	if s.l != nil {
@@ -125,7 +125,7 @@ func (s *Server) Close() error {
 	over := make(chan struct{})
 	go func() { s.conns.Wait(); close(over) }()
 	select {
-	case <-s.done: // they end by themselves
+	case <-s.done: // clients end by themselves
 		t := time.NewTimer(requestTime)
 		defer t.Stop()
 		select {
@@ -150,7 +150,7 @@ func (s *Server) accept() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // no descriptors, say
+		if err != nil { // such as EMFILE
 			select {
 			case <-time.After(100 * time.Millisecond):
 			case <-s.ctx.Done():
@@ -180,7 +180,7 @@ func (s *Server) accept() {
 	}
 }
 
-// running returns the program.
+// running returns the program, or an error if it does not run.
 func (s *Server) running() (Program, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,7 +190,7 @@ func (s *Server) running() (Program, error) {
 	return *s.program, nil
 }
 
-// meanwhile returns an error of asking the program something: where it has ended by then, that is the reason.
+// meanwhile returns ErrEnded instead of err if the program has ended meanwhile.
 func (s *Server) meanwhile(err error) error {
 	if err == nil {
 		return nil
@@ -201,7 +201,7 @@ func (s *Server) meanwhile(err error) error {
 	return err
 }
 
-// serve answers one client.
+// serve serves one connection.
 func (s *Server) serve(conn net.Conn) {
 	_ = conn.SetDeadline(time.Now().Add(requestTime))
 	var r request
@@ -233,7 +233,7 @@ func (s *Server) reply(conn net.Conn, err error) {
 		a = failed(err)
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(requestTime))
-	_ = writeJSON(conn, a) // the client may have gone
+	_ = writeJSON(conn, a) // the client may have disconnected
 	_ = conn.SetWriteDeadline(time.Time{})
 }
 
@@ -250,7 +250,7 @@ func (s *Server) signal(sig int) error {
 	return s.meanwhile(p.Process.Signal(ctx, sig))
 }
 
-// change pauses the container, lets it go on, or gives it other limits.
+// change pauses, resumes or updates the container.
 func (s *Server) change(r request) error {
 	p, err := s.running()
 	if err != nil {
@@ -273,7 +273,7 @@ func (s *Server) change(r request) error {
 	}
 }
 
-// stats answers what the container uses.
+// stats sends the resource usage of the container.
 func (s *Server) stats(conn net.Conn) {
 	p, err := s.running()
 	if err == nil && p.Stats == nil {
@@ -294,10 +294,10 @@ func (s *Server) stats(conn net.Conn) {
 	_ = writeJSON(conn, answer{Stats: &stats})
 }
 
-// wait answers when the container is over.
+// wait responds when the container has ended.
 func (s *Server) wait(conn net.Conn) {
 	left := make(chan struct{})
-	go func() { // the client says nothing more
+	go func() { // the client sends nothing more: a read returns when it disconnects
 		_, _ = conn.Read(make([]byte, 1))
 		close(left)
 	}()

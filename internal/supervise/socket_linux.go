@@ -9,10 +9,10 @@ import (
 	"path/filepath"
 )
 
-// socketName is the control socket in a container's folder.
+// socketName is the control socket in a container's directory.
 const socketName = "control.sock"
 
-// inDir calls do with a short path for a folder: that of a socket may have 107 bytes only.
+// inDir calls do with a short path for a directory: the path of a socket is limited to 107 bytes.
 func inDir(dir string, do func(short string) error) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -22,7 +22,7 @@ func inDir(dir string, do func(short string) error) error {
 	return do(fmt.Sprintf("/proc/self/fd/%d", d.Fd()))
 }
 
-// listen makes the socket, in place of what a supervisor that was killed left. Only the owner reaches it.
+// listen creates the socket, accessible to its owner only. It replaces one that a killed supervisor left.
 func listen(dir string) (l *net.UnixListener, err error) {
 	path := filepath.Join(dir, socketName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -35,7 +35,7 @@ func listen(dir string) (l *net.UnixListener, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false) // by then the folder has another number
+	l.SetUnlinkOnClose(false) // the path, which has a file descriptor number, is not valid then
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
