@@ -22,7 +22,7 @@ import (
 	"github.com/stratavm/strata/internal/userns"
 )
 
-// env is what commands work with: everything they know of the outside that is not an argument.
+// env is the environment of commands: streams, variables, signals and settings.
 type env struct {
 	command        []string // after "--"
 	dashes         bool     // whether there is a "--"
@@ -31,7 +31,7 @@ type env struct {
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	lookupEnv      func(string) (string, bool)
-	silence        time.Duration // how long a VM may say nothing
+	silence        time.Duration // how long a VM may take to respond
 	grace          time.Duration // between a signal and our end, for each of: the program, and what is taken away
 	interrupts     *interrupts
 	detached       *detached // set in the supervisor of a detached container
@@ -89,7 +89,7 @@ func (e *env) root() *cli.Command {
 		Suggest: true, HideHelpCommand: true,
 		DisableSliceFlagSeparator: true, // paths may hold commas
 		UseShortOptionHandling:    true,
-		ExitErrHandler:            func(_ context.Context, _ *cli.Command, _ error) {}, // run does it
+		ExitErrHandler:            func(_ context.Context, _ *cli.Command, _ error) {}, // run handles errors
 		OnUsageError: func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
 			return dockerUsage(cmd, err)
 		},
@@ -153,7 +153,7 @@ func each(c *cli.Command, f func(*cli.Command)) {
 	}
 }
 
-// commandPath is the command as typed, without the program: "vm start".
+// commandPath returns the command as typed, without the program: "vm start".
 func commandPath(cmd *cli.Command) string {
 	_, path, _ := strings.Cut(cmd.FullName(), " ")
 	return path
@@ -162,7 +162,7 @@ func commandPath(cmd *cli.Command) string {
 // examples renders the examples of a command's help.
 func examples(lines ...string) string { return "Examples:\n   " + strings.Join(lines, "\n   ") }
 
-// stateDir is the folder that holds everything of ours.
+// stateDir returns the state directory of the command line, or its default.
 func (e *env) stateDir(cmd *cli.Command) (string, error) {
 	dir := cmd.String("state-dir")
 	if dir == "" {
@@ -179,7 +179,7 @@ func (e *env) defaultStateDir() string {
 	if runtime.GOOS == "windows" {
 		return filepath.Join(e.getenv("ProgramData"), "strata")
 	}
-	if os.Geteuid() == 0 && !userns.Inside() { // such a root is a user
+	if os.Geteuid() == 0 && !userns.Inside() { // root in a user namespace is an ordinary user outside
 		return "/var/lib/strata"
 	}
 	if dir := e.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
@@ -188,13 +188,13 @@ func (e *env) defaultStateDir() string {
 	return filepath.Join(e.getenv("HOME"), ".local", "state", "strata")
 }
 
-// defaultVM is the VM that is meant when none is named.
+// defaultVM is the VM of commands that name none.
 const defaultVM = "default"
 
-// hostVM is the name of this system itself where a VM is asked for.
+// hostVM is the VM name that stands for this system itself.
 const hostVM = "host"
 
-// validVM is the name of a VM, which containerd's shim calls after a sandbox: by 64 digits.
+// validVM matches names of VMs. containerd's shim uses sandbox ids, of 64 digits.
 var (
 	validVM   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
 	validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
@@ -228,7 +228,7 @@ func (e *env) logger(cmd *cli.Command) *slog.Logger {
 	return slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// print writes v as JSON when asked to, else what text writes. Text from elsewhere cannot act on the terminal.
+// print writes v as JSON with --json, else what text writes, without control characters.
 func (e *env) print(cmd *cli.Command, v any, text func(w io.Writer)) error {
 	if cmd.Bool("json") {
 		return writeJSON(e.stdout, v, "  ")
@@ -238,8 +238,8 @@ func (e *env) print(cmd *cli.Command, v any, text func(w io.Writer)) error {
 	return tw.Flush()
 }
 
-// row writes cells of a table, which tabs in the format part, and ends of lines the rows. In the arguments neither
-// acts, nor does anything else that would on a terminal.
+// row writes a row of a table, with cells separated by tabs in the format. Tabs, newlines and control characters in the
+// arguments are replaced.
 func row(w io.Writer, format string, args ...any) { fmt.Fprint(w, plaintext.Sprintf(format, args...)) }
 
 func writeJSON(w io.Writer, v any, indent string) error {
@@ -253,10 +253,10 @@ func writeJSON(w io.Writer, v any, indent string) error {
 	return err
 }
 
-// stderrJSON writes one document on a line to standard error. It cannot be reported where that fails.
+// stderrJSON writes v as one line of JSON to standard error. Errors are ignored: there is nowhere to report them.
 func (e *env) stderrJSON(v any) { _ = writeJSON(e.stderr, v, "") }
 
-// say tells a person what happens; scripts look at standard output. The arguments may hold text from elsewhere.
+// say writes a message for the user to standard error. Control characters in the arguments are replaced.
 func (e *env) say(format string, args ...any) {
 	text := plaintext.Sprintf(format, args...)
 	if e.json {
@@ -268,7 +268,7 @@ func (e *env) say(format string, args ...any) {
 	fmt.Fprintln(e.stderr, text)
 }
 
-// terminal reports whether f is one, and its descriptor.
+// terminal reports whether f is a terminal, and returns its file descriptor.
 func terminal(f any) (fd int, ok bool) {
 	file, ok := f.(interface{ Fd() uintptr })
 	if !ok {
@@ -278,7 +278,7 @@ func terminal(f any) (fd int, ok bool) {
 	return fd, term.IsTerminal(fd)
 }
 
-// count is a number of things: "1 layer", "2 layers".
+// count returns a number with a noun: "1 layer", "2 layers".
 func count(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -286,7 +286,7 @@ func count(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// absolute makes paths absolute and refuses empty ones.
+// absolute makes paths absolute. An empty path is an error; what names the paths in it.
 func absolute(cmd *cli.Command, what string, paths ...string) ([]string, error) {
 	out := make([]string, len(paths))
 	for i, p := range paths {

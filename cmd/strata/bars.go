@@ -12,8 +12,8 @@ import (
 	"github.com/stratavm/strata/store"
 )
 
-// bars shows the layers of an import that are under way at once: a bar for each on a terminal, elsewhere
-// a line for all of them now and then, and one at the end. Its methods may be called concurrently.
+// bars shows the progress of an import: on a terminal a bar for each layer being converted, elsewhere a periodic line
+// for all of them, and one at the end. Its methods may be called concurrently.
 type bars struct {
 	w        io.Writer
 	terminal bool
@@ -23,11 +23,11 @@ type bars struct {
 	active   []store.Event // in the order in which they began
 	last     time.Time
 	drawn    int   // lines on the terminal
-	over     int   // layers that are done or were there
+	over     int   // layers that are finished, including those already in the store
 	made     int   // layers that were converted
-	bytes    int64 // of those
+	bytes    int64 // of the converted layers
 	finished bool
-	note     string // what is waited for, below the bars
+	note     string // why nothing moves, shown below the bars
 }
 
 func newBars(w io.Writer, quiet bool) *bars {
@@ -38,7 +38,7 @@ func newBars(w io.Writer, quiet bool) *bars {
 	return &bars{w: w, terminal: tty, now: time.Now, last: time.Now()}
 }
 
-// tell takes an event of the store.
+// tell handles an event of the store.
 func (b *bars) tell(ev store.Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -72,7 +72,7 @@ func (b *bars) tell(ev store.Event) {
 		return
 	}
 	b.erase()
-	if ev.State == store.Done { // what was there already is not worth a line
+	if ev.State == store.Done { // no line for a layer that was in the store already
 		fmt.Fprintf(b.w, "%s done%s\n", label(ev), of(ev))
 	}
 	b.draw()
@@ -116,7 +116,7 @@ func (b *bars) draw() {
 	}
 }
 
-// line writes how far all layers are together.
+// line writes the total progress of all layers.
 func (b *bars) line() {
 	done := b.bytes
 	for _, ev := range b.active {
@@ -125,7 +125,7 @@ func (b *bars) line() {
 	fmt.Fprintf(b.w, "%d of %s done, %s read\n", b.over, count(b.active[0].Count, "layer"), size(done))
 }
 
-// retry says why nothing moves: on a terminal below the bars until something does.
+// retry shows why a download is being retried; on a terminal, below the bars until it continues.
 func (b *bars) retry(r image.Retry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -147,7 +147,7 @@ func (b *bars) erase() {
 	}
 }
 
-// finish removes what is drawn; where nothing was, it says how many layers were converted. Further calls do nothing.
+// finish removes the bars from a terminal; elsewhere it writes how many layers were converted. It is idempotent.
 func (b *bars) finish() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -159,7 +159,7 @@ func (b *bars) finish() {
 	b.active, b.note = nil, ""
 }
 
-// converted is the number of layers that were made.
+// converted returns the number of layers that were converted.
 func (b *bars) converted() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -15,21 +15,21 @@ import (
 	"github.com/stratavm/strata/uvm"
 )
 
-// completeCommand is the first argument of the command line with which the scripts of "strata completion" ask for the
-// words that can be typed next. The words after it are those of the user, the last one is that at the cursor.
+// completeCommand is the hidden command by which the scripts of "strata completion" query completions. Its arguments
+// are the words typed by the user; the last one is the word at the cursor.
 const completeCommand = "__complete"
 
 // completeTimeout bounds how long the Tab key waits.
 const completeTimeout = 3 * time.Second
 
-// completable matches words that a shell takes as they are. Other names, which come from whoever made an image,
-// are not offered: a shell would run what is in them.
+// completable matches words that need no quoting in a shell. Other names, which may come from an untrusted image, are
+// not offered: a shell would interpret them.
 var completable = regexp.MustCompile(`^[A-Za-z0-9_./:@=+,-]+$`)
 
 // candidate is a word that can be typed next.
 type candidate struct{ word, about string }
 
-// values are the words that flags take.
+// values are the possible values of flags.
 var values = map[string][]string{
 	"isolation": {"hypervisor", "process"},
 	"accel":     {"auto", "kvm", "tcg"},
@@ -38,8 +38,8 @@ var values = map[string][]string{
 	"format":    {"erofs", "vhd", "dir", "erofs+verity", "vhd+verity"},
 }
 
-// arguments are the kinds of names that commands take, by the command as typed: for each argument, and the last one
-// for all that follow.
+// arguments are the functions that list a command's arguments, by the command as typed: one for each argument; the last
+// one applies to all that follow.
 var arguments = map[string][]func(*completion) []string{
 	"vm start": {(*completion).vms, nil}, "vm inspect": {(*completion).vms, nil}, "vm stop": {(*completion).vms, nil},
 	"recover":       {(*completion).vms},
@@ -63,7 +63,7 @@ var arguments = map[string][]func(*completion) []string{
 	"image rm":      {(*completion).images},
 }
 
-// completion is a command line that is not complete.
+// completion is a command line to be completed.
 type completion struct {
 	ctx     context.Context
 	e       *env
@@ -74,8 +74,8 @@ type completion struct {
 	current string            // at the cursor
 }
 
-// complete prints the words that can be typed next, each on a line with a tab and what it is. It changes nothing and
-// prints no errors: where something cannot be read there is nothing to offer, and the shell offers files.
+// complete prints the candidates for the next word, one per line, followed by a tab and a description. It has no side
+// effects and ignores errors: without candidates, the shell offers files.
 func (e *env) complete(ctx context.Context, words []string) {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
@@ -91,7 +91,7 @@ func (e *env) candidates(ctx context.Context, words []string) []candidate {
 	}
 	c := &completion{ctx: ctx, e: e, cmd: e.root(), flags: map[string]string{}}
 	c.current = words[len(words)-1]
-	if c.current == `""` { // from a PowerShell that passes no empty arguments
+	if c.current == `""` { // from PowerShell versions that cannot pass an empty argument
 		c.current = ""
 	}
 	flag, ok := c.read(words[:len(words)-1])
@@ -104,8 +104,8 @@ func (e *env) candidates(ctx context.Context, words []string) []candidate {
 	})
 }
 
-// read reads the words before the cursor. flag is the one whose value is at the cursor. It reports false when what
-// is at the cursor belongs to the program that is to be run.
+// read parses the words before the cursor. flag is the one whose value is at the cursor, if any. It returns false if
+// the cursor is in the command line of the program to run.
 func (c *completion) read(words []string) (flag string, ok bool) {
 	for i := 0; i < len(words); i++ {
 		w := words[i]
@@ -134,12 +134,12 @@ func (c *completion) read(words []string) (flag string, ok bool) {
 	return "", !c.inProgram()
 }
 
-// inProgram reports whether the arguments of the command end the flags, and are all there.
+// inProgram reports whether the next word belongs to the program to run: the command's own arguments are complete.
 func (c *completion) inProgram() bool {
 	return c.cmd.StopOnNthArg != nil && len(c.args) >= *c.cmd.StopOnNthArg
 }
 
-// known are the flags that can be typed: those of the command, and those of all commands.
+// known returns the flags of the command and the global flags.
 func (c *completion) known() []cli.Flag {
 	flags := slices.Clone(c.cmd.Flags)
 	if len(c.path) > 0 {
@@ -207,7 +207,7 @@ func (c *completion) value(prefix, flag string) (out []candidate) {
 	return out
 }
 
-// state is the state directory.
+// state returns the state directory.
 func (c *completion) state() string {
 	dir := c.flags["state-dir"]
 	if dir == "" {
@@ -242,7 +242,7 @@ func (c *completion) containers() (ids []string) {
 	return ids
 }
 
-// images are the names of those in the store, as short as a user types them.
+// images returns the names of the images in the store, in the short form that users type.
 func (c *completion) images() (names []string) {
 	dir := filepath.Join(c.state(), "store")
 	if !exists(dir) {

@@ -7,7 +7,7 @@ import (
 	"github.com/stratavm/strata"
 )
 
-// lives are the names of the containers of strata run.
+// lives returns the names of the containers of strata run.
 func (c *completion) lives() (names []string) {
 	dir, err := filepath.Abs(c.state())
 	if err != nil {
@@ -21,7 +21,7 @@ func (c *completion) lives() (names []string) {
 	return names
 }
 
-// programs are the containers in which programs can be run.
+// programs returns the containers in which exec can run a program.
 func (c *completion) programs() []string {
 	names := c.containers()
 	if c.flags["vm"] == "" {

@@ -7,11 +7,11 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// The scripts of shells hand all words to completeCommand and evaluate nothing. Those of the command line library
-// need the package bash-completion, evaluate the words that were typed, and split names at colons.
+// The scripts pass all words to completeCommand and evaluate nothing. Those of the CLI library are not used: they need
+// the package bash-completion, evaluate the typed words, and split names at colons.
 
-// In bash "=" and ":" end a word (COMP_WORDBREAKS): the words are put together again as they are on the line, and from
-// what is offered the part is cut that bash leaves in place.
+// bash splits words at "=" and ":" (COMP_WORDBREAKS): the script joins them again, and removes from the candidates the
+// part that bash keeps on the line.
 const bashCompletion = `# Completion of strata for bash: source <(strata completion bash)
 _strata() {
   local line=${COMP_LINE:0:COMP_POINT} rest word found i

@@ -7,7 +7,8 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// dropIn makes the runtime known to containerd 2, for Kubernetes, and gives its erofs snapshotter a disk to write to.
+// dropIn is a drop-in configuration for containerd 2: it adds the runtime to CRI, and a writable disk to the erofs
+// snapshotter.
 const dropIn = `version = 3
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata]
@@ -19,7 +20,7 @@ pod_annotations = ["io.stratavm.*"]
 default_size = "10GiB"
 `
 
-// runtimeClass makes the runtime known to Kubernetes. The overhead is what QEMU and the guest take besides a pod.
+// runtimeClass is the runtime's RuntimeClass for Kubernetes. Its overhead is that of QEMU and the guest.
 const runtimeClass = `apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata:

@@ -20,7 +20,7 @@ import (
 	"github.com/stratavm/strata/internal/userns"
 )
 
-// containerFlags are the flags that say how a container differs from the defaults, as docker calls them.
+// containerFlags returns the flags that configure a container, named as docker's.
 func containerFlags() []cli.Flag {
 	return slices.Concat(nameFlags(), networkFlags(), volumeFlags(), []cli.Flag{
 		&cli.StringFlag{Name: "entrypoint", Usage: "`PROGRAM` instead of the image's entrypoint; empty for none"},
@@ -53,13 +53,13 @@ func containerFlags() []cli.Flag {
 	})
 }
 
-// onlyDocument are the flags that nothing but the container's document carries.
+// onlyDocument are the flags that only have an effect through the container's OCI spec.
 var onlyDocument = []string{"hostname", "tmpfs", "shm-size", "memory", "memory-swap", "cpus", "cpu-shares",
 	"pids-limit",
 	"ulimit", "oom-score-adj", "cap-add", "cap-drop", "security-opt", "sysctl", "volume", "mount", "privileged",
 	"init", "add-host", "dns", "dns-search", "dns-option", "group-add", "device", "spec"}
 
-// setFlags are those of names that the command line sets.
+// setFlags returns those flags of names that are set on the command line.
 func setFlags(cmd *cli.Command, names []string) (set []string) {
 	for _, name := range names {
 		if cmd.IsSet(name) {
@@ -69,7 +69,7 @@ func setFlags(cmd *cli.Command, names []string) (set []string) {
 	return set
 }
 
-// specOptions reads the flags of containerFlags and the process flags. What follows the image is left to the caller.
+// specOptions reads the flags of containerFlags and processFlags. The command after the image is left to the caller.
 func (e *env) specOptions(cmd *cli.Command) (o strata.SpecOptions, err error) {
 	o = strata.SpecOptions{WorkDir: cmd.String("workdir"), User: cmd.String("user"), Hostname: cmd.String("hostname"),
 		CapAdd: cmd.StringSlice("cap-add"), CapDrop: cmd.StringSlice("cap-drop"), Privileged: cmd.Bool("privileged"),
@@ -211,7 +211,7 @@ func sysctls(cmd *cli.Command, o *strata.SpecOptions) error {
 	return nil
 }
 
-// containerSpec is the document of a container of an image with this configuration.
+// containerSpec returns the OCI spec of a container of an image with configuration c.
 func (e *env) containerSpec(cmd *cli.Command, c image.Config, o strata.SpecOptions) (*specs.Spec, error) {
 	if o.Privileged && inProcess(cmd) {
 		return nil, fmt.Errorf("--privileged: not supported with --isolation=process, where the program would be root "+
@@ -220,7 +220,7 @@ func (e *env) containerSpec(cmd *cli.Command, c image.Config, o strata.SpecOptio
 	return strata.ContainerSpec(c, o)
 }
 
-// readSpec reads the document that --spec names.
+// readSpec reads the OCI spec of --spec.
 func readSpec(path string) (*specs.Spec, error) {
 	b, err := readSmall(path, 5<<20) // ParseSpec takes less, and says so
 	if err != nil {

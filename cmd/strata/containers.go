@@ -15,7 +15,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// containers are those of the state directory, after what supervisors left that were killed is taken away.
+// containers returns the containers of the state directory, after it has cleaned up after supervisors that were killed.
 func (e *env) containers(ctx context.Context, cmd *cli.Command) (*strata.Containers, error) {
 	runs, err := e.runs(cmd)
 	if err != nil {
@@ -29,7 +29,7 @@ func (e *env) containers(ctx context.Context, cmd *cli.Command) (*strata.Contain
 	return cs, nil
 }
 
-// buryBefore sweeps on the way to something else, which goes on whatever becomes of it.
+// buryBefore cleans up after supervisors that were killed, before another operation. Errors are only printed.
 func (e *env) buryBefore(ctx context.Context, cs *strata.Containers) {
 	names, err := cs.Sweep(ctx)
 	for _, name := range names {
@@ -40,7 +40,7 @@ func (e *env) buryBefore(ctx context.Context, cs *strata.Containers) {
 	}
 }
 
-// bury takes away what supervisors left that were killed, and returns the names of their containers.
+// bury cleans up after supervisors that were killed, and returns the names of their containers.
 func (e *env) bury(ctx context.Context, cmd *cli.Command) ([]string, error) {
 	runs, err := e.runs(cmd)
 	if err != nil {
@@ -49,7 +49,7 @@ func (e *env) bury(ctx context.Context, cmd *cli.Command) ([]string, error) {
 	return runs.Containers().Sweep(ctx)
 }
 
-// eachContainer calls do with the containers that the arguments name, and goes on where it fails.
+// eachContainer calls do for each container named by the arguments, also after an error, and joins the errors.
 func (e *env) eachContainer(ctx context.Context, cmd *cli.Command,
 	do func(*strata.Containers, strata.ContainerRecord) error) error {
 	if !cmd.Args().Present() {
@@ -63,7 +63,7 @@ func (e *env) eachContainer(ctx context.Context, cmd *cli.Command,
 	for _, ref := range cmd.Args().Slice() {
 		rec, err := cs.Find(ref)
 		if cmd.Bool("force") && errors.Is(err, strata.ErrContainerRecord) {
-			err = nil // rm: what is there of it goes
+			err = nil // rm removes what is left of it
 		}
 		if err == nil {
 			err = do(cs, rec)
@@ -76,7 +76,7 @@ func (e *env) eachContainer(ctx context.Context, cmd *cli.Command,
 	return errors.Join(errs...)
 }
 
-// oneContainer finds the container that the only argument names.
+// oneContainer returns the container named by the only argument.
 func (e *env) oneContainer(ctx context.Context, cmd *cli.Command) (*strata.Containers, strata.ContainerRecord, error) {
 	if cmd.Args().Len() != 1 {
 		return nil, strata.ContainerRecord{}, usage(cmd, "give the name or the id of one container")
@@ -155,7 +155,7 @@ func (e *env) ps(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	records, err := cs.List() // the newest first
+	records, err := cs.List() // newest first
 	now := time.Now()
 	all := []listedContainer{}
 	for _, r := range records {
@@ -166,7 +166,7 @@ func (e *env) ps(ctx context.Context, cmd *cli.Command) error {
 			break
 		}
 		if r.State != strata.ContainerRunning {
-			r.Ports = nil // others can have them
+			r.Ports = nil // its ports are free
 		}
 		all = append(all, listedContainer{r.ID, r.Name, r.Image, r.Process.Args, r.Created, r.Started, r.Finished, r.Status(),
 			statusOf(r, now), r.ExitCode, r.Error, r.VM, r.Ports})
@@ -215,10 +215,10 @@ func portList(ports []vmm.PortForward) string {
 	return strings.Join(list, ", ")
 }
 
-// shortID is how much of an id is shown.
+// shortID returns an id as it is displayed.
 func shortID(id string) string { return id[:min(len(id), 12)] }
 
-// statusOf is the state of a container in docker's words.
+// statusOf returns the state of a container as docker displays it.
 func statusOf(r strata.ContainerRecord, now time.Time) string {
 	words := []string{"Created"}
 	switch r.State {
@@ -239,7 +239,7 @@ func statusOf(r strata.ContainerRecord, now time.Time) string {
 	return strings.Join(words, " ")
 }
 
-// ago says how long ago something was.
+// ago returns the time since t, for display.
 func ago(t, now time.Time) string {
 	if t.IsZero() {
 		return "unknown"
@@ -247,7 +247,7 @@ func ago(t, now time.Time) string {
 	return duration(now.Sub(t)) + " ago"
 }
 
-// duration is a time for people.
+// duration formats a duration for display.
 func duration(d time.Duration) string {
 	for _, unit := range []struct {
 		d     time.Duration
@@ -291,9 +291,9 @@ func (e *env) removeContainers(ctx context.Context, cmd *cli.Command) error {
 			return e.would(cmd, "remove container %s", r.Name)
 		}
 		running, err := cs.Running(r.Name)
-		if running && cmd.Bool("force") { // it is not waited for its end before
+		if running && cmd.Bool("force") { // kill it without waiting for its stop signal
 			err = e.killAndWait(ctx, cs, r)
-		} else if err != nil { // its lock cannot be looked at: Remove says so
+		} else if err != nil { // its lock cannot be checked: Remove reports that
 			err = nil
 		}
 		if err == nil {
@@ -302,7 +302,7 @@ func (e *env) removeContainers(ctx context.Context, cmd *cli.Command) error {
 		switch {
 		case errors.Is(err, strata.ErrContainerRunning):
 			return fmt.Errorf("%w: stop it first (strata stop %s), or: strata rm --force %[2]s", err, r.Name)
-		case running && errors.Is(err, strata.ErrNoContainer): // it was to be removed at its end
+		case running && errors.Is(err, strata.ErrNoContainer): // removed by its supervisor (--rm)
 		case err != nil:
 			return err
 		}
@@ -334,7 +334,7 @@ func (e *env) pruneContainers(ctx context.Context, cmd *cli.Command) error {
 		}
 		gone = append(gone, named{r.ID, r.Name})
 	}
-	slices.Reverse(gone) // the oldest first
+	slices.Reverse(gone) // oldest first
 	errs = append(errs, e.print(cmd, gone, func(w io.Writer) {
 		for _, g := range gone {
 			row(w, "%s\n", g.Name)

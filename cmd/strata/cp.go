@@ -34,7 +34,7 @@ func copyCommands(e *env) []*cli.Command {
 	}}
 }
 
-// split tells CONTAINER:PATH from a path of this system.
+// splitCopy splits CONTAINER:PATH; container is empty for a path of this system.
 func splitCopy(arg string) (container, name string) {
 	c, p, ok := strings.Cut(arg, ":")
 	if !ok || c == "" || strings.ContainsAny(c, `/\`) || c == "." || onWindows && len(c) == 1 {
@@ -69,10 +69,10 @@ func (e *env) cp(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(err, done())
 }
 
-// copyPlace is a container's root, by what the agent, or this program, does in it; see treecopy.Main.
+// copyPlace runs a treecopy operation in a container's root, by the guest's agent or this program; see treecopy.Main.
 type copyPlace func(ctx context.Context, in io.Reader, out io.Writer, args ...string) error
 
-// copyPlace finds the root of a container. The caller calls done.
+// copyPlace returns the root of a container. The caller must call done.
 func (e *env) copyPlace(ctx context.Context, cmd *cli.Command, ref string) (_ copyPlace, done func() error, err error) {
 	name, id := cmd.String("vm"), ref
 	if _, r, ok := e.containerOfExec(ctx, cmd, ref); ok {
@@ -127,7 +127,7 @@ func hostPlace(root string) copyPlace {
 	}
 }
 
-// whileAlive writes as long as ctx lives.
+// whileAlive is a writer that fails after ctx has ended.
 type whileAlive struct {
 	ctx context.Context
 	to  io.Writer
@@ -141,7 +141,7 @@ func (w whileAlive) Write(b []byte) (int, error) {
 	return w.to.Write(b)
 }
 
-// maxSaid bounds what is kept of what a guest says, in bytes.
+// maxSaid bounds what is kept of a guest's output, in bytes.
 const maxSaid = 2000
 
 // guestPlace is a root in a VM.
@@ -162,14 +162,14 @@ func guestPlace(r strata.Runner, root string) copyPlace {
 	}
 }
 
-// stat asks what is at a path.
+// stat returns the type of the file at a path.
 func (p copyPlace) stat(ctx context.Context, how, name string) (string, error) {
 	out := plaintext.NewHead(maxSaid)
 	err := p(ctx, nil, out, how, name)
 	return strings.TrimSpace(out.String()), err
 }
 
-// statHere is stat for a path of this system, links followed.
+// statHere is stat for a path of this system. It follows links.
 func statHere(name string) (string, error) {
 	fi, err := os.Stat(name)
 	switch {
@@ -183,14 +183,15 @@ func statHere(name string) (string, error) {
 	return treecopy.File, nil
 }
 
-// source is the path of what is copied, its name, and whether what is in it is meant.
+// copySource returns the name of the source, and whether its contents are to be copied rather than itself.
 func copySource(name string, slash func(string) string) (base string, contents bool) {
 	s := slash(name)
 	base = path.Base(path.Clean(s))
 	return base, s == "." || strings.HasSuffix(s, "/.") || base == "/" || base == "." || base == ".."
 }
 
-// target is the folder that a tar is unpacked in and what the source is called in it, given what is there.
+// copyTarget returns the directory to unpack the tar in, and the name of the source in it, as docker cp chooses them.
+// what is the type of dest.
 func copyTarget(what, dest, base string, contents, folder bool) (into, as string, err error) {
 	switch {
 	case what == treecopy.Folder && contents:
@@ -248,7 +249,7 @@ func (e *env) copyOut(ctx context.Context, place copyPlace, from, to string) err
 		func(r io.Reader) error {
 			err := treecopy.Unpack(r, root, as, treecopy.Ours, e.leftOut)
 			if err != nil {
-				cancel(err) // the container may have much more
+				cancel(err) // do not read the rest, which may be large
 			}
 			return err
 		})

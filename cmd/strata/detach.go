@@ -18,8 +18,8 @@ import (
 	"github.com/stratavm/strata"
 )
 
-// superviseFlags are for run to stand behind a detached container, in a session of its own, with nothing to read and
-// nobody to read what it writes, once the program runs. Descriptor 3 is a socket to the command that started it.
+// superviseFlags are the hidden flags by which run is the supervisor of a detached container: in its own session, and
+// without standard streams once the program runs. File descriptor 3 is a socket to the command that started it.
 func superviseFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "supervise", Hidden: true, Usage: "stand behind a detached container"},
@@ -28,7 +28,7 @@ func superviseFlags() []cli.Flag {
 	}
 }
 
-// launch is what is kept of the command line that made a container.
+// launch is the recorded command line of a container, by which it can be started again.
 type launch struct {
 	Args    []string `json:"args"`              // of run
 	Program []string `json:"program,omitempty"` // after "--"
@@ -36,25 +36,25 @@ type launch struct {
 	Dir     string   `json:"dir"`
 }
 
-// report is a line that the supervisor tells the command that started it.
+// report is a line of JSON from the supervisor to the command that started it.
 type report struct {
 	Listening bool                    `json:"listening,omitempty"` // the container can be attached to
 	Started   *strata.ContainerRecord `json:"started,omitempty"`
 }
 
-// detached is what the supervisor of a detached container knows of the command that started it.
+// detached is the supervisor's connection to the command that started it.
 type detached struct {
 	e      *env
 	again  bool
 	await  bool
 	launch json.RawMessage
 	conn   *os.File
-	heard  chan struct{} // closed when the command says to go on
+	heard  chan struct{} // closed when the command has attached
 	cancel context.CancelCauseFunc
-	runs   atomic.Bool // the program does: the command is not needed any more
+	runs   atomic.Bool // the program runs: the end of the command does not matter any more
 }
 
-// supervise runs a container for a command that does not wait for its end.
+// supervise runs a detached container.
 func (e *env) supervise(ctx context.Context, cmd *cli.Command) error {
 	d := &detached{e: e, again: cmd.IsSet("again"), await: cmd.Bool("await"), conn: os.NewFile(3, "the command"),
 		heard: make(chan struct{})}
@@ -78,19 +78,19 @@ func (e *env) supervise(ctx context.Context, cmd *cli.Command) error {
 	return e.runHere(ctx, cmd, &in)
 }
 
-// hear waits for the word of the command. When that ends before the program runs nobody wants it any more.
+// hear waits until the command has attached. If the command ends before the program runs, the run is cancelled.
 func (d *detached) hear() {
 	in := bufio.NewReader(d.conn)
 	if _, err := in.ReadByte(); err == nil {
 		close(d.heard)
-		_, _ = in.ReadByte() // until it ends
+		_, _ = in.ReadByte() // blocks until the command ends
 	}
 	if !d.runs.Load() {
 		d.cancel(&interruption{syscall.SIGTERM})
 	}
 }
 
-// listening says that the container can be attached to, and waits until it is where that is asked for.
+// listening reports that the container can be attached to and, with --await, waits until the command has attached.
 func (d *detached) listening(ctx context.Context) error {
 	if !d.await {
 		return nil
@@ -106,7 +106,7 @@ func (d *detached) listening(ctx context.Context) error {
 	}
 }
 
-// started says that the program runs: from here on nothing of the command that started it is needed.
+// started reports that the program runs. After that, the supervisor does not depend on the command any more.
 func (d *detached) started(r strata.ContainerRecord) {
 	d.runs.Store(true)
 	r.Launch = nil
@@ -124,7 +124,7 @@ func writeReport(w io.Writer, r report) error {
 	return err
 }
 
-// launch is the command line of a run, to be made again.
+// launch returns the command line of a run as a launch record.
 func (e *env) launch(cmd *cli.Command) (json.RawMessage, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -134,16 +134,16 @@ func (e *env) launch(cmd *cli.Command) (json.RawMessage, error) {
 	if cmd.Bool("supervise") { // by startSupervisor
 		args = args[len(superviseArgs(cmd.String("id"))):]
 	}
-	if vm := cmd.String("vm"); vm != "" && !inProcess(cmd) { // it may be of the environment
+	if vm := cmd.String("vm"); vm != "" && !inProcess(cmd) { // it may come from the environment
 		args = append([]string{"--vm", vm}, args...)
 	}
 	return json.Marshal(launch{Args: args, Program: e.command, Dashes: e.dashes, Dir: dir})
 }
 
-// superviseArgs come before the arguments of run when a container is made.
+// superviseArgs are the arguments that precede those of run when a container is created.
 func superviseArgs(id string) []string { return []string{"--supervise", "--id", id} }
 
-// arguments are those of a command, without a "--" and what follows it.
+// arguments returns the arguments of a command up to "--".
 func (e *env) arguments(cmd *cli.Command) []string {
 	all := cmd.Root().Args().Slice()
 	return slices.Clone(all[1:])
@@ -172,8 +172,8 @@ type named struct {
 	Name string `json:"name"`
 }
 
-// startSupervisor starts the supervisor of a container, and waits until the program runs. attach, where it is not nil,
-// is called before it does. After an error nothing runs; the supervisor has then said why itself.
+// startSupervisor starts the supervisor of a container, and waits until the program runs. attach, if not nil, is called
+// before that. On error nothing runs, and the supervisor has printed the reason itself.
 func (e *env) startSupervisor(ctx context.Context, cmd *cli.Command, how launch, also []string,
 	attach func() error) (rec strata.ContainerRecord, err error) {
 	state, err := e.stateDir(cmd)
@@ -195,7 +195,7 @@ func (e *env) startSupervisor(ctx context.Context, cmd *cli.Command, how launch,
 		return rec, notRun(fmt.Errorf("start the container's supervisor: %w", err))
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.CloseWrite() }) // it takes back what it began
+	stop := context.AfterFunc(ctx, func() { _ = conn.CloseWrite() }) // tells it to cancel the run
 	defer stop()
 	dec := json.NewDecoder(io.LimitReader(conn, 64<<20))
 	for {
@@ -217,13 +217,13 @@ func (e *env) startSupervisor(ctx context.Context, cmd *cli.Command, how launch,
 	}
 }
 
-// supervisorFailed is the error of a supervisor that has said itself what is wrong.
+// supervisorFailed returns the error for a supervisor that has exited, with its exit code.
 func supervisorFailed(err error) error {
 	ee, ok := errors.AsType[*exec.ExitError](err)
 	switch {
 	case ok && ee.ExitCode() > 0:
 		return &exitError{code: ee.ExitCode()}
-	case err == nil: // the program has ended before it was told that it runs
+	case err == nil: // the program ended before the supervisor could report that it runs
 		return nil
 	}
 	return notRun(fmt.Errorf("the container's supervisor was killed: %w", err))

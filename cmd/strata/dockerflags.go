@@ -6,13 +6,13 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// notYet and notHere answer for flags of docker run that are not ours.
+// notYet and notHere are the answers for unsupported flags of docker run.
 const (
 	notYet  = "not supported yet"
 	notHere = "not supported"
 )
 
-// dockerFlags says of each flag of docker run that strata run does not have what to use instead.
+// dockerFlags are the flags of docker run that strata run does not have, with what to use instead.
 var dockerFlags = map[string]string{
 	"annotation": "use --spec with a document", "a": "output is attached; for input: -i, for neither: -d",
 	"attach": "output is attached; for input: -i, for neither: -d", "blkio-weight": "use --spec with a document",
@@ -48,7 +48,7 @@ var dockerFlags = map[string]string{
 	"volume-driver": notHere, "volumes-from": notYet,
 }
 
-// dockerFlagsOf says the same of flags of other commands.
+// dockerFlagsOf are the same for other commands.
 var dockerFlagsOf = map[string]map[string]string{
 	"exec":  {"privileged": "a program has the rights of its container", "detach-keys": "it is a flag of strata attach and strata start"},
 	"logs":  {"details": notHere},
@@ -58,7 +58,7 @@ var dockerFlagsOf = map[string]map[string]string{
 	"stats": {"a": "what does not run uses nothing", "all": "what does not run uses nothing", "format": "use --json"},
 }
 
-// dockerUsage turns the error about a flag that is docker's and not ours into one that says what to do.
+// dockerUsage turns the error about an unknown flag that docker has into one with a remedy.
 func dockerUsage(cmd *cli.Command, err error) error {
 	name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -")
 	if !ok {

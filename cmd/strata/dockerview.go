@@ -14,7 +14,7 @@ import (
 	"github.com/stratavm/strata"
 )
 
-// psLine is what a template of ps sees, by docker's names.
+// psLine has the fields of ps for templates, with docker's names.
 type psLine struct {
 	ID, Names, Image, Command, CreatedAt, RunningFor, Status, State, Ports string
 }
@@ -32,8 +32,7 @@ func psLines(cmd *cli.Command, all []listedContainer, now time.Time) (lines []ps
 	return lines
 }
 
-// containerView is what a template of inspect sees: the commonest of docker's names, of which Id is one, and the
-// whole record.
+// containerView has the fields of inspect for templates: docker's most common names, such as Id, and the whole record.
 type containerView struct {
 	ID, Id, Name, Image, Digest string
 	Created                     time.Time
@@ -63,7 +62,7 @@ func viewOf(r strata.ContainerRecord) (v containerView) {
 	return v
 }
 
-// psFilter reads --filter: KEY=VALUE, of which one of each key has to be met.
+// psFilter reads --filter KEY=VALUE. A container must match one of the values of each key.
 func psFilter(cmd *cli.Command) (func(strata.ContainerRecord) bool, error) {
 	wanted := map[string][]string{}
 	for _, f := range cmd.StringSlice("filter") {
@@ -101,13 +100,13 @@ func psFilter(cmd *cli.Command) (func(strata.ContainerRecord) bool, error) {
 	}, nil
 }
 
-// filtersState reports whether ps is asked for containers in states that are named.
+// filtersState reports whether ps has a filter for status.
 func filtersState(cmd *cli.Command) bool {
 	return slices.ContainsFunc(cmd.StringSlice("filter"), func(f string) bool { return strings.HasPrefix(f, "status=") })
 }
 
-// imageMatches reports whether an image is one that "images NAME" asks for, by its name with or without the registry or
-// the folders before it, or by a pattern for one of these: all tags of a name, or the one that is given.
+// imageMatches reports whether an image matches NAME of "images NAME": a name or pattern, with or without registry and
+// leading path components; without a tag it matches all tags.
 func imageMatches(wanted, name string) bool {
 	short := strings.TrimPrefix(name, "docker.io/")
 	for _, n := range []string{name, short, strings.TrimPrefix(short, "library/")} {
@@ -122,7 +121,7 @@ func imageMatches(wanted, name string) bool {
 	return false
 }
 
-// dockerCommands says of commands of docker that strata does not have what to use instead.
+// dockerCommands are the commands of docker that strata does not have, with what to use instead.
 var dockerCommands = map[string]string{
 	"create": "strata run -d starts a container; a VM and a scratch by themselves: strata vm start, strata scratch create",
 	"build":  "images are made by buildah, docker or others, and read from their files: strata pull oci:DIR",
@@ -136,7 +135,7 @@ var dockerCommands = map[string]string{
 	"version": "strata --version", "compose": notHere,
 }
 
-// missingCommands answer for them, whatever flags they are given.
+// missingCommands returns hidden commands for dockerCommands, which accept any flags and print what to use instead.
 func missingCommands(*env) (list []*cli.Command) {
 	for name, instead := range dockerCommands {
 		list = append(list, &cli.Command{Name: name, Hidden: true, SkipFlagParsing: true,
@@ -148,11 +147,11 @@ func missingCommands(*env) (list []*cli.Command) {
 	return list
 }
 
-// ofContainers are the commands that docker has in its group "container" too.
+// ofContainers are the commands that docker also has as "container COMMAND".
 var ofContainers = []string{"attach", "cp", "exec", "inspect", "kill", "logs", "pause", "ps", "restart", "rm", "run",
 	"start", "stats", "stop", "top", "unpause", "update", "wait"}
 
-// withoutGroup leaves out the group "container" before such a command.
+// withoutGroup removes "container" before such a command.
 func withoutGroup(args []string) []string {
 	for i := 1; i < len(args)-1; i++ {
 		switch word, name := args[i], args[i+1]; {

@@ -22,7 +22,7 @@ func doctorCommands(e *env) []*cli.Command {
 	}}
 }
 
-// finding is the answer to one question about the host.
+// finding is the result of one check of the host.
 type finding struct {
 	What   string `json:"what"`
 	State  string `json:"state"` // ok, note or missing
@@ -30,14 +30,14 @@ type finding struct {
 	Remedy string `json:"remedy,omitempty"`
 }
 
-// The states of a finding. A note is something that could be better and need not.
+// The states of a finding. A note is a recommendation, not an error.
 const (
 	ok      = "ok"
 	note    = "note"
 	missing = "missing"
 )
 
-// question asks one thing. An error is what is wrong; the remedy is a command or an advice.
+// question is one check of the host. Its error is the problem; the remedy is a command or advice.
 type question struct {
 	what   string
 	needed bool
@@ -100,7 +100,7 @@ func (e *env) doctor(ctx context.Context, cmd *cli.Command) error {
 	return err
 }
 
-// askStateDir tries to write where state is kept: in the directory, or where it would be made.
+// askStateDir checks that the state directory, or the directory in which it would be created, is writable.
 func askStateDir(_ context.Context, e *env, cmd *cli.Command) (string, error) {
 	dir, err := e.stateDir(cmd)
 	if err != nil {

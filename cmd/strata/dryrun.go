@@ -12,7 +12,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// would says in a dry run what a command would do besides Changes of a VM.
+// would prints, in a dry run, what a command would do other than Changes of a VM.
 func (e *env) would(cmd *cli.Command, format string, args ...any) error {
 	text := fmt.Sprintf(format, args...)
 	return e.print(cmd, struct {
@@ -20,8 +20,8 @@ func (e *env) would(cmd *cli.Command, format string, args ...any) error {
 	}{text}, func(w io.Writer) { fmt.Fprintln(w, text) })
 }
 
-// openDry opens a copy of what is known of a VM, and prints the Changes it is told to make. A VM that does not
-// exist is taken for an empty one.
+// openDry opens a copy of a VM's ledger with a machine that only prints Changes. A VM that does not exist is treated as
+// an empty one.
 func (e *env) openDry(ctx context.Context, cmd *cli.Command, name, dir string) (*uvm.UtilityVM, error) {
 	dry := strata.DryRun
 	if name == hostVM {

@@ -22,10 +22,10 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// grace is what a program gets between our end and its own.
+// grace is how long a program may take to end after it was told to.
 const grace = 10 * time.Second
 
-// defaultPath is the PATH of programs that are given none.
+// defaultPath is the PATH of programs without one.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 func execCommands(e *env) []*cli.Command {
@@ -49,7 +49,7 @@ func execCommands(e *env) []*cli.Command {
 	}}
 }
 
-// processFlags are the flags of what runs programs.
+// processFlags returns the flags of commands that run programs.
 func processFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "interactive", Aliases: []string{"i"}, Usage: "connect standard input"},
@@ -83,7 +83,8 @@ func (e *env) exec(ctx context.Context, cmd *cli.Command) error {
 	return notRun(e.execIn(ctx, cmd, id, spec))
 }
 
-// execIn runs a program beside whatever else works with the VM: it reads the ledger and takes no lock.
+// execIn runs a program in a container of a VM. It only reads the ledger and takes no lock, so that it does not exclude
+// other commands.
 func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.ProcessSpec) error {
 	name := cmd.String("vm")
 	if cs, r, ok := e.containerOfExec(ctx, cmd, id); ok {
@@ -103,7 +104,7 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 			spec, err = c.Process(spec)
 		}
 		if err == nil && c.Image != nil {
-			spec.Env = spec.Env[1:] // it has a PATH of its own
+			spec.Env = spec.Env[1:] // without the default PATH: the image has one
 			spec, err = strata.ImageProcess(c.Image, spec)
 		}
 		if err != nil {
@@ -116,8 +117,8 @@ func (e *env) execIn(ctx context.Context, cmd *cli.Command, id string, spec vmm.
 	return e.runIn(ctx, cmd, name, spec, syscall.SIGTERM, nil)
 }
 
-// runIn runs a program in the VM called name. stop is the signal that asks it to end. through, where it is not nil,
-// returns the runner that is used.
+// runIn runs a program in the VM called name. stop is the signal that asks it to end. through, if not nil, wraps the
+// runner.
 func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm.ProcessSpec,
 	stop syscall.Signal, through func(strata.Runner) strata.Runner) error {
 	dir, err := e.vmDir(cmd, name)
@@ -140,7 +141,7 @@ func (e *env) runIn(ctx context.Context, cmd *cli.Command, name string, spec vmm
 	return e.explainEnd(ctx, dir, name, e.runProgram(ctx, m, spec, stop))
 }
 
-// explainEnd says that a VM has ended where that is why a program failed.
+// explainEnd replaces the error of a program that failed because its VM has ended.
 func (e *env) explainEnd(ctx context.Context, dir, name string, err error) error {
 	ee, ok := errors.AsType[*exitError](err)
 	if !ok || ee.err == nil {
@@ -156,7 +157,7 @@ func (e *env) explainEnd(ctx context.Context, dir, name string, err error) error
 		if ierr != nil || !errors.Is(ee.err, vmm.ErrGuestUnreachable) {
 			return err
 		}
-		select { // the connection to a VM that ends breaks before its process is gone
+		select { // when a VM ends, the connection breaks before its process has exited
 		case <-limited.Done():
 			return err
 		case <-time.After(endPoll):
@@ -164,7 +165,7 @@ func (e *env) explainEnd(ctx context.Context, dir, name string, err error) error
 	}
 }
 
-// endPoll is how long is waited before it is asked again whether a VM has ended.
+// endPoll is the poll interval for the end of a VM.
 const endPoll = 20 * time.Millisecond
 
 // runProgram runs a program and turns its exit code into ours.
@@ -181,7 +182,7 @@ func (e *env) runProgram(ctx context.Context, m strata.Runner, spec vmm.ProcessS
 	return nil
 }
 
-// startCode is the exit code for a program that was not started.
+// startCode returns the exit code for a program that could not be started: 125, 126 or 127.
 func startCode(err error) int {
 	switch {
 	case errors.Is(err, vmm.ErrProgramNotFound):
@@ -226,8 +227,7 @@ func (e *env) spec(cmd *cli.Command, args []string) (vmm.ProcessSpec, error) {
 	return s, nil
 }
 
-// environment reads --env-file and --env: KEY=VALUE, or the name of a variable to pass on, which is left out where it
-// is not set.
+// environment reads --env-file and --env: KEY=VALUE, or KEY to pass on its value, which is left out if it is not set.
 func (e *env) environment(cmd *cli.Command) (env []string, err error) {
 	for _, path := range cmd.StringSlice("env-file") {
 		more, err := e.envFile(path)
@@ -245,7 +245,7 @@ func (e *env) environment(cmd *cli.Command) (env []string, err error) {
 	return env, nil
 }
 
-// appendVariable appends KEY=VALUE, or KEY with the value that it has here, where it has one.
+// appendVariable appends KEY=VALUE, or KEY with its value in this process's environment if it is set.
 func (e *env) appendVariable(env []string, kv string) []string {
 	if !strings.Contains(kv, "=") {
 		value, set := e.lookupEnv(kv)
@@ -265,8 +265,8 @@ func terminalSize(fd int) (width, height uint16) {
 	return uint16(w), uint16(h)
 }
 
-// process runs one program to its end. When ctx ends the program is told to end with the signal stop, and killed if it
-// takes longer than the grace; a guest that does not answer is not waited for.
+// process runs one program to its end. When ctx ends, it sends the signal stop, and SIGKILL after the grace; it does
+// not wait for a guest that does not respond.
 func (e *env) process(
 	ctx context.Context, m strata.Runner, spec vmm.ProcessSpec, stop syscall.Signal,
 ) (code int, err error) {
@@ -278,7 +278,7 @@ func (e *env) process(
 		defer restore()
 	}
 	if spec.Stdin != nil {
-		// The reader must not hold up our own end: standard input cannot be interrupted while it is read.
+		// Over a pipe, because a read of standard input cannot be interrupted and would block our exit.
 		r, w := io.Pipe()
 		in := spec.Stdin
 		go func() {
@@ -288,7 +288,7 @@ func (e *env) process(
 		defer r.Close()
 		spec.Stdin = r
 	}
-	// A program that is being started may run already: SIGQUIT waits for it.
+	// Before the start: a SIGQUIT during the start is for the program, too.
 	quit := make(chan struct{}, 1)
 	defer e.interrupts.passQuit(func() { quit <- struct{}{} })()
 	passed := make(chan os.Signal, 8)
@@ -299,7 +299,7 @@ func (e *env) process(
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
 
-	// From here the program decides; ctx only asks it to end.
+	// From here on the end of ctx only asks the program to end.
 	alive, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	if spec.Terminal {
@@ -309,7 +309,7 @@ func (e *env) process(
 	go func() {
 		for {
 			select {
-			case <-quit: // a program that does not hear it is interrupted by the next signal
+			case <-quit: // if the program ignores it, the next signal interrupts the command
 				_ = e.signal(alive, p, syscall.SIGQUIT)
 			case s := <-passed:
 				_ = e.signal(alive, p, s.(syscall.Signal))
@@ -327,19 +327,19 @@ func (e *env) process(
 	return code, err
 }
 
-// rawTerminal leaves what is typed to the program, until restore is called.
+// rawTerminal puts the terminal into raw mode until restore is called.
 func (e *env) rawTerminal() (restore func(), err error) {
 	fd := e.stdinFd()
 	old, err := term.MakeRaw(fd)
 	if err != nil {
 		return nil, fmt.Errorf("terminal: %w", err)
 	}
-	put := func() { _ = term.Restore(fd, old) } // as well as it can be
+	put := func() { _ = term.Restore(fd, old) } // best effort
 	stop := e.interrupts.onExit(put)
 	return func() { stop(); put() }, nil
 }
 
-// stdinFd is the descriptor of standard input, which is a terminal.
+// stdinFd returns the file descriptor of standard input, which must be a terminal.
 func (e *env) stdinFd() int {
 	fd, _ := terminal(e.stdin)
 	return fd
@@ -351,7 +351,8 @@ var (
 	errStubborn = errors.New("the program does not end")
 )
 
-// end ends a program: the signal stop, and SIGKILL after the grace. It returns when that did not help, or alive ends.
+// end sends a program the signal stop, and SIGKILL after the grace. It returns an error if the program does not end,
+// and nil when alive ends.
 func (e *env) end(alive context.Context, p vmm.Process, stop syscall.Signal) error {
 	for _, sig := range []syscall.Signal{stop, syscall.SIGKILL} {
 		sent := time.Now()
@@ -372,14 +373,14 @@ func (e *env) end(alive context.Context, p vmm.Process, stop syscall.Signal) err
 	return errStubborn
 }
 
-// signal sends a signal to a program, within half the grace: a guest that takes longer does not answer.
+// signal sends a signal to a program. It times out after half the grace.
 func (e *env) signal(ctx context.Context, p vmm.Process, sig syscall.Signal) error {
 	limited, cancel := context.WithTimeout(ctx, e.grace/2)
 	defer cancel()
 	return p.Signal(limited, int(sig))
 }
 
-// followSize tells the guest when the terminal changes its size.
+// followSize passes changes of the terminal's size to the program, until stop is called.
 func (e *env) followSize(ctx context.Context, p vmm.Process) (stop func()) {
 	fd, ok := terminal(e.stdin)
 	if !ok {

@@ -12,8 +12,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// containerOfExec finds the container of strata run that exec names, by its name or id. What is mounted by other
-// commands is none.
+// containerOfExec returns the container of strata run that exec names, by name or id; false if it is not one, but may
+// be a mount of another command.
 func (e *env) containerOfExec(ctx context.Context, cmd *cli.Command, ref string) (*strata.Containers,
 	strata.ContainerRecord, bool) {
 	runs, err := e.runs(cmd)
@@ -31,7 +31,7 @@ func (e *env) containerOfExec(ctx context.Context, cmd *cli.Command, ref string)
 	return cs, r, true
 }
 
-// execBeside runs a program beside that of a container, with the environment, folder and user of that.
+// execBeside runs an exec process in a container, with the environment, working directory and user of its program.
 func (e *env) execBeside(ctx context.Context, cmd *cli.Command, cs *strata.Containers, r strata.ContainerRecord,
 	spec vmm.ProcessSpec) error {
 	if cmd.Bool("dry-run") {
@@ -40,7 +40,7 @@ func (e *env) execBeside(ctx context.Context, cmd *cli.Command, cs *strata.Conta
 	if err := needRunning(cs, r); err != nil {
 		return err
 	}
-	spec.Env = spec.Env[1:] // it has the PATH of the container
+	spec.Env = spec.Env[1:] // without the default PATH: the container has one
 	if cmd.Bool("detach") {
 		if err := cs.Control(r.Name).Leave(ctx, spec); err != nil {
 			return &exitError{startCode(err), fmt.Errorf("container %s: run %s: %w", r.Name, printable(spec.Args[0]), err)}
@@ -54,7 +54,7 @@ func (e *env) execBeside(ctx context.Context, cmd *cli.Command, cs *strata.Conta
 	return err
 }
 
-// controlRunner runs programs by the supervisor of a container.
+// controlRunner is a runner that starts processes through the supervisor of a container.
 type controlRunner struct{ *strata.ContainerControl }
 
 // FindProcess implements vmm.Runner.

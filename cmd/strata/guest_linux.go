@@ -2,6 +2,6 @@ package main
 
 import "github.com/stratavm/strata/internal/guest/guestmain"
 
-// guestMain runs the guest's side of things when this process is that, and returns its exit code. strata-init
-// is what guests boot where it is found; strata carries the agent too, so that it works alone.
+// guestMain runs the guest's agent if this process is one, and returns its exit code. Guests boot strata-init if it is
+// found; strata contains the agent too, so that it works without it.
 func guestMain() (code int, handled bool) { return guestmain.Main() }

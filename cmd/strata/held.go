@@ -14,15 +14,15 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// held is the container that a run is the supervisor of. The methods that say so do nothing on nil, as in a dry run.
+// held is the container that a run supervises. It is nil in a dry run: keepImage and keepLayers then do nothing.
 type held struct {
 	c        *strata.Container
 	detached bool
-	ready    func(strata.ContainerRecord) // says that the program runs
-	trouble  error                        // what could not be taken away at the end of the run
+	ready    func(strata.ContainerRecord) // called when the program runs
+	trouble  error                        // error of the cleanup at the end of the run
 }
 
-// hold makes the container of a run, or reopens one that has ended.
+// hold creates the container of a run, or reopens one that has ended.
 func (e *env) hold(ctx context.Context, cmd *cli.Command, runs *strata.Runs, in *runInput) (*held, error) {
 	cs := runs.Containers()
 	h := &held{ready: func(strata.ContainerRecord) {}}
@@ -57,8 +57,8 @@ func (e *env) hold(ctx context.Context, cmd *cli.Command, runs *strata.Runs, in 
 
 func (h *held) again() bool { return h != nil && h.c.Again() }
 
-// folder is where what a run makes for the container lies: with the container, which may be started again, or with the
-// run. In a dry run it is "".
+// folder returns the directory for what a run creates for the container: that of the container if it may be started
+// again, else that of the run; "" in a dry run.
 func (in *runInput) folder(r *strata.Run) string {
 	switch {
 	case r == nil:
@@ -69,14 +69,14 @@ func (in *runInput) folder(r *strata.Run) string {
 	return r.Dir()
 }
 
-// keepImage notes what image the container is made of, and the signal that asks its program to end.
+// keepImage records the container's image and stop signal.
 func (h *held) keepImage(name string, use imageInUse, stop syscall.Signal) {
 	if h != nil {
 		h.c.Update(func(r *strata.ContainerRecord) { r.Image, r.Digest, r.StopSignal = name, use.digest, int(stop) })
 	}
 }
 
-// keepLayers notes the layers of the container.
+// keepLayers records the layers of the container.
 func (h *held) keepLayers(all []layers.Layer) {
 	if h == nil {
 		return
@@ -89,7 +89,7 @@ func (h *held) keepLayers(all []layers.Layer) {
 	})
 }
 
-// restore fills in what was known of the container when it was made, and returns its layers.
+// restore fills in the recorded settings of a container that is started again, and returns its layers.
 func (h *held) restore(in *runInput) []string {
 	r := h.c.Record()
 	r.Process.Apply(&in.spec)
@@ -97,7 +97,7 @@ func (h *held) restore(in *runInput) []string {
 	return slices.Clone(r.Layers)
 }
 
-// finish notes how the run ended, which is over, and returns what it is to end with.
+// finish records the end of the run and returns the error to exit with.
 func (h *held) finish(e *env, err error) error {
 	code, words := 0, ""
 	if err != nil {
@@ -120,7 +120,7 @@ func (h *held) finish(e *env, err error) error {
 	return err
 }
 
-// heldRunner starts the program of a container, and tells the container of it.
+// heldRunner starts the program of a container, and connects it to the container's log and control socket.
 type heldRunner struct {
 	strata.Runner
 	h  *held
@@ -161,7 +161,7 @@ type heldProcess struct {
 	c *strata.Container
 }
 
-// Wait waits for the program's end.
+// Wait waits until the program has ended.
 func (p heldProcess) Wait(ctx context.Context) (int, error) {
 	code, err := p.Process.Wait(ctx)
 	p.c.Ended()
@@ -174,7 +174,7 @@ func (p heldProcess) Wait(ctx context.Context) (int, error) {
 // OutOfMemory implements vmm.OutOfMemory.
 func (p heldProcess) OutOfMemory() bool { return outOfMemory(p.Process) }
 
-// outOfMemory reports whether a process that has ended was killed because of a limit of its container's memory.
+// outOfMemory reports whether a process that has ended was OOM-killed.
 func outOfMemory(p vmm.Process) bool {
 	o, ok := p.(vmm.OutOfMemory)
 	return ok && o.OutOfMemory()

@@ -23,7 +23,7 @@ const sources = "" +
 	"docker save, podman, skopeo, buildah or umoci wrote, or the tar of a root file system. To say which:\n" +
 	"docker://REF, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], tar:FILE.\n"
 
-// imageFlags are the flags of what reads images.
+// imageFlags returns the flags of commands that read images.
 func imageFlags() []cli.Flag {
 	return []cli.Flag{
 		platformFlag(),
@@ -151,7 +151,7 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 		f := store.Format{File: layerdir.EROFS}
 		switch {
 		case runtime.GOOS == "windows":
-			f.File = layerdir.VHD // what Microsoft's guest kernel can mount
+			f.File = layerdir.VHD // the format that Microsoft's guest kernel can mount
 		case wantsTrees(cmd):
 			f.File = layerdir.Tree
 		}
@@ -174,12 +174,13 @@ func maxLayerSize(cmd *cli.Command) (int64, error) {
 	return limit, nil
 }
 
-// wantsTrees reports whether a command mounts layers on this system itself where that mounts no disks.
+// wantsTrees reports whether a command needs layers as directories: it mounts them on this system in a user namespace,
+// which cannot mount disk images.
 func wantsTrees(cmd *cli.Command) bool {
 	return (cmd.String("isolation") == "process" || cmd.String("vm") == hostVM) && userns.Inside()
 }
 
-// importImage brings an image from wherever it is into the store.
+// importImage imports an image from any source into the store.
 func (e *env) importImage(ctx context.Context, cmd *cli.Command, text, name string) (store.Image, pulled, error) {
 	var none store.Image
 	if cmd.Bool("dry-run") {
@@ -196,7 +197,7 @@ func (e *env) importImage(ctx context.Context, cmd *cli.Command, text, name stri
 	return e.importSource(ctx, cmd, st, src, name)
 }
 
-// importDry says what importing an image would do, without looking at it.
+// importDry prints what importing an image would do, without reading it.
 func (e *env) importDry(cmd *cli.Command, text string) error {
 	if _, err := image.ParseSource(text); err != nil {
 		return err
@@ -210,7 +211,7 @@ func notImported(text string) error {
 		printable(text))
 }
 
-// imageOptions are what --platform and --plain-http say. limit is in bytes, for each layer.
+// imageOptions reads --platform, --plain-http and --any-root. limit is the maximum size of a layer in bytes.
 func imageOptions(cmd *cli.Command, limit int64) (o image.Options, err error) {
 	o = image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http"), AnyRoot: cmd.Bool("any-root")}
 	if s := cmd.String("platform"); s != "" {
@@ -265,7 +266,7 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 		Formats:   rec.Formats, Millis: time.Since(start).Milliseconds()}, nil
 }
 
-// agrees asks a person; where there is none the answer is no.
+// agrees asks the user a yes/no question; without a terminal the answer is no.
 func (e *env) agrees(question string) bool {
 	if _, in := terminal(e.stdin); !in {
 		return false
@@ -275,11 +276,11 @@ func (e *env) agrees(question string) bool {
 	}
 	fmt.Fprintf(e.stderr, "strata: %s [y/N] ", question)
 	var answer string
-	_, _ = fmt.Fscanln(e.stdin, &answer) // no answer is a no
+	_, _ = fmt.Fscanln(e.stdin, &answer) // on error the answer is no
 	return strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes")
 }
 
-// samePlatform reports whether a platform that was asked for is that of an image; none asked for is any.
+// samePlatform reports whether an image has the wanted platform; an empty one matches any.
 func samePlatform(wanted, have string) bool {
 	if wanted == "" || wanted == have {
 		return true
@@ -288,8 +289,7 @@ func samePlatform(wanted, have string) bool {
 	return err == nil && p.String() == have
 }
 
-// openImage opens an image to be imported. What has to be unpacked before it can be read lies in the store,
-// which has the room and clears it away if this process is killed.
+// openImage opens an image for import. Temporary files are in the store, which removes them if this process is killed.
 func openImage(ctx context.Context, st *store.Store, src image.Source,
 	o image.Options) (*image.Image, func() error, error) {
 	dir, remove, err := st.TempDir()
@@ -319,7 +319,7 @@ func findImage(st *store.Store, ref string) (store.Image, error) {
 		if img, err := st.Find(src.Name); err == nil {
 			return img, nil
 		}
-		// By digest: what was pulled by a tag is the same.
+		// By digest: an image pulled by tag may have the same digest.
 		if name, digest, ok := strings.Cut(src.Name, "@"); ok {
 			if img, err := st.Find(digest); err == nil && img.Digest == digest && sameRepository(img.Name, name) {
 				return img, nil
@@ -329,13 +329,13 @@ func findImage(st *store.Store, ref string) (store.Image, error) {
 	return img, fmt.Errorf("%w; strata image ls shows those there are", err)
 }
 
-// sameRepository reports whether an image's name is that of a repository, with any tag or digest.
+// sameRepository reports whether an image's name is in a repository, with any tag or digest.
 func sameRepository(name, repository string) bool {
 	rest, ok := strings.CutPrefix(name, cutTag(repository))
 	return ok && (rest == "" || rest[0] == ':' || rest[0] == '@')
 }
 
-// cutTag is a name without its tag.
+// cutTag returns a name without its tag.
 func cutTag(name string) string {
 	if at := strings.LastIndexByte(name, ':'); at > strings.LastIndexByte(name, '/') {
 		return name[:at]

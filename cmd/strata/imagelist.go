@@ -21,7 +21,7 @@ type listed struct {
 	Digest   string    `json:"digest"`
 	Platform string    `json:"platform"`
 	Layers   int       `json:"layers"`
-	Size     int64     `json:"size"` // bytes of its layers in the store, in all formats; -1: not known
+	Size     int64     `json:"size"` // bytes of its layers in the store, in all formats; -1: unknown
 	Formats  []string  `json:"formats"`
 	Imported time.Time `json:"imported"`
 }
@@ -53,7 +53,7 @@ func (e *env) imageList(ctx context.Context, cmd *cli.Command) error {
 		}
 		n, serr := st.Size(i)
 		if serr != nil {
-			n = -1 // strata store check says what is wrong
+			n = -1 // strata store check reports the problem
 		}
 		list = append(list, listed{i.Name, i.Digest, i.Platform, len(i.Layers), n, i.Formats, i.Imported})
 	}
@@ -86,7 +86,7 @@ func (e *env) imageList(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(err, perr)
 }
 
-// known is a size, or a question mark.
+// known formats a size; -1 is "?".
 func known(n int64) string {
 	if n < 0 {
 		return "?"
@@ -187,7 +187,7 @@ func (e *env) imageTag(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
-// imagePrune removes what no image needs, and with --all images that no container needs.
+// imagePrune removes unused layers, and with --all also images that no container uses.
 func (e *env) imagePrune(ctx context.Context, cmd *cli.Command) error {
 	if !cmd.Bool("all") {
 		return e.storeGC(ctx, cmd)
@@ -216,12 +216,12 @@ func (e *env) imagePrune(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(append(errs, e.storeGC(ctx, cmd))...)
 }
 
-// inUse reports whether a folder of an image's layers is one of those used.
+// inUse reports whether one of an image's layer directories is in used.
 func inUse(st *store.Store, img store.Image, used []string) bool {
 	for _, name := range img.Formats {
 		f, err := store.ParseFormat(name)
 		if err != nil {
-			return true // of a later version of this program
+			return true // a format of a later version of this program
 		}
 		folders, err := st.Folders(img, f)
 		if err != nil || len(folders) > 0 && slices.Contains(used, folders[0]) {

@@ -86,8 +86,8 @@ func (e *env) importTar(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
-// checkFree makes sure that a layer folder holds no layer yet: a VM may have that mounted, and which of two
-// is mounted depends on the VM.
+// checkFree returns an error if a directory holds a layer already: a VM may have mounted that, and with several formats
+// it depends on the VM which one is mounted.
 func checkFree(dir string) error {
 	if fi, err := os.Stat(dir); err == nil && !fi.IsDir() {
 		return fmt.Errorf("import: %s is a file; give a folder, which is made for the layer", printable(dir))
@@ -101,7 +101,7 @@ func checkFree(dir string) error {
 	return nil
 }
 
-// convert creates a layer folder of the tar called name.
+// convert converts the tar called name to a layer in directory dir.
 func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (res layerdir.Result, err error) {
 	fs, err := formats(cmd)
 	if err != nil {
@@ -135,7 +135,7 @@ func (e *env) convert(ctx context.Context, cmd *cli.Command, name, dir string) (
 	}
 	waits := interruptible(ctx, in)
 	defer waits.Close()
-	// Progress is measured where the size is known: before decompression.
+	// Progress is measured before decompression, where the total is known.
 	p := newProgress(e.stderr, name, total, cmd.Bool("json"))
 	defer p.finish()
 	r := bufio.NewReaderSize(&countingReader{r: waits, tell: p.set}, 1<<20)

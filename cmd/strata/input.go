@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// inputPiece is how much is read at a time of what may have to be waited for.
+// inputPiece is the buffer size for interruptible reads, in bytes.
 const inputPiece = 1 << 20
 
-// openInput is os.Open, but ends with ctx: a FIFO cannot be opened before somebody writes to it.
+// openInput is os.Open, but fails when ctx ends: opening a FIFO blocks until it has a writer.
 func openInput(ctx context.Context, name string) (*os.File, error) {
 	type opened struct {
 		f   *os.File
@@ -24,7 +24,7 @@ func openInput(ctx context.Context, name string) (*os.File, error) {
 		case c <- opened{f, err}:
 		case <-ctx.Done():
 			if err == nil {
-				f.Close() // nobody has read it
+				f.Close() // the caller has gone
 			}
 		}
 	}()
@@ -36,25 +36,25 @@ func openInput(ctx context.Context, name string) (*os.File, error) {
 	}
 }
 
-// interruptible returns a reader of in that fails as soon as ctx ends, also while in has to be waited for, as a pipe
-// has whose writer hangs. A read of in that is under way then is left alone: it ends with this process, or when the
-// other end is closed. The reader is to be closed.
+// interruptible returns a reader of in that fails as soon as ctx ends, even while a read of in blocks, such as that of
+// a pipe. The blocked read goes on in the background until it returns or this process ends. The caller must close the
+// reader.
 func interruptible(ctx context.Context, in io.Reader) io.ReadCloser {
 	r, w := io.Pipe()
 	stop := context.AfterFunc(ctx, func() { w.CloseWithError(context.Cause(ctx)) })
 	go func() {
 		defer stop()
-		// Without the methods of files that copy by themselves, in small pieces.
+		// Hide ReadFrom and WriteTo, which would copy in smaller pieces.
 		_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{in}, make([]byte, inputPiece))
 		w.CloseWithError(err)
 	}()
 	return r
 }
 
-// inputTime bounds how long what an option names is read: it may be a pipe.
+// inputTime bounds reading a file named by an option, which may be a pipe.
 var inputTime = 10 * time.Second // changed by a test
 
-// readSmall reads a file of at most so many bytes.
+// readSmall reads a file of at most most bytes.
 func readSmall(path string, most int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), inputTime,
 		fmt.Errorf("%s: nothing comes from it for %v", path, inputTime))

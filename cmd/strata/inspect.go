@@ -15,7 +15,7 @@ import (
 	"github.com/stratavm/strata/store"
 )
 
-// inspected is what image inspect prints.
+// inspected is the output of image inspect.
 type inspected struct {
 	store.Image
 	Run     image.Config        `json:"run"`     // how its program is run
@@ -78,7 +78,7 @@ func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
-// writeRun prints what else an image says of its program; what it does not say is left out.
+// writeRun prints the optional fields of an image's configuration that are set.
 func writeRun(w io.Writer, c image.Config) {
 	if c.StopSignal != "" {
 		row(w, "Stop signal:\t%s\n", c.StopSignal)
@@ -100,7 +100,7 @@ func writeRun(w io.Writer, c image.Config) {
 	}
 }
 
-// describeSource describes an image that is not in the store, as the store would if it were.
+// describeSource returns the store record that an image outside the store would have.
 func describeSource(ctx context.Context, cmd *cli.Command, ref string) (rec store.Image, err error) {
 	src, err := image.ParseSource(ref)
 	if err != nil {

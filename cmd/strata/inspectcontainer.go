@@ -11,7 +11,7 @@ import (
 	"github.com/stratavm/strata/image"
 )
 
-// inspectContainers is the command inspect: one array, however many containers are named.
+// inspectContainers implements inspect. It always prints an array.
 func (e *env) inspectContainers(ctx context.Context, cmd *cli.Command) error {
 	f := cmd.String("format")
 	if f == "json" || cmd.Bool("json") {
@@ -34,7 +34,7 @@ func (e *env) inspectContainers(ctx context.Context, cmd *cli.Command) error {
 	for _, ref := range cmd.Args().Slice() {
 		r, err := cs.Find(ref)
 		if err == nil {
-			r.Launch = nil // ours
+			r.Launch = nil // internal
 			all, views = append(all, r), append(views, viewOf(r))
 			continue
 		}
@@ -57,13 +57,13 @@ func (e *env) inspectContainers(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(append(errs, writeJSON(e.stdout, all, "  "))...)
 }
 
-// mountedContainer is what inspect prints of what strata mount has mounted.
+// mountedContainer is the output of inspect for a container of strata mount.
 type mountedContainer struct {
 	container
 	Config *image.Config `json:"config,omitempty"` // of its image: how programs are run in it
 }
 
-// findMounted finds what is mounted by an id, in each VM.
+// findMounted returns the containers of strata mount with an id, of all VMs.
 func (e *env) findMounted(ctx context.Context, cmd *cli.Command, id string) (found []mountedContainer, err error) {
 	names, err := e.vmNames(cmd)
 	errs := []error{err}

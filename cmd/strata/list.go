@@ -49,10 +49,10 @@ type container struct {
 	Layers  []string  `json:"layers"`
 	Scratch string    `json:"scratch,omitempty"`
 	Held    int       `json:"held"`             // resources
-	Paused  string    `json:"paused,omitempty"` // why its VM stands still
+	Paused  string    `json:"paused,omitempty"` // why its VM is paused
 }
 
-// containerOf is the line of ls of a container, and what is kept of its image.
+// containerOf returns a container's line of ls, and its recorded image.
 func containerOf(v vmView, c uvm.ClaimStatus) (line container, kept *layers.Image, err error) {
 	var meta layers.Meta
 	if err = json.Unmarshal(c.Meta, &meta); err != nil {
@@ -102,10 +102,10 @@ func (e *env) list(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// recovered is what recover prints of a VM, or of a run that was killed.
+// recovered is the output of recover for a VM, or for a run that was killed.
 type recovered struct {
 	VM         string `json:"vm,omitempty"`
-	Run        string `json:"run,omitempty"` // what it left is taken away
+	Run        string `json:"run,omitempty"` // a killed run that was cleaned up
 	Running    bool   `json:"running"`
 	Containers int    `json:"containers"`
 	Error      string `json:"error,omitempty"`
@@ -145,7 +145,7 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 	for _, name := range names {
 		r, err := e.recoverVM(ctx, cmd, name)
 		if errors.Is(err, strata.ErrNoVM) && slices.Contains(ids, name) {
-			continue // the run's own, which went with it
+			continue // the run's own VM, removed with it
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -196,7 +196,7 @@ func (e *env) recoverVM(ctx context.Context, cmd *cli.Command, name string) (rec
 	}
 	vm, err := e.open(ctx, cmd, name)
 	if errors.Is(err, vmm.ErrGone) || errors.Is(err, strata.ErrNoVM) && exists(dir) {
-		// It ended, or its start was cut off before there was a machine.
+		// It has ended, or its start was interrupted before there was a machine.
 		return r, strata.RemoveVM(ctx, dir)
 	}
 	if err != nil {
@@ -210,9 +210,9 @@ func (e *env) recoverVM(ctx context.Context, cmd *cli.Command, name string) (rec
 	}
 	err = errors.Join(err, vm.Close())
 	if err == nil && name == hostVM && r.Containers == 0 {
-		// Whoever made its state was killed before there was anything to note.
+		// The process that created its state was killed before it wrote the ledger.
 		err = strata.RemoveVM(ctx, dir)
-		if errors.Is(err, strata.ErrRunning) { // something has just been mounted
+		if errors.Is(err, strata.ErrRunning) { // something was mounted meanwhile
 			err = nil
 		}
 	}

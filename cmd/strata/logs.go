@@ -85,8 +85,7 @@ func (e *env) logLine(cmd *cli.Command, l strata.ContainerLogLine) error {
 	return err
 }
 
-// parseTime reads a point in time: of RFC 3339, perhaps without a zone or a part of the day, in seconds since 1970, or
-// how long ago.
+// parseTime parses a time: RFC 3339, also without time zone or time of day; Unix seconds; or a duration before now.
 func parseTime(s string, now time.Time) (time.Time, error) {
 	if d, err := time.ParseDuration(s); err == nil {
 		return now.Add(-d), nil

@@ -1,8 +1,8 @@
-// Command strata gives containers in utility VMs their root file systems. Started as PID 1 in a Linux
-// guest it is the guest's agent; see package internal/guest/guestmain.
+// Command strata runs containers in utility VMs and manages their root file systems. As PID 1 of a Linux guest it is
+// the guest's agent; see package internal/guest/guestmain.
 //
-// It is one package, large as it is, of one file a command: flags, output and the opening of a VM are
-// the same for all of them, and packages would have to export these to each other and to nobody else.
+// It is one package with about one file per command: all share flags, output and the opening of a VM, which separate
+// packages would have to export to each other.
 package main
 
 import (
@@ -32,9 +32,9 @@ func main() {
 	os.Exit(e.run(ctx, os.Args))
 }
 
-// Exit codes. exec and run answer with the program's own code, 128+n when signal n ended it; what goes wrong before
-// the program runs is 125, 126 or 127, as in other container tools, to tell it from the program's failures. A command
-// that signal n interrupts answers with 128+n too.
+// Exit codes. exec and run exit with the program's code, or 128+n if signal n killed it. If the program could not be
+// started, the code is 125, 126 or 127, as in other container tools. A command that signal n interrupts exits with
+// 128+n.
 const (
 	exitFailure       = 1
 	exitUsage         = 2
@@ -44,7 +44,7 @@ const (
 	exitInterrupted   = 130
 )
 
-// exitError carries an exit code. Without an error nothing is printed.
+// exitError is an error with an exit code. If it wraps no error, nothing is printed.
 type exitError struct {
 	code int
 	err  error
@@ -59,7 +59,7 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
-// usage is an error of the command line itself.
+// usage returns a usage error.
 func usage(cmd *cli.Command, format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Errorf("%w (see %s --help)", fmt.Errorf(format, args...), cmd.FullName())}
 }
@@ -89,7 +89,7 @@ func (e *env) run(ctx context.Context, args []string) int {
 		code = exitInterrupted
 		if i, ok := errors.AsType[*interruption](context.Cause(ctx)); ok {
 			code = i.exitCode()
-			say = say && i.sig != syscall.SIGPIPE // as a program that the signal ends
+			say = say && i.sig != syscall.SIGPIPE // silent, like a program killed by SIGPIPE
 		}
 	}
 	if say {
@@ -98,13 +98,13 @@ func (e *env) run(ctx context.Context, args []string) int {
 	return code
 }
 
-// failure is what is written to standard error of a command that failed, with --json.
+// failure is the error of a failed command on standard error with --json.
 type failure struct {
 	Error    string `json:"error"`
 	ExitCode int    `json:"exitCode"`
 }
 
-// fail says why a command failed.
+// fail prints the error of a command.
 func (e *env) fail(err error, code int) {
 	if e.json {
 		e.stderrJSON(failure{err.Error(), code})
@@ -113,7 +113,7 @@ func (e *env) fail(err error, code int) {
 	fmt.Fprintln(e.stderr, "strata:", plaintext.Text(err.Error()))
 }
 
-// splitArgs cuts off what follows the first "--": the program of exec and run, with its arguments.
+// splitArgs splits the command line at the first "--"; tail is the program of exec and run with its arguments.
 func splitArgs(args []string) (head, tail []string) {
 	for i, a := range args {
 		if a == "--" {

@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata"
 )
 
-// nameFlags are the flags that say what names mean in a container, and who its program is.
+// nameFlags returns the flags for name resolution in a container and for the groups of its program.
 func nameFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "add-host", Usage: "`NAME:ADDRESS`: a line more of /etc/hosts (repeat)"},
@@ -60,7 +60,7 @@ func nameOptions(cmd *cli.Command, o *strata.SpecOptions) error {
 	return nil
 }
 
-// parseDevice reads PATH[:TARGET][:rwm].
+// parseDevice parses PATH[:TARGET][:rwm].
 func parseDevice(value string) (d strata.SpecDevice, err error) {
 	parts := strings.Split(value, ":")
 	if len(parts) > 1 && parts[len(parts)-1] != "" && strings.Trim(parts[len(parts)-1], "rwm") == "" {
@@ -76,16 +76,16 @@ func parseDevice(value string) (d strata.SpecDevice, err error) {
 	return d, nil
 }
 
-// maxEnvFile bounds a file of variables, in bytes.
+// maxEnvFile is the maximum size of an environment file in bytes.
 const maxEnvFile = 1 << 20
 
-// envFile reads a file of variables: KEY=VALUE, or KEY to pass on its value; "#" begins a comment.
+// envFile reads an environment file: lines KEY=VALUE, or KEY to pass on its value; "#" begins a comment.
 func (e *env) envFile(path string) (out []string, err error) {
 	text, err := readSmall(path, maxEnvFile)
 	if err != nil {
 		return nil, fmt.Errorf("--env-file: %w", err)
 	}
-	text = bytes.TrimPrefix(text, []byte("\ufeff")) // which editors of Windows write first
+	text = bytes.TrimPrefix(text, []byte("\ufeff")) // byte order mark, which editors on Windows write
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, maxEnvFile)
 	for n := 1; lines.Scan(); n++ {

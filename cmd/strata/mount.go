@@ -67,7 +67,7 @@ func uncheckedFlag() cli.Flag {
 		Usage: "mount layers with a hash tree (+verity) also where nothing can check it"}
 }
 
-// mounted is what mount prints.
+// mounted is the output of mount.
 type mounted struct {
 	ID      string   `json:"id"`
 	VM      string   `json:"vm"`
@@ -156,7 +156,7 @@ func (e *env) mount(ctx context.Context, cmd *cli.Command) (err error) {
 	})
 }
 
-// advise adds the remedy to errors that have one.
+// advise adds a remedy to errors for which there is one.
 func (e *env) advise(err error, vm, id string) error {
 	switch {
 	case errors.Is(err, vmm.ErrBusy):
@@ -179,13 +179,13 @@ func (e *env) advise(err error, vm, id string) error {
 	return err
 }
 
-// busyError says in a sentence that programs use a container. It matches what err matches.
+// busyError is the error that programs use a container, as a readable sentence. It wraps err.
 type busyError struct {
 	vm, id string
 	err    error
 }
 
-// user is how the guest names a process that uses a file system.
+// user matches a process that uses a file system in the guest's error text.
 var user = regexp.MustCompile(`process (\d+) \(([^)]*)\)`)
 
 func (b *busyError) Unwrap() error { return b.err }

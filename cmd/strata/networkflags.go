@@ -22,15 +22,15 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Networks that a container can have.
+// Networks of a container, values of --network.
 const (
-	noNetwork   = "none" // one of its own, without a way out
-	userNetwork = "user" // one of its own, from which others are reached as the user that runs it
+	noNetwork   = "none" // only loopback
+	userNetwork = "user" // user-mode networking: outgoing connections are made by this user's process
 	hostNetwork = "host" // that of this system
-	nsNetwork   = "ns:"  // before a path: that of an existing network namespace
+	nsNetwork   = "ns:"  // prefix of the path of an existing network namespace
 )
 
-// networkFlags say what network a container has.
+// networkFlags returns the flags for the network of a container.
 func networkFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "network", Aliases: []string{"net"}, Value: noNetwork,
@@ -65,7 +65,7 @@ func networkKind(cmd *cli.Command) (kind string, ports []vmm.PortForward, err er
 	return kind, ports, err
 }
 
-// networkInput returns the network that a container of run is to have. Nil: one without a way out, or this system's.
+// networkInput returns the network of a container of run; nil for none and for that of this system.
 func networkInput(cmd *cli.Command) (*uvm.Network, error) {
 	kind, ports, err := networkKind(cmd)
 	switch {
@@ -85,14 +85,14 @@ func networkInput(cmd *cli.Command) (*uvm.Network, error) {
 	return nil, nil
 }
 
-// namespaceInput describes the network of a container that is to be in a network namespace.
+// namespaceInput returns the network of a container in a network namespace.
 func namespaceInput(cmd *cli.Command, path string) (*uvm.Network, error) {
 	paths, err := absolute(cmd, "--network ns:", path)
 	if err != nil {
 		return nil, err
 	}
 	n := uvm.Network{Namespace: paths[0]}
-	if inProcess(cmd) { // the container is in it, whatever is there
+	if inProcess(cmd) { // the container joins the namespace itself
 		err = tapnet.Check(paths[0])
 	} else if n, err = strata.NetworkNamespace(paths[0]); err == nil && len(n.Links) == 0 {
 		err = fmt.Errorf("network namespace %s: no interface in it has an address that a VM could have; use "+
@@ -106,8 +106,8 @@ func namespaceInput(cmd *cli.Command, path string) (*uvm.Network, error) {
 	return &n, nil
 }
 
-// portsFree finds ports that are taken before a VM is started for nothing. Those of a VM that runs, or of this system
-// itself, may be of a run that was killed, which is taken away first.
+// portsFree returns an error if a published port is in use, before a VM is started. It does not check for a running VM
+// or this system itself: there, the port may belong to a killed run that is cleaned up first.
 func portsFree(ctx context.Context, cmd *cli.Command, n *uvm.Network) error {
 	if n == nil || cmd.String("vm") != "" || inProcess(cmd) {
 		return nil
@@ -115,11 +115,11 @@ func portsFree(ctx context.Context, cmd *cli.Command, n *uvm.Network) error {
 	return slirp.PortsFree(ctx, n.Ports)
 }
 
-// hostPrefixes are the networks that this system is in.
+// hostPrefixes returns the networks of this system's interfaces.
 func hostPrefixes() (all []netip.Prefix) {
 	addresses, err := net.InterfaceAddrs()
 	if err != nil {
-		return nil // then there is none to clash with
+		return nil // assume no conflict
 	}
 	for _, a := range addresses {
 		if p, err := netip.ParsePrefix(a.String()); err == nil {
@@ -129,8 +129,7 @@ func hostPrefixes() (all []netip.Prefix) {
 	return all
 }
 
-// freeSubnet is a subnet for a container from which the networks of this system can be reached; not valid: the usual
-// one.
+// freeSubnet returns a subnet for a container that does not overlap with used; the zero prefix means the default one.
 func freeSubnet(used []netip.Prefix) netip.Prefix {
 	free := func(p netip.Prefix) bool { return !slices.ContainsFunc(used, p.Overlaps) }
 	if free(vmm.DefaultSubnet) {
@@ -149,29 +148,29 @@ func freeSubnet(used []netip.Prefix) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// maxResolver bounds what is read of resolv.conf, in bytes.
+// maxResolver is the maximum size of resolv.conf in bytes.
 const maxResolver = 64 << 10
 
-// maxDomains bounds the domains that are searched, as resolvers do.
+// maxDomains is the maximum number of search domains, as in glibc.
 const maxDomains = 6
 
 var searchDomain = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,253}$`)
 
-// searchDomains are the domains in which this system looks up names.
+// searchDomains returns the search domains of a resolv.conf.
 func searchDomains(path string) (domains []string) {
 	b, err := readSmall(path, maxResolver)
 	if err != nil {
-		return nil // there are systems without
+		return nil // not all systems have the file
 	}
 	domains = slices.DeleteFunc(ocispec.ParseResolver(b).Search,
 		func(d string) bool { return !searchDomain.MatchString(d) })
 	return domains[:min(len(domains), maxDomains)]
 }
 
-// maxServers bounds the name servers that are asked, as resolvers do.
+// maxServers is the maximum number of name servers, as in glibc.
 const maxServers = 3
 
-// nameServers are those of this system that others can ask, too.
+// nameServers returns the name servers of a resolv.conf that can be reached from other network namespaces.
 func nameServers(path string) []netip.Addr {
 	b, err := readSmall(path, maxResolver)
 	if err != nil {

@@ -13,15 +13,14 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// patience is how long a command waits for another one that works with the same VM before it says so.
+// patience is how long a command waits silently for another one that has the same VM locked.
 const patience = time.Second
 
-// silence is how long a VM may say nothing before a command gives up.
+// silence is how long a VM may take to respond before a command gives up.
 const silence = time.Minute
 
-// open reopens the VM called name, waiting for another command that works with it, and takes away what
-// runs that were killed left in it. With --dry-run it is a copy of the ledger, with a machine that only
-// prints.
+// open opens the VM called name and cleans up after killed runs in it. It blocks while another command has the VM open.
+// With --dry-run the VM is a copy of the ledger with a machine that only prints.
 func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
@@ -34,7 +33,7 @@ func (e *env) open(ctx context.Context, cmd *cli.Command, name string) (*uvm.Uti
 	return e.reopen(ctx, cmd, name)
 }
 
-// reopen is open without what runs left, and never dry.
+// reopen is open without the cleanup and without --dry-run.
 func (e *env) reopen(ctx context.Context, cmd *cli.Command, name string) (*uvm.UtilityVM, error) {
 	dir, err := e.vmDir(cmd, name)
 	if err != nil {
@@ -55,12 +54,12 @@ func (e *env) reopen(ctx context.Context, cmd *cli.Command, name string) (*uvm.U
 	return vm, nil
 }
 
-// openOptions are those of a VM that is opened.
+// openOptions returns the options for opening a VM.
 func (e *env) openOptions(cmd *cli.Command) strata.OpenOptions {
 	return strata.OpenOptions{Logger: e.logger(cmd), ResponseTimeout: e.silence, RollbackTimeout: e.grace}
 }
 
-// explain says what to do about a VM that cannot be opened.
+// explain adds a remedy to the error of a VM that cannot be opened.
 func (e *env) explain(name string, err error) error {
 	switch {
 	case err == nil:
@@ -75,7 +74,7 @@ func (e *env) explain(name string, err error) error {
 	return fmt.Errorf("VM %q: %w", name, err)
 }
 
-// close closes a VM, which runs on.
+// close closes a VM, which keeps running.
 func (e *env) close(vm *uvm.UtilityVM) {
 	if err := vm.Close(); err != nil {
 		e.say("strata: closing the VM: %v", err)

@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// limitFlags are those flags of run that update has, too.
+// limitFlags are the flags of run that update has too.
 var limitFlags = []string{"memory", "memory-swap", "cpus", "cpu-shares", "pids-limit"}
 
 func pauseCommands(e *env) []*cli.Command {
@@ -50,7 +50,7 @@ func limitsToUpdate() (flags []cli.Flag) {
 	return flags
 }
 
-// eachRunning does something to containers that run, and prints their names.
+// eachRunning calls do for each running container that the arguments name, and prints their names.
 func (e *env) eachRunning(ctx context.Context, cmd *cli.Command, verb string,
 	do func(*strata.ContainerControl, context.Context) error) error {
 	return e.eachContainer(ctx, cmd, func(cs *strata.Containers, r strata.ContainerRecord) error {
@@ -67,7 +67,7 @@ func (e *env) eachRunning(ctx context.Context, cmd *cli.Command, verb string,
 	})
 }
 
-// containerError is an error of a container that runs.
+// containerError adds the container, and a remedy if there is one, to an error of a running container.
 func containerError(r strata.ContainerRecord, err error) error {
 	switch {
 	case errors.Is(err, vmm.ErrPaused):
@@ -101,7 +101,7 @@ func (e *env) update(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
-// letGoOn lets a container go on that was paused, so that it heeds a signal.
+// letGoOn resumes a container if it is paused, so that it handles a signal.
 func letGoOn(ctx context.Context, cs *strata.Containers, r strata.ContainerRecord) error {
 	if !r.Paused {
 		return nil

@@ -4,8 +4,7 @@ package main
 
 import "os"
 
-// notifyResize: Windows tells of a new size only to readers of console events, which we are not; the
-// size at the start stays.
+// notifyResize does nothing: Windows reports a new size only to readers of console events. The initial size stays.
 func notifyResize(chan<- os.Signal) (stop func()) { return func() {} }
 
 // notifyPassedOn: Windows has no such signals.

@@ -14,7 +14,7 @@ func notifyResize(c chan<- os.Signal) (stop func()) {
 	return func() { signal.Stop(c) }
 }
 
-// notifyPassedOn sends signals to c that mean something to a program, and nothing to the command that runs it.
+// notifyPassedOn sends to c the signals that are passed on to the program and have no meaning for this command.
 func notifyPassedOn(c chan<- os.Signal) (stop func()) {
 	signal.Notify(c, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM)
 	return func() { signal.Stop(c) }

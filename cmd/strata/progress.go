@@ -10,12 +10,12 @@ import (
 	"github.com/stratavm/strata/internal/plaintext"
 )
 
-// progress reports how far a long piece of work is: a bar that is redrawn on a terminal, a line now and
-// then elsewhere. Its methods may be called concurrently.
+// progress shows the progress of an operation: a bar on a terminal, a periodic line elsewhere. Its methods may be
+// called concurrently.
 type progress struct {
 	w        io.Writer
 	name     string
-	total    int64 // bytes; 0: not known
+	total    int64 // bytes; 0: unknown
 	terminal bool
 	now      func() time.Time
 
@@ -43,7 +43,7 @@ func newProgress(w io.Writer, name string, total int64, quiet bool) *progress {
 	return p
 }
 
-// set says how many bytes are done.
+// set sets the number of bytes that are done.
 func (p *progress) set(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,7 +93,7 @@ func (p *progress) finish() {
 	}
 }
 
-// size is a number of bytes for people.
+// size formats a number of bytes with a binary unit.
 func size(n int64) string {
 	const unit = 1024
 	if n < unit {
@@ -106,5 +106,5 @@ func size(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", f, suffix[0])
 }
 
-// printable is text from elsewhere such that it cannot act on a terminal.
+// printable returns untrusted text on one line without control characters.
 func printable(s string) string { return plaintext.Line(s) }

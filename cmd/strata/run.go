@@ -82,20 +82,20 @@ type runInput struct {
 	roots       []string // an image, or layers
 	command     []string
 	spec        vmm.ProcessSpec
-	options     strata.SpecOptions // of the container's document
-	document    *specs.Spec        // the caller's, instead
+	options     strata.SpecOptions // for the container's OCI spec
+	document    *specs.Spec        // the OCI spec of --spec, used instead of options
 	vm          strata.VMOptions
 	limits      limits // of the container
 	scratchSize int64
-	stop        syscall.Signal           // that asks the program to end
-	network     *uvm.Network             // of the container; nil: one without a way out, or that of this system
+	stop        syscall.Signal           // the stop signal
+	network     *uvm.Network             // of the container; nil: none, or that of this system
 	held        *held                    // the container's record and what belongs to it; nil in a dry run
-	volumes     *strata.ContainerVolumes // of a container that is made
+	volumes     *strata.ContainerVolumes // of a new container
 	placed      placedVolumes
-	own         string // the folder of what goes with the container
+	own         string // the directory for what belongs to the container, see folder
 }
 
-// process reports whether a command mounts on this system itself.
+// inProcess reports whether a command runs the container without a VM.
 func inProcess(cmd *cli.Command) bool { return cmd.String("isolation") == "process" }
 
 // runInput reads and checks a command line, before anything is created.
@@ -150,13 +150,13 @@ func (e *env) runAll(ctx context.Context, cmd *cli.Command) (err error) {
 	return e.runHere(ctx, cmd, &in)
 }
 
-// runHere runs a container in this process, which is its supervisor.
+// runHere runs a container with this process as its supervisor.
 func (e *env) runHere(ctx context.Context, cmd *cli.Command, in *runInput) (err error) {
 	runs, err := e.runs(cmd)
 	if err != nil {
 		return notRun(err)
 	}
-	// What runs left in VMs that others started is taken away by the command that opens such a VM.
+	// Killed runs in VMs that others have started are cleaned up when such a VM is opened.
 	e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.Own || r.VM == "" })
 	e.buryBefore(ctx, runs.Containers())
 	if in.held, err = e.hold(ctx, cmd, runs, in); err != nil {
@@ -188,7 +188,7 @@ func (e *env) runHere(ctx context.Context, cmd *cli.Command, in *runInput) (err 
 	})
 }
 
-// notRun gives an error the exit code of a program that was not started, unless it has one.
+// notRun gives an error the exit code 125, program not started, unless it has an exit code.
 func notRun(err error) error {
 	if _, ok := errors.AsType[*exitError](err); ok || err == nil {
 		return err
@@ -196,8 +196,8 @@ func notRun(err error) error {
 	return &exitError{exitNotRun, err}
 }
 
-// runArgs tells the image or the layers of a command line from the program. Flags end before them. What follows an
-// image is the program, with or without a "--" between them; layers end at a "--".
+// runArgs splits the arguments into the image or layers and the program. The program follows an image directly or after
+// "--"; layers must end with "--".
 func (e *env) runArgs(cmd *cli.Command) (roots, program []string, err error) {
 	args := cmd.Args().Slice()
 	switch {
@@ -208,7 +208,7 @@ func (e *env) runArgs(cmd *cli.Command) (roots, program []string, err error) {
 	case isImage(args[:1]):
 		return args[:1], e.program(args[1:]), nil
 	case e.dashes:
-		roots, program = args, e.command // the error then names the layer that is not there
+		roots, program = args, e.command // a missing layer is reported later, by name
 	default:
 		roots = args
 	}
@@ -218,7 +218,7 @@ func (e *env) runArgs(cmd *cli.Command) (roots, program []string, err error) {
 	return roots, program, err
 }
 
-// program is a program whose first words come before a "--", which then belongs to it.
+// program returns the program with its arguments: first, and what follows a "--", which then is an argument itself.
 func (e *env) program(first []string) []string {
 	switch {
 	case len(first) == 0:
@@ -258,7 +258,7 @@ func runID(cmd *cli.Command) (id string, err error) {
 	return id, err
 }
 
-// prepare creates everything that the program needs and mounts it. In a dry run, r is nil.
+// prepare creates and mounts everything that the program needs. In a dry run, r is nil.
 func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (err error) {
 	in.own = in.folder(r)
 	if err := portsFree(ctx, cmd, in.network); err != nil {
@@ -291,7 +291,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	}
 	e.consoleSize(in)
 	in.spec.First = true
-	in.spec.MakeDir = true // images name working directories that they do not have
+	in.spec.MakeDir = true // the image may not contain its working directory
 	if err := gcs.CheckArguments(in.spec.Args, in.spec.Env); err != nil {
 		return err
 	}
@@ -301,7 +301,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	}
 	req.Network = in.network
 	in.held.keepLayers(req.Layers)
-	// Also a root that the program cannot write to: places of mounts that the image does not have are made in it.
+	// A read-only root needs a scratch too: mount points that the image lacks are created in it.
 	if req.Scratch == "" && (!cmd.Bool("read-only") || cmd.String("guest") == string(vmm.Linux)) {
 		if req.Scratch, err = e.runScratch(ctx, cmd, r, in); err != nil {
 			return err
@@ -323,7 +323,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	if err != nil {
 		return err
 	}
-	// While the program runs others may use the VM.
+	// Other commands may use the VM while the program runs.
 	defer func() { err = errors.Join(err, vm.Close()) }()
 	req.VM = vm
 	m, err := layers.Mount(ctx, req)
@@ -334,8 +334,8 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	return in.fillVolumes(ctx, vm, m, req.Volumes)
 }
 
-// checkLayers finds folders that hold no layer before a VM is started for them. Those of Windows guests have no file
-// of one name.
+// checkLayers returns an error for a directory without a layer, before a VM is started. It does not check layers of
+// Windows guests, which have no fixed file name.
 func checkLayers(cmd *cli.Command, folders []string) error {
 	if cmd.String("guest") == string(vmm.Windows) {
 		return nil

@@ -15,7 +15,7 @@ import (
 	"github.com/stratavm/strata/store"
 )
 
-// isImage reports whether the layers on a command line are one image: not a layer folder.
+// isImage reports whether the arguments are one image, rather than layer directories.
 func isImage(args []string) bool {
 	if len(args) != 1 {
 		return false
@@ -31,8 +31,8 @@ func isImage(args []string) bool {
 	return err == nil
 }
 
-// imageInUse is an image that is about to be mounted. The lease keeps it from garbage collection until
-// it is: from then on the ledger of the VM does.
+// imageInUse is an image that is about to be mounted. Its lease protects it from garbage collection until it is
+// mounted; after that the VM's ledger does.
 type imageInUse struct {
 	folders []string
 	config  image.Config
@@ -40,7 +40,7 @@ type imageInUse struct {
 	lease   *store.Lease
 }
 
-// useImage finds an image in the store, or imports it. The caller releases the lease.
+// useImage finds an image in the store, or imports it. The caller must release the lease.
 func (e *env) useImage(ctx context.Context, cmd *cli.Command, ref, owner string) (use imageInUse, err error) {
 	st, err := e.openStore(ctx, cmd)
 	if errors.Is(err, errNoStore) {
@@ -57,10 +57,10 @@ func (e *env) useImage(ctx context.Context, cmd *cli.Command, ref, owner string)
 	wanted := cmd.String("platform")
 	name := ""
 	if err == nil && !slices.Contains(img.Formats, fs[0].String()) {
-		ref, name = img.Source, img.Name // again from where it came, whatever it is called here
+		ref, name = img.Source, img.Name // import it again from its source, under its name
 	}
 	if _, serr := os.Stat(ref); serr == nil || err != nil || !samePlatform(wanted, img.Platform) || name != "" {
-		// A file may have changed since, and what it holds that is in the store is not converted again.
+		// An image file may have changed. Layers that are in the store are not converted again.
 		if img, _, err = e.importImage(ctx, cmd, ref, name); err != nil {
 			return use, err
 		}

@@ -18,7 +18,7 @@ import (
 	"github.com/stratavm/strata/vmm/qemu"
 )
 
-// runScratch creates the scratch of a run that is given none.
+// runScratch creates the scratch of a run without --scratch.
 func (e *env) runScratch(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (dir string, err error) {
 	if r == nil {
 		runs, err := e.runs(cmd)
@@ -28,17 +28,17 @@ func (e *env) runScratch(ctx context.Context, cmd *cli.Command, r *strata.Run, i
 		return filepath.Join(runs.Dir, "run", in.id, "scratch"), nil
 	}
 	dir = filepath.Join(in.folder(r), "scratch")
-	if in.held.again() { // with what was written
+	if in.held.again() { // reuse the container's scratch
 		return dir, nil
 	}
-	if inProcess(cmd) { // a folder that is written to
+	if inProcess(cmd) { // a directory instead of a disk
 		return dir, os.MkdirAll(dir, 0o700)
 	}
 	_, err = e.makeScratch(ctx, cmd, dir, in.scratchSize)
 	return dir, err
 }
 
-// layerFolders imports the tars among the layers into a folder. In a dry run that is "".
+// layerFolders imports those layers that are tars into a directory, which is "" in a dry run.
 func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, into string, args []string) ([]string, error) {
 	var folders []string
 	for i, arg := range args {
@@ -62,7 +62,8 @@ func (e *env) layerFolders(ctx context.Context, cmd *cli.Command, into string, a
 	return folders, nil
 }
 
-// findPrograms finds what this system lacks for a container before a VM is started for it.
+// findPrograms returns an error if a program that the container needs is missing on this system, before a VM is
+// started.
 func (in *runInput) findPrograms(cmd *cli.Command) error {
 	if cmd.String("vm") == "" { // else the VM has one, or does not
 		if _, err := crun.Find(); err != nil {
@@ -80,7 +81,7 @@ func (in *runInput) findPrograms(cmd *cli.Command) error {
 	return sharable(strata.BindVolumes(in.spec.Spec))
 }
 
-// sharable returns an error unless a VM can have these folders and files. What is not there yet will be a folder.
+// sharable returns an error for volumes that cannot be shared with a VM. A missing path is created as a directory.
 func sharable(volumes []layers.Volume) error {
 	shares := map[layers.Volume]bool{}
 	for _, v := range volumes {
@@ -103,7 +104,7 @@ func sharable(volumes []layers.Volume) error {
 	return nil
 }
 
-// runVM opens the VM that was asked for, or starts one. In a dry run, r is nil.
+// runVM opens the VM of --vm, or starts one. In a dry run, r is nil.
 func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *strata.Run, in *runInput) (*uvm.UtilityVM, error) {
 	id := in.id
 	name := cmd.String("vm")

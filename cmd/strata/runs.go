@@ -10,10 +10,10 @@ import (
 	"github.com/stratavm/strata/uvm"
 )
 
-// cleanup is the time that taking away what one run made may take.
+// cleanup bounds the cleanup of one run.
 const cleanup = time.Minute
 
-// runs are the runs of the state directory.
+// runs returns the runs of the state directory.
 func (e *env) runs(cmd *cli.Command) (*strata.Runs, error) {
 	state, err := e.stateDir(cmd)
 	if err != nil {
@@ -27,8 +27,7 @@ func (e *env) runs(cmd *cli.Command) (*strata.Runs, error) {
 	}, nil
 }
 
-// sweep takes away what runs that were killed left, of those that which accepts, and returns their ids. A dry run
-// only returns them.
+// sweep cleans up after the killed runs that which accepts, and returns their ids. A dry run only returns the ids.
 func (e *env) sweep(ctx context.Context, cmd *cli.Command, which func(strata.RunRecord) bool) ([]string, error) {
 	runs, err := e.runs(cmd)
 	if err != nil {
@@ -40,7 +39,7 @@ func (e *env) sweep(ctx context.Context, cmd *cli.Command, which func(strata.Run
 	return runs.Sweep(ctx, which)
 }
 
-// sweepBefore sweeps on the way to something else, which goes on whatever becomes of it.
+// sweepBefore calls sweep before another operation. Errors are only printed.
 func (e *env) sweepBefore(ctx context.Context, cmd *cli.Command, which func(strata.RunRecord) bool) {
 	ids, err := e.sweep(ctx, cmd, which)
 	for _, id := range ids {

@@ -32,7 +32,7 @@ func scratchCommands(e *env) []*cli.Command {
 // defaultScratchSize is layerdir.DefaultScratchSize.
 const defaultScratchSize = "20G"
 
-// created is what scratch create prints.
+// created is the output of scratch create.
 type created struct {
 	Scratch string `json:"scratch"` // folder
 	File    string `json:"file"`
@@ -76,7 +76,7 @@ func (e *env) makeScratch(ctx context.Context, cmd *cli.Command, dir string, byt
 	return file, err
 }
 
-// parseSize reads "512M", "20G", "1048576": bytes with a binary suffix.
+// parseSize parses a size in bytes with an optional binary suffix: "512M", "20G", "1048576".
 func parseSize(s string) (int64, error) {
 	digits, shift := s, 0
 	if i := strings.IndexAny(s, "KMGTkmgt"); i >= 0 {

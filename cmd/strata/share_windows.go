@@ -6,8 +6,8 @@ import (
 	"github.com/stratavm/strata/internal/wclayer"
 )
 
-// shareLayer lets all virtual machines of this host read a layer. They get that right once, when the
-// layer is made: a right for each VM would fill up the file's access list.
+// shareLayer returns the function that allows all VMs of this host to read a layer. It is called once, when the layer
+// is created: an entry for each VM would fill up the file's ACL.
 func shareLayer() func(ctx context.Context, file string) error {
 	return wclayer.NewNative(nil, "").GrantVMGroupAccess
 }

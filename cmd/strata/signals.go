@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// interruption is why the context of a command ends: a signal, or output that nobody reads any more.
+// interruption is the cause by which a command's context ends: a signal, or SIGPIPE if the reader of its output is
+// gone.
 type interruption struct{ sig syscall.Signal }
 
 func (i *interruption) Error() string { return fmt.Sprintf("interrupted (%s)", signalNames[i.sig]) }
@@ -23,17 +24,17 @@ var signalNames = map[syscall.Signal]string{
 	syscall.SIGPIPE: "SIGPIPE: nobody reads the output any more",
 }
 
-// exitCode is that of a process which the signal of an interruption ended.
+// exitCode returns the exit code of a process killed by the signal.
 func (i *interruption) exitCode() int { return 128 + int(i.sig) }
 
-// interrupts ends the context of a command when the process is told to end: what is under way is taken back, or left
-// for the next command to mend. A second signal ends the process at once.
+// interrupts cancels the context of a command at the first signal, so that the command undoes what it has begun, or
+// leaves it to the next command's recovery. A second signal ends the process at once.
 type interrupts struct {
 	cancel context.CancelCauseFunc
 
 	mu      sync.Mutex
-	quit    func() // passes SIGQUIT on to a program, once
-	restore func() // puts the terminal in order
+	quit    func() // called at the next SIGQUIT, see passQuit
+	restore func() // restores the terminal, see onExit
 }
 
 // watch returns a context that ends with the first signal.
@@ -41,7 +42,7 @@ func (i *interrupts) watch(ctx context.Context) context.Context {
 	ctx, i.cancel = context.WithCancelCause(ctx)
 	// SIGPIPE is caught so that a write that fails returns an error, see output.
 	caught := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGPIPE}
-	if !signal.Ignored(syscall.SIGHUP) { // as nohup wants it
+	if !signal.Ignored(syscall.SIGHUP) { // ignored by nohup
 		caught = append(caught, syscall.SIGHUP)
 	}
 	c := make(chan os.Signal, 8)
@@ -57,7 +58,7 @@ func (i *interrupts) watch(ctx context.Context) context.Context {
 	return ctx
 }
 
-// got handles a signal, and reports whether the process is to end at once.
+// got handles a signal and reports whether the process must end at once.
 func (i *interrupts) got(ctx context.Context, sig syscall.Signal) (now bool) {
 	if sig == syscall.SIGPIPE {
 		return false
@@ -76,11 +77,11 @@ func (i *interrupts) got(ctx context.Context, sig syscall.Signal) (now bool) {
 		i.cancel(&interruption{sig})
 		return false
 	}
-	// A terminal that goes away sends SIGHUP more than once: that is no impatience.
+	// A closed terminal sends SIGHUP more than once, so a second one does not count.
 	return sig != syscall.SIGHUP
 }
 
-// passQuit has the next SIGQUIT call f instead of ending the command, until stop is called.
+// passQuit makes the next SIGQUIT call f instead of ending the command, until stop is called.
 func (i *interrupts) passQuit(f func()) (stop func()) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -92,7 +93,7 @@ func (i *interrupts) passQuit(f func()) (stop func()) {
 	}
 }
 
-// onExit has restore called before a second signal ends the process, until stop is called.
+// onExit makes a second signal call restore before it ends the process, until stop is called.
 func (i *interrupts) onExit(restore func()) (stop func()) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -112,14 +113,14 @@ func (i *interrupts) tidyTerminal() {
 	}
 }
 
-// output is standard output or error. When its reader has gone, the command ends as by a signal: nobody would
-// see what it does, and a program in a VM would run on unseen.
+// output is standard output or error. If its reader is gone, the command is interrupted as by SIGPIPE: otherwise a
+// program in a VM would go on with nobody to see its output.
 type output struct {
 	f *os.File
 	i *interrupts
 }
 
-// Fd returns the descriptor, for questions about a terminal.
+// Fd returns the file descriptor, for terminal.
 func (o output) Fd() uintptr { return o.f.Fd() }
 
 func (o output) Write(b []byte) (int, error) {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spawn starts this program in a session of its own. It gets our standard error until it closes it, and the other
-// end of the connection as descriptor 3.
+// spawn starts this program in a new session. It inherits standard error, and the other end of the returned connection
+// as file descriptor 3.
 func spawn(args []string, dir string) (*exec.Cmd, *net.UnixConn, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -35,11 +35,11 @@ func spawn(args []string, dir string) (*exec.Cmd, *net.UnixConn, error) {
 	return cmd, conn.(*net.UnixConn), nil
 }
 
-// isSocket reports whether a file is one.
+// isSocket reports whether a file is a socket.
 func isSocket(f *os.File) bool {
 	fi, err := f.Stat()
 	return err == nil && fi.Mode()&os.ModeSocket != 0
 }
 
-// replace makes f the file of a descriptor.
+// replace makes fd refer to f, by dup3.
 func replace(f *os.File, fd int) error { return unix.Dup3(int(f.Fd()), fd, 0) }

@@ -28,7 +28,7 @@ func specCommands(e *env) []*cli.Command {
 	}}
 }
 
-// printSpec is the command spec.
+// printSpec implements the command spec.
 func (e *env) printSpec(ctx context.Context, cmd *cli.Command) (err error) {
 	args := cmd.Args().Slice()
 	if len(args) == 0 {
@@ -63,7 +63,7 @@ func (e *env) printSpec(ctx context.Context, cmd *cli.Command) (err error) {
 	return writeJSON(e.stdout, s, "  ")
 }
 
-// documentInput reads and checks what a command line says of the container's document.
+// documentInput reads and checks the flags for the container's OCI spec.
 func (e *env) documentInput(cmd *cli.Command, in *runInput) (err error) {
 	if cmd.IsSet("device") && !inProcess(cmd) {
 		return &exitError{exitNotRun, fmt.Errorf("--device: a device of this system: not supported in a VM, only with "+
@@ -82,7 +82,7 @@ func (e *env) documentInput(cmd *cli.Command, in *runInput) (err error) {
 		return notRun(err)
 	}
 	if !cmd.IsSet("spec") {
-		// All but what the image says, before it is imported.
+		// Check the flags before the image is imported.
 		s, err := e.containerSpec(cmd, image.Config{}, withProgram(in.options))
 		in.limits = limitsOf(s)
 		return notRun(err)
@@ -109,16 +109,16 @@ func (e *env) documentInput(cmd *cli.Command, in *runInput) (err error) {
 	return notRun(e.checkBinds(cmd, in))
 }
 
-// withProgram are options that can be checked before the program is known.
+// withProgram adds a placeholder program to options, so that they can be checked before the program is known.
 func withProgram(o strata.SpecOptions) strata.SpecOptions {
 	o.Args = []string{"sh"}
 	return o
 }
 
-// describe fills in what the image and the command line say of the container, or the document.
+// describe fills in the process and the OCI spec of the container from the image and the command line, or from --spec.
 func (e *env) describe(cmd *cli.Command, in *runInput, c image.Config) error {
 	s, o := in.document, in.options
-	if cmd.String("guest") == string(vmm.Windows) { // whose containers have another document
+	if cmd.String("guest") == string(vmm.Windows) { // Windows containers have no OCI spec here
 		return nil
 	}
 	if s == nil {
@@ -152,7 +152,7 @@ func (e *env) describe(cmd *cli.Command, in *runInput, c image.Config) error {
 	return nil
 }
 
-// consoleSize gives the terminal the size that the document says, where the user has none whose size counts.
+// consoleSize sets the size of the terminal to that of the OCI spec, unless the user's terminal has one.
 func (e *env) consoleSize(in *runInput) {
 	if in.spec.Spec == nil || in.spec.Spec.Process == nil {
 		return
@@ -163,7 +163,7 @@ func (e *env) consoleSize(in *runInput) {
 	}
 }
 
-// userName is a document's user as vmm.ProcessSpec writes it.
+// userName converts an OCI spec's user to that of vmm.ProcessSpec.
 func userName(u specs.User) string {
 	if u.Username != "" || u.UID == 0 && u.GID == 0 {
 		return u.Username

@@ -78,7 +78,7 @@ func (e *env) start(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
-// again is how a container was started, and is to be once more.
+// again returns the recorded command line of a container, and the additional arguments for starting it again.
 func again(r strata.ContainerRecord) (how launch, also []string, err error) {
 	if err := json.Unmarshal(r.Launch, &how); err != nil {
 		return how, nil, fmt.Errorf("container %s: its record does not say how to start it: %w", r.Name, err)
@@ -97,7 +97,7 @@ func (e *env) startOne(ctx context.Context, cmd *cli.Command, r strata.Container
 	return e.print(cmd, named{r.ID, r.Name}, func(w io.Writer) { row(w, "%s\n", r.Name) })
 }
 
-// startAttached starts a container, and stays connected to it.
+// startAttached starts a container and attaches to it.
 func (e *env) startAttached(ctx context.Context, cmd *cli.Command) error {
 	cs, r, err := e.oneContainer(ctx, cmd)
 	if err != nil {
@@ -166,13 +166,13 @@ func (e *env) attachTo(ctx context.Context, cmd *cli.Command, cs *strata.Contain
 	return a.follow(ctx, cs, r, p)
 }
 
-// attacher is the local end of a container that is attached to.
+// attacher is the local end of an attached container.
 type attacher struct {
 	e      *env
 	spec   vmm.ProcessSpec
-	raw    bool // our terminal is to be the program's
+	raw    bool // put our terminal into raw mode
 	proxy  bool
-	detach <-chan struct{} // the keys were pressed
+	detach <-chan struct{} // closed when the detach keys were pressed
 }
 
 func (e *env) newAttacher(cmd *cli.Command, r strata.ContainerRecord, stdin bool) (*attacher, error) {
@@ -195,9 +195,9 @@ func (e *env) newAttacher(cmd *cli.Command, r strata.ContainerRecord, stdin bool
 	return a, nil
 }
 
-// follow shows what a program does until it ends, or is left to itself.
+// follow shows the output of a program until it ends or the user detaches.
 func (a *attacher) follow(ctx context.Context, cs *strata.Containers, r strata.ContainerRecord, p vmm.Process) error {
-	defer p.Close() // the connection only
+	defer p.Close() // closes only the connection
 	if a.raw {
 		restore, err := a.e.rawTerminal()
 		if err != nil {
@@ -233,7 +233,7 @@ func (a *attacher) follow(ctx context.Context, cs *strata.Containers, r strata.C
 		case <-told:
 			i, ok := errors.AsType[*interruption](context.Cause(ctx))
 			if !a.proxy || !ok || i.sig == syscall.SIGPIPE || i.sig == syscall.SIGHUP {
-				return context.Cause(ctx) // the program goes on
+				return context.Cause(ctx) // the program keeps running
 			}
 			a.pass(p, i.sig)
 			told = nil // a second signal ends us at once
@@ -248,11 +248,11 @@ func (a *attacher) pass(p vmm.Process, sig syscall.Signal) {
 	}
 }
 
-// defaultDetachKeys are docker's.
+// defaultDetachKeys are the same as docker's.
 const defaultDetachKeys = "ctrl-p,ctrl-q"
 
-// parseKeys reads keys: letters and other characters, or ctrl-a to ctrl-z, ctrl-@, ctrl-[, ctrl-\, ctrl-], ctrl-^ and
-// ctrl-_, with commas between them.
+// parseKeys parses a comma-separated list of keys: single characters, or ctrl-a to ctrl-z, ctrl-@, ctrl-[, ctrl-\,
+// ctrl-], ctrl-^ and ctrl-_.
 func parseKeys(s string) ([]byte, error) {
 	var keys []byte
 	for _, key := range strings.Split(s, ",") {
@@ -269,14 +269,14 @@ func parseKeys(s string) ([]byte, error) {
 	return keys, nil
 }
 
-// keyReader passes input on up to the keys that detach. Keys that begin like these are held back until the next.
+// keyReader is a reader that ends at the detach keys. A partial match is held back until the next key.
 type keyReader struct {
 	from    io.Reader
 	keys    []byte
 	matched int
 	pressed chan<- struct{}
-	out     []byte // to be given out
-	over    bool   // the keys were pressed behind it
+	out     []byte // to be returned by Read
+	over    bool   // the detach keys followed out
 }
 
 // Read implements io.Reader.
@@ -302,7 +302,7 @@ func (k *keyReader) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// key takes a key, and reports whether it is the last of those that detach.
+// key handles one key and reports whether it completes the detach keys.
 func (k *keyReader) key(c byte) bool {
 	if c != k.keys[k.matched] && k.matched > 0 {
 		k.out = append(k.out, k.keys[:k.matched]...)

@@ -9,20 +9,19 @@ import (
 	"slices"
 )
 
-// stateFolders are the folders of a state directory.
+// stateFolders are the subdirectories of a state directory.
 var stateFolders = []string{"cache", "containers", "run", "store", "vms", "volumes"}
 
-// checkPrivate sees to it that nobody but its owner reads what is in a state directory, whichever command and
-// version created it: what Strata keeps there is closed to others (mode 0700), or else that is an error. A directory
-// that holds other things too, such as a home directory, keeps its mode, but others must not be able to
-// exchange what is in it. On Windows the access list of the folder above decides.
+// checkPrivate makes a state directory and its subdirectories accessible to their owner only (mode 0700), or returns an
+// error. A directory that holds other files too, such as a home directory, keeps its mode, but must not be writable by
+// others. On Windows the inherited ACL applies.
 func checkPrivate(state string) error {
 	if onWindows {
 		return nil
 	}
 	fi, err := os.Stat(state)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it is created closed
+		return nil // it is created with mode 0700
 	}
 	if err != nil {
 		return fmt.Errorf("state directory: %w", err)
@@ -51,11 +50,11 @@ func checkPrivate(state string) error {
 	return nil
 }
 
-// closeFolder closes a folder to others.
+// closeFolder sets the mode of a directory to 0700.
 func closeFolder(path string) error {
 	fi, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it has just gone
+		return nil // removed meanwhile
 	}
 	if err != nil {
 		return fmt.Errorf("state directory: %w", err)

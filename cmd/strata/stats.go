@@ -31,14 +31,14 @@ func statsCommands(e *env) []*cli.Command {
 	}}
 }
 
-// statsEvery is the time between two looks at what a container uses.
+// statsEvery is the interval between two samples of a container's resource usage.
 const statsEvery = time.Second
 
-// usage of a container, as a line of stats.
+// containerUsage is a line of stats.
 type containerUsage struct {
 	ID    string             `json:"id"`
 	Name  string             `json:"name"`
-	CPU   float64            `json:"cpuPercent"` // of one processor
+	CPU   float64            `json:"cpuPercent"` // 100 is one processor
 	Usage vmm.ContainerStats `json:"usage"`
 	Error string             `json:"error,omitempty"`
 }
@@ -85,7 +85,7 @@ func (e *env) stats(ctx context.Context, cmd *cli.Command) error {
 	}
 }
 
-// statsOf finds the containers that are named, or all that run.
+// statsOf returns the named containers, or all running ones.
 func (e *env) statsOf(cs *strata.Containers, refs []string) (records []strata.ContainerRecord, err error) {
 	for _, ref := range refs {
 		r, err := cs.Find(ref)
@@ -106,7 +106,7 @@ func (e *env) statsOf(cs *strata.Containers, refs []string) (records []strata.Co
 	return records, err
 }
 
-// usages asks what containers use, all at a time.
+// usages queries the resource usage of containers concurrently.
 func usages(ctx context.Context, cs *strata.Containers, records []strata.ContainerRecord) []containerUsage {
 	all := make([]containerUsage, len(records))
 	var asking sync.WaitGroup
@@ -153,7 +153,7 @@ func usageTable(w io.Writer, all []containerUsage) {
 	}
 }
 
-// bytesOf is a number of bytes that a guest has told.
+// bytesOf converts a number of bytes from an untrusted guest.
 func bytesOf(n uint64) int64 { return int64(min(n, 1<<62)) }
 
 func (e *env) top(ctx context.Context, cmd *cli.Command) error {

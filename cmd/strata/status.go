@@ -8,7 +8,7 @@ import (
 	"github.com/stratavm/strata/internal/plaintext"
 )
 
-// status shows on a terminal what is waited for, until done is called. Elsewhere, and with --json, nothing is shown.
+// status shows a message on a terminal until done is called. Elsewhere, and with --json, it does nothing.
 func (e *env) status(format string, args ...any) (done func()) {
 	if _, tty := terminal(e.stderr); !tty || e.json {
 		return func() {}
@@ -17,8 +17,8 @@ func (e *env) status(format string, args ...any) (done func()) {
 	return func() { fmt.Fprint(e.stderr, "\r\x1b[K") }
 }
 
-// waiting says what is waited for when that takes longer than after: as status does, and where that shows nothing on a
-// line. Calls of done after the first do nothing; it may be called concurrently.
+// waiting shows a message if done is not called within after: by status on a terminal, else as a line. done is
+// idempotent and may be called concurrently.
 func (e *env) waiting(after time.Duration, format string, args ...any) (done func()) {
 	var mu sync.Mutex
 	over, erase := false, func() {}

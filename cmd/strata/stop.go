@@ -50,7 +50,7 @@ func stopCommands(e *env) []*cli.Command {
 	}}
 }
 
-// stopFlags are those of stop and restart, which stopOne reads.
+// stopFlags returns the flags of stop and restart, which stopOne reads.
 func stopFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.IntFlag{Name: "time", Aliases: []string{"t"}, Value: 10,
@@ -59,18 +59,18 @@ func stopFlags() []cli.Flag {
 	}
 }
 
-// waited is what wait prints of a container.
+// waited is the output of wait for a container.
 type waited struct {
 	Name     string `json:"name"`
 	ExitCode int    `json:"exitCode"`
 }
 
-// notRunning is the error of what only a container that runs can do.
+// notRunning returns the error that a container does not run.
 func notRunning(r strata.ContainerRecord) error {
 	return fmt.Errorf("container %s: %w", r.Name, strata.ErrContainerStopped)
 }
 
-// needRunning returns an error, unless a container runs.
+// needRunning returns an error unless a container runs.
 func needRunning(cs *strata.Containers, r strata.ContainerRecord) error {
 	running, err := cs.Running(r.Name)
 	if err == nil && !running {
@@ -79,7 +79,7 @@ func needRunning(cs *strata.Containers, r strata.ContainerRecord) error {
 	return err
 }
 
-// mayRun reports whether a container runs, or nobody can say.
+// mayRun reports whether a container runs or its state is unknown.
 func mayRun(cs *strata.Containers, r strata.ContainerRecord) bool {
 	running, err := cs.Running(r.Name)
 	return running || err != nil
@@ -98,7 +98,7 @@ func (e *env) kill(ctx context.Context, cmd *cli.Command) error {
 			return err
 		}
 		err := cs.Control(r.Name).Signal(ctx, int(sig))
-		if err == nil && sig == r.Signal() { // it is to end
+		if err == nil && sig == r.Signal() { // its stop signal
 			err = letGoOn(ctx, cs, r)
 		}
 		if err != nil {
@@ -108,7 +108,8 @@ func (e *env) kill(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
-// stopOne asks a container to end, and kills it when it does not. One that does not run is left alone.
+// stopOne sends a container its stop signal, and kills it if it does not end in time. A container that does not run is
+// no error.
 func (e *env) stopOne(ctx context.Context, cmd *cli.Command, cs *strata.Containers, r strata.ContainerRecord) error {
 	sig := r.Signal()
 	if s := cmd.String("signal"); s != "" {
@@ -131,7 +132,7 @@ func (e *env) stopOne(ctx context.Context, cmd *cli.Command, cs *strata.Containe
 	if err == nil {
 		err = letGoOn(ctx, cs, r)
 	}
-	if errors.Is(err, strata.ErrContainerStopped) { // it is about to end, or has not begun
+	if errors.Is(err, strata.ErrContainerStopped) { // its program has ended, or was not started yet
 		err = nil
 	}
 	if err != nil {
@@ -149,10 +150,10 @@ func (e *env) stopOne(ctx context.Context, cmd *cli.Command, cs *strata.Containe
 	return err
 }
 
-// killTime is what a container that is killed may take to be gone.
+// killTime bounds the wait for a killed container to end.
 const killTime = 2 * time.Minute
 
-// killAndWait kills a container and waits until it is over.
+// killAndWait kills a container and waits until it has ended.
 func (e *env) killAndWait(ctx context.Context, cs *strata.Containers, r strata.ContainerRecord) error {
 	limited, cancel := context.WithTimeoutCause(ctx, killTime,
 		fmt.Errorf("container %s has been killed and does not end: "+
@@ -165,10 +166,10 @@ func (e *env) killAndWait(ctx context.Context, cs *strata.Containers, r strata.C
 	return e.goneMeanwhile(ctx, cs, r, err)
 }
 
-// noteTime is what the end of a container may take to be noted.
+// noteTime bounds the wait for the end of a container to be recorded.
 const noteTime = time.Second
 
-// goneMeanwhile makes no error of a container that has ended while something was asked of it.
+// goneMeanwhile returns nil instead of err if the container has ended meanwhile.
 func (e *env) goneMeanwhile(ctx context.Context, cs *strata.Containers, r strata.ContainerRecord, err error) error {
 	if err == nil || !mayRun(cs, r) {
 		return nil
@@ -181,7 +182,7 @@ func (e *env) goneMeanwhile(ctx context.Context, cs *strata.Containers, r strata
 	return fmt.Errorf("container %s: %w", r.Name, err)
 }
 
-// waitFor waits until a container is over, and returns its exit code.
+// waitFor waits until a container has ended, and returns its exit code.
 func (e *env) waitFor(ctx context.Context, cs *strata.Containers, r strata.ContainerRecord) (int, error) {
 	if mayRun(cs, r) {
 		exit, err := cs.Control(r.Name).Wait(ctx)
@@ -194,7 +195,7 @@ func (e *env) waitFor(ctx context.Context, cs *strata.Containers, r strata.Conta
 		if mayRun(cs, r) {
 			return 0, fmt.Errorf("container %s: %w", r.Name, err)
 		}
-		e.buryBefore(ctx, cs) // its supervisor was killed, or has just ended
+		e.buryBefore(ctx, cs) // its supervisor was killed, or has ended meanwhile
 	}
 	now, err := cs.Find(r.ID)
 	if err != nil {

@@ -11,9 +11,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// The signals of Linux for programs that choose their meaning. Guests run Linux, on whatever host.
+// The real-time signals of Linux, which guests run on any host.
 const (
-	signalRealTimeMin = 34 // the C libraries keep two for themselves
+	signalRealTimeMin = 34 // C libraries reserve the first two
 	signalRealTimeMax = 64
 )
 
@@ -26,8 +26,8 @@ var guestSignals = map[string]int{
 	"RTMIN": signalRealTimeMin, "RTMAX": signalRealTimeMax,
 }
 
-// parseSignal reads a signal of Linux: a number, or a name with or without SIG, in any case, which for RTMIN and RTMAX
-// may have a distance: SIGRTMIN+3.
+// parseSignal parses a Linux signal: a number, or a case-insensitive name with or without SIG; RTMIN and RTMAX may have
+// an offset, as in SIGRTMIN+3.
 func parseSignal(s string) (syscall.Signal, error) {
 	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
 	number, known := guestSignals[name]
@@ -55,8 +55,8 @@ func stopSignalFlag() cli.Flag {
 		Usage: "`SIGNAL` that asks the program to end (default: that of the image, else TERM)"}
 }
 
-// stopSignal is the signal that ends the program: that of the command line, else that of the image, which may be empty.
-// Guests that run Windows know none but TERM and KILL.
+// stopSignal returns the stop signal: that of the command line, else that of the image, which may be empty. Windows
+// guests only support TERM and KILL.
 func stopSignal(cmd *cli.Command, ofImage string) (syscall.Signal, error) {
 	if s := cmd.String("stop-signal"); s != "" {
 		sig, err := parseSignal(s)

@@ -37,7 +37,7 @@ func storeCommands(e *env) []*cli.Command {
 	}}
 }
 
-// errNoStore: nothing was ever imported, and a dry run makes no store.
+// errNoStore is returned in a dry run, which creates no store, if nothing was imported yet.
 var errNoStore = errors.New("there is no store yet")
 
 // openStore opens the store in the state directory.
@@ -56,8 +56,8 @@ func (e *env) openStore(ctx context.Context, cmd *cli.Command) (*store.Store, er
 	})
 }
 
-// layersInUse returns the layers that the ledgers of all VMs name, whether they run or not, and those of containers
-// that may be started again.
+// layersInUse returns the layers in the ledgers of all VMs, running or not, and those of containers that may be started
+// again.
 func (e *env) layersInUse(cmd *cli.Command) ([]string, error) {
 	names, err := e.vmNames(cmd)
 	if err != nil {
@@ -97,7 +97,7 @@ func (e *env) storeGC(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	err = e.templateGC(ctx, cmd, &r) // what went by then is told all the same
+	err = e.templateGC(ctx, cmd, &r) // on error, still print what was removed
 	return errors.Join(err, e.print(cmd, r, func(w io.Writer) {
 		verb := "removed"
 		if cmd.Bool("dry-run") {
@@ -156,7 +156,7 @@ func (e *env) storeCheck(ctx context.Context, cmd *cli.Command) error {
 	return nil
 }
 
-// reimport imports an image again from where it came, in the formats and for the platform that it had.
+// reimport imports an image again from its source, in the same formats and for the same platform.
 func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, old store.Image,
 	limit int64) (err error) {
 	src, err := image.ParseSource(old.Source)

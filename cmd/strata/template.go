@@ -13,10 +13,10 @@ import (
 	"github.com/stratavm/strata/internal/plaintext"
 )
 
-// maxFormat bounds what a template may print for one thing, in bytes.
+// maxFormat bounds the output of a template for one item, in bytes.
 const maxFormat = 1 << 20
 
-// templateFuncs are what templates can use, by docker's names.
+// templateFuncs are the functions of templates, with docker's names.
 var templateFuncs = template.FuncMap{
 	"json": func(v any) (string, error) { b, err := json.Marshal(v); return string(b), err },
 	"join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper, "split": strings.Split,
@@ -28,7 +28,7 @@ func formatFlag(fields string) cli.Flag {
 		Usage: "`TEMPLATE` of Go for each, such as " + fields + "; json: as --json"}
 }
 
-// parseTemplate reads --format. \t and \n in it are a tab and an end of line, as with docker.
+// parseTemplate parses --format, in which \t and \n are a tab and a newline, as with docker.
 func parseTemplate(cmd *cli.Command) (*template.Template, error) {
 	text := strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(cmd.String("format"))
 	if strings.HasPrefix(text, "table ") {
@@ -41,7 +41,7 @@ func parseTemplate(cmd *cli.Command) (*template.Template, error) {
 	return t, nil
 }
 
-// formatEach prints each thing by the template of --format, on a line.
+// formatEach prints each item with the template of --format on a line.
 func formatEach[T any](e *env, cmd *cli.Command, list []T) error {
 	t, err := parseTemplate(cmd)
 	if err != nil {
@@ -59,7 +59,7 @@ func formatEach[T any](e *env, cmd *cli.Command, list []T) error {
 	return nil
 }
 
-// bounded is a buffer that takes so much.
+// bounded is a buffer of limited size.
 type bounded struct {
 	bytes.Buffer
 	left int

@@ -12,16 +12,16 @@ import (
 	"github.com/stratavm/strata/vmm/qemu"
 )
 
-// templateAge is how long a template of VMs is kept that is not used.
+// templateAge is how long an unused VM template is kept.
 const templateAge = 7 * 24 * time.Hour
 
-// templateCache is the cache directory with the templates of VMs.
+// templateCache returns the directory with the VM templates.
 func (e *env) templateCache(cmd *cli.Command) (string, error) {
 	state, err := e.stateDir(cmd)
 	return filepath.Join(state, "cache", "kvm"), err
 }
 
-// templateGC removes templates that are not used, and notes them in r, by names that no object of the store has.
+// templateGC removes unused VM templates and adds them to r, by names that differ from those of the store's objects.
 func (e *env) templateGC(ctx context.Context, cmd *cli.Command, r *store.Removed) error {
 	dir, err := e.templateCache(cmd)
 	if err != nil {

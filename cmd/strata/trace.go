@@ -20,9 +20,9 @@ func traceFlag() cli.Flag {
 		Usage: "write to `FILE` when each step of the command began and ended, for ui.perfetto.dev"}
 }
 
-// traced is a command's action in a span of its own, with a file of the trace when it ends, however it ends. Until then
-// what had its name stays, but a place where none can be written is an error before anything is done. The
-// supervisor of a detached container has the arguments of the command that made it, whose trace it would overwrite.
+// traced wraps a command's action in a span, and writes the file of --trace when it ends, also on error. A file that
+// cannot be written is an error before the action starts; an existing file is replaced only at the end. The supervisor
+// of a detached container writes no trace: it has the same arguments and would overwrite that of the command.
 func traced(action cli.ActionFunc) cli.ActionFunc {
 	return func(ctx context.Context, cmd *cli.Command) (err error) {
 		path := cmd.String("trace")
@@ -50,7 +50,7 @@ func traced(action cli.ActionFunc) cli.ActionFunc {
 	}
 }
 
-// traceable reports why no trace can be written to path. It changes nothing there.
+// traceable returns an error if no trace can be written to path. It changes nothing.
 func traceable(path string) error {
 	old, err := regfile.OpenFile(path, os.O_WRONLY, 0)
 	switch {

@@ -54,13 +54,13 @@ func vmCommands(e *env) []*cli.Command {
 	}}
 }
 
-// leastMemoryMiB is what no guest boots without. What the one that is booted takes is found by strata.StartVM.
+// leastMemoryMiB is the minimum for any guest. strata.StartVM checks what the actual guest needs.
 const leastMemoryMiB = 96
 
 // windowsMemoryMiB is the default for Windows guests, which do not boot with that of Linux guests.
 const windowsMemoryMiB = 1024
 
-// startFlags are the flags of what starts VMs. Those for its size are called memory and cpus.
+// startFlags returns the flags of commands that start VMs. memory and cpus are the names of the flags for its size.
 func startFlags(memory, cpus string) []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: memory, Value: "256M", Usage: "of the guest; 1G for a Windows guest where it is not given"},
@@ -83,7 +83,7 @@ func startFlags(memory, cpus string) []cli.Flag {
 
 func (e *env) vmOptions(cmd *cli.Command, dir string) (strata.VMOptions, error) {
 	memory, cpus := "memory", "cpus"
-	if cmd.Name == "run" { // where these are the container's
+	if cmd.Name == "run" { // its --memory and --cpus are the container's
 		memory, cpus = "vm-memory", "vm-cpus"
 	}
 	o := strata.VMOptions{Dir: dir, CPUs: cmd.Int(cpus), Accel: cmd.String("accel"), Transport: cmd.String("transport"),
@@ -152,7 +152,7 @@ func regularFile(path string) error {
 	return err
 }
 
-// vmArg is the VM that a command names as its only argument.
+// vmArg returns the VM named by a command's only argument.
 func (e *env) vmArg(cmd *cli.Command) (name, dir string, err error) {
 	if cmd.Args().Len() > 1 {
 		return "", "", usage(cmd, "give one VM at most")
@@ -167,7 +167,7 @@ func (e *env) vmArg(cmd *cli.Command) (name, dir string, err error) {
 	return name, dir, err
 }
 
-// vmView is what the vm commands print of a VM.
+// vmView is the output of the vm commands for a VM.
 type vmView struct {
 	Name string `json:"name"`
 	strata.VMInfo
@@ -245,7 +245,7 @@ func (e *env) vmList(ctx context.Context, cmd *cli.Command) error {
 	for _, name := range names {
 		v, _, err := e.view(ctx, cmd, name)
 		if errors.Is(err, strata.ErrNoVM) {
-			continue // it ended while we looked
+			continue // it has ended meanwhile
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -262,7 +262,7 @@ func (e *env) vmList(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// pid is a text about the process of a VM. VMs of Windows hosts have none that we know.
+// pid formats the PID of a VM's process, or returns "" if it is unknown, as on Windows.
 func pid(n int, format string) string {
 	if n == 0 {
 		return ""
@@ -270,7 +270,7 @@ func pid(n int, format string) string {
 	return fmt.Sprintf(format, n)
 }
 
-// running is the state of a VM in a word.
+// running returns the state of a VM as a word.
 func running(v strata.VMInfo) string {
 	switch {
 	case !v.Running:
@@ -288,7 +288,7 @@ func (e *env) view(ctx context.Context, cmd *cli.Command, name string) (vmView, 
 	}
 	info, err := strata.InspectVM(ctx, dir)
 	if name == hostVM && errors.Is(err, strata.ErrNoVM) {
-		// This system is there without a state too; recover removes one that holds nothing.
+		// hostVM exists without a state directory too; recover removes an empty one.
 		return vmView{Name: name, VMInfo: strata.VMInfo{Dir: dir, OS: vmm.OS(runtime.GOOS), Running: true, Idle: true}},
 			uvm.Status{}, nil
 	}
@@ -351,7 +351,7 @@ func (e *env) vmInspect(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
-// half is the one half of a resource's change, as text.
+// half formats one half of a resource's change.
 func half(c vmm.Change) string {
 	if c.Device != nil {
 		return c.Device.String()

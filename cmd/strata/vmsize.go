@@ -13,13 +13,13 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// limits are those of a container that a VM has to have room for. 0: none.
+// limits are the container limits that a VM must have the size for; 0 is no limit.
 type limits struct {
 	memory int64 // in bytes
 	cpus   float64
 }
 
-// limitsOf reads a container's document.
+// limitsOf returns the limits of an OCI spec.
 func limitsOf(s *specs.Spec) (l limits) {
 	if s == nil || s.Linux == nil || s.Linux.Resources == nil {
 		return l
@@ -37,14 +37,15 @@ func limitsOf(s *specs.Spec) (l limits) {
 	return l
 }
 
-// guestMiB is what a guest needs besides its containers: what no guest boots without, and the kernel's records of all
-// its memory.
+// guestMiB returns the memory that a guest needs in addition to its containers: the minimum of any guest, and the
+// kernel's page tables and structures for the containers' memory.
 func guestMiB(containers int) int { return leastMemoryMiB + 64 + containers/32 }
 
 // maxVMMiB bounds the memory of a VM that is sized by a container.
 const maxVMMiB = 1 << 24
 
-// sizeVM gives the VM of a run room for the container's limits, unless its size is given: then they have to fit.
+// sizeVM sets the size of a run's VM so that the container's limits fit. If the size is given, it returns an error
+// unless they fit.
 func sizeVM(cmd *cli.Command, in *runInput) error {
 	if inProcess(cmd) || cmd.String("vm") != "" || in.vm.OS == vmm.Windows {
 		return nil
@@ -61,14 +62,14 @@ func sizeVM(cmd *cli.Command, in *runInput) error {
 		if most := runtime.NumCPU(); l.cpus > float64(most) {
 			return usage(cmd, "%v processors: this system has %d", l.cpus, most)
 		}
-		if need := int(math.Ceil(l.cpus)); need > 2 { // what a VM has that nobody sizes
+		if need := int(math.Ceil(l.cpus)); need > 2 { // 2 is the default
 			in.vm.CPUs = need
 		}
 	}
 	return notRun(l.fit("the VM, by --vm-memory and --vm-cpus,", in.vm.MemoryMiB, in.vm.CPUs))
 }
 
-// fit returns an error unless a VM of a size has room for the limits. 0 is a size that is not known.
+// fit returns an error unless the limits fit in a VM of a size. A size of 0 is unknown and fits.
 func (l limits) fit(vm string, memoryMiB, cpus int) error {
 	switch {
 	case memoryMiB > 0 && l.memory > int64(memoryMiB)<<20:
@@ -81,11 +82,11 @@ func (l limits) fit(vm string, memoryMiB, cpus int) error {
 	return nil
 }
 
-// fitsVM refuses a container whose limits are over what a VM has that runs.
+// fitsVM returns an error if the limits exceed the size of a running VM.
 func (l limits) fitsVM(ctx context.Context, name, dir string) error {
 	if l == (limits{}) || name == hostVM {
 		return nil
 	}
-	info, _ := strata.InspectVM(ctx, dir) // opening it says what is wrong
+	info, _ := strata.InspectVM(ctx, dir) // opening the VM reports the error
 	return l.fit("VM "+name, info.Memory, info.CPUs)
 }

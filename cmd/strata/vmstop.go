@@ -27,7 +27,7 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 	if !exists(dir) { // nothing is mounted on this system, and recover has removed its empty state
 		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
 	}
-	// Runs that were killed have nothing in it any more then, only their folders.
+	// After the VM has ended, only the directories of killed runs are left to clean up.
 	defer e.sweepBefore(ctx, cmd, func(r strata.RunRecord) bool { return r.VM == name })
 	if cmd.Bool("force") {
 		if err := strata.KillVM(ctx, dir); err != nil {
@@ -41,7 +41,7 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 	return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
 }
 
-// stopDry says what vm stop would do.
+// stopDry prints what vm stop would do.
 func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error {
 	v, _, err := e.view(ctx, cmd, name)
 	if err != nil {
@@ -70,8 +70,8 @@ func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error 
 	return e.would(cmd, "power VM %s off", name)
 }
 
-// stopIn stops a VM, the hard way after timeout: also when until then it said nothing, or another command
-// had it.
+// stopIn shuts a VM down, and kills it if that takes longer than timeout, also if the VM does not respond or another
+// command has it open.
 func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, timeout time.Duration) error {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

@@ -173,7 +173,7 @@ func (e *env) volumePrune(ctx context.Context, cmd *cli.Command) error {
 	return errors.Join(err, e.printNames(cmd, names))
 }
 
-// printNames prints a name on each line.
+// printNames prints one name per line.
 func (e *env) printNames(cmd *cli.Command, names []string) error {
 	if names == nil {
 		names = []string{}

@@ -17,9 +17,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// volumeFlags are the flags that say what a container has besides its image.
+// volumeFlags returns the flags for volumes and mounts of a container.
 func volumeFlags() []cli.Flag {
-	// A path may have a comma: these are not lists.
+	// Not comma-separated: a path may contain a comma.
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "volume", Aliases: []string{"v"}, Local: true,
 			Usage: "`SOURCE:TARGET[:ro]`: a folder or file of this host (./data:/data), or a volume by its name (data:/data), " +
@@ -51,8 +51,8 @@ func mountFlags(cmd *cli.Command) (out []strata.ContainerMount, err error) {
 	return out, nil
 }
 
-// mountOptions puts the mounts of a container into the options of its document: those of the flags, and the volumes of
-// the image. folder is where the container keeps what goes with it.
+// mountOptions adds the mounts of the flags and the volumes of the image to the options of a container's OCI spec.
+// folder is the directory for what belongs to the container.
 func (e *env) mountOptions(
 	cmd *cli.Command, o *strata.SpecOptions, id, folder string, c image.Config,
 ) (*strata.ContainerVolumes, error) {
@@ -75,7 +75,7 @@ func (e *env) mountOptions(
 	return v, nil
 }
 
-// checkBinds holds the binds of a caller's document to what counts for those of the flags.
+// checkBinds checks the bind mounts of --spec as those of the flags.
 func (e *env) checkBinds(cmd *cli.Command, in *runInput) error {
 	runs, err := e.runs(cmd)
 	if err != nil {
@@ -93,10 +93,10 @@ func (e *env) checkBinds(cmd *cli.Command, in *runInput) error {
 	return nil
 }
 
-// makeVolumes makes the volumes of a container and asks for what its document has of this host.
+// makeVolumes creates the volumes of a container, and adds the bind mounts of its OCI spec to the request.
 func (in *runInput) makeVolumes(ctx context.Context, r *strata.Run, req *layers.Request) error {
 	req.Volumes = strata.BindVolumes(in.spec.Spec)
-	if r == nil { // what is not there yet would be made
+	if r == nil { // a dry run creates nothing
 		req.Volumes = slices.DeleteFunc(req.Volumes, func(v layers.Volume) bool { return !exists(v.Path) })
 	}
 	if r == nil || in.volumes == nil || in.spec.Spec == nil {
@@ -105,7 +105,7 @@ func (in *runInput) makeVolumes(ctx context.Context, r *strata.Run, req *layers.
 	return in.volumes.Make(ctx)
 }
 
-// fillVolumes finishes the volumes of a container that is mounted.
+// fillVolumes fills the new volumes of a mounted container from its image.
 func (in *runInput) fillVolumes(ctx context.Context, vm *uvm.UtilityVM, m *layers.Mounted,
 	asked []layers.Volume) error {
 	in.placed = placedVolumes{m, asked}
@@ -115,14 +115,14 @@ func (in *runInput) fillVolumes(ctx context.Context, vm *uvm.UtilityVM, m *layer
 	return in.volumes.Fill(ctx, vm, m)
 }
 
-// placedVolumes is what a container has of this host.
+// placedVolumes are the bind mounts of a container from this host.
 type placedVolumes struct {
 	m     *layers.Mounted
 	asked []layers.Volume
 }
 
-// runner returns a runner that starts programs by documents which name paths of this host, and tells when a volume is
-// lost: what uses it would wait for ever.
+// runner returns a runner that replaces host paths in OCI specs by the guest's, and whose processes fail if the server
+// of a volume fails: a program that uses the volume would block for ever.
 func (p placedVolumes) runner(r strata.Runner) strata.Runner {
 	if len(p.asked) == 0 {
 		return r
@@ -197,7 +197,7 @@ type volumeProcess struct {
 // OutOfMemory implements vmm.OutOfMemory.
 func (p volumeProcess) OutOfMemory() bool { return outOfMemory(p.Process) }
 
-// Wait waits for the program's end, or for that of a volume.
+// Wait waits until the program has ended, or fails if a volume's server does.
 func (p volumeProcess) Wait(ctx context.Context) (int, error) {
 	watch, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
