@@ -6,12 +6,15 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stratavm/strata/vmm"
 )
 
 // TestExecRefused names in what a process may not differ from the container's first.
@@ -72,15 +75,7 @@ func TestUse(t *testing.T) { synctest.Test(t, testUse) }
 
 func testUse(t *testing.T) {
 	f := running(t)
-	s, err := f.Stats(t.Context(), &taskapi.StatsRequest{ID: "a"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := typeurl.UnmarshalAny(s.Stats)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, ok := m.(*stats.Metrics); !ok || m.GetMemory().GetUsage() != 5 || m.GetMemory().GetUsageLimit() != 7 {
+	if m := f.use(); m.GetMemory().GetUsage() != 5 || m.GetMemory().GetUsageLimit() != 7 {
 		t.Errorf("metrics %v", m)
 	}
 	for _, silent := range []bool{false, true} {
@@ -102,4 +97,42 @@ func testUse(t *testing.T) {
 		t.Errorf("connect: %v, %v", c, err)
 	}
 	f.exit()
+}
+
+// use returns what the container uses.
+func (f *fixture) use() *stats.Metrics {
+	f.t.Helper()
+	s, err := f.Stats(f.t.Context(), &taskapi.StatsRequest{ID: "a"})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	m, err := typeurl.UnmarshalAny(s.Stats)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return m.(*stats.Metrics)
+}
+
+// TestUseAfterEnd checks that Stats of a container that has exited returns its last known usage and whether it was
+// OOM-killed, without asking the guest, which has forgotten it.
+func TestUseAfterEnd(t *testing.T) {
+	f := running(t)
+	f.m.stats = &vmm.ContainerStats{CPU: time.Second, Memory: 5, MemoryLimit: 7, PIDs: 2}
+	f.use()
+	f.m.beSilent(true)
+	p := f.m.program(0)
+	p.mu.Lock()
+	p.memory = true
+	p.mu.Unlock()
+	p.exit(137, nil)
+	if _, err := f.Wait(t.Context(), &taskapi.WaitRequest{ID: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	m := f.use()
+	if cpu, oom := m.GetCPU().GetUsageUsec(), m.GetMemoryEvents().GetOomKill(); cpu != 1e6 || oom != 1 {
+		t.Errorf("%d us of processor time and %d processes without memory, want 1000000 and 1", cpu, oom)
+	}
+	if memory, pids := m.GetMemory().GetUsage(), m.GetPids().GetCurrent(); memory != 0 || pids != 0 {
+		t.Errorf("it still has %d bytes and %d processes", memory, pids)
+	}
 }

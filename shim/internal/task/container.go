@@ -55,7 +55,9 @@ type container struct {
 	mu     sync.Mutex
 	paused bool
 	execs  map[string]*process
-	pids   []uint32 // guest PIDs as of the last successful query
+	pids   []uint32           // guest PIDs as of the last successful query
+	used   vmm.ContainerStats // statistics as of the last successful query, without processes
+	ooms   uint64             // processes killed by the OOM killer
 }
 
 const (
@@ -236,6 +238,9 @@ func (c *container) wait(p *process) {
 		c.log.Error("wait for a process", "container", c.id, "process", p.id, "error", err)
 	}
 	if o, ok := p.proc.(vmm.OutOfMemory); ok && o.OutOfMemory() {
+		c.mu.Lock()
+		c.ooms++
+		c.mu.Unlock()
 		c.send(&eventsapi.TaskOOM{ContainerID: c.id})
 	}
 }

@@ -51,7 +51,8 @@ func (c *container) guestPIDs(ctx context.Context) []uint32 {
 	return slices.Clone(c.pids)
 }
 
-// Stats returns a container's resource usage as cgroup v2 metrics.
+// Stats returns a container's resource usage as cgroup v2 metrics. For a container that has exited these are the
+// last known ones: CRI asks for them after the exit to learn whether the container was OOM-killed.
 func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
 	return Answer(s.stats(ctx, r.ID))
 }
@@ -61,9 +62,7 @@ func (s *Service) stats(ctx context.Context, id string) (*taskapi.StatsResponse,
 	if err != nil {
 		return nil, err
 	}
-	limited, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	st, err := c.machine.Stats(limited, id)
+	st, err := c.stats(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +71,33 @@ func (s *Service) stats(ctx context.Context, id string) (*taskapi.StatsResponse,
 		return nil, err
 	}
 	return &taskapi.StatsResponse{Stats: data}, nil
+}
+
+func (c *container) stats(ctx context.Context) (vmm.ContainerStats, error) {
+	limited, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var st vmm.ContainerStats
+	var err error
+	if !c.hasExited() {
+		st, err = c.machine.Stats(limited, c.id)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hasExited() { // it may have exited meanwhile
+		st = c.used
+		st.Memory, st.PIDs, st.OOMKills = 0, 0, max(st.OOMKills, c.ooms)
+		return st, nil
+	}
+	if err == nil {
+		c.used = st
+		c.used.Processes = nil
+	}
+	return st, err
+}
+
+func (c *container) hasExited() bool {
+	s, _, _ := c.init.status()
+	return s == task.Status_STOPPED
 }
 
 func metrics(st vmm.ContainerStats) *stats.Metrics {
