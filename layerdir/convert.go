@@ -31,6 +31,15 @@ func (f Format) FileName() string { return "layer." + string(f) }
 // DefaultMaxBytes is the limit on the unpacked size of a layer when Options.MaxBytes is 0.
 const DefaultMaxBytes = layertree.DefaultMaxBytes
 
+// DefaultMaxImageBytes is the limit on the unpacked size of all layers of an image in a store.
+const DefaultMaxImageBytes = layertree.DefaultMaxImageBytes
+
+// Budget is what the layers of an image may have together: see [NewBudget]. It may be used concurrently.
+type Budget struct{ b *layertree.Budget }
+
+// NewBudget returns a Budget of so many bytes of files, and of four times the entries and names that a layer may have.
+func NewBudget(maxBytes int64) *Budget { return &Budget{layertree.NewBudget(maxBytes)} }
+
 // Options says what Convert does.
 type Options struct {
 	Format Format    // empty: VHD
@@ -40,6 +49,8 @@ type Options struct {
 	Progress func(n int64)
 	// MaxBytes limits the unpacked size, holes of sparse files included; 0: DefaultMaxBytes.
 	MaxBytes int64
+	// Image, when set, is what the layers of an image may have together. Each conversion takes from it.
+	Image *Budget
 	// AllowUnterminated: see layertree.Options. Set it where Tar fails when its digest is wrong.
 	AllowUnterminated bool
 	// Below are the layers that this one will lie over, where they are known: symbolic links of theirs are
@@ -123,8 +134,12 @@ const vhdAlign = 2 << 20
 
 func (o Options) limits() (layertree.Options, error) {
 	below, err := o.Below.load()
-	return layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated,
-		Below: below, Outline: o.Outline}, err
+	limits := layertree.Options{MaxBytes: o.MaxBytes, AllowUnterminated: o.AllowUnterminated,
+		Below: below, Outline: o.Outline}
+	if o.Image != nil {
+		limits.Image = o.Image.b
+	}
+	return limits, err
 }
 
 // write writes the layer to f.

@@ -18,12 +18,14 @@ import (
 func (s *Store) chainLayers(ctx context.Context, r Request, img *Image, f Format) error {
 	stack := img.stack()
 	var below layerdir.Below
+	budget := layerdir.NewBudget(r.MaxImageBytes)
 	for n := range img.Layers {
 		p := place{layer: n, diffID: img.Layers[n].DiffID}
 		k := slices.IndexFunc(stack, func(q place) bool { return q.layer == n })
 		if k >= 0 {
 			p = stack[k]
-			chained, err := s.chainLayer(ctx, r, p, f, &below)
+			chained, err := s.chainLayer(ctx, r, p, f, layerdir.Options{Format: f.File, Verity: f.Verity, Below: &below,
+				Image: budget})
 			if err != nil {
 				return err
 			}
@@ -42,7 +44,7 @@ func (s *Store) chainLayers(ctx context.Context, r Request, img *Image, f Format
 }
 
 // chainLayer reports whether a layer depends on those below it, and makes it then.
-func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, below *layerdir.Below) (bool, error) {
+func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, o layerdir.Options) (bool, error) {
 	chained := layerObject(p.ownID, f)
 	if ok, err := s.has(chained); ok || err != nil {
 		return ok, err
@@ -57,7 +59,7 @@ func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, be
 		if settled, err := s.fits(ctx, chainObject(p.chainID, f), obj, f); settled || err != nil {
 			return false, err
 		}
-		changes, err := below.Changes(s.path(string(obj), outlineName))
+		changes, err := o.Below.Changes(s.path(string(obj), outlineName))
 		if errors.Is(err, fs.ErrNotExist) && p.layer == 0 {
 			return false, nil
 		}
@@ -70,5 +72,5 @@ func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, be
 			return false, err
 		}
 	}
-	return true, s.importLayer(ctx, r, p.layer, chained, f, below)
+	return true, s.importLayer(ctx, r, p.layer, chained, o)
 }

@@ -48,6 +48,9 @@ type Request struct {
 	Formats []Format
 	// MaxLayerBytes limits the unpacked size of each layer; 0: the converter's limit.
 	MaxLayerBytes int64
+	// MaxImageBytes limits the unpacked size of all layers together, in each format; 0:
+	// layerdir.DefaultMaxImageBytes, or MaxLayerBytes where that is more.
+	MaxImageBytes int64
 	// Progress is told of every layer. It may be called concurrently, and must not take long.
 	Progress func(Event)
 }
@@ -106,6 +109,9 @@ func (s *Store) doImport(ctx context.Context, r Request) (img Image, err error) 
 	}
 	if r.Progress == nil {
 		r.Progress = func(Event) {}
+	}
+	if r.MaxImageBytes == 0 {
+		r.MaxImageBytes = max(layerdir.DefaultMaxImageBytes, r.MaxLayerBytes)
 	}
 	img = Image{Name: r.Name, Digest: r.Digest, Source: r.Source, Platform: r.Platform,
 		Created: r.Created, Imported: now(), Manifest: r.Manifest, Config: r.Config}
@@ -182,6 +188,10 @@ func (s *Store) importLayers(ctx context.Context, r Request, img Image) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(s.o.Jobs)
 	seen := map[object]bool{}
+	budgets := map[Format]*layerdir.Budget{}
+	for _, f := range r.Formats {
+		budgets[f] = layerdir.NewBudget(r.MaxImageBytes)
+	}
 	for _, p := range img.stack() {
 		for _, f := range r.Formats {
 			obj := layerObject(p.diffID, f)
@@ -196,7 +206,8 @@ func (s *Store) importLayers(ctx context.Context, r Request, img Image) error {
 					}
 					return err
 				}
-				err := s.importLayer(ctx, r, p.layer, obj, f, nil)
+				err := s.importLayer(ctx, r, p.layer, obj, layerdir.Options{Format: f.File, Verity: f.Verity,
+					Image: budgets[f]})
 				if p.layer > 0 && errors.Is(err, layerdir.ErrNeedsBelow) {
 					return nil
 				}
@@ -215,10 +226,10 @@ func (r Request) tell(n int, st State, done int64) {
 }
 
 // importLayer creates one layer, if it is missing.
-func (s *Store) importLayer(ctx context.Context, r Request, n int, obj object, f Format, below *layerdir.Below) error {
+func (s *Store) importLayer(ctx context.Context, r Request, n int, obj object, o layerdir.Options) error {
 	l := r.Layers[n]
 	tell := func(st State, done int64) { r.tell(n, st, done) }
-	o := layerdir.Options{Format: f.File, Verity: f.Verity, MaxBytes: r.MaxLayerBytes, Below: below}
+	o.MaxBytes = r.MaxLayerBytes
 	made, err := s.putLayer(ctx, obj, l, o, tell)
 	if err != nil {
 		return fmt.Errorf("layer %d of %d: %w", n+1, len(r.Layers), err)

@@ -49,9 +49,10 @@ var (
 
 // Options are the limits of FromTar. Zero values mean the defaults above.
 type Options struct {
-	MaxBytes    int64 // unpacked size of all files, holes included
-	MaxEntries  int   // entries of the tar, and parents that have none
-	MaxMetadata int64 // bytes of memory for names, link targets, attributes and the places of contents
+	MaxBytes    int64   // unpacked size of all files, holes included
+	MaxEntries  int     // entries of the tar, and parents that have none
+	MaxMetadata int64   // bytes of memory for names, link targets, attributes and the places of contents
+	Image       *Budget // of all layers of the image; nil: none
 	// AllowUnterminated accepts a stream without the blocks of zeroes that end a tar, also one of no bytes
 	// at all. A tar that was cut between two entries looks like that, so allow it only where a digest is
 	// checked as well.
@@ -281,6 +282,9 @@ func (rd *reader) content(n *Node, size int64, body io.Reader) (err error) {
 		return fmt.Errorf("the unpacked layer exceeds %d bytes: %w (raise the limit if the layer is to be trusted)",
 			rd.o.MaxBytes, ErrTooLarge)
 	}
+	if err := rd.o.Image.content(size); err != nil {
+		return err
+	}
 	if n.Runs, err = rd.out.add(body, size); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = fmt.Errorf("the stream is truncated: %w", err)
@@ -332,7 +336,7 @@ func (rd *reader) account(nodes, bytes int) error {
 	if rd.metadata += int64(bytes); rd.metadata > rd.o.MaxMetadata {
 		return fmt.Errorf("names, attributes and places of contents exceed %d bytes: %w", rd.o.MaxMetadata, ErrTooLarge)
 	}
-	return nil
+	return rd.o.Image.memory(nodes, bytes)
 }
 
 // cleanName returns the name of an entry without leading slashes, ".", ".." and trailing slashes; the root
