@@ -48,9 +48,10 @@ test-containerd: need-go install-deps ## the shim: its own tests, and containers
 	CGO_ENABLED=0 $(GO) test -C shim -v -timeout 40m ./test
 
 CRITEST ?= .
+HANDLER ?= strata
 
 critest: need-go install-deps ## the tests of CRI's own project, with runc and the shim: an hour; CRITEST=pattern picks cases
-	CGO_ENABLED=0 STRATA_CRITEST='$(CRITEST)' $(GO) test -C shim -count=1 -v -timeout 3h -run 'TestCritest$$' ./test
+	CGO_ENABLED=0 STRATA_CRITEST='$(CRITEST)' STRATA_CRITEST_HANDLER='$(HANDLER)' $(GO) test -C shim -count=1 -v -timeout 3h -run 'TestCritest$$' ./test
 
 lint: need-go fmt-check vet vet-shim staticcheck ## formatting, build and vet for all platforms, staticcheck
 

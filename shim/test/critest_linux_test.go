@@ -1,8 +1,10 @@
 package test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"os/exec"
@@ -12,8 +14,12 @@ import (
 	"time"
 )
 
-// envCritest has critest run, which takes an hour: a regular expression of the names of its cases.
-const envCritest = "STRATA_CRITEST"
+// Environment variables: the first has critest run, which takes an hour, and is a regular expression of the names of
+// its cases; the second is the handler beside runc: strata, which is the default, or strata-shim.
+const (
+	envCritest        = "STRATA_CRITEST"
+	envCritestHandler = "STRATA_CRITEST_HANDLER"
+)
 
 // critestDiffers are the cases of critest that pass with runc and do not with the runtime, by a part of their names,
 // and why.
@@ -34,12 +40,16 @@ func TestCritest(t *testing.T) {
 	if focus == "" {
 		t.Skip("takes an hour: make critest")
 	}
+	handler := cmp.Or(os.Getenv(envCritestHandler), "strata")
+	if !slices.Contains(handlers, handler) {
+		t.Fatalf("%s=%s: want one of %q", envCritestHandler, handler, handlers)
+	}
 	for _, program := range []string{"runc", "iptables", "ipcmk"} {
 		if _, err := exec.LookPath(program); err != nil {
 			lacking(t, err.Error())
 		}
 	}
-	k := needKube(t, "strata")
+	k := needKube(t, handler)
 	if err := build(k.bin, "daemon", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
 		"github.com/containernetworking/plugins/plugins/meta/portmap"); err != nil {
 		t.Fatal(err)
@@ -51,7 +61,7 @@ func TestCritest(t *testing.T) {
 	}
 	plugins(t, k.bin, k.daemon.dir+"/cni", k.addresses(), `{"type": "portmap", "capabilities": {"portMappings": true}}`)
 	k.serveCritest(t)
-	want, got := k.critest(t, "runc", focus), k.critest(t, "strata", focus)
+	want, got := k.critest(t, "runc", focus), k.critest(t, handler, focus)
 	k.clean(t)
 	known := maps.Clone(critestDiffers)
 	for _, name := range slices.Sorted(maps.Keys(want)) {
@@ -76,23 +86,43 @@ func TestCritest(t *testing.T) {
 	}
 }
 
-// critest runs critest with a runtime and returns what became of each case that was not skipped.
+// critest runs critest with a runtime and returns what became of each case that was not skipped. What it and containerd
+// said is kept by go test -artifacts.
 func (k kube) critest(t *testing.T, runtime, focus string) map[string]string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	deadline, ok := t.Deadline()
+	if !ok {
+		deadline = time.Now().Add(time.Hour)
+	}
+	ctx, cancel := context.WithDeadline(t.Context(), deadline.Add(-2*time.Minute)) // in which it cleans up, and we look
 	defer cancel()
-	socket, report := "unix://"+k.daemon.dir+"/c.sock", k.dir+"/"+runtime+".json"
+	socket, kept := "unix://"+k.daemon.dir+"/c.sock", t.ArtifactDir()+"/"+runtime
 	cmd := exec.CommandContext(ctx, k.bin+"/critest", "-config", os.DevNull, "-runtime-endpoint", socket,
 		"-image-endpoint", socket, "-runtime-handler", runtime, "-test.timeout", "0", "-ginkgo.timeout", "1h",
-		"-ginkgo.seed", "1", "-ginkgo.no-color", "-ginkgo.focus", focus, "-ginkgo.json-report", report)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+		"-ginkgo.seed", "1", "-ginkgo.no-color", "-ginkgo.focus", focus, "-ginkgo.json-report", kept+".json")
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it reports what it has run so far
 	cmd.WaitDelay = time.Minute
 	out, err := cmd.CombinedOutput() // an error, too, when a case fails
 	t.Logf("critest with %s: %v", runtime, err)
-	b, rerr := os.ReadFile(report)
-	if rerr != nil {
-		t.Fatalf("%v\n%s", rerr, out)
+	log, err := os.ReadFile(k.daemon.dir + "/log")
+	err = errors.Join(err, os.WriteFile(kept+".log", out, 0o600), os.WriteFile(kept+"-containerd.log", log, 0o600))
+	if err != nil {
+		t.Error(err)
 	}
+	b, err := os.ReadFile(kept + ".json")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	cases := critestCases(t, runtime, b)
+	if len(cases) == 0 {
+		t.Fatalf("no case ran\n%s", out)
+	}
+	return cases
+}
+
+// critestCases reads a report of critest.
+func critestCases(t *testing.T, runtime string, report []byte) map[string]string {
+	t.Helper()
 	var suites []struct {
 		SpecReports []struct {
 			ContainerHierarchyTexts    []string
@@ -102,7 +132,7 @@ func (k kube) critest(t *testing.T, runtime, focus string) map[string]string {
 			Failure                    struct{ Message string }
 		}
 	}
-	if err := json.Unmarshal(b, &suites); err != nil {
+	if err := json.Unmarshal(report, &suites); err != nil {
 		t.Fatal(err)
 	}
 	cases, counts := map[string]string{}, map[string]int{}
@@ -127,9 +157,6 @@ func (k kube) critest(t *testing.T, runtime, focus string) map[string]string {
 		}
 	}
 	t.Logf("critest with %s: %v", runtime, counts)
-	if len(cases) == 0 {
-		t.Fatalf("no case ran\n%s", out)
-	}
 	return cases
 }
 
