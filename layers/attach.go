@@ -27,9 +27,9 @@ type Attach uint8
 // (0755, root).
 //
 // What a VM has already is shared. An index is shared by containers with the same whole chain of layers
-// only: two images on one base, both EROFS, bring the base into the VM twice. Where memory of the VM
-// counts more than the time of a mount, AttachSeparate shares layer by layer, and so does AttachOneDisk
-// where it makes partitions (ext4, layers with a hash tree).
+// only: two images on one base, both EROFS, have the base in the guest's page cache twice, though nothing of
+// it is copied on the host. Where memory of the VM counts more than the time of a mount, AttachSeparate
+// shares layer by layer, and so does AttachOneDisk where it makes partitions (ext4, layers with a hash tree).
 const (
 	// AttachAuto puts EROFS layers, and layers with a hash tree, behind one disk where the VM can. It
 	// attaches other layers one by one: as VPMEM, or over SCSI when that does not take them.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -153,6 +154,60 @@ func TestIndexOneDisk(t *testing.T) {
 		}
 		w.checkEmpty()
 	}
+}
+
+// Two images on one base: each brings one disk, of which only the index is its own. All else on it is the layers' own
+// files, the base's in both, and of these nothing is copied.
+func TestIndexesOfOneBase(t *testing.T) {
+	w := newWorld(t, vmm.Linux, vmmtest.LinuxLimits(), 0)
+	all := realLayers(t, layerdir.EROFS, 6)
+	base := all[2:]
+	var disks []map[string]int64 // the bytes of each by what they are from: a layer's folder, "" for the rest
+	w.f.Script(func(_ int, c vmm.Change) vmmtest.Fault {
+		d, ok := c.Device.(vmm.SCSIDisk)
+		if !ok || c.Op != vmm.Add || d.Extents == nil {
+			return vmmtest.NoFault
+		}
+		from := map[string]int64{}
+		for _, e := range d.Extents {
+			folder := filepath.Dir(e.Path)
+			if !slices.ContainsFunc(all, func(l Layer) bool { return l.Folder == folder }) {
+				folder = ""
+			}
+			from[folder] += e.Length
+		}
+		disks = append(disks, from)
+		return vmmtest.NoFault
+	})
+	before := 0
+	var mounted []*Mounted
+	for i := range 2 {
+		chain := append([]Layer{all[i]}, base...)
+		mounted = append(mounted, w.mustMount(Request{VM: w.vm, ID: fmt.Sprint("c", i), Layers: chain}))
+		d, _ := w.counts()
+		if d-before != 1 || len(disks) != i+1 {
+			t.Fatalf("image %d: %d device operations, %d disks with an index", i, d-before, len(disks))
+		}
+		before = d
+		for _, l := range chain {
+			fi, err := os.Stat(filepath.Join(l.Folder, layerEROFS))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := disks[i][l.Folder]; got != fi.Size() {
+				t.Errorf("image %d: %d bytes of the disk are those of layer %s, which has %d", i, got, l.Folder, fi.Size())
+			}
+		}
+		if own := disks[i][""]; own <= 0 || own > 8<<10 { // 5 layers with 2 files each
+			t.Errorf("image %d: %d bytes are its own", i, own)
+		}
+	}
+	for _, m := range mounted {
+		if err := m.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.checkEmpty()
 }
 
 // Layers that cannot be indexed become partitions; those that are in the VM stay where they are.
