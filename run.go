@@ -291,11 +291,11 @@ func (r *Run) takeAway(ctx context.Context, vm *uvm.UtilityVM) error {
 	}
 	lost := m.LostVolume(ctx)
 	if lost == nil {
-		return releaseContainer(ctx, vm, r.id)
+		return releaseContainer(ctx, vm, r.id, (*layers.Mounted).Release)
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, lostTime, lost)
 	defer cancel()
-	if releaseContainer(limited, vm, r.id) == nil {
+	if releaseContainer(limited, vm, r.id, (*layers.Mounted).Release) == nil {
 		return nil
 	}
 	if err := m.Abandon(ctx); err != nil {

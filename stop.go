@@ -10,13 +10,18 @@ import (
 )
 
 // StopVM ends the programs in a VM, releases what is mounted in it, powers it off and removes its state
-// directory dir. vm is closed in any case. From the deadline of ctx on it is terminated without asking its
-// guest; when ctx is cancelled instead, StopVM ends with the error of that and the VM runs on. What cannot be released
-// goes with the VM: notice, where it is not nil, is called with the reason.
+// directory dir. The layers of containers, to which nothing is written, are left to the guest's own end. vm is closed
+// in any case. From the deadline of ctx on it is terminated without asking its guest; when ctx is cancelled instead,
+// StopVM ends with the error of that and the VM runs on. What cannot be released goes with the VM: notice, where it is
+// not nil, is called with the reason.
 func StopVM(ctx context.Context, vm *uvm.UtilityVM, dir string, notice func(message string)) error {
+	release := (*layers.Mounted).ReleaseScratch
+	if d, err := driverOf(ctx, dir); err != nil || d.Traits().HostSystem { // what is mounted on this system stays
+		release = (*layers.Mounted).Release
+	}
 	var errs []error
 	for _, c := range vm.Claims() {
-		errs = append(errs, releaseContainer(ctx, vm, c.ID()))
+		errs = append(errs, releaseContainer(ctx, vm, c.ID(), release))
 	}
 	if err := errors.Join(errs...); err != nil && notice != nil {
 		notice(fmt.Sprintf("not everything could be unmounted before the VM stops: %v", err))
@@ -41,9 +46,10 @@ func killNow(ctx context.Context, dir string) error {
 	return nil
 }
 
-// releaseContainer ends what runs in a container, what the program left in the background too, and unmounts it. A
-// container that does not exist is no error.
-func releaseContainer(ctx context.Context, vm *uvm.UtilityVM, id string) error {
+// releaseContainer ends what runs in a container, what the program left in the background too, and unmounts it by
+// release. A container that does not exist is no error.
+func releaseContainer(ctx context.Context, vm *uvm.UtilityVM, id string,
+	release func(*layers.Mounted, context.Context) error) error {
 	m, err := layers.Open(vm, id)
 	if errors.Is(err, uvm.ErrUnknownClaim) {
 		return nil
@@ -52,7 +58,7 @@ func releaseContainer(ctx context.Context, vm *uvm.UtilityVM, id string) error {
 		err = m.EndPrograms(ctx)
 	}
 	if err == nil {
-		err = m.Release(ctx)
+		err = release(m, ctx)
 	}
 	return err
 }
