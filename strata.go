@@ -54,6 +54,9 @@ type VMOptions struct {
 	// when it was idle. The first VM of a kind makes it, below Boot.CacheDir, which has to be given; QEMU only. The guest
 	// is reached by serial ports then. Where there is no template the VM boots.
 	Template bool
+	// TemplateMissing, where it is set, is called with Template when there is no template of the kind. The VM then
+	// boots and is not saved, which would take almost half as long again; it is for the caller to call MakeTemplate.
+	TemplateMissing func()
 	// Boot says what the VM boots; Image, when its Kernel is set, is taken instead of building one.
 	Boot  BootOptions
 	Image BootImage
@@ -136,8 +139,9 @@ func (o OpenOptions) driver() vmm.OpenOptions {
 func (o VMOptions) driver() vmm.StartOptions {
 	s := vmm.StartOptions{Dir: o.Dir, Name: o.Name, OS: o.OS, MemoryMiB: o.MemoryMiB, CPUs: o.CPUs,
 		NoShares: o.NoShares, Accel: o.Accel,
-		Transport: o.Transport, Namespace: o.Namespace, Template: o.Template, Image: o.Image, BootFiles: o.BootFiles,
-		UVMLayers: o.UVMLayers, Logger: o.Logger}
+		Transport: o.Transport, Namespace: o.Namespace, Template: o.Template,
+		TemplateMissing: o.TemplateMissing, Image: o.Image, BootFiles: o.BootFiles, UVMLayers: o.UVMLayers,
+		Logger: o.Logger}
 	if o.Boot.CacheDir != "" { // next to the boot images, which belong to this host too
 		s.CacheDir = filepath.Join(o.Boot.CacheDir, "..", "kvm")
 	}

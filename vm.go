@@ -41,15 +41,8 @@ func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	}
 	// The directory is made when there is something to put into it, and locked from then on: one without a
 	// machine that is not locked is taken for what a start left that was cut off.
-	if d.Traits().BootImage && o.OS != vmm.Windows {
-		if o.Image.Kernel == "" {
-			if o.Image, err = bootimage.Build(ctx, bootimage.Options(o.Boot)); err != nil {
-				return nil, err
-			}
-		}
-		if err := enoughMemory(o); err != nil {
-			return nil, err
-		}
+	if err := o.build(ctx, d); err != nil {
+		return nil, err
 	}
 	_, err = os.Stat(o.Dir)
 	fresh := errors.Is(err, os.ErrNotExist)
@@ -66,6 +59,39 @@ func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 		err = errors.Join(err, RemoveVM(context.WithoutCancel(ctx), o.Dir))
 	}
 	return vm, err
+}
+
+// build makes what the VM boots, where the driver needs that and it is not given.
+func (o *VMOptions) build(ctx context.Context, d vmm.Driver) (err error) {
+	if !d.Traits().BootImage || o.OS == vmm.Windows {
+		return nil
+	}
+	if o.Image.Kernel == "" {
+		if o.Image, err = bootimage.Build(ctx, bootimage.Options(o.Boot)); err != nil {
+			return err
+		}
+	}
+	return enoughMemory(*o)
+}
+
+// MakeTemplate makes the template of a kind of VM, from which VMOptions.Template has VMs loaded: it starts a VM at the
+// lowest priority, saves it and ends it. It is for those who set VMOptions.TemplateMissing, or would have even the first
+// VM loaded; made tells that there was none. When ctx ends nothing is left. What it leaves when this process is killed is
+// taken away when templates are made or removed next. Of the options Dir, Name, NoShares and Namespace do not matter.
+func MakeTemplate(ctx context.Context, o VMOptions) (made bool, err error) {
+	o.Logger = discard(o.Logger)
+	d, err := driverNamed(cmp.Or(o.Driver, drivers[0].Name()))
+	if err != nil {
+		return false, err
+	}
+	maker, can := d.(vmm.TemplateMaker)
+	if !can || o.OS == vmm.Windows {
+		return false, fmt.Errorf("a template of VMs, driver %s: %w", d.Name(), errors.ErrUnsupported)
+	}
+	if err := o.build(ctx, d); err != nil {
+		return false, err
+	}
+	return maker.MakeTemplate(ctx, o.driver())
 }
 
 // enoughMemory returns an error matching ErrMemory when a guest cannot boot its image with the memory it would get.

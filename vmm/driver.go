@@ -39,6 +39,13 @@ type Driver interface {
 	Limits(i Info) (Limits, error)
 }
 
+// TemplateMaker is what drivers may implement that know StartOptions.Template.
+type TemplateMaker interface {
+	// MakeTemplate saves a machine of the kind that the options say, which is started for that alone and ends with it.
+	// Where there is one already it does nothing. Dir, Name and Namespace do not matter.
+	MakeTemplate(ctx context.Context, o StartOptions) (made bool, err error)
+}
+
 // Traits says what a driver needs of its caller.
 type Traits struct {
 	// BootImage: Linux guests boot StartOptions.Image, which the caller has built.
@@ -66,6 +73,9 @@ type StartOptions struct {
 	// Template has the machine loaded from a saved one of its kind, which the first start of a kind makes. A driver that
 	// cannot do so, or not now, boots it.
 	Template bool
+	// TemplateMissing, where it is set, is called when there is no such machine of its kind. The machine then just
+	// boots, and it is for the caller to have one made, see TemplateMaker.
+	TemplateMissing func()
 
 	Image     BootImage // what a Linux guest boots, see Traits.BootImage
 	BootFiles string    // folder with kernel and initrd.img of a Linux guest of Windows hosts

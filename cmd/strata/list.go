@@ -134,7 +134,7 @@ func (e *env) recover(ctx context.Context, cmd *cli.Command) error {
 				out, ids = append(out, recovered{Run: name}), append(ids, name)
 			}
 		}
-		errs = append(errs, err)
+		errs = append(errs, err, e.sweepTemplates(ctx, cmd))
 	}
 	if len(names) == 0 {
 		var err error

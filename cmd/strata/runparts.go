@@ -126,9 +126,13 @@ func (e *env) runVM(ctx context.Context, cmd *cli.Command, r *strata.Run, in *ru
 		vm, err := r.OpenVM(ctx, name)
 		return vm, e.advise(err, name, id)
 	}
+	behind := e.templateBehind(cmd, &in.vm)
 	done := e.status("starting a VM ...")
 	vm, err := r.StartVM(ctx, in.vm)
 	done()
+	if err == nil {
+		behind()
+	}
 	if errors.Is(err, strata.ErrRunID) {
 		err = fmt.Errorf("%w; choose another --id, or to run in it: --vm %s", err, id)
 	}

@@ -35,6 +35,21 @@ func spawn(args []string, dir string) (*exec.Cmd, *net.UnixConn, error) {
 	return cmd, conn.(*net.UnixConn), nil
 }
 
+// spawnAlone starts this program in a new session, with its output in a file and no input. It may outlive this process.
+func spawnAlone(args []string, output *os.File) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := &exec.Cmd{Path: exe, Args: append([]string{os.Args[0]}, args...), Dir: "/", Stdout: output, Stderr: output,
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true}}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() { _ = cmd.Wait() }() // what became of it is in its output
+	return nil
+}
+
 // isSocket reports whether a file is a socket.
 func isSocket(f *os.File) bool {
 	fi, err := f.Stat()

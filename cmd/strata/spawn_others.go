@@ -14,6 +14,8 @@ func spawn([]string, string) (*exec.Cmd, *net.UnixConn, error) {
 	return nil, nil, fmt.Errorf("containers that outlive their command are for Linux hosts: %w", errors.ErrUnsupported)
 }
 
+func spawnAlone([]string, *os.File) error { return errors.ErrUnsupported }
+
 func isSocket(*os.File) bool { return false }
 
 func replace(*os.File, int) error { return errors.ErrUnsupported }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -10,29 +11,31 @@ import (
 	"time"
 
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
+	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/test/leaktest"
 )
 
-// TestKilledTemplate kills a command while it writes the template of the VM that it has just booted: the VM stands still
-// then. The next command that opens it has it go on, the torn template goes with the next start of the kind, which saves
-// its VM; and from then on VMs are loaded, until the template is removed.
-func TestKilledTemplate(t *testing.T) {
+// TestTemplateBehind: the first VM of a kind boots, and its template is made behind it, by a process that lets go of the
+// command's output. Of one that is killed while it writes the next one takes away what there is; and from then on VMs are
+// loaded, until the template is removed.
+func TestTemplateBehind(t *testing.T) {
 	need(t, "qemu-system-x86_64", "qemu-system-x86")
 	init := bootimagetest.Strata(t)
 	bootimagetest.ImageOf(t, init)
 	c := cliBox{t: t, strata: init, state: filepath.Join(t.TempDir(), "state")}
 	leaktest.Check(t)
 	t.Cleanup(func() { stopAll(t, c.state, c.strata) })
-	dir := filepath.Join(c.state, "cache", "kvm", "templates")
+	cache := filepath.Join(c.state, "cache", "kvm")
+	dir := filepath.Join(cache, "templates")
 	is := func(pattern string, want int) {
 		t.Helper()
 		if have, err := filepath.Glob(filepath.Join(dir, pattern)); err != nil || len(have) != want {
 			t.Errorf("there is %v (%v), want %d of %s", have, err, want, pattern)
 		}
 	}
-	const torn = ".new-*"
-	for turn := 1; ; turn++ { // until the command is killed in time
-		killWriting(t, c.cmd("vm", "start", "--template"), filepath.Join(dir, torn), filepath.Join(dir, "*.template"))
+	const torn, making = ".new-*", "making"
+	for turn := 1; ; turn++ { // until it is killed in time
+		killWriting(t, c.cmd("vm", "template"), filepath.Join(dir, torn), filepath.Join(dir, "*.template"))
 		late, err := filepath.Glob(filepath.Join(dir, "*.template"))
 		if err != nil {
 			t.Fatal(err)
@@ -40,26 +43,34 @@ func TestKilledTemplate(t *testing.T) {
 		if len(late) == 0 || turn == 5 {
 			break
 		}
-		c.run("vm", "stop")
 		c.run("store", "gc", "--templates")
 	}
 	is("*.template", 0)
 	is(torn, 1)
+	is(making, 1)
 	template := func(want bool) {
 		t.Helper()
 		if out := c.run("vm", "inspect"); strings.Contains(out, "template") != want {
 			t.Errorf("the VM is one of a template, unlike %v: %s", want, out)
 		}
+		c.run("exec", "--in-vm", "/init", "--strata-agent")
+		c.run("vm", "stop")
+	}
+	c.run("vm", "start", "--template") // its output ends with it
+	waitTemplate(t, dir)
+	is(torn, 0)
+	is(making, 0)
+	is("*.template", 1)
+	if b, err := os.ReadFile(filepath.Join(cache, templateLog)); err != nil || !strings.Contains(string(b), "made in") {
+		t.Errorf("the log of its making says %q (%v)", b, err)
 	}
 	template(false)
-	c.run("exec", "--in-vm", "/init", "--strata-agent")
-	c.run("vm", "stop")
-	for i, flags := range [][]string{{"--template"}, {"--template"}, {"--template", "--no-template"}} {
+	for _, flags := range [][]string{{"--template"}, {"--template", "--no-template"}} {
 		c.run(append([]string{"vm", "start"}, flags...)...)
-		is(torn, 0)
-		is("*.template", 1)
-		template(i == 1)
-		c.run("vm", "stop")
+		template(len(flags) == 1)
+	}
+	if out := c.run("vm", "template"); !strings.Contains(out, "already") {
+		t.Errorf("a template that is there is made: %s", out)
 	}
 	if out := c.run("doctor"); !strings.Contains(out, "1 template, ") {
 		t.Errorf("doctor knows of no template: %s", out)
@@ -74,6 +85,30 @@ func TestKilledTemplate(t *testing.T) {
 		}
 	}
 	is("*.template", 0)
+	killWriting(t, c.cmd("vm", "template"), filepath.Join(dir, making, "machine.json"))
+	c.run("recover")
+	is(making, 0)
+}
+
+// waitTemplate waits until a template is there and nobody makes one.
+func waitTemplate(t *testing.T, dir string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		have, err := filepath.Glob(filepath.Join(dir, "*.template"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if held, err := lockfile.Held(filepath.Join(dir, "making.lock")); err == nil && !held && len(have) > 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatal("no template is made")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // killWriting kills a command once there is a file like one of the patterns.

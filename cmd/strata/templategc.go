@@ -42,3 +42,15 @@ func (e *env) templateGC(ctx context.Context, cmd *cli.Command, r *store.Removed
 	}
 	return err
 }
+
+// sweepTemplates takes away what the making of templates left that was killed.
+func (e *env) sweepTemplates(ctx context.Context, cmd *cli.Command) error {
+	dir, err := e.templateCache(cmd)
+	if err != nil {
+		return err
+	}
+	if _, err = qemu.RemoveTemplates(ctx, dir, time.Time{}, false); errors.Is(err, qemu.ErrTemplateBusy) {
+		return nil // somebody is at it
+	}
+	return err
+}

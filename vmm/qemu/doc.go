@@ -44,7 +44,8 @@
 // # Templates
 //
 // With Config.Template a machine is loaded from the first of its kind, which was held by its agent as soon as it had
-// booted, saved by QEMU's migration to a file, and went on. The memory is no part of the migration: it is a file in
+// booted, saved by QEMU's migration to a file, and went on; or, where the caller would not wait for that, from one that
+// MakeTemplate has booted and ended. The memory is no part of the migration: it is a file in
 // memory already, which is copied while the machine stands still. A machine that is loaded maps a sealed copy for
 // itself; the next one finds that in one that runs, else reads it from the cache. QEMU opens the file for
 // writing although it only reads it; the seals keep one that was taken over by its guest from changing what others map.

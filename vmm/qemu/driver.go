@@ -14,7 +14,10 @@ import (
 // same names.
 type Driver struct{}
 
-var _ vmm.Driver = Driver{}
+var _ interface {
+	vmm.Driver
+	vmm.TemplateMaker
+} = Driver{}
 
 // Name implements vmm.Driver.
 func (Driver) Name() string { return "qemu" }
@@ -27,12 +30,22 @@ func (Driver) Start(ctx context.Context, o vmm.StartOptions) (vmm.Machine, error
 	if o.OS == vmm.Windows {
 		return nil, fmt.Errorf("a Windows VM on a %s host: %w", runtime.GOOS, errors.ErrUnsupported)
 	}
-	return machine(Start(ctx, Config{
+	return machine(Start(ctx, config(o)))
+}
+
+// config is the machine that the options say.
+func config(o vmm.StartOptions) Config {
+	return Config{
 		Dir: o.Dir, ID: o.Name, Kernel: o.Image.Kernel, Initrd: o.Image.Initrd, Cmdline: o.Image.Cmdline,
 		MemoryMiB: o.MemoryMiB, CPUs: cmp.Or(o.CPUs, min(2, runtime.NumCPU())), NoShares: o.NoShares,
-		Accel: o.Accel, Transport: o.Transport, Namespace: o.Namespace, Template: o.Template, ImageID: o.Image.ID,
-		CacheDir: o.CacheDir, Logger: o.Logger,
-	}))
+		Accel: o.Accel, Transport: o.Transport, Namespace: o.Namespace, Template: o.Template,
+		TemplateMissing: o.TemplateMissing, ImageID: o.Image.ID, CacheDir: o.CacheDir, Logger: o.Logger,
+	}
+}
+
+// MakeTemplate implements vmm.TemplateMaker.
+func (Driver) MakeTemplate(ctx context.Context, o vmm.StartOptions) (made bool, err error) {
+	return MakeTemplate(ctx, config(o))
 }
 
 // Open implements vmm.Driver.

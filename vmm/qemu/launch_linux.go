@@ -115,7 +115,11 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	if c.rewrite != nil {
 		args = c.rewrite(args)
 	}
-	child, err := startIn(c.Namespace, shell, append([]string{shell, "-c", raiseFileLimit, shell, program}, args...),
+	begin := raiseFileLimit + execNow
+	if c.idle {
+		begin = raiseFileLimit + execIdle
+	}
+	child, err := startIn(c.Namespace, shell, append([]string{shell, "-c", begin, shell, program}, args...),
 		&os.ProcAttr{
 			Dir: "/", Files: append([]*os.File{null, log, log}, files...),
 			// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
@@ -176,7 +180,9 @@ func startIn(namespace, program string, args []string, attr *os.ProcAttr) (child
 // privilege that root in a container lacks could do so once QEMU runs as another user.
 const (
 	shell          = "/bin/sh"
-	raiseFileLimit = `ulimit -n "$(ulimit -H -n)"; exec "$@"`
+	raiseFileLimit = `ulimit -n "$(ulimit -H -n)"; `
+	execNow        = `exec "$@"`
+	execIdle       = `exec nice -n 19 "$@"`
 )
 
 // kvmUsable reports why KVM cannot run a machine here, as far as can be seen from outside.

@@ -92,6 +92,9 @@ func startTemplated(context.Context, Config, string) (*Machine, error) {
 	return nil, errHost
 }
 
+// MakeTemplate makes the template of a kind of machine.
+func MakeTemplate(context.Context, Config) (made bool, err error) { return false, errHost }
+
 // Templates lists the templates in a cache directory.
 func Templates(string) ([]TemplateInfo, error) { return nil, nil }
 

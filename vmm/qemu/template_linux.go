@@ -34,7 +34,7 @@ const (
 )
 
 // startTemplated starts a machine from the template of its kind. Where there is none that can be loaded the machine
-// boots, and a template is made of it where that goes.
+// boots, and a template is made of it where that goes and the caller has no other made.
 func startTemplated(ctx context.Context, c Config, accel string) (*Machine, error) {
 	t, err := c.template(accel)
 	if err != nil {
@@ -42,7 +42,11 @@ func startTemplated(ctx context.Context, c Config, accel string) (*Machine, erro
 	}
 	whole, err := t.find(ctx)
 	if errors.Is(err, os.ErrNotExist) {
-		return t.bootAndSave(ctx, c, accel)
+		if c.TemplateMissing == nil {
+			return t.bootAndSave(ctx, c, accel)
+		}
+		c.TemplateMissing()
+		return boot(ctx, c, accel)
 	}
 	var m *Machine
 	if err == nil {

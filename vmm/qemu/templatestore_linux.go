@@ -279,7 +279,7 @@ func sweepTemplates(ctx context.Context, dir string, dryRun bool,
 	if dryRun {
 		return gone, nil
 	}
-	errs = append(errs, atomicfile.Sweep(dir))
+	errs = append(errs, atomicfile.Sweep(dir), endMaking(ctx, dir))
 	users, err := filepath.Glob(filepath.Join(dir, "*"+usersSuffix))
 	errs = append(errs, err)
 	for _, path := range users {
