@@ -30,7 +30,8 @@ func TestStopLeavesLayers(t *testing.T) {
 			}
 			return path
 		}
-		r := layers.Request{VM: vm, ID: "web", Scratch: folder("scratch", "sandbox.vhdx"), Attach: layers.AttachSeparate}
+		r := layers.Request{VM: vm, ID: "web", Attach: layers.AttachSeparate}
+		r.Scratch = folder("scratch", "sandbox.vhdx")
 		for i := range n {
 			r.Layers = append(r.Layers, layers.Layer{Folder: folder(fmt.Sprint("layer", i), "layer.vhd")})
 		}

@@ -75,9 +75,9 @@ func (o *VMOptions) build(ctx context.Context, d vmm.Driver) (err error) {
 }
 
 // MakeTemplate makes the template of a kind of VM, from which VMOptions.Template has VMs loaded: it starts a VM at the
-// lowest priority, saves it and ends it. It is for those who set VMOptions.TemplateMissing, or would have even the first
-// VM loaded; made tells that there was none. When ctx ends nothing is left. What it leaves when this process is killed is
-// taken away when templates are made or removed next. Of the options Dir, Name, NoShares and Namespace do not matter.
+// lowest priority, saves it and ends it. Callers use it with VMOptions.TemplateMissing, or ahead of the first VM. made
+// is false where the template exists. When ctx ends nothing is left. What a killed process leaves is removed when
+// templates are made or removed next. Dir, Name, NoShares and Namespace of the options do not matter.
 func MakeTemplate(ctx context.Context, o VMOptions) (made bool, err error) {
 	o.Logger = discard(o.Logger)
 	d, err := driverNamed(cmp.Or(o.Driver, drivers[0].Name()))

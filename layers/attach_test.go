@@ -195,7 +195,7 @@ func TestIndexesOfOneBase(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := disks[i][l.Folder]; got != fi.Size() {
-				t.Errorf("image %d: %d bytes of the disk are those of layer %s, which has %d", i, got, l.Folder, fi.Size())
+				t.Errorf("image %d: %d bytes of the disk are of layer %s, which has %d", i, got, l.Folder, fi.Size())
 			}
 		}
 		if own := disks[i][""]; own <= 0 || own > 8<<10 { // 5 layers with 2 files each

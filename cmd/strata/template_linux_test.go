@@ -15,9 +15,9 @@ import (
 	"github.com/stratavm/strata/test/leaktest"
 )
 
-// TestTemplateBehind: the first VM of a kind boots, and its template is made behind it, by a process that lets go of the
-// command's output. Of one that is killed while it writes the next one takes away what there is; and from then on VMs are
-// loaded, until the template is removed.
+// TestTemplateBehind: the first VM of a kind boots, and its template is made in the background, by a process that does
+// not hold the command's output open. What a killed one leaves is removed by the next one; from then on VMs are loaded,
+// until the template is removed.
 func TestTemplateBehind(t *testing.T) {
 	need(t, "qemu-system-x86_64", "qemu-system-x86")
 	init := bootimagetest.Strata(t)

@@ -52,8 +52,8 @@ func vmCommands(e *env) []*cli.Command {
 			},
 			{
 				Name: "template", Usage: "make the template of a kind of VM now",
-				Description: "VMs of its kind start from it with --template, which else boots the first one and has this done\n" +
-					"behind it. strata store gc --templates removes templates.\n\n" +
+				Description: "With --template VMs of the kind are loaded from it; without one the first boots, and\n" +
+					"the template is made in the background. strata store gc --templates removes templates.\n\n" +
 					examples("strata vm template", "strata vm template --memory 512M --cpus 4"),
 				Flags:  templateFlags(),
 				Action: e.vmTemplate,
@@ -76,7 +76,7 @@ func startFlags(memory, cpus string) []cli.Flag {
 		&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg (software emulation)"},
 		&cli.StringFlag{Name: "transport", Value: "auto", Usage: "to a guest under QEMU: auto, vsock or serial"},
 		&cli.BoolFlag{Name: "template", Sources: cli.EnvVars("STRATA_TEMPLATE"),
-			Usage: "under QEMU: load a saved VM of the same kind instead of booting one; the first one of a kind boots"},
+			Usage: "under QEMU: load a saved VM of the same kind instead of booting one; the first of a kind boots"},
 		&cli.BoolFlag{Name: "no-template", Usage: "boot, also where STRATA_TEMPLATE=1 says otherwise"},
 		&cli.StringFlag{Name: "kernel", TakesFile: true, Usage: "`FILE` to boot (default: the newest in /boot)"},
 		&cli.StringFlag{Name: "guest-init", TakesFile: true, Sources: cli.EnvVars("STRATA_INIT"),

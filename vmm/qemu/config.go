@@ -65,8 +65,8 @@ type Config struct {
 	// and is saved, in CacheDir, before Start returns it. Where neither goes the machine just boots. Templates have no
 	// vsock: TransportAuto is TransportSerial.
 	Template bool
-	// TemplateMissing, where it is set, is called with Template when there is no template of the kind: the machine boots
-	// as others do then, and it is for the caller to have one made by MakeTemplate.
+	// TemplateMissing, where it is set, is called with Template when there is no template of the kind: the machine
+	// boots and is not saved, and it is for the caller to have one made by MakeTemplate.
 	TemplateMissing func()
 	// ImageID names the content of Kernel and Initrd. Empty: Template does nothing.
 	ImageID string
