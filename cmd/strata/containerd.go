@@ -16,6 +16,19 @@ runtime_type = "io.containerd.strata.v1"
 privileged_without_host_devices = true
 pod_annotations = ["io.stratavm.*"]
 
+# What VMs are like, for all pods. The values are examples; docs/containerd.md says what each of them does. By ctr:
+# --runtime-config-path FILE with such lines. ConfigPath = "FILE" here takes them from a file, and no others are heeded.
+#[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata.options]
+#memory = 1024
+#cpus = 2
+#template = true
+#accel = "kvm"
+#kernel = "/boot/vmlinuz-6.1.0"
+#kernel_release = "6.1.0"
+#modules = "/lib/modules"
+#init = "/usr/local/bin/strata-init"
+#debug = true
+
 [plugins."io.containerd.snapshotter.v1.erofs"]
 default_size = "10GiB"
 `

@@ -142,6 +142,13 @@ pod_annotations = ["io.stratavm.*"]
 runtime_type = "io.containerd.strata.v1"
 sandboxer = "shim"
 disable_pause_image_pull = true
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata-misspelt]
+runtime_type = "io.containerd.strata.v1"
+options = {memroy = 300}
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata-shim-misspelt]
+runtime_type = "io.containerd.strata.v1"
+sandboxer = "shim"
+options = {memroy = 300}
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 `, dir, pauseImage)

@@ -58,7 +58,7 @@ func TestRefused(t *testing.T) {
 		{"no such file", []string{"--with-ns", "network:/run/netns/none-such"}},
 		{"linux.namespaces[", []string{"--with-ns", "ipc:/proc/1/ns/ipc"}},
 		{"io.stratavm.memory", []string{"--label", "io.stratavm.memory=much"}},
-		{"runtimeoptions", []string{"--runtime-config-path", "/etc/x"}},
+		{"/none/such", []string{"--runtime-config-path", "/none/such"}},
 		{"source", []string{"--mount", "type=bind,src=/none/such,dst=/x,options=rbind"}},
 		{"hostPath", []string{"--mount", "type=bind,src=/proc/sys,dst=/x,options=rbind"}},
 		{"where the kernel shows this host", []string{"--mount", "type=bind,src=/,dst=/x,options=rbind:ro"}},

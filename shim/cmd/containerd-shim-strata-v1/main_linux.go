@@ -59,9 +59,11 @@ func newService(ic *plugin.InitContext) (any, error) {
 	}
 	sd := down.(shutdown.Service)
 	// Standard error is containerd's log.
-	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	level := &slog.LevelVar{}
+	level.Set(slog.LevelWarn)
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	queue := events.New(ic.Context, publisher.(shim.Publisher), logger)
-	s := task.New(task.Config{Namespace: ns, Events: queue, End: sd.Shutdown, Logger: logger,
+	s := task.New(task.Config{Namespace: ns, Events: queue, End: sd.Shutdown, Logger: logger, Level: level,
 		StartVM: func(ctx context.Context, o pod.Options) (task.Machine, error) { return pod.Start(ctx, o) }})
 	sd.RegisterCallback(func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, endTimeout)

@@ -30,6 +30,7 @@ import (
 	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/internal/regfile"
 	"github.com/stratavm/strata/shim/internal/cgroup"
+	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/shim/internal/pod"
 	"github.com/stratavm/strata/shim/internal/rootfs"
 	"github.com/stratavm/strata/shim/internal/task"
@@ -62,6 +63,9 @@ func (Manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (*boo
 	}
 	g, err := readGroup(bundle, id)
 	if err != nil {
+		return nil, err
+	}
+	if err := options.Keep(bundle, params); err != nil {
 		return nil, err
 	}
 	dir := params.GetSocketDir()

@@ -23,6 +23,7 @@ import (
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/shim/internal/cgroup"
 	"github.com/stratavm/strata/shim/internal/forward"
+	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/uvm"
 	"github.com/stratavm/strata/vmm"
 )
@@ -74,6 +75,7 @@ type Options struct {
 	Cgroup string
 	// Forward relays connections to loopback addresses of the namespace to the VM, if the host supports it.
 	Forward bool
+	Runtime options.Options
 	Logger  *slog.Logger
 }
 
@@ -92,6 +94,27 @@ type Pod struct {
 	forwarder *forward.Forwarder
 }
 
+// vm returns the options of the VM. The runtime's options take precedence over containerd's environment.
+func (o Options) vm() (strata.VMOptions, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil { // a service may have no $HOME
+		cache = "/var/cache"
+	}
+	name, r := filepath.Base(o.Dir), o.Runtime
+	v := strata.VMOptions{Dir: o.Dir, Name: name[:min(len(name), maxName)], MemoryMiB: o.MemoryMiB, CPUs: o.CPUs,
+		Accel: r.Accel, Namespace: o.Namespace, Logger: o.Logger, Boot: strata.BootOptions{Logger: o.Logger,
+			CacheDir: filepath.Join(cache, "strata", "boot"), Kernel: r.Kernel, Release: r.Release,
+			ModulesDir: r.Modules, InitPath: r.Init}}
+	if r.Template != nil {
+		v.Template = *r.Template
+	} else if s := os.Getenv(TemplateEnv); s != "" {
+		if v.Template, err = strconv.ParseBool(s); err != nil {
+			return v, fmt.Errorf("%s=%q in the environment of containerd: use 1 or 0", TemplateEnv, s)
+		}
+	}
+	return v, nil
+}
+
 // Start starts a VM. On error everything is undone but the control group, in which this process stays.
 func Start(ctx context.Context, o Options) (*Pod, error) {
 	if o.Cgroup != "" {
@@ -102,23 +125,13 @@ func Start(ctx context.Context, o Options) (*Pod, error) {
 			return nil, err
 		}
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil { // a service may have no $HOME
-		cache = "/var/cache"
+	v, err := o.vm()
+	if err != nil {
+		return nil, fmt.Errorf("start a VM: %w", err)
 	}
-	boot := strata.BootOptions{Logger: o.Logger, CacheDir: filepath.Join(cache, "strata", "boot")}
-	template := false
-	if s := os.Getenv(TemplateEnv); s != "" {
-		if template, err = strconv.ParseBool(s); err != nil {
-			return nil, fmt.Errorf("start a VM: %s=%q in the environment of containerd: use 1 or 0", TemplateEnv, s)
-		}
-	}
-	name := filepath.Base(o.Dir)
 	var vm *uvm.UtilityVM
 	for range tries {
-		vm, err = strata.StartVM(ctx, strata.VMOptions{Dir: o.Dir, Name: name[:min(len(name), maxName)],
-			MemoryMiB: o.MemoryMiB, CPUs: o.CPUs, Namespace: o.Namespace, Template: template, Boot: boot,
-			Logger: o.Logger})
+		vm, err = strata.StartVM(ctx, v)
 		if !parentGone(err) {
 			break
 		}

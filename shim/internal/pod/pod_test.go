@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/stratavm/strata/shim/internal/options"
 )
 
 func TestDir(t *testing.T) {
@@ -41,5 +43,34 @@ func TestParentGone(t *testing.T) {
 		if got := parentGone(tt.err); got != tt.want {
 			t.Errorf("%v: %v, want %v", tt.err, got, tt.want)
 		}
+	}
+}
+
+// TestVM: what VM it is. Options count before the environment.
+func TestVM(t *testing.T) {
+	yes, no := true, false
+	for _, tt := range []struct {
+		environment string
+		option      *bool
+		want        bool
+	}{{"", nil, false}, {"1", nil, true}, {"1", &no, false}, {"0", &yes, true}, {"", &yes, true},
+		{"much", &no, false}} {
+		t.Setenv(TemplateEnv, tt.environment)
+		v, err := Options{Dir: "/v", Runtime: options.Options{Template: tt.option}}.vm()
+		if err != nil || v.Template != tt.want {
+			t.Errorf("%q in the environment, %v as an option: %v, %v", tt.environment, tt.option, v.Template, err)
+		}
+	}
+	t.Setenv(TemplateEnv, "much")
+	if _, err := (Options{Dir: "/v"}).vm(); err == nil || !strings.Contains(err.Error(), TemplateEnv) {
+		t.Errorf("%v, want an error that names the variable", err)
+	}
+	t.Setenv(TemplateEnv, "")
+	v, err := Options{Dir: "/v/" + strings.Repeat("a", 100), MemoryMiB: 7, CPUs: 3, Namespace: "/n",
+		Runtime: options.Options{Kernel: "/k", Release: "6", Modules: "/m", Init: "/i", Accel: "tcg"}}.vm()
+	b := v.Boot
+	if err != nil || len(v.Name) != maxName || v.MemoryMiB != 7 || v.CPUs != 3 || v.Namespace != "/n" ||
+		v.Accel != "tcg" || b.Kernel != "/k" || b.Release != "6" || b.ModulesDir != "/m" || b.InitPath != "/i" {
+		t.Errorf("%+v, %v", v, err)
 	}
 }

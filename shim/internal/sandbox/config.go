@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/stratavm/strata"
@@ -36,8 +37,9 @@ const nameLength = 12
 
 // plan is a pod to start: the spec of its holder container, and its files.
 type plan struct {
-	doc   *specs.Spec
-	files map[string]string // contents by their path in the containers
+	doc     *specs.Spec
+	files   map[string]string // contents by their path in the containers
+	options *anypb.Any        // of the runtime
 }
 
 // newPlan makes a plan from a request, without side effects. A field that cannot be honoured is an error that names it.

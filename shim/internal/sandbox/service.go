@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/stratavm/strata/shim/internal/cgroup"
+	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/shim/internal/rootfs"
 	"github.com/stratavm/strata/shim/internal/task"
 )
@@ -106,6 +107,12 @@ func (s *Service) create(ctx context.Context, r *sandboxapi.CreateSandboxRequest
 	if err != nil {
 		return err
 	}
+	if p.options, err = options.Kept(r.GetBundlePath()); err != nil {
+		return err
+	}
+	if _, err := options.Read(p.options); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.id, s.bundle, s.plan = r.GetSandboxID(), r.GetBundlePath(), p
@@ -136,7 +143,7 @@ func (s *Service) start(ctx context.Context, id string) (*sandboxapi.StartSandbo
 	if err := st.plan.write(st.bundle); err != nil {
 		return nil, err
 	}
-	h, err := s.tasks.Hold(ctx, id, st.bundle)
+	h, err := s.tasks.Hold(ctx, id, st.bundle, st.plan.options)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start sandbox %q: %w", id, err), rootfs.Unmount(st.bundle))
 	}

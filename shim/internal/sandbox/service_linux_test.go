@@ -6,12 +6,15 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/cgroups/v3"
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	ctrdevents "github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -20,6 +23,7 @@ import (
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/shim/internal/events"
+	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/shim/internal/pod"
 	"github.com/stratavm/strata/shim/internal/task"
 	"github.com/stratavm/strata/test/leaktest"
@@ -115,6 +119,40 @@ func newFixture(t *testing.T) *fixture {
 
 // class is the class of an error as containerd sees it.
 func class(err error, is func(error) bool) bool { return is(errgrpc.ToNative(err)) }
+
+// TestOptions: what containerd said when it started the shim counts for the pod, and is refused before anything starts.
+func TestOptions(t *testing.T) {
+	f := newFixture(t)
+	r := request(t, nil)
+	say := func(text string) {
+		t.Helper()
+		params := &bootapi.BootstrapParams{}
+		err := params.AddExtension(&runtimeoptions.Options{ConfigBody: []byte(text)})
+		if err == nil {
+			err = options.Keep(r.BundlePath, params)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	say("memroy = 300")
+	if _, err := f.CreateSandbox(t.Context(), r); !class(err, errdefs.IsInvalidArgument) ||
+		!strings.Contains(err.Error(), "memroy") {
+		t.Errorf("%v, want an error that names the option", err)
+	}
+	say("memory = 300")
+	if _, err := f.CreateSandbox(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	_, err := f.StartSandbox(t.Context(), &sandboxapi.StartSandboxRequest{SandboxID: r.SandboxID})
+	if err != nil || f.sizes.MemoryMiB != 300 {
+		t.Errorf("the VM is started by %+v, %v", f.sizes, err)
+	}
+	_, err = f.ShutdownSandbox(t.Context(), &sandboxapi.ShutdownSandboxRequest{SandboxID: r.SandboxID})
+	if err != nil {
+		t.Error(err)
+	}
+}
 
 // TestSandbox leads a pod through its life.
 func TestSandbox(t *testing.T) {

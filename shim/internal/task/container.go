@@ -20,6 +20,7 @@ import (
 
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/shim/internal/rootfs"
 	"github.com/stratavm/strata/shim/internal/stdio"
 	"github.com/stratavm/strata/vmm"
@@ -77,9 +78,9 @@ func unmountLimit(ctx context.Context) time.Duration {
 
 // newContainer starts the container's VM, unless its pod has one, and mounts the root in it. On error everything is
 // undone.
-func (s *Service) newContainer(ctx context.Context, r *taskapi.CreateTaskRequest, holds bool,
+func (s *Service) newContainer(ctx context.Context, r *taskapi.CreateTaskRequest, o options.Options, holds bool,
 ) (_ *container, err error) {
-	doc, err := readDocument(r.Bundle)
+	doc, err := readDocument(r.Bundle, o)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +126,7 @@ func (s *Service) newContainer(ctx context.Context, r *taskapi.CreateTaskRequest
 	}
 	limited, cancel := noAnswer(ctx, createTimeout)
 	defer cancel()
-	if c.machine, err = s.vmFor(limited, c); err != nil {
+	if c.machine, err = s.vmFor(limited, c, o); err != nil {
 		return nil, err
 	}
 	c.mounted, err = c.machine.Mount(limited, request)

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/stratavm/strata/internal/ocispec"
 )
@@ -34,10 +35,10 @@ var PodFiles = map[string]string{"/etc/hosts": "hosts", "/etc/hostname": "hostna
 	sharedMemory: "shm"}
 
 // Hold starts a pod: a VM, and in it the holder from a bundle, whose root must contain PodFiles and whose config.json
-// must name the pod. Containers of the pod refer to the holder by id. On error everything is undone except mounts in
-// the bundle, which the caller must unmount.
-func (s *Service) Hold(ctx context.Context, id, bundle string) (*Holder, error) {
-	c, err := s.create(ctx, &taskapi.CreateTaskRequest{ID: id, Bundle: bundle}, true)
+// must name the pod. options are the runtime's options. Containers of the pod refer to the holder by id. On error
+// everything is undone except mounts in the bundle, which the caller must unmount.
+func (s *Service) Hold(ctx context.Context, id, bundle string, options *anypb.Any) (*Holder, error) {
+	c, err := s.create(ctx, &taskapi.CreateTaskRequest{ID: id, Bundle: bundle, Options: options}, true)
 	if err != nil {
 		return nil, err
 	}

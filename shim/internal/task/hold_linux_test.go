@@ -2,12 +2,13 @@ package task
 
 import (
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types/runc/options"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -19,7 +20,7 @@ import (
 func hold(t *testing.T) (*fixture, *Holder) {
 	t.Helper()
 	f := newFixture(t)
-	h, err := f.Hold(t.Context(), "a", bundle(t, podSpec("sandbox")).Bundle)
+	h, err := f.Hold(t.Context(), "a", bundle(t, podSpec("sandbox")).Bundle, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,7 @@ func TestHoldFails(t *testing.T) {
 	f := newFixture(t)
 	f.m.execs = errors.New("no program")
 	b := bundle(t, podSpec("sandbox")).Bundle
-	if _, err := f.Hold(t.Context(), "a", b); !errors.Is(err, f.m.execs) {
+	if _, err := f.Hold(t.Context(), "a", b, nil); !errors.Is(err, f.m.execs) {
 		t.Errorf("hold: %v", err)
 	}
 	if f.m.ends == 0 {
@@ -155,25 +156,42 @@ func TestPodFiles(t *testing.T) {
 	}
 }
 
-// TestOptions: of the options of runc those are taken that containerd sets by itself.
+// TestOptions: options size the VM where annotations do not, and go to what starts it.
 func TestOptions(t *testing.T) {
+	limit, quota, period := int64(1<<30), int64(500000), uint64(100000)
+	limited := func(s *specs.Spec) {
+		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit},
+			CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}}
+	}
 	for _, tt := range []struct {
-		o  any
-		ok bool
+		name, options   string
+		change          func(*specs.Spec)
+		memoryMiB, cpus int
 	}{
-		{&options.Options{TaskApiAddress: "unix:///s", TaskApiVersion: 3}, true}, //lint:ignore SA1019 containerd sets them
-		{&options.Options{NoPivotRoot: true}, false},
-		{&options.CheckpointOptions{}, false},
+		{"options", "memory = 300\ncpus = 1", func(*specs.Spec) {}, 300, 1},
+		{"none that size", "accel = 'tcg'", func(*specs.Spec) {}, defaultMemoryMiB, 0},
+		{"a limit", "memory = 300\ncpus = 1", limited, 1024 + 32 + guestMiB, 5},
+		{"a small limit", "memory = 4096\ncpus = 8", limited, 4096, 8},
+		{"annotations", "memory = 4096\ncpus = 8", func(s *specs.Spec) {
+			s.Annotations = map[string]string{memoryAnnotation: "640", cpusAnnotation: "2"}
+		}, 640, 2},
 	} {
-		a, err := typeurl.MarshalAnyToProto(tt.o)
+		f, s := newFixture(t), spec()
+		tt.change(s)
+		f.Level = &slog.LevelVar{}
+		r := bundle(t, s)
+		a, err := typeurl.MarshalAnyToProto(&runtimeoptions.Options{ConfigBody: []byte("debug = true\n" + tt.options)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		f := newFixture(t)
-		r := bundle(t, spec())
 		r.Options = a
-		if _, err := f.Create(t.Context(), r); (err == nil) != tt.ok {
-			t.Errorf("%v: %v", tt.o, err)
+		if _, err := f.Create(t.Context(), r); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if f.sizes.MemoryMiB != tt.memoryMiB || f.sizes.CPUs != tt.cpus || !f.sizes.Runtime.Debug ||
+			f.Level.Level() != slog.LevelDebug {
+			t.Errorf("%s: the VM is started by %+v, want %d MiB and %d processors", tt.name, f.sizes, tt.memoryMiB,
+				tt.cpus)
 		}
 		_ = f.Close(t.Context())
 	}

@@ -148,7 +148,9 @@ func TestRequestRefused(t *testing.T) {
 		words  []string
 	}{
 		"options": {func(r *request) { r.Options = &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: []byte{1}} },
-			[]string{`"runtimeoptions.v1.Options"`, "there are none", "--runtime-config-path"}},
+			[]string{"runtime options"}},
+		"options of runc": {func(r *request) { r.Options = &anypb.Any{TypeUrl: "runc.v1.Options"} },
+			[]string{`"runc.v1.Options"`, "remove"}},
 		"options without a type": {func(r *request) { r.Options = &anypb.Any{Value: []byte{1}} }, []string{"remove"}},
 		"a snapshotter": {func(r *request) { r.Rootfs = []*types.Mount{{Type: "fuse.stargz", Source: "x"}} },
 			[]string{`"fuse.stargz"`, "another snapshotter"}},

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/stratavm/strata/shim/internal/events"
+	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/shim/internal/pod"
 	"github.com/stratavm/strata/shim/internal/stdio"
 	"github.com/stratavm/strata/vmm"
@@ -45,6 +46,7 @@ type Config struct {
 	StartVM   func(context.Context, pod.Options) (Machine, error)
 	End       func() // ends the shim
 	Logger    *slog.Logger
+	Level     *slog.LevelVar // of Logger; nil: it stays
 }
 
 // New returns a service without containers.
@@ -122,8 +124,12 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, hold
 	case !filepath.IsAbs(r.Bundle):
 		return nil, fmt.Errorf("bundle %q: give an absolute path: %w", r.Bundle, errdefs.ErrInvalidArgument)
 	}
-	if err := checkOptions(r.GetOptions()); err != nil {
+	o, err := options.Read(r.GetOptions())
+	if err != nil {
 		return nil, err
+	}
+	if o.Debug && s.Level != nil {
+		s.Level.Set(slog.LevelDebug)
 	}
 	s.mu.Lock()
 	if _, there := s.containers[r.ID]; there {
@@ -132,7 +138,7 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, hold
 	}
 	s.containers[r.ID], s.down = nil, false
 	s.mu.Unlock()
-	c, err := s.newContainer(ctx, r, holds)
+	c, err := s.newContainer(ctx, r, o, holds)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/stratavm/strata/shim/internal/cgroup"
+	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/shim/internal/pod"
 )
 
@@ -28,7 +29,7 @@ type sharedVM struct {
 }
 
 // vmFor returns the VM of the container's pod, or starts one if the container is not a member of a pod.
-func (s *Service) vmFor(ctx context.Context, c *container) (*sharedVM, error) {
+func (s *Service) vmFor(ctx context.Context, c *container, o options.Options) (*sharedVM, error) {
 	if id := c.doc.sandbox; id != "" {
 		of, err := s.container(id)
 		if err != nil {
@@ -52,7 +53,7 @@ func (s *Service) vmFor(ctx context.Context, c *container) (*sharedVM, error) {
 	}
 	sandbox, _ := pod.Sandbox(c.doc.spec.Annotations) // outside a pod, others may listen in the network namespace
 	m, err := s.StartVM(ctx, pod.Options{Dir: dir, MemoryMiB: c.doc.memoryMiB, CPUs: c.doc.cpus,
-		Namespace: c.doc.namespace, Cgroup: c.doc.cgroup, Forward: sandbox != "", Logger: s.Logger})
+		Namespace: c.doc.namespace, Cgroup: c.doc.cgroup, Forward: sandbox != "", Runtime: o, Logger: s.Logger})
 	if err != nil {
 		return nil, err
 	}

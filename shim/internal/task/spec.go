@@ -18,6 +18,7 @@ import (
 
 	"github.com/stratavm/strata"
 	"github.com/stratavm/strata/internal/ocispec"
+	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/shim/internal/pod"
 	"github.com/stratavm/strata/vmm"
 )
@@ -32,10 +33,8 @@ const (
 )
 
 const (
-	defaultMemoryMiB = 512     // of a VM without annotation or limit, and the least with a limit
-	guestMiB         = 192     // for the guest's kernel and agent, on top of the container's limit
-	maxMemoryMiB     = 1 << 24 // of the annotation
-	maxCPUs          = 1024
+	defaultMemoryMiB = 512 // of a VM without annotation, option or limit, and the least with a limit
+	guestMiB         = 192 // for the guest's kernel and agent, on top of the container's limit
 )
 
 // document is a bundle's config.json, split into what the guest gets and what applies on the host.
@@ -50,7 +49,7 @@ type document struct {
 }
 
 // readDocument reads and checks a bundle's config.json. A field that cannot be honoured is an error that names it.
-func readDocument(bundle string) (document, error) {
+func readDocument(bundle string, o options.Options) (document, error) {
 	var d document
 	f, err := os.Open(filepath.Join(bundle, "config.json"))
 	if err != nil {
@@ -105,7 +104,7 @@ func readDocument(bundle string) (document, error) {
 	for _, i := range shared {
 		d.spec.Linux.Namespaces[i].Path = ocispec.JoinPath(sandbox)
 	}
-	return d, d.size()
+	return d, d.size(o)
 }
 
 // commonDevices are the major and minor numbers that mean the same on every Linux: null, zero, full, random, urandom,
@@ -159,9 +158,9 @@ func refused(err error) error {
 	return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
 }
 
-// size sets the size of the VM: that of the annotations, else enough for the limits of the container and its pod. It
-// returns an error if an annotation is below a limit.
-func (d *document) size() error {
+// size sets the size of the VM: that of the annotations, else enough for the limits of the container and its pod, but
+// not less than the options. It returns an error if an annotation is below a limit.
+func (d *document) size(o options.Options) error {
 	var limit int64
 	var cpus float64
 	if l := d.spec.Linux; l != nil && l.Resources != nil {
@@ -181,29 +180,35 @@ func (d *document) size() error {
 		return err
 	}
 	limit, cpus = max(limit, memory), max(cpus, pcpus)
-	if d.memoryMiB, err = d.annotation(memoryAnnotation, maxMemoryMiB); err != nil {
+	if d.memoryMiB, err = d.annotation(memoryAnnotation, options.MaxMemoryMiB); err != nil {
 		return err
 	}
-	if d.cpus, err = d.annotation(cpusAnnotation, maxCPUs); err != nil {
+	if d.cpus, err = d.annotation(cpusAnnotation, options.MaxCPUs); err != nil {
 		return err
 	}
 	need := (limit + 1<<20 - 1) >> 20
-	d.needMiB = int(min(need, maxMemoryMiB+1))
+	d.needMiB = int(min(need, options.MaxMemoryMiB+1))
 	switch {
 	case d.memoryMiB > 0 && int64(d.memoryMiB) < need:
 		return fmt.Errorf("linux.resources.memory.limit is %d MiB, and annotation %s gives the VM %d: %w", need,
 			memoryAnnotation, d.memoryMiB, errdefs.ErrInvalidArgument)
-	case need > maxMemoryMiB:
+	case need > options.MaxMemoryMiB:
 		return fmt.Errorf("linux.resources.memory.limit is %d MiB: no VM is so large: %w", need, errdefs.ErrInvalidArgument)
 	case d.memoryMiB == 0:
-		d.memoryMiB = max(defaultMemoryMiB, int(need+need/32)+guestMiB)
+		least := defaultMemoryMiB
+		if o.MemoryMiB != nil {
+			least = *o.MemoryMiB
+		}
+		d.memoryMiB = max(least, int(need+need/32)+guestMiB)
 	}
 	switch {
 	case d.cpus > 0 && cpus > float64(d.cpus):
 		return fmt.Errorf("linux.resources.cpu allows %v processors, and annotation %s gives the VM %d: %w", cpus,
 			cpusAnnotation, d.cpus, errdefs.ErrInvalidArgument)
-	case cpus > maxCPUs:
+	case cpus > options.MaxCPUs:
 		return fmt.Errorf("linux.resources.cpu allows %v processors: no VM has so many: %w", cpus, errdefs.ErrInvalidArgument)
+	case d.cpus == 0 && o.CPUs != nil:
+		d.cpus = max(*o.CPUs, int(math.Ceil(cpus)))
 	case d.cpus == 0 && cpus > 2: // 2 is the default
 		d.cpus = int(math.Ceil(cpus))
 	}
