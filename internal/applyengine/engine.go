@@ -1,14 +1,13 @@
-// Package applyengine is what the drivers of package vmm share to apply a Change. A driver says how the
-// host half and the guest half of a Change are done; the engine keeps the rest of the contract:
+// Package applyengine implements the application of a Change for the drivers of package vmm. A driver provides the host
+// half and the guest half of a Change; the engine guarantees the rest of the contract:
 //
-//   - Add does host then guest, Remove guest then host; the second half is not begun after the first failed.
-//   - Changes that occupy the same address or the same place in the guest follow each other, others run
-//     at the same time. A mount shares the device that it rests on with other mounts, not with a change of
-//     the device itself.
-//   - When the caller's context ends, Run returns at once with the half under way Unknown. That half goes on
-//     in the background and keeps its addresses until it has come to rest; no further half is begun.
-//   - What is there already exactly is not added again, and something else at its place is refused with
-//     vmm.ErrOccupied, as far as the driver keeps a [Known].
+//   - Add does host then guest, Remove guest then host; after an error the second half is not started.
+//   - Changes of the same address or guest path are serialized, others run concurrently. Mounts on the same device
+//     exclude changes of the device, but not each other.
+//   - If the caller's context ends, Run returns at once and the half under way is Unknown. That half continues in the
+//     background and keeps its locks until it has ended; no further half is started.
+//   - If the driver keeps a [Known], what exists already is not added again, and an address or path that something
+//     else occupies is an error that matches vmm.ErrOccupied.
 //   - The end of the machine ends every Change, with the machine's error.
 package applyengine
 
@@ -22,16 +21,14 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Half does one half of a Change and reports what became of it. Its context has the values of the
-// caller's, but ends with the machine only. The outcome Done goes with a nil error, the others with an
-// error.
+// Half does one half of a Change and returns its outcome. Its context has the caller's values, but ends only with the
+// machine. The error is nil if and only if the outcome is Done.
 type Half func(ctx context.Context) (vmm.Outcome, error)
 
-// Halves says how a Change is done.
+// Halves are the two halves of a Change.
 type Halves struct {
-	Host, Guest Half // nil where the Change has no such half
-	// Both, if not nil, does the two in one call, with one outcome. It is used unless one of them is
-	// there already.
+	Host, Guest Half // nil if the Change has no such half
+	// Both, if not nil, does both in one call with one outcome. It is used unless one of them is done already.
 	Both Half
 }
 
@@ -43,13 +40,13 @@ type Engine struct {
 	log   *slog.Logger
 	locks locks
 
-	mu   sync.Mutex // held while work is counted up
+	mu   sync.Mutex // held while work is incremented
 	work sync.WaitGroup
 }
 
-// New returns the engine of a machine that runs the operating system os. life ends with the machine, and
-// its cause is the error of all Changes from then on. known may be nil. Of changes that were abandoned log
-// is told how they ended; nil is silent.
+// New returns the engine of a machine that runs the operating system os. life must end with the machine; its cause is
+// the error of all Changes after that. known may be nil. The results of abandoned Changes are logged to log, which may
+// be nil.
 func New(life context.Context, os vmm.OS, known *Known, log *slog.Logger) *Engine {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -57,7 +54,7 @@ func New(life context.Context, os vmm.OS, known *Known, log *slog.Logger) *Engin
 	return &Engine{os: os, life: life, known: known, log: log, locks: locks{held: map[string]*hold{}}}
 }
 
-// Run applies a Change. prepare says how; its error refuses the Change before anything is done. Errors are
+// Run applies a Change by the halves that prepare returns. An error of prepare means that nothing was done. Errors are
 // of type *vmm.ApplyError.
 func (e *Engine) Run(ctx context.Context, c vmm.Change, prepare func(vmm.Change) (Halves, error)) error {
 	refuse := func(err error) error { return &vmm.ApplyError{Change: c, Err: err} }
@@ -96,7 +93,7 @@ func (e *Engine) Run(ctx context.Context, c vmm.Change, prepare func(vmm.Change)
 	return cl.result()
 }
 
-// begin counts work that Wait waits for.
+// begin registers work that Wait waits for. It fails if the machine has ended.
 func (e *Engine) begin() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -107,8 +104,7 @@ func (e *Engine) begin() error {
 	return nil
 }
 
-// Wait returns when every Change has come to rest, abandoned ones too. Call it after the life of the
-// machine has ended.
+// Wait waits until every Change has ended, including abandoned ones. It must be called after life has ended.
 func (e *Engine) Wait() {
 	e.mu.Lock()
 	//lint:ignore SA2001 calls that began before the lock are counted, later ones see that the machine has ended
@@ -120,7 +116,7 @@ func (e *Engine) Wait() {
 type call struct {
 	engine *Engine
 	caller context.Context
-	rested chan struct{} // closed when nothing is under way any more
+	rested chan struct{} // closed when all steps have ended
 
 	mu        sync.Mutex
 	abandoned bool
@@ -129,11 +125,11 @@ type call struct {
 
 // step is one call of the driver and the halves that it does.
 type step struct {
-	do          Half // nil: it is there already
+	do          Half // nil: done already
 	host, guest bool
 }
 
-// steps puts the halves into their order and leaves out what is there.
+// steps returns the halves in order, without those that are done already.
 func (e *Engine) steps(c vmm.Change, h Halves) ([]step, error) {
 	var host, guest bool // there already
 	if c.Op == vmm.Add && e.known != nil {
@@ -165,7 +161,7 @@ func unless(there bool, h Half) Half {
 	return h
 }
 
-// run does the halves one after the other.
+// run does the steps one after the other.
 func (cl *call) run(h Halves) {
 	e := cl.engine
 	steps, err := e.steps(cl.err.Change, h)
@@ -197,7 +193,7 @@ func (cl *call) run(h Halves) {
 	}
 }
 
-// explain puts the end of the machine before an error that came of it.
+// explain adds the cause to an error if the machine has ended.
 func (e *Engine) explain(err error) error {
 	gone := context.Cause(e.life)
 	if gone == nil || errors.Is(err, gone) || errors.Is(err, vmm.ErrGone) {
@@ -206,7 +202,7 @@ func (e *Engine) explain(err error) error {
 	return fmt.Errorf("%w: %w", gone, err)
 }
 
-// begin notes that a step starts, unless the caller has gone.
+// begin records that a step starts. It returns false if the caller has given up.
 func (cl *call) begin(s step) bool {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
@@ -221,7 +217,7 @@ func (cl *call) begin(s step) bool {
 	return true
 }
 
-// end notes what became of a step, and reports whether the next may start.
+// end records the outcome of a step, and reports whether the next may start.
 func (cl *call) end(s step, o vmm.Outcome, err error) bool {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
@@ -244,7 +240,7 @@ func (cl *call) set(s step, o vmm.Outcome) {
 	}
 }
 
-// result is the error for the caller: of what has come to rest, or of what it leaves.
+// result returns the caller's error: that of the Change, or that it was abandoned.
 func (cl *call) result() error {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()

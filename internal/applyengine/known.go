@@ -10,8 +10,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Known is what a driver knows to be in a machine: what it found there and what it has applied since. All
-// methods may be called concurrently.
+// Known records the devices and mounts of a machine: those found initially, and those changed since. All methods may be
+// called concurrently.
 type Known struct {
 	mounts bool
 
@@ -20,8 +20,8 @@ type Known struct {
 	mountsAt map[string]vmm.Mount
 }
 
-// NewKnown returns a Known of a machine with these devices. With mounts it keeps account of mounts too;
-// without, whether something is mounted is for the guest to say.
+// NewKnown returns a Known with these devices. If mounts is false it does not record mounts, which only the guest knows
+// then.
 func NewKnown(mounts bool, devices ...vmm.Device) *Known {
 	k := &Known{mounts: mounts, devices: map[string]vmm.Device{}, mountsAt: map[string]vmm.Mount{}}
 	for _, d := range devices {
@@ -37,7 +37,7 @@ func (k *Known) Device(addr string) vmm.Device {
 	return k.devices[addr]
 }
 
-// Observation returns all that is known.
+// Observation returns all recorded devices and mounts.
 func (k *Known) Observation() vmm.Observation {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -47,7 +47,7 @@ func (k *Known) Observation() vmm.Observation {
 	}
 }
 
-// find reports which halves of an addition are there already. Its error says that something else is.
+// find reports which halves of an addition exist already. It is an error if something else is there.
 func (k *Known) find(c vmm.Change, os vmm.OS) (host, guest bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -66,7 +66,7 @@ func (k *Known) find(c vmm.Change, os vmm.OS) (host, guest bool, err error) {
 	return host, guest, nil
 }
 
-// note keeps account of a step that was done. What is in doubt stays as it was known.
+// note records a step whose outcome is Done; others change nothing.
 func (k *Known) note(c vmm.Change, s step, o vmm.Outcome, os vmm.OS) {
 	if o != vmm.Done {
 		return

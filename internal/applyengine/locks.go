@@ -9,14 +9,14 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// key is a name that a Change locks, alone or together with others that share it.
+// key is a name that a Change locks, exclusively or shared.
 type key struct {
 	name   string
 	shared bool
 }
 
-// keysOf returns what a Change locks: its device, the place of its mount, and, shared with other mounts,
-// the device that its mount rests on.
+// keysOf returns what a Change locks: exclusively its device and the path of its mount, and shared the device of its
+// mount.
 func keysOf(c vmm.Change, os vmm.OS) (out []key) {
 	if c.Device != nil {
 		out = append(out, key{name: c.Device.Addr()})
@@ -34,8 +34,7 @@ func keysOf(c vmm.Change, os vmm.OS) (out []key) {
 	return out
 }
 
-// locks are locks by name. All that a caller needs are taken at once, so that no two callers wait for
-// each other.
+// locks are locks by name. A caller acquires all its locks at once, so that there are no deadlocks.
 type locks struct {
 	mu   sync.Mutex
 	held map[string]*hold
@@ -48,7 +47,7 @@ type hold struct {
 	free   chan struct{} // closed when the last user has gone
 }
 
-// take waits until all keys are to be had and takes them, or none when ctx or life ends first.
+// take acquires all keys, or none if ctx or life ends first.
 func (l *locks) take(ctx, life context.Context, keys []key) error {
 	for {
 		at, wait := l.try(keys)
@@ -65,7 +64,7 @@ func (l *locks) take(ctx, life context.Context, keys []key) error {
 	}
 }
 
-// try takes all keys, or returns one that is not to be had and what to wait for.
+// try acquires all keys, or returns one that is locked and a channel that is closed when it is released.
 func (l *locks) try(keys []key) (at string, wait <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

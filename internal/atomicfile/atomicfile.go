@@ -1,8 +1,8 @@
-// Package atomicfile writes files that are there as a whole or not at all: the content goes to a temporary
-// file in the same folder, which then takes the name, in place of what had it.
+// Package atomicfile writes files atomically: the content is written to a temporary file in the same directory, which
+// is then renamed and replaces an existing file.
 //
-// Ours, and neither github.com/natefinch/atomic nor github.com/google/renameio: callers differ in what they
-// sync and have to find what a killed process left, and renameio is not for Windows.
+// github.com/natefinch/atomic and github.com/google/renameio are not used: callers differ in what they sync and must
+// find the temporary files of killed processes, and renameio does not support Windows.
 package atomicfile
 
 import (
@@ -13,17 +13,17 @@ import (
 	"strings"
 )
 
-// Prefix is what the names of temporary files begin with.
+// Prefix is the prefix of the names of temporary files.
 const Prefix = ".new-"
 
-// Options of a file. The zero value is good for what need not survive a crash of the system.
+// Options of a file. The zero value is for files that need not survive a crash of the system.
 type Options struct {
 	Mode fs.FileMode // 0: 0o600
-	// Sync makes the file last: its content before it takes the name, then the name.
+	// Sync makes the file durable: its content is synced before the rename, its directory after it.
 	Sync bool
 }
 
-// File is a file being written. It has no name of its own before Commit.
+// File is a file being written. It does not appear under its name before Commit.
 type File struct {
 	*os.File
 	path string
@@ -31,7 +31,7 @@ type File struct {
 	done bool
 }
 
-// Create begins the file at path. The caller ends with Commit or Abandon.
+// Create begins writing the file at path. The caller must call Commit or Abandon.
 func Create(path string, o Options) (*File, error) {
 	if o.Mode == 0 {
 		o.Mode = 0o600
@@ -43,7 +43,7 @@ func Create(path string, o Options) (*File, error) {
 	return &File{File: f, path: path, o: o}, nil
 }
 
-// Commit closes the file and gives it its name. When that fails nothing is left of it.
+// Commit closes the file and renames it to its name. On error the temporary file is removed.
 func (f *File) Commit() error {
 	err := f.Chmod(f.o.Mode)
 	if err == nil && f.o.Sync {
@@ -75,7 +75,7 @@ func (f *File) Abandon() error {
 	return errors.Join(err, os.Remove(f.Name()))
 }
 
-// Write makes b the content of the file at path.
+// Write atomically writes b to the file at path.
 func Write(path string, b []byte, o Options) error {
 	f, err := Create(path, o)
 	if err != nil {
@@ -87,8 +87,8 @@ func Write(path string, b []byte, o Options) error {
 	return f.Commit()
 }
 
-// Sweep removes from a folder what processes left that were killed while they wrote. The caller makes sure
-// that nobody writes there.
+// Sweep removes the temporary files of killed processes from a directory. The caller must ensure that nothing is being
+// written there.
 func Sweep(dir string) error {
 	entries, err := os.ReadDir(dir)
 	errs := []error{err}

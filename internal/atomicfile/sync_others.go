@@ -2,5 +2,5 @@
 
 package atomicfile
 
-// SyncDir does nothing: folders cannot be synced here, or need not be.
+// SyncDir does nothing: directories cannot, or need not, be synced here.
 func SyncDir(string) error { return nil }

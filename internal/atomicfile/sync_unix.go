@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// SyncDir makes renames in a folder last.
+// SyncDir syncs a directory, which makes renames in it durable.
 func SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {

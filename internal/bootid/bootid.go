@@ -1,11 +1,10 @@
-// Package bootid tells one boot of this system from others: what is mounted does not outlive a boot, but a note of it
-// in a file does.
+// Package bootid identifies the current boot of this system: recorded mounts of an earlier boot do not exist any more.
 package bootid
 
 import "fmt"
 
-// Read returns an identifier that is the same until the system is booted again. It may be called concurrently. Systems
-// that have none return an error that matches [errors.ErrUnsupported]; Windows lets administrators alone ask.
+// Read returns an identifier that stays the same until the system is rebooted. It may be called concurrently. On
+// systems without one the error matches [errors.ErrUnsupported]. On Windows it needs administrator rights.
 func Read() (string, error) {
 	id, err := read()
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// bootKey is a volatile key: it and its value are there until the system ends.
+// bootKey is a volatile key, which with its value exists until shutdown.
 const (
 	bootKey   = `SOFTWARE\StrataBoot`
 	bootValue = "ID"
@@ -23,8 +23,8 @@ const (
 
 var regCreateKeyEx = windows.NewLazySystemDLL("advapi32.dll").NewProc("RegCreateKeyExW")
 
-// read asks the registry. Windows has no such identifier, and the time of the boot moves with the clock; so a volatile
-// key holds one that is chosen by who asks first.
+// read reads the identifier from a volatile registry key. The first caller after a boot creates it at random: Windows
+// has no boot id, and the boot time changes with the clock.
 func read() (string, error) {
 	key, err := volatileKey(bootKey)
 	if err != nil {
@@ -40,7 +40,7 @@ func read() (string, error) {
 		return "", err
 	}
 	defer windows.CloseHandle(mutex)
-	runtime.LockOSThread() // a mutex belongs to the thread that waited for it
+	runtime.LockOSThread() // a Windows mutex is owned by a thread
 	defer runtime.UnlockOSThread()
 	switch got, err := windows.WaitForSingleObject(mutex, lockMillis); {
 	case err != nil:
@@ -63,8 +63,7 @@ func read() (string, error) {
 	return id, nil
 }
 
-// volatileKey opens or creates a key below HKEY_LOCAL_MACHINE that does not outlive the system's run. Package
-// registry creates keys that do.
+// volatileKey opens or creates a volatile key below HKEY_LOCAL_MACHINE. Package registry only creates persistent keys.
 func volatileKey(path string) (registry.Key, error) {
 	name, err := windows.UTF16PtrFromString(path)
 	if err != nil {

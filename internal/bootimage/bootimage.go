@@ -17,41 +17,41 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Options says what to build from. The zero value takes everything from this host.
+// Options are the sources of a boot image. The zero value takes everything from this host.
 type Options struct {
 	Kernel     string // a bzImage, vmlinux or Image; empty: the newest one in KernelDir with modules
 	KernelDir  string // empty: /boot
-	ModulesDir string // holds a folder per kernel release; empty: /lib/modules
+	ModulesDir string // has a directory per kernel release; empty: /lib/modules
 	Release    string // the release of Kernel; empty: what follows the first "-" of its name
-	InitPath   string // a program that carries the guest's agent; empty: what FindInit finds
+	InitPath   string // a program that contains the guest's agent; empty: the result of FindInit
 	Mkfs       string // mke2fs; empty: mkfs.ext4 of this host; "none": leave it out
-	// Runtime is what the guest runs containers by, crun or runc; empty: crun of this host, else runc; "none": leave it
+	// Runtime is the guest's container runtime, crun or runc; empty: crun of this host, else runc; "none": leave it
 	// out. Without one the guest runs no containers.
 	Runtime string
-	// Pause is what keeps a container whose own program has ended, catatonit; empty: that of this host; "none": leave it
-	// out. Without it the guest runs no containers.
+	// Pause is the pause and init program of containers, catatonit; empty: that of this host; "none": leave it out.
+	// Without it the guest runs no containers.
 	Pause    string
 	CacheDir string // empty: "strata/boot" in the user's cache directory
 	Logger   *slog.Logger
 }
 
 var (
-	// ErrNoKernel says that no kernel with its modules was found.
+	// ErrNoKernel: no kernel with its modules was found.
 	ErrNoKernel = errors.New("no usable kernel is installed")
-	// ErrModule says that a kernel lacks a module that a utility VM cannot do without.
+	// ErrModule: a kernel lacks a module that a utility VM needs.
 	ErrModule = errors.New("the kernel lacks a needed module")
 )
 
-// cmdline holds words that make booting faster and safer whatever the VMM is. A guest that cannot go
-// on ends instead of hanging.
+// cmdline are kernel parameters, for any VMM, that make booting faster, and make a guest end instead of hanging after a
+// panic.
 var cmdline = []string{"panic=-1", "reboot=t", "quiet", "random.trust_cpu=on", "cryptomgr.notests", "no_timer_check",
 	"rcupdate.rcu_expedited=1"}
 
-// keep is how long a cached file that nobody asks for is kept.
+// keep is how long an unused file is kept in the cache.
 const keep = 14 * 24 * time.Hour
 
-// Build creates the image, or finds it in the cache. The files stay valid until nobody asked for them
-// for two weeks; a VM needs them only while it starts.
+// Build creates the image, or finds it in the cache. The files are removed when Build has not returned them for two
+// weeks; a VM needs them only while it starts.
 func Build(ctx context.Context, o Options) (img vmm.BootImage, err error) {
 	err = span.Do(ctx, "strata.boot.image", func(ctx context.Context) error {
 		img, err = build(ctx, o)
@@ -105,7 +105,7 @@ func (o *Options) defaults() error {
 	}
 	if o.CacheDir == "" {
 		dir, err := os.UserCacheDir()
-		if err != nil { // no home, such as a system service
+		if err != nil { // no $HOME, as in a system service
 			dir = "/var/cache"
 		}
 		o.CacheDir = filepath.Join(dir, "strata", "boot")
@@ -113,8 +113,7 @@ func (o *Options) defaults() error {
 	return nil
 }
 
-// cached returns the path of the file called prefix-hash-suffix and makes it when it is not there.
-// write fills a temporary file; the name appears only when all is written.
+// cached returns the path of a file of the cache, and creates it atomically by write if it does not exist.
 func (o *Options) cached(ctx context.Context, name string, write func(cacheFile) error) (path string, err error) {
 	path = filepath.Join(o.CacheDir, name)
 	now := time.Now()
@@ -122,7 +121,7 @@ func (o *Options) cached(ctx context.Context, name string, write func(cacheFile)
 		return path, nil
 	}
 	if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() {
-		return path, nil // somebody else's file: it can be used though not touched
+		return path, nil // another user's file: it can be used, but its time cannot be changed
 	}
 	start := time.Now()
 	f, err := atomicfile.Create(path, atomicfile.Options{Sync: true})
@@ -160,7 +159,7 @@ func (c *ctxFile) Write(b []byte) (int, error) {
 
 func (c *ctxFile) ReadAt(b []byte, at int64) (int, error) { return c.f.ReadAt(b, at) }
 
-// prune removes what was last asked for before t. Failures do no harm: the next call tries again.
+// prune removes files that were last used before t. Errors are ignored: the next call tries again.
 func prune(dir string, t time.Time) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -173,8 +172,8 @@ func prune(dir string, t time.Time) {
 	}
 }
 
-// digest is a short name for content. Collisions would need an attacker who chooses the files of the
-// host's kernel packages; 128 bits are plenty.
+// digest returns a short hash of content for a file name. 128 bits suffice: a collision would need an attacker who
+// chooses the files of the host's kernel packages.
 func digest(chunks ...[]byte) string {
 	h := sha256.New()
 	for _, c := range chunks {

@@ -15,7 +15,7 @@ import (
 	"github.com/therootcompany/xz"
 )
 
-// errKernelForm says that no ELF image with a PVH entry can be had from a kernel: it is booted as it is.
+// errKernelForm: a kernel contains no ELF image with a PVH entry point, and is booted as it is.
 var errKernelForm = errors.New("no directly bootable ELF image inside")
 
 // maxKernel bounds an uncompressed kernel, maxModule a module, in bytes.
@@ -24,8 +24,8 @@ const (
 	maxModule = 64 << 20
 )
 
-// bzImagePayload finds the compressed kernel in an x86 bzImage by the setup header of the Linux/x86
-// boot protocol (2.08 and later), and the size that it has uncompressed.
+// bzImagePayload returns the compressed kernel in an x86 bzImage and its uncompressed size, by the setup header of the
+// Linux/x86 boot protocol (2.08 and later).
 func bzImagePayload(image []byte) (payload []byte, size int64, err error) {
 	const headerEnd = 0x250
 	if len(image) < headerEnd || string(image[0x202:0x206]) != "HdrS" {
@@ -53,8 +53,8 @@ func bzImagePayload(image []byte) (payload []byte, size int64, err error) {
 	return payload[:length-4], size, nil
 }
 
-// formats are told by their first bytes. Kernels and modules come in the same ones. Each decoder keeps the window of
-// its stream and little more.
+// formats are the compression formats of kernels and modules, by their magic bytes. The decoders use little more memory
+// than the window of the stream.
 var formats = []struct {
 	name, magic string
 	open        func(io.Reader) (io.Reader, error)
@@ -70,7 +70,7 @@ var formats = []struct {
 	{"none", elf.ELFMAG, func(r io.Reader) (io.Reader, error) { return r, nil }},
 }
 
-// decompress unpacks b, whatever its format, to w, and returns how many bytes it wrote. More than limit are an error.
+// decompress decompresses b, of any of formats, to w, and returns the number of bytes. More than limit is an error.
 func decompress(w io.Writer, b []byte, limit int64) (int64, error) {
 	for _, f := range formats {
 		if !bytes.HasPrefix(b, []byte(f.magic)) {
@@ -98,10 +98,10 @@ func decompress(w io.Writer, b []byte, limit int64) (int64, error) {
 // decompressKernel unpacks a kernel of size bytes to w, which is much larger than what this keeps in memory.
 func decompressKernel(w io.Writer, payload []byte, size int64) error {
 	out := &remember{w: w}
-	// The limit is exact: what follows the stream is padding of the build.
+	// The limit is the exact size: the stream is followed by padding.
 	n, err := decompress(out, payload, size)
 	if out.err != nil {
-		return out.err // no fault of the kernel
+		return out.err // an error of w, not of the kernel
 	}
 	if err != nil {
 		return fmt.Errorf("unpacking: %w: %w", err, errKernelForm)
@@ -124,8 +124,8 @@ func (r *remember) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// checkPVH reports whether QEMU can enter an ELF kernel directly: it needs the note of the PVH entry
-// point (owner "Xen", type 18, XEN_ELFNOTE_PHYS32_ENTRY).
+// checkPVH returns an error unless QEMU can boot an ELF kernel directly: it needs the note with the PVH entry point
+// (owner "Xen", type 18, XEN_ELFNOTE_PHYS32_ENTRY).
 func checkPVH(vmlinux io.ReaderAt) error {
 	f, err := elf.NewFile(vmlinux)
 	if err != nil {

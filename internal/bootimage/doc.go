@@ -1,9 +1,9 @@
-// Package bootimage makes what a Linux utility VM boots from: a kernel that is installed on this
-// host (a distribution's) and an initramfs with the guest's agent as /init (see [FindInit]), the kernel
-// modules a utility VM needs, mkfs.ext4, crun and catatonit.
+// Package bootimage builds the boot image of a Linux utility VM: a distribution's kernel that is installed on this
+// host, and an initramfs with the guest's agent as /init (see [FindInit]), the kernel modules that a utility VM needs,
+// mkfs.ext4, crun and catatonit.
 //
-// Both are cached by content: [Build] hashes what goes in and writes only what is not there yet, by
-// rename, so that any number of processes may build at the same time.
+// Both are cached by the hash of their content and written atomically, so that any number of processes may call [Build]
+// at the same time.
 //
 // # What is in the initramfs
 //
@@ -18,7 +18,6 @@
 //	/sbin/crun                or /sbin/runc, likewise: what runs containers
 //	/sbin/catatonit           likewise: what keeps them, see catatonit(1)
 //
-// The archive is not compressed, which costs the guest nothing that can be measured, and spares the host
-// the packing; QEMU copies it by DMA. The kernel is unpacked on the host once (x86): QEMU enters the ELF
-// image directly (PVH) and the guest decompresses nothing. ARCHITECTURE.md has figures.
+// The archive is not compressed: QEMU copies it by DMA, at no measurable cost for the guest. On x86 the kernel is
+// decompressed once on the host, and QEMU boots the ELF image directly (PVH). ARCHITECTURE.md has figures.
 package bootimage

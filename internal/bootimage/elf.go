@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// program reads an ELF program and, where it is linked dynamically, its loader and all libraries it
-// names, directly or not. The first file is the program, at guest path to.
+// program returns an ELF program, at guest path to, followed by its loader and all libraries that it depends on,
+// directly or indirectly.
 func program(from, to string) ([]file, error) {
 	out := []file{{name: to, mode: 0o755}}
 	interp, needed, err := links(from)
@@ -52,7 +52,7 @@ func clean(path string) string {
 	return strings.TrimPrefix(filepath.ToSlash(filepath.Clean(path)), "/")
 }
 
-// links reports the loader and the libraries that an ELF file names.
+// links returns the loader and the libraries that an ELF file names.
 func links(path string) (interp string, needed []string, err error) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -76,8 +76,8 @@ func links(path string) (interp string, needed []string, err error) {
 	return interp, needed, nil
 }
 
-// libraryDirs are where the loader looks without configuration, first hit wins, after the program's
-// own run path.
+// libraryDirs returns the directories in which the loader looks up libraries, in order: the program's run path, then
+// the defaults.
 func libraryDirs(program string) []string {
 	var dirs []string
 	if f, err := elf.Open(program); err == nil {
@@ -106,7 +106,7 @@ func findLibrary(name string, dirs []string) (string, error) {
 		path := filepath.Join(d, name)
 		f, err := elf.Open(path)
 		if errors.Is(err, fs.ErrNotExist) || err != nil {
-			continue // not there, or a linker script
+			continue // missing, or a linker script
 		}
 		ok := f.Machine == hostMachine()
 		f.Close()

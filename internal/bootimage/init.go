@@ -16,43 +16,42 @@ import (
 )
 
 const (
-	// initName is the program that is the agent and nothing else.
+	// initName is the program that is only the agent.
 	initName = "strata-init"
-	// initEnv names a program with the agent.
+	// initEnv is the environment variable with the path of a program that contains the agent.
 	initEnv = "STRATA_INIT"
 )
 
-// ErrNoInit says that there is no program with the guest's agent.
+// ErrNoInit: there is no program with the guest's agent.
 var ErrNoInit = errors.New("no program with Strata's guest agent")
 
 const initRemedy = "remedy: CGO_ENABLED=0 go install github.com/stratavm/strata/cmd/strata-init@latest, and have it " +
 	"beside this program, in PATH, or named by " + initEnv
 
-// agentMarker is guestmain.Marker. It is put together when it is needed: the whole string in this package would be
-// in each program that can start VMs.
+// agentMarker returns guestmain.Marker. It is assembled at run time, because a constant would be contained in each
+// program that imports this package.
 func agentMarker() []byte {
 	return []byte(strings.Join([]string{"org.stratavm.strata", "carries-the-guest-agent", "1"}, "/"))
 }
 
-// FindInit returns the path of a program that can be a guest's /init and the first process of containers: the
-// given one where it is not empty; else the one that the environment variable STRATA_INIT names; else
-// strata-init beside the running program or in PATH; else the running program, where it carries the agent; else
-// strata in PATH. The error matches ErrNoInit and says what is wrong with each.
+// FindInit returns the path of a program that can be a guest's /init. It is the first of: given, if not empty; the
+// environment variable STRATA_INIT; strata-init in the directory of the running program or in PATH; the running
+// program, if it contains the agent; strata in PATH. The error matches ErrNoInit and names the problem of each.
 func FindInit(given string) (string, error) {
 	l := initSearch{given: given, env: os.Getenv(initEnv), lookPath: exec.LookPath}
 	if exe, err := os.Executable(); err == nil {
 		l.self, l.dir = exe, filepath.Dir(exe)
 		if _, err := os.Stat("/proc/self/exe"); err == nil {
-			l.self = "/proc/self/exe" // the file may have been replaced since we started; this is what runs
+			l.self = "/proc/self/exe" // the running program, even if its file was replaced
 		}
 	}
 	return l.find()
 }
 
-// initSearch is what FindInit looks at.
+// initSearch are the inputs of FindInit.
 type initSearch struct {
 	given, env string
-	self, dir  string // the running program and the folder it is in
+	self, dir  string // the running program and its directory
 	lookPath   func(string) (string, error)
 }
 
@@ -97,7 +96,7 @@ func (l initSearch) find() (string, error) {
 	return "", fmt.Errorf("bootimage: %w%s; %s", ErrNoInit, text, initRemedy)
 }
 
-// checkInit says what keeps a program from being a guest's /init. Its errors match ErrNoInit.
+// checkInit returns an error that matches ErrNoInit if a program cannot be a guest's /init.
 func checkInit(path string) error {
 	f, _, err := regfile.Open(path)
 	if err != nil {
@@ -124,7 +123,7 @@ func checkInit(path string) error {
 	return nil
 }
 
-// contains reports whether text is in a file, reading a window at a time.
+// contains reports whether a file contains text.
 func contains(f io.ReaderAt, text []byte) (bool, error) {
 	buf := make([]byte, 1<<20)
 	for at := int64(0); ; at += int64(len(buf) - len(text) + 1) {

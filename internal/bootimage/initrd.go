@@ -28,7 +28,7 @@ type file struct {
 	content      []byte
 }
 
-// skeleton are directories and devices that have to exist before /init has mounted anything.
+// skeleton are the directories and devices that must exist before /init mounts anything.
 var skeleton = []file{
 	{name: "dev/console", mode: cpio.TypeChar | 0o600, major: 5, minor: 1},
 	{name: "dev/null", mode: cpio.TypeChar | 0o666, major: 1, minor: 3},
@@ -49,7 +49,7 @@ func hostMachine() elf.Machine {
 	}
 }
 
-// collect lists everything that goes in, with the content read.
+// collect returns all files of the initramfs.
 func collect(o Options, k kernel) ([]file, error) {
 	files := append([]file(nil), skeleton...)
 	init, err := program(o.InitPath, "init")
@@ -67,7 +67,7 @@ func collect(o Options, k kernel) ([]file, error) {
 	var out []file
 	for _, f := range files {
 		if seen[f.name] {
-			continue // a library of both programs, a module of several features
+			continue // a library of several programs, or a module of several features
 		}
 		seen[f.name] = true
 		if f.source != "" {
@@ -80,7 +80,7 @@ func collect(o Options, k kernel) ([]file, error) {
 	return out, nil
 }
 
-// tools are the programs of the host that the guest's agent starts, with their libraries.
+// tools returns the host's programs that the guest's agent runs, with their libraries.
 func (o *Options) tools() ([]file, error) {
 	var files []file
 	for _, t := range []struct {
@@ -115,14 +115,14 @@ func (o *Options) tools() ([]file, error) {
 	return files, nil
 }
 
-// none leaves a tool out.
+// none is the option value that leaves a tool out.
 const none = "none"
 
-// systemDirs are not in a user's PATH, on Debian or elsewhere.
+// systemDirs are directories with tools that are not in every user's PATH.
 var systemDirs = []string{"/sbin", "/usr/sbin", "/usr/libexec/podman", "/usr/libexec/catatonit"}
 
-// FindTool returns the path of a tool: the given one, or the first of names that this host has; "" where it is left
-// out or not installed.
+// FindTool returns the path of a tool: given, or the first of names that is installed; "" if given is "none" or none is
+// installed.
 func FindTool(given string, names ...string) string {
 	if given == none {
 		return ""
@@ -148,7 +148,7 @@ func isFile(path string) bool {
 	return err == nil && fi.Mode().IsRegular()
 }
 
-// runtimeName is what the guest knows a container runtime by.
+// runtimeName returns a container runtime's name in the guest.
 func runtimeName(path string) string {
 	if strings.Contains(filepath.Base(path), "runc") {
 		return "runc"
@@ -156,7 +156,7 @@ func runtimeName(path string) string {
 	return "crun"
 }
 
-// moduleFiles are the modules and the two lists of them (see the package comment).
+// moduleFiles returns the modules and the two lists of them (see the package comment).
 func moduleFiles(m *modules) []file {
 	var out []file
 	var now, later strings.Builder
@@ -195,7 +195,7 @@ func moduleFiles(m *modules) []file {
 		file{name: "lib/modules.strata.lazy", mode: 0o644, content: []byte(later.String())})
 }
 
-// initrd writes the archive unless the cache has one of the same content.
+// initrd writes the archive unless it is in the cache.
 func (o *Options) initrd(ctx context.Context, files []file) (string, error) {
 	chunks := [][]byte{[]byte("initrd 1")}
 	for _, f := range files {

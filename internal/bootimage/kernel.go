@@ -16,17 +16,17 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// kernel is an installed kernel and the modules that belong to it.
+// kernel is an installed kernel with its modules.
 type kernel struct {
 	path    string
 	release string
 	modules *modules
 }
 
-// packages is what installs a kernel, by architecture.
+// packages are the Debian packages of the kernel, by architecture.
 var packages = map[string]string{"amd64": "linux-image-amd64", "arm64": "linux-image-arm64"}
 
-// installCommand is the remedy for a host without a usable kernel.
+// installCommand returns the command that installs a kernel.
 func installCommand() string {
 	p, ok := packages[runtime.GOARCH]
 	if !ok {
@@ -35,9 +35,9 @@ func installCommand() string {
 	return "sudo apt-get install " + p + " (Debian) or linux-image-generic (Ubuntu)"
 }
 
-// NoKernelError says why there is no kernel that can be booted. It matches ErrNoKernel and Err.
+// NoKernelError is the error that no installed kernel can be booted. It matches ErrNoKernel and Err.
 type NoKernelError struct {
-	Err    error  // of each kernel there is
+	Err    error  // the problems of the installed kernels
 	Remedy string // a command
 }
 
@@ -73,7 +73,7 @@ func findKernel(o Options) (kernel, error) {
 	return kernel{}, &NoKernelError{errors.Join(errs...), remedy}
 }
 
-// readable reports why a kernel cannot be read.
+// readable returns an error if a kernel cannot be read.
 func readable(path string) error {
 	f, _, err := regfile.Open(path)
 	if err != nil {
@@ -82,7 +82,7 @@ func readable(path string) error {
 	return f.Close()
 }
 
-// kernelFiles lists the kernels there are, newest first.
+// kernelFiles returns the installed kernels, newest first.
 func kernelFiles(o Options) []kernel {
 	if o.Kernel != "" {
 		rel := o.Release
@@ -136,7 +136,7 @@ func compareReleases(a, b string) int {
 	return cmp.Compare(len(fa), len(fb))
 }
 
-// fields cuts s where digits and other characters meet.
+// fields splits s between digits and other characters.
 func fields(s string) []string {
 	var out []string
 	start := 0
@@ -150,8 +150,7 @@ func fields(s string) []string {
 	return out
 }
 
-// kernel returns the file to boot: the uncompressed ELF image with a PVH entry where k holds one, else
-// k itself.
+// kernel returns the file to boot: the uncompressed ELF image with a PVH entry point, if k contains one, else k itself.
 func (o *Options) kernel(ctx context.Context, k kernel) (string, error) {
 	image, err := os.ReadFile(k.path)
 	if err != nil {
@@ -175,7 +174,7 @@ func (o *Options) kernel(ctx context.Context, k kernel) (string, error) {
 	return path, err
 }
 
-// Kernel reports which installed kernel Build would take, without building anything.
+// Kernel returns the installed kernel that Build would use. It builds nothing.
 func Kernel(o Options) (path, release string, err error) {
 	if err := o.defaults(); err != nil {
 		return "", "", err

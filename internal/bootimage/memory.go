@@ -6,15 +6,16 @@ import (
 	"os"
 )
 
-// memoryOfOther is what a kernel takes that is no ELF file, as those of some architectures are.
+// memoryOfOther is the assumed memory of a kernel that is no ELF file, as on some architectures, in bytes.
 const memoryOfOther = 64 << 20
 
-// spare is what a guest needs besides: page tables, the page array, the agent. Measured with initrds of 13 and 23 MiB.
+// spare is the additional memory that a guest needs, for page tables, the page array and the agent, in bytes. Measured
+// with initrds of 13 and 23 MiB.
 const spare = 6 << 20
 
-// MinMemoryMiB returns how much memory a guest needs to boot kernel and initrd, which may be empty: the kernel itself;
-// the initrd, which is unpacked while it is still in memory; and as the root file system of a guest takes half of what
-// is free at most, as much again as it is unpacked. With less the kernel panics, or the guest never gets ready.
+// MinMemoryMiB returns the memory that a guest needs to boot kernel and initrd, which may be empty: that of the kernel;
+// of the initrd, which is in memory while it is unpacked; and twice the unpacked size, because the guest's root file
+// system uses at most half of the free memory. With less the kernel panics, or the guest does not become ready.
 func MinMemoryMiB(kernel, initrd string) (int, error) {
 	k, err := kernelBytes(kernel)
 	if err != nil {
@@ -32,7 +33,7 @@ func MinMemoryMiB(kernel, initrd string) (int, error) {
 	return int((k + 3*packed + spare + mib - 1) / mib), nil
 }
 
-// kernelBytes is what the segments of a kernel take in memory.
+// kernelBytes returns the size of a kernel's segments in memory.
 func kernelBytes(path string) (n int64, err error) {
 	f, err := elf.Open(path)
 	if err != nil {

@@ -8,23 +8,21 @@ import (
 	"strings"
 )
 
-// feature is something the guest can need, with the modules that bring it. A module that is built in
-// or missing is left out.
+// feature is a kernel feature with its modules. Modules that are built in or missing are left out.
 type feature struct {
 	name    string
 	modules []string // in load order
-	needed  bool     // a utility VM cannot do without
+	needed  bool     // required by every utility VM
 }
 
-// early is what it takes to talk to the host; lazy is loaded at first use.
+// early are the features needed to communicate with the host; lazy are loaded at first use.
 var (
 	early = []feature{
 		{"virtio_pci", []string{"virtio_pci"}, true},
 		{"virtio_console", []string{"virtio_console"}, true},
 	}
 	lazy = []feature{
-		// The checksum that ext4 and EROFS ask the crypto layer for by name, so that modules.dep does
-		// not know of it.
+		// The checksum that ext4 and EROFS request from the crypto layer by name, which is not in modules.dep.
 		{"crc32c", []string{"crc32c_generic", "crc32c_intel"}, false},
 		{"virtio_scsi", []string{"virtio_scsi"}, true},
 		{"sd_mod", []string{"sd_mod"}, true},
@@ -45,8 +43,8 @@ var (
 	}
 )
 
-// modules is what modules.dep and modules.builtin of a kernel say. Module names are normalised: "-"
-// and "_" are the same to the kernel.
+// modules is the content of a kernel's modules.dep and modules.builtin. Module names are normalised: for the kernel,
+// "-" and "_" are the same.
 type modules struct {
 	dir     string
 	file    map[string]string   // name: path relative to dir
@@ -89,7 +87,7 @@ func loadModules(dir string) (*modules, error) {
 	return m, nil
 }
 
-// check fails when a needed module is neither there nor built in.
+// check returns an error if a needed module is neither present nor built in.
 func (m *modules) check() error {
 	for _, f := range append(append([]feature(nil), early...), lazy...) {
 		for _, name := range f.modules {
@@ -101,8 +99,7 @@ func (m *modules) check() error {
 	return nil
 }
 
-// order lists the modules of f that have to be loaded, dependencies first. Whatever order modules.dep
-// lists dependencies in, each module comes after its own.
+// order returns the modules of f to load, each after its dependencies, regardless of the order in modules.dep.
 func (m *modules) order(f feature) []string {
 	var out []string
 	seen := map[string]bool{}

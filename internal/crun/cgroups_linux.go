@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// New returns the runtime of this system, which start starts. The error matches ErrNoRuntime.
+// New returns the runtime of this system, whose processes start starts. If there is none the error matches
+// ErrNoRuntime.
 func New(start Starter) (*Runtime, error) {
 	path, err := Find()
 	if err != nil {
@@ -18,7 +19,7 @@ func New(start Starter) (*Runtime, error) {
 	return r, nil
 }
 
-// cgroups looks at how cgroups are mounted: whether none can be made, and whether part of them has to be hidden.
+// cgroups examines the cgroup mounts, for Runtime.NoCgroups and Runtime.HideUnified.
 func cgroups(dir string) (none, hide bool) {
 	if fileSystem(dir) == unix.CGROUP2_SUPER_MAGIC {
 		return unix.Access(dir, unix.W_OK) != nil, false
@@ -26,7 +27,7 @@ func cgroups(dir string) (none, hide bool) {
 	if fileSystem(dir) != unix.TMPFS_MAGIC {
 		return true, false
 	}
-	// Older systems: a folder for each controller, and beside them perhaps the newer hierarchy.
+	// cgroup v1: a directory for each controller, and possibly the v2 hierarchy at unified.
 	if fileSystem(dir+"/unified") == unix.CGROUP2_SUPER_MAGIC {
 		controllers, err := os.ReadFile(dir + "/unified/cgroup.controllers")
 		hide = err == nil && strings.TrimSpace(string(controllers)) != ""
@@ -34,7 +35,7 @@ func cgroups(dir string) (none, hide bool) {
 	return fileSystem(dir+"/memory") != unix.CGROUP_SUPER_MAGIC || unix.Access(dir+"/memory", unix.W_OK) != nil, hide
 }
 
-// fileSystem returns what kind of file system is mounted at a path, or 0.
+// fileSystem returns the type (statfs f_type) of the file system at a path, or 0.
 func fileSystem(path string) int64 {
 	var st unix.Statfs_t
 	if unix.Statfs(path, &st) != nil {

@@ -1,10 +1,10 @@
-// Package crun runs containers by crun, or runc, as a program: whatever happens between a container's document and its
-// processes is theirs. A [Runtime] is such a program, and a [Bundle] one container in a folder of its own, in which
-// also the runtime keeps its state, so that whoever finds the folder can end the container.
+// Package crun runs containers by an OCI runtime program, crun or runc. A [Runtime] is the program, a [Bundle] a
+// container in its own directory, which also contains the runtime's state, so that any process that finds it can end
+// the container.
 //
-// The program is started detached: it ends once the container runs, whose first process then is a child of the process
-// that called it, should that be a subreaper, or PID 1. Who starts programs and collects their ends is a [Starter].
+// Containers are started detached: the program exits once the container runs, whose first process then becomes a child
+// of the calling process if that is a subreaper or PID 1. A [Starter] starts programs and reaps them.
 //
-// go-runc is not used: it collects every child of the process by itself, knows no folder of state for each container,
-// and has no way to hide a part of the cgroups from crun.
+// go-runc is not used: it reaps every child of the process, has no state directory per container, and cannot hide a
+// part of the cgroups from crun.
 package crun

@@ -12,25 +12,25 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Failures that the program's errors match, besides vmm.ErrProgramNotFound and vmm.ErrNotExecutable.
+// Errors that failures of the runtime match, in addition to vmm.ErrProgramNotFound and vmm.ErrNotExecutable.
 var (
 	// ErrDir: the working directory cannot be entered.
 	ErrDir = errors.New("the working directory cannot be entered")
-	// ErrNotRunning: the container has ended, or is about to.
+	// ErrNotRunning: the container has ended or is ending.
 	ErrNotRunning = errors.New("the container does not run")
-	// ErrUser: the kernel does not let a process become the user, or a member of the groups.
+	// ErrUser: the kernel does not allow the process's user or groups.
 	ErrUser = errors.New("the process cannot get its user and groups")
-	// ErrProc: the kernel does not let this process mount a /proc.
+	// ErrProc: the kernel does not allow mounting /proc.
 	ErrProc = errors.New("a new /proc cannot be mounted")
 )
 
-// maxLog bounds what is read of the program's log, and maxWords what is taken of one message, in bytes.
+// maxLog bounds what is read of the runtime's log, maxWords the length of a quoted message, in bytes.
 const (
 	maxLog   = 64 << 10
 	maxWords = 1000
 )
 
-// failure is the error of a call that ended with code.
+// failure returns the error of a call with exit code code. from is the offset of the call's messages in the log.
 func (b Bundle) failure(name string, code int, from int64) error {
 	words := b.complaint(from)
 	if words == "" {
@@ -39,13 +39,13 @@ func (b Bundle) failure(name string, code int, from int64) error {
 	return b.explain(name, words)
 }
 
-// explain is the error with the program's words.
+// explain returns an error with the runtime's message, classified by kinds.
 func (b Bundle) explain(name, words string) error {
 	if len(words) > maxWords {
 		words = words[:maxWords] + "..."
 	}
 	said := plaintext.Line(words)
-	if at := strings.LastIndex(said, ": "); at >= 0 { // what the kernel says, as it is written elsewhere here
+	if at := strings.LastIndex(said, ": "); at >= 0 { // the kernel's error, in the form of Go's messages
 		said = said[:at] + strings.ToLower(said[at:])
 	}
 	if kind := kindOf(words); kind != nil {
@@ -54,9 +54,9 @@ func (b Bundle) explain(name, words string) error {
 	return fmt.Errorf("%s %s: %s", b.Runtime.name(), name, said)
 }
 
-// kinds tell the failures apart by the words of crun and runc. The first that fits counts.
+// kinds classify failures by the messages of crun and runc. The first match counts.
 var kinds = []struct {
-	all []string // in small letters
+	all []string // substrings, all required, in lower case
 	is  error
 }{
 	{[]string{"executable file", "not found"}, vmm.ErrProgramNotFound},
@@ -99,7 +99,7 @@ next:
 	return nil
 }
 
-// complaint is the last error in the log from an offset on, or "".
+// complaint returns the last error in the log from an offset on, or "".
 func (b Bundle) complaint(from int64) string {
 	text, err := readTail(b.log(), from)
 	if err != nil {
@@ -117,7 +117,7 @@ func (b Bundle) complaint(from int64) string {
 	return last
 }
 
-// readTail reads a file from an offset on, so many bytes at most.
+// readTail reads at most maxLog bytes of a file from an offset on.
 func readTail(path string, from int64) ([]byte, error) {
 	f, _, err := regfile.Open(path)
 	if err != nil {

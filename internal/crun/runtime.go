@@ -13,21 +13,21 @@ import (
 	"time"
 )
 
-// ErrNoRuntime says that there is neither crun nor runc.
+// ErrNoRuntime: neither crun nor runc was found.
 var ErrNoRuntime = errors.New("no program that runs containers is found: install crun (apt-get install crun), or runc")
 
 // Runtime is a program that runs containers. Its methods may be called concurrently.
 type Runtime struct {
 	Path string // of the program
-	// sealed is executed instead, where it is not nil: see Seal.
+	// sealed, if not nil, is executed instead of Path: see Seal.
 	sealed *os.File
-	// Start starts it.
+	// Start starts the program.
 	Start Starter
 	// Timeout bounds each call; 0: a minute.
 	Timeout time.Duration
-	// NoCgroups: containers get no cgroup of their own, as in a user namespace to which none was delegated.
+	// NoCgroups: containers get no control group, as in a user namespace to which none was delegated.
 	NoCgroups bool
-	// HideUnified: crun is not shown the second hierarchy of cgroups, beside the first: it refuses a mixture of both.
+	// HideUnified hides the cgroup v2 hierarchy of a system with both versions from crun, which refuses a mixture.
 	HideUnified bool
 }
 
@@ -41,16 +41,16 @@ type Command struct {
 	Extra []*os.File  // more files, from descriptor 3 on
 	// HideUnified: see Runtime.
 	HideUnified bool
-	// OwnUnified: what the program starts is to be in a cgroup of its own, called after Dir, in the hierarchy that is
-	// hidden: it would be in that of its caller, and with a cgroup namespace made by itself see all of that.
+	// OwnUnified starts the program in a control group of its own, named after Dir, in the hidden v2 hierarchy.
+	// Otherwise the container would be in its caller's group, and see all of that in its cgroup namespace.
 	OwnUnified bool
 }
 
 // Starter starts programs.
 type Starter interface {
-	// Run runs a command to its end and returns its exit code. When ctx ends the command and what it started in
-	// its session are killed; the error then matches the cause of ctx. Other errors mean that it was not started,
-	// or killed by a signal.
+	// Run runs a command to its end and returns its exit code. If ctx ends, the command is killed with the processes in
+	// its session, and the error matches the cause of ctx. Any other error means that it was not started, or was killed
+	// by a signal.
 	Run(ctx context.Context, c Command) (code int, err error)
 }
 
@@ -72,10 +72,10 @@ func Find() (string, error) {
 
 func (r *Runtime) runc() bool { return strings.HasPrefix(filepath.Base(r.Path), "runc") }
 
-// name is what errors call the program.
+// name returns the program's name for errors.
 func (r *Runtime) name() string { return filepath.Base(r.Path) }
 
-// executable is the file that is executed.
+// executable returns the path to execute.
 func (r *Runtime) executable() string {
 	if r.sealed == nil {
 		return r.Path
@@ -83,31 +83,31 @@ func (r *Runtime) executable() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), r.sealed.Fd())
 }
 
-// stateDir is the folder in a bundle that belongs to the program.
+// stateDir is the runtime's state directory in a bundle.
 const stateDir = "state"
 
-// id is the container's name for the program: there is one in each folder of state.
+// id is the container's id for the runtime. It need not be unique, because each bundle has its own state directory.
 const id = "c"
 
-// Process is a process that is to run.
+// Process is a process to start.
 type Process struct {
 	Stdio [3]*os.File // nil: /dev/null
 	// Terminal: the process gets a terminal, and Stdio is not used.
 	Terminal bool
-	// Extra are files that stay open while the program is at work, and never reach the process.
+	// Extra are files that the runtime inherits while it runs, and the process does not.
 	Extra []*os.File
-	// Check, where it is not nil, looks at the container before its process, of that number, executes its program. After
-	// an error it does not. For Run only.
+	// Check, if not nil, is called by Run with the process's PID before the process executes its program. An error
+	// prevents that.
 	Check func(pid int) error
 }
 
-// Bundle is a container in a folder of its own, which holds its document in config.json.
+// Bundle is a container in its own directory, with its OCI spec in config.json.
 type Bundle struct {
 	Runtime *Runtime
 	Dir     string // absolute
 }
 
-// WriteConfig writes the document.
+// WriteConfig writes config.json.
 func (b Bundle) WriteConfig(spec any) error {
 	return writeJSON(filepath.Join(b.Dir, "config.json"), spec)
 }
@@ -120,8 +120,8 @@ func writeJSON(path string, v any) error {
 	return os.WriteFile(path, text, 0o600)
 }
 
-// Run creates the container and starts its process. It returns the process's number and the master of its terminal.
-// After an error something may be left of it until Delete.
+// Run creates the container and starts its process. It returns the PID and the master of its terminal. After an error,
+// the caller must call Delete.
 func (b Bundle) Run(ctx context.Context, p Process) (pid int, master *os.File, err error) {
 	name := "run"
 	if p.Check != nil {
@@ -130,8 +130,8 @@ func (b Bundle) Run(ctx context.Context, p Process) (pid int, master *os.File, e
 	return b.start(ctx, p, "pid", name, "--bundle", b.Dir)
 }
 
-// Exec starts another process, described by spec, in the container. Name is that of its files in the folder, and
-// unique.
+// Exec starts another process, with the OCI process spec, in the container. name, which must be unique, names its files
+// in the bundle.
 func (b Bundle) Exec(ctx context.Context, name string, spec any, p Process) (pid int, master *os.File, err error) {
 	file := filepath.Join(b.Dir, name+".json")
 	if err := writeJSON(file, spec); err != nil {
@@ -141,7 +141,7 @@ func (b Bundle) Exec(ctx context.Context, name string, spec any, p Process) (pid
 	return b.start(ctx, p, name+".pid", "exec", "--process", file)
 }
 
-// Delete ends the container and removes what the program keeps of it. One that does not exist is no error.
+// Delete kills the container and removes the runtime's state. A container that does not exist is no error.
 func (b Bundle) Delete(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(b.Dir, stateDir, id)); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -154,13 +154,14 @@ func (b Bundle) Kill(ctx context.Context, signal string) error {
 	return b.call(ctx, "kill", id, signal)
 }
 
-// Pause stops all processes of the container, as far as the kernel comes to it. One that is paused is no error.
+// Pause asks the kernel to freeze the container. It does not wait until all processes are frozen. Pausing a paused
+// container is no error.
 func (b Bundle) Pause(ctx context.Context) error { return b.call(ctx, "pause", id) }
 
-// Resume lets the container go on. One that is not paused is no error.
+// Resume resumes the container. A container that is not paused is no error.
 func (b Bundle) Resume(ctx context.Context) error { return b.call(ctx, "resume", id) }
 
-// Update changes the limits that are set in resources. It may not be called concurrently.
+// Update changes the limits that are set in resources. It must not be called concurrently.
 func (b Bundle) Update(ctx context.Context, resources any) error {
 	file := filepath.Join(b.Dir, "resources.json")
 	if err := writeJSON(file, resources); err != nil {
@@ -170,10 +171,10 @@ func (b Bundle) Update(ctx context.Context, resources any) error {
 	return b.call(ctx, "update", "--resources", file, id)
 }
 
-// command is a call of the program.
+// command returns a call of the runtime.
 func (b Bundle) command(name string, args ...string) Command {
 	r := b.Runtime
-	// The log by a name relative to the working directory: crun takes what is before a colon for a kind of log.
+	// The log has a relative path, because crun takes what precedes a colon as the type of the log.
 	global := []string{"--root", filepath.Join(b.Dir, stateDir), "--log", logName, "--log-format", "json"}
 	switch {
 	case r.runc():
@@ -194,7 +195,7 @@ func (b Bundle) call(ctx context.Context, name string, args ...string) error {
 	return b.run(ctx, name, b.command(name, args...))
 }
 
-// run runs a call to its end and returns its failure in the program's own words.
+// run runs a call to its end. Its error has the runtime's message.
 func (b Bundle) run(ctx context.Context, name string, c Command) error {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(b.Runtime.Timeout, time.Minute))
 	defer cancel()

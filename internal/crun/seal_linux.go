@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// seals are those by which crun and runc know that they run from a copy that nobody can write.
+// seals are the memfd seals by which crun and runc recognise that they run from an immutable copy.
 const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
-// Seal has the program executed from a copy in memory that nobody can write, also not a process in a container that
-// finds it there. The program then need not make such a copy of itself each time. The copy lives as long as r.
+// Seal makes r execute the program from a sealed memfd, which nothing can modify, not even a container that reaches it
+// through /proc. It spares the program from making such a copy at each call. The copy lives as long as r.
 func (r *Runtime) Seal() error {
 	to, err := r.copy()
 	if err != nil {

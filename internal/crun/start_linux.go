@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// consoleName is the socket at which the program hands over the master of a terminal.
+// consoleName is the socket over which the runtime sends the master of a terminal.
 const consoleName = "console.sock"
 
-// start runs the program to the point at which the process runs.
+// start calls the runtime and returns once the process runs.
 func (b Bundle) start(ctx context.Context, p Process, pidName, name string, args ...string) (int, *os.File, error) {
 	pidFile := filepath.Join(b.Dir, pidName)
 	if err := os.Remove(pidFile); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -25,7 +25,7 @@ func (b Bundle) start(ctx context.Context, p Process, pidName, name string, args
 	}
 	defer os.Remove(pidFile)
 	args = append([]string{"--pid-file", pidFile}, args...)
-	if p.Check == nil { // what is created is detached
+	if p.Check == nil { // "create" is always detached
 		args = append([]string{"--detach"}, args...)
 	}
 	var console *consoleSocket
@@ -35,7 +35,7 @@ func (b Bundle) start(ctx context.Context, p Process, pidName, name string, args
 			return 0, nil, err
 		}
 		defer console.close()
-		// A name relative to the program's working directory: that of a socket has room for 107 bytes.
+		// Relative to the runtime's working directory: the path of a socket is limited to 107 bytes.
 		args = append(args, "--console-socket", consoleName)
 	}
 	c := b.command(name, append(args, id)...)
@@ -74,7 +74,7 @@ func (b Bundle) start(ctx context.Context, p Process, pidName, name string, args
 	return pid, master, nil
 }
 
-// readPid reads a file with a number and nothing else.
+// readPid reads a PID file.
 func readPid(path string) (int, error) {
 	text, err := readTail(path, 0)
 	if err != nil {
@@ -87,8 +87,8 @@ func readPid(path string) (int, error) {
 	return int(pid), nil
 }
 
-// executed waits until the process is no longer the program itself, or has ended: whether it came to execute its own
-// program is then for whoever collects it to see.
+// executed waits until the process does not execute the runtime any more, or has ended. Whether it has executed its
+// program is left to whoever reaps it.
 func (b Bundle) executed(ctx context.Context, name string, pid int) error {
 	exe := fmt.Sprintf("/proc/%d/exe", pid)
 	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
@@ -103,7 +103,7 @@ func (b Bundle) executed(ctx context.Context, name string, pid int) error {
 	}
 }
 
-// isSelf reports whether a link to a process's program is the runtime's: both run from a copy of theirs.
+// isSelf reports whether a process's exe link is that of the runtime, which may run from a copy of itself.
 func (r *Runtime) isSelf(link string) bool {
 	link = strings.TrimSuffix(link, " (deleted)")
 	return link == r.Path || strings.HasPrefix(link, "/memfd:crun_") || strings.HasPrefix(link, "/memfd:runc_")
@@ -130,7 +130,7 @@ func listenConsole(dir string) (*consoleSocket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the socket for a terminal: %w", err)
 	}
-	l.SetUnlinkOnClose(false) // by then the directory has another number
+	l.SetUnlinkOnClose(false) // the path, which has a file descriptor number, is not valid then
 	return &consoleSocket{l, path}, nil
 }
 
@@ -139,7 +139,7 @@ func (c *consoleSocket) close() {
 	os.Remove(c.path)
 }
 
-// receive takes the terminal that the program has sent: it has ended.
+// receive returns the terminal that the runtime has sent. The runtime must have exited.
 func (c *consoleSocket) receive(ctx context.Context) (*os.File, error) {
 	deadline := time.Now().Add(10 * time.Second)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {

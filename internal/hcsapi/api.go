@@ -21,8 +21,8 @@ type API interface {
 	ModifyComputeSystem(system Handle, configuration string) (result string, hr HRESULT)
 	EnumerateComputeSystems(query string) (systems, result string, hr HRESULT)
 	GetServiceProperties(query string) (properties, result string, hr HRESULT)
-	// RegisterComputeSystemCallback has notify called for every notification of the system, from
-	// any thread, until the callback is unregistered. notify must not block.
+	// RegisterComputeSystemCallback makes the service call notify for every notification of the system, on any thread,
+	// until the callback is unregistered. notify must not block.
 	RegisterComputeSystemCallback(system Handle, notify func(Notification)) (callback Handle, hr HRESULT)
 	UnregisterComputeSystemCallback(callback Handle) HRESULT
 
@@ -36,8 +36,7 @@ type API interface {
 	UnregisterProcessCallback(callback Handle) HRESULT
 }
 
-// ProcessInfo is a process that was just created. The streams that were asked for are set; they
-// belong to the caller.
+// ProcessInfo is a process that was created, with the streams that were requested. The caller must close them.
 type ProcessInfo struct {
 	Process        Handle
 	ID             uint32
@@ -45,7 +44,7 @@ type ProcessInfo struct {
 	Stdout, Stderr io.ReadCloser
 }
 
-// NotificationType says what a notification is about.
+// NotificationType is the type of a notification.
 type NotificationType uint32
 
 // The notifications there are.
@@ -74,7 +73,7 @@ func (t NotificationType) String() string {
 	return fmt.Sprintf("NotificationType(%#x)", uint32(t))
 }
 
-// Notification is what the service tells on its own.
+// Notification is a notification of the service.
 type Notification struct {
 	Type   NotificationType
 	Status HRESULT

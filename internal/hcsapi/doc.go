@@ -1,9 +1,8 @@
-// Package hcsapi is what the drivers and packages for Windows hosts call: HRESULTs, the exported functions of
-// vmcompute.dll for compute systems and processes as an interface with handles ([API]), and [Native], which
-// calls them. Package hcs is the driver on top of API; package wclayer, with the functions for layers,
+// Package hcsapi wraps the functions of vmcompute.dll for compute systems and processes: [API] is the interface,
+// [Native] its implementation. Package hcs is the driver on top of API; package wclayer, with the functions for layers,
 // shares HRESULT and [Call].
 //
-// The calls are written by hand. go-winio's mkwinsyscall would generate them from comments, but it knows one
-// result a function, takes a missing export for a panic or an error of its own, and would still leave the texts
-// that the service allocates and the callbacks, which are most of the code here.
+// The calls are written by hand. go-winio's mkwinsyscall would generate them from comments, but it supports one result
+// per function, turns a missing export into a panic or its own error, and does not cover strings allocated by the
+// service and callbacks, which are most of the code here.
 package hcsapi

@@ -137,16 +137,16 @@ type watcher struct {
 	running sync.WaitGroup // notifications under way; none begins once the watcher is out of the table
 }
 
-// watchers are all registrations of this process by the number that the service gets as context: a
-// Go pointer must not be given to it. Entry points for foreign code cannot be freed, so there is one
-// for the whole process, and it needs a table that it can reach.
+// watchers are the registrations of this process, by the number that the service gets as context, because it must not
+// get a Go pointer. The table is global because there is one callback for the whole process: windows.NewCallback cannot
+// be freed.
 var watchers struct {
 	sync.RWMutex
 	last    uintptr
 	byIndex map[uintptr]*watcher
 }
 
-// entry is what the service calls, from threads of its own.
+// entry is the callback, which the service calls on its own threads.
 var entry = sync.OnceValue(func() uintptr { return windows.NewCallback(notified) })
 
 func notified(kind uint32, context uintptr, status uint32, data *uint16) uintptr {
@@ -160,7 +160,7 @@ func notified(kind uint32, context uintptr, status uint32, data *uint16) uintptr
 		defer w.running.Done()
 		n := Notification{Type: NotificationType(kind), Status: HRESULT(status)}
 		if data != nil {
-			n.Data = windows.UTF16PtrToString(data) // it belongs to the service
+			n.Data = windows.UTF16PtrToString(data) // the service owns and frees data
 		}
 		w.notify(n)
 	}
@@ -189,9 +189,9 @@ func (n *native) register(name string, about Handle, notify func(Notification)) 
 	return callback, hr
 }
 
-// unregister waits, as the service does, for a notification under way; the table's lock is not held. When it
-// returns no thread of the service is in this program's code because of the registration, whatever the service
-// says: the program may end.
+// unregister ends a registration and waits for notifications under way, without holding the table's lock. After it has
+// returned, no thread of the service runs this program's code for the registration, even if the service returned an
+// error.
 func (n *native) unregister(name string, callback Handle) HRESULT {
 	hr := n.call(name, uintptr(callback))
 	var ended []*watcher
@@ -209,7 +209,7 @@ func (n *native) unregister(name string, callback Handle) HRESULT {
 	return hr
 }
 
-// processInformation is what HcsCreateProcess fills in.
+// processInformation is HCS_PROCESS_INFORMATION, which HcsCreateProcess fills in.
 type processInformation struct {
 	processID uint32
 	_         uint32

@@ -8,14 +8,13 @@ import (
 	"io"
 )
 
-// Probe returns which file system there is at an offset of r: "erofs", "ext4", "xfs", "squashfs", or "" for
-// none of these.
+// Probe returns the type of the file system at an offset of r: "erofs", "ext4", "xfs", "squashfs", or "" for any other.
 func Probe(r io.ReaderAt, offset int64) (string, error) {
 	b, err := head(r, offset)
 	return probe(b), err
 }
 
-// head reads as much as is looked at; there may be less.
+// head reads the bytes that are examined, or fewer at the end of r.
 func head(r io.ReaderAt, offset int64) ([]byte, error) {
 	b := make([]byte, 2048)
 	n, err := r.ReadAt(b, offset)
@@ -40,8 +39,8 @@ func probe(head []byte) string {
 	return ""
 }
 
-// Detect returns which file system that is mounted here there is at an offset of r: "erofs" or "ext4". What
-// else it finds is named in the error, which matches ErrNoFilesystem.
+// Detect returns the type of the file system at an offset of r, "erofs" or "ext4". Anything else is an error that
+// matches ErrNoFilesystem and names the type.
 func Detect(r io.ReaderAt, offset int64) (string, error) {
 	b, err := head(r, offset)
 	if err != nil {

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Holders names at most so many of the processes that use something, each with what it uses. skip passes over
-// processes by their directory in /proc; uses looks at what a link in that directory points to; other, where
-// no link does it, returns how else a process uses it, or "".
+// Holders describes at most most processes that use something. skip excludes processes, by their directory in /proc;
+// uses is called with the process's links in /proc, such as those in fd; other, called if no link matches, returns
+// another use by a process, or "".
 func Holders(most int, skip, uses func(path string) bool, other func(proc string) string) []string {
 	var who []string
 	procs, _ := filepath.Glob("/proc/[0-9]*")
@@ -32,14 +32,14 @@ func Holders(most int, skip, uses func(path string) bool, other func(proc string
 	return who
 }
 
-// ProcessName names the process with a directory in /proc, in a form that can be printed.
+// ProcessName returns a printable description of the process with a directory in /proc.
 func ProcessName(proc string) string {
 	comm, _ := os.ReadFile(proc + "/comm")
 	name := strconv.Quote(strings.TrimSpace(string(comm)))
 	return fmt.Sprintf("process %s (%s)", filepath.Base(proc), name[1:len(name)-1])
 }
 
-// usedBy returns how a process uses something, or "".
+// usedBy returns how a process uses something by one of its links, or "".
 func usedBy(proc string, uses func(link string) bool) string {
 	for _, l := range [...]struct{ name, text string }{
 		{"root", "root directory"}, {"cwd", "working directory"}, {"exe", "program"},

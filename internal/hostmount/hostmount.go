@@ -1,8 +1,7 @@
-// Package hostmount mounts layers in this system itself: read-only images as files or through loop
-// devices, folders, and overlays of any number of them. It keeps no state; package vmm/local makes a
-// machine of it, with the ledger and the recovery that a VM has.
+// Package hostmount mounts layers on this system itself: read-only images from files or loop devices, directories, and
+// overlays of them. It is stateless; package vmm/local builds a machine on it, with a VM's ledger and recovery.
 //
-// How things are mounted, best way first:
+// Ways of mounting, by preference:
 //
 //   - an EROFS image is mounted from its file (Linux 6.12 and later), without any device;
 //   - other images, and a part of a file, through a loop device that goes away by itself with the
@@ -16,7 +15,7 @@
 //
 // Devices on mounted layers do not work: everything is mounted nodev. Whiteouts are not affected.
 //
-// On other systems every function answers errors.ErrUnsupported.
+// On other systems every function returns errors.ErrUnsupported.
 package hostmount
 
 import (
@@ -26,9 +25,9 @@ import (
 
 // Errors of this package.
 var (
-	// ErrBusy says that something uses a mount. The text names who.
+	// ErrBusy: a mount is in use. The text names its users.
 	ErrBusy = errors.New("in use")
-	// ErrNoFilesystem says that a file holds no file system that is known here.
+	// ErrNoFilesystem: a file contains no supported file system.
 	ErrNoFilesystem = errors.New("no file system that can be mounted here (EROFS or ext4)")
 )
 
@@ -42,7 +41,7 @@ type Image struct {
 	Options    []string // of the file system, each "name" or "name=value"
 }
 
-// MaxLayers is what the overlay file system stacks at most.
+// MaxLayers is overlayfs's maximum number of lower layers.
 const MaxLayers = 500
 
 // Overlay is a stack of directories.

@@ -12,7 +12,7 @@ import (
 
 const loopMajor = 7
 
-// attachLoop returns an open loop device for an image. It goes away with its last user.
+// attachLoop returns an open loop device for an image. It is detached with its last user.
 func attachLoop(ctx context.Context, im *Image) (*os.File, error) {
 	mode, flags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
 	if im.ReadOnly {
@@ -51,7 +51,7 @@ func attachLoop(ctx context.Context, im *Image) (*os.File, error) {
 		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EAGAIN) {
 			return nil, errors.Join(fmt.Errorf("set up /dev/loop%d for %s: %w", n, im.Path, err), closeErr)
 		}
-		// Somebody else took the device between the two calls: look for another.
+		// Another process took the device between the two calls: try the next one.
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Millisecond):
@@ -64,7 +64,7 @@ func configureLoop(fd int, config unix.LoopConfig) error {
 	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTTY) {
 		return err
 	}
-	// Linux before 5.8 takes file and settings one after the other.
+	// Linux before 5.8 has no LOOP_CONFIGURE.
 	if err := unix.IoctlSetInt(fd, unix.LOOP_SET_FD, int(config.Fd)); err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func configureLoop(fd int, config unix.LoopConfig) error {
 	return nil
 }
 
-// openLoop opens a loop device, and makes its node where nothing else does, as in many containers.
+// openLoop opens a loop device, and creates its device node if it is missing, as in many containers.
 func openLoop(n, mode int) (*os.File, error) {
 	path := fmt.Sprintf("/dev/loop%d", n)
 	f, err := os.OpenFile(path, mode, 0)

@@ -58,7 +58,7 @@ func mountImage(ctx context.Context, im *Image, target string) error {
 	return err
 }
 
-// mountNew mounts through a file system context. The kernel's own words become part of the error.
+// mountNew mounts by fsopen(2). Errors include the kernel's messages.
 func mountNew(fstype, source string, options []string, readOnly bool, target string) error {
 	return mountContext(fstype, readOnly, target, func(fd int) error {
 		if err := unix.FsconfigSetString(fd, "source", source); err != nil {
@@ -112,7 +112,7 @@ func mountContext(fstype string, readOnly bool, target string, configure func(fd
 	return unix.MoveMount(m, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// kernelLog reads what the kernel has to say about a file system context.
+// kernelLog reads the kernel's messages from a file system context.
 func kernelLog(fd int) string {
 	var lines []string
 	b := make([]byte, 1024)
@@ -134,7 +134,7 @@ func mountOld(fstype, source, options string, readOnly bool, target string) erro
 	return unix.Mount(source, target, fstype, flags, options)
 }
 
-// MountDirectory makes a directory appear at another, existing one.
+// MountDirectory bind-mounts a directory at another, existing one.
 func MountDirectory(ctx context.Context, source, target string, readOnly bool) error {
 	if err := mountDirectory(ctx, source, target, readOnly); err != nil {
 		return fail("mount the folder "+source+" at", target, explain(err, ""))
@@ -168,11 +168,10 @@ func mountDirectory(ctx context.Context, source, target string, readOnly bool) e
 	return unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// CanDisks reports whether the kernel mounts disks for somebody here, if only for root: in a user
-// namespace it does so for no one.
+// CanDisks reports whether root can mount disk images here; in a user namespace the kernel does not allow that.
 func CanDisks() bool { return !userns.Inside() }
 
-// CheckOverlay looks, without mounting anything, whether this process may mount overlays.
+// CheckOverlay returns an error if this process may not mount overlays. It mounts nothing.
 func CheckOverlay() error {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err == nil {
@@ -189,7 +188,7 @@ func CheckOverlay() error {
 	return nil
 }
 
-// CanEROFS reports whether this process may mount EROFS, if it is root.
+// CanEROFS reports whether the kernel supports EROFS and root can mount it here.
 func CanEROFS() bool {
 	if !CanDisks() {
 		return false
@@ -203,7 +202,7 @@ func CanEROFS() bool {
 	return err == nil && strings.Contains(string(b), "\terofs\n")
 }
 
-// explain adds the remedy to errors that the user can mend.
+// explain adds a remedy to errors for which there is one.
 func explain(err error, fstype string) error {
 	switch {
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):

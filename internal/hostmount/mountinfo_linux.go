@@ -12,16 +12,16 @@ import (
 // maxMountLine bounds a line of mountinfo, in bytes.
 const maxMountLine = 16 << 20
 
-// MountLine is what is of interest in a line of mountinfo.
+// MountLine has fields of a line of mountinfo.
 type MountLine struct {
 	Dev   uint64 // device number of the file system
 	Point string
 }
 
-// EachMount calls f with each mount in a mountinfo file, in the order in which they were mounted.
+// EachMount calls f for each mount in a mountinfo file, in mount order.
 //
-// github.com/moby/sys/mountinfo is not used: it gives up at a line of 64 KiB, which an overlay of hundreds of
-// layers can have, and then knows of no mount at all.
+// github.com/moby/sys/mountinfo is not used: it fails on a line of 64 KiB, which an overlay of hundreds of layers can
+// have, and then returns no mounts at all.
 func EachMount(info string, f func(MountLine)) error {
 	file, err := os.Open(info)
 	if err != nil {

@@ -33,7 +33,7 @@ func mountOverlay(ctx context.Context, o Overlay, target string) error {
 	case (o.Upper == "") != (o.Work == ""):
 		return errors.New("an overlay needs both an upper and a work directory, or neither")
 	case len(o.Lowers) == 1 && o.Upper == "":
-		return mountDirectory(ctx, o.Lowers[0], target, true) // the kernel wants two layers at least
+		return mountDirectory(ctx, o.Lowers[0], target, true) // a read-only overlay needs two layers
 	}
 	fds := make([]int, 0, len(o.Lowers)+3)
 	defer func() {
@@ -71,7 +71,7 @@ func mountOverlay(ctx context.Context, o Overlay, target string) error {
 		}
 	}
 	if userns.Inside() {
-		// Trusted attributes can be neither set nor read there: the marks are those of users.
+		// In a user namespace, trusted.* extended attributes cannot be used: use user.* instead.
 		options += ",userxattr"
 	}
 	at, err := open(target)
@@ -81,15 +81,14 @@ func mountOverlay(ctx context.Context, o Overlay, target string) error {
 	return OverlayFDs(at, flags, options)
 }
 
-// OverlayFDs mounts an overlay at an open directory. The options name its directories by the numbers of
-// their descriptors. Options have to fit in one page: this way all MaxLayers do, and paths with colons,
-// commas or backslashes are all the same. The mount options that Linux 6.8 has for each layer by itself
+// OverlayFDs mounts an overlay at an open directory. options name directories by their file descriptor numbers: so all
+// MaxLayers fit in one page, the limit of mount options, and paths need no escaping. The per-layer options of Linux 6.8
 // are not needed.
 func OverlayFDs(target int, flags uintptr, options string) error {
 	result := make(chan error, 1)
 	go func() {
-		// The working directory belongs to the process; this thread gets one of its own and is
-		// thrown away with it, because it is never unlocked.
+		// The working directory is shared by the process: this thread gets its own, and ends with the goroutine because
+		// it is never unlocked.
 		runtime.LockOSThread()
 		result <- func() error {
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {

@@ -9,13 +9,11 @@ import (
 	"slices"
 )
 
-// ErrSuperblock says that a file system's own superblock asks for what a disk of unknown origin may not
-// have. The text says what, and how to be rid of it.
+// ErrSuperblock: a superblock has a setting that is not allowed for an untrusted disk. The text names it and a remedy.
 var ErrSuperblock = errors.New("the disk's superblock asks for what is not granted")
 
-// MountOptions are the options without which a file system would do as its own superblock says: it came
-// with an image or from another machine, and ext4's may say that an error is to panic the kernel. A
-// read-only mount does not write to its device either.
+// MountOptions returns the mount options that override settings in the superblock of an untrusted disk: ext4's may ask
+// the kernel to panic on an error. A read-only mount also does not write to its device, such as by replaying a journal.
 func MountOptions(fstype string, readOnly bool) []string {
 	var o []string
 	switch fstype {
@@ -32,14 +30,14 @@ func MountOptions(fstype string, readOnly bool) []string {
 	return slices.Clip(o)
 }
 
-// CheckSuperblock refuses what no mount option overrides:
+// CheckSuperblock returns an error for settings that no mount option overrides:
 //
 //   - ext4: a journal on another device, which the superblock names by its number, and which would be
 //     written to; mount options in the superblock; and, unless readOnly, multiple mount protection, whose
 //     interval, up to ten minutes, the mount would wait for;
 //   - EROFS: contents on other devices, which the superblock names by a path that the kernel opens.
 //
-// The other settings in superblocks concern the file system itself only.
+// Other settings only affect the file system itself.
 func CheckSuperblock(fstype string, r io.ReaderAt, offset int64, readOnly bool) error {
 	if fstype != "ext4" && fstype != "erofs" {
 		return nil
@@ -74,7 +72,7 @@ func CheckSuperblock(fstype string, r io.ReaderAt, offset int64, readOnly bool) 
 	return nil
 }
 
-// Places in superblocks, and flags.
+// Offsets in superblocks, and flags.
 const (
 	ext4Compat       = 0x5c
 	ext4Incompat     = 0x60

@@ -14,9 +14,8 @@ import (
 
 const maxHolders = 5 // named in a message
 
-// Unmount takes away what is mounted at a directory, and nothing else: not what lies below, and not
-// the directory. Nothing mounted there is a success. When something uses the mount the error matches
-// ErrBusy and names it.
+// Unmount unmounts what is mounted at a directory, but not mounts below it, and keeps the directory. It is no error if
+// nothing is mounted. If the mount is in use the error matches ErrBusy and names its users.
 func Unmount(ctx context.Context, target string) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
@@ -26,8 +25,8 @@ func Unmount(ctx context.Context, target string) error {
 	case err == nil, errors.Is(err, unix.ENOENT):
 		return nil
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		// Not a mount point, one that cannot be unmounted, or a caller without rights, to whom the
-		// kernel says no before it looks: only the list can tell.
+		// Either no mount point, or one that cannot be unmounted, or missing privileges, which the kernel checks first.
+		// The list of mounts tells.
 		if yes, listErr := mountPoint(target); listErr == nil && !yes {
 			return nil
 		}
@@ -37,7 +36,7 @@ func Unmount(ctx context.Context, target string) error {
 	return fail("unmount", target, explain(err, ""))
 }
 
-// mountPoint looks a directory up in the list of mounts, which has paths without links.
+// mountPoint reports whether a directory is in the list of mounts, which has resolved paths.
 func mountPoint(target string) (bool, error) {
 	dir, err := filepath.EvalSymlinks(filepath.Dir(target))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -61,7 +60,7 @@ func describe(target string) string {
 	return " by the kernel or another mount namespace"
 }
 
-// holders names processes that have something below dir open, or are in it.
+// holders describes processes that have a file below dir open or as their working directory.
 func holders(dir string) []string {
 	return Holders(maxHolders, func(string) bool { return false }, func(link string) bool {
 		to, err := os.Readlink(link)

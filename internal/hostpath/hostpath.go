@@ -1,5 +1,5 @@
-// Package hostpath works on host paths as text, Windows and Unix paths alike, on every system. A
-// path is a Windows path when it begins with a drive letter and a colon or with two backslashes.
+// Package hostpath manipulates Windows and Unix paths lexically, on any system. A path is a Windows path if it begins
+// with a drive letter and a colon or with two backslashes.
 package hostpath
 
 import (
@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// IsWindows reports whether p is spelled as a Windows path.
+// IsWindows reports whether p is a Windows path.
 func IsWindows(p string) bool {
 	if strings.HasPrefix(p, `\\`) || strings.HasPrefix(p, "//?/") {
 		return true
@@ -15,7 +15,7 @@ func IsWindows(p string) bool {
 	return len(p) >= 2 && p[1] == ':' && (p[0]|0x20) >= 'a' && (p[0]|0x20) <= 'z'
 }
 
-// IsAbs reports whether p is absolute in its own spelling.
+// IsAbs reports whether p is absolute, by the rules of its kind.
 func IsAbs(p string) bool {
 	if !IsWindows(p) {
 		return path.IsAbs(p)
@@ -23,9 +23,9 @@ func IsAbs(p string) bool {
 	return p[1] != ':' || len(p) >= 3 && (p[2] == '\\' || p[2] == '/')
 }
 
-// Identity makes two spellings of one path equal. Windows paths compare without regard to case,
-// slash direction, dots, trailing separators and the prefix of long paths before a drive; other paths
-// only lose dots and trailing separators. Links are to be resolved before.
+// Identity returns a canonical form of a path, for comparison. For Windows paths it normalizes case, slash direction,
+// dots, trailing separators and the long-path prefix before a drive; for others only dots and trailing separators. It
+// does not resolve links.
 func Identity(p string) string {
 	if p == "" {
 		return ""
@@ -44,8 +44,8 @@ func Identity(p string) string {
 	return root + path.Clean(s)
 }
 
-// NotLocal says why a Windows path is none of a file on a volume of its host: "a device" or "on a
-// network share". It is empty for all other paths.
+// NotLocal returns why a Windows path is not on a local volume, "a device" or "on a network share", and "" for all
+// other paths.
 func NotLocal(p string) string {
 	s := strings.ToLower(strings.ReplaceAll(p, "/", `\`))
 	rest, literal := strings.CutPrefix(s, `\\?\`)
@@ -58,7 +58,7 @@ func NotLocal(p string) string {
 	return "on a network share"
 }
 
-// Join adds a file name to a folder with the separator that the folder uses.
+// Join appends a file name to a directory, with the separator that the directory's path uses.
 func Join(folder, name string) string {
 	sep := "/"
 	if IsWindows(folder) {
@@ -67,7 +67,7 @@ func Join(folder, name string) string {
 	return strings.TrimRight(folder, `/`+sep) + sep + name
 }
 
-// Base is the last part of p.
+// Base returns the last component of p.
 func Base(p string) string {
 	if IsWindows(p) {
 		p = strings.ReplaceAll(p, `\`, "/")
@@ -75,5 +75,5 @@ func Base(p string) string {
 	return path.Base(p)
 }
 
-// Ext is the extension of the last part of p, in lower case, with its dot.
+// Ext returns the extension of p in lower case, with its dot.
 func Ext(p string) string { return strings.ToLower(path.Ext(Base(p))) }

@@ -1,6 +1,6 @@
-// Package lockfile has locks between processes that are files. The system drops a lock with the
-// process that holds it, however that ends, so that a lock also tells whether its owner lives. Files are
-// opened such that they can be removed meanwhile, which Windows otherwise refuses.
+// Package lockfile has file locks between processes. The system releases a lock when the process that holds it ends, so
+// that a lock also tells whether its owner is alive. On Windows, files are opened so that they can be removed while
+// open.
 package lockfile
 
 import (
@@ -16,10 +16,10 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// Neither flock nor LockFileEx can be given up once it waits, so waiting is asking again.
+// A blocking flock or LockFileEx cannot be cancelled, so Wait polls.
 
-// Wait creates the file at path where there is none and takes its lock, waiting for whoever has it until
-// ctx ends: then the error matches the cause of that. The lock is held until the file is closed.
+// Wait creates the file at path unless it exists, and blocks until it has its lock or ctx ends; then the error matches
+// the cause of ctx. The lock is held until the file is closed.
 func Wait(ctx context.Context, path string, shared bool) (*os.File, error) {
 	begin := time.Now()
 	for {
@@ -37,8 +37,8 @@ func Wait(ctx context.Context, path string, shared bool) (*os.File, error) {
 	}
 }
 
-// pause is how long one that has waited so long waits before it asks again: a short lock is taken soon after its
-// release, and who has waited for seconds asks more often than those who have just come and would starve it.
+// pause returns the poll interval after a time of waiting. It is short at first, so that a briefly held lock is
+// acquired soon, and again after seconds, so that new waiters do not starve an old one.
 func pause(waited time.Duration) time.Duration {
 	switch {
 	case waited < time.Second:
@@ -49,9 +49,8 @@ func pause(waited time.Duration) time.Duration {
 	return time.Millisecond
 }
 
-// Try opens the file at path, with flags besides os.O_RDWR, and takes its lock without waiting. It
-// returns nil when somebody else has the lock, or has just removed the file: a lock counts only while the
-// file is the one that others find.
+// Try opens the file at path, with flags in addition to os.O_RDWR, and acquires its lock without blocking. It returns
+// nil if the lock is held, or if the file was removed meanwhile: the lock of a removed file excludes nobody.
 func Try(path string, shared bool, flags int) (*os.File, error) {
 	f, err := open(path, os.O_RDWR|flags)
 	if err != nil {
@@ -70,8 +69,7 @@ func Try(path string, shared bool, flags int) (*os.File, error) {
 	return nil, errors.Join(err, f.Close())
 }
 
-// Held reports whether somebody has the lock of the file at path alone. It writes nothing, not even where it may. A
-// file that is not there is held by nobody.
+// Held reports whether the lock of the file at path is held exclusively. It does not write. A missing file is not held.
 func Held(path string) (bool, error) {
 	f, err := open(path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -87,7 +85,7 @@ func Held(path string) (bool, error) {
 	return !free, errors.Join(err, f.Close())
 }
 
-// inPlace reports whether f is the file that has its name.
+// inPlace reports whether the name of f still refers to f.
 func inPlace(f *os.File) (bool, error) {
 	ours, err := f.Stat()
 	if err != nil {
@@ -103,7 +101,7 @@ func inPlace(f *os.File) (bool, error) {
 	return os.SameFile(ours, there), nil
 }
 
-// Drop removes a file whose lock is held and releases it.
+// Drop removes a file whose lock the caller holds, and releases the lock.
 func Drop(f *os.File) error {
 	err := remove(f.Name())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -112,8 +110,8 @@ func Drop(f *os.File) error {
 	return errors.Join(err, f.Close())
 }
 
-// DropFolder removes a lock file that is held, as Drop does, and before it all else that is in its folder; the folder
-// goes last. What cannot be removed is an error: then the lock is released, and the file stays with what is left.
+// DropFolder removes a directory with its contents, of which f is the lock file held by the caller; f is removed last.
+// If something cannot be removed it returns an error, and f is kept and its lock released.
 func DropFolder(f *os.File) error {
 	dir, name := filepath.Split(f.Name())
 	entries, err := os.ReadDir(dir)
@@ -126,15 +124,14 @@ func DropFolder(f *os.File) error {
 		return errors.Join(err, f.Close())
 	}
 	err = Drop(f)
-	_ = os.Remove(dir) // when it is not empty, another process has just begun to use it
+	_ = os.Remove(dir) // if it is not empty, another process has started to use it
 	return err
 }
 
-// Sweep calls ended for what processes left in a folder that have ended, however they did: each entry whose lock file
-// is there and free. file returns the name of an entry's lock file below the folder, or "" for what has none; a
-// file that is not regular is nobody's lock. ended gets the lock, and drops or closes it; or nil where the lock file
-// is missing, because its owner has not come to create it, or has removed it just now. All entries are tried,
-// until ctx ends, and all errors are returned.
+// Sweep calls ended for each entry of a directory whose owner has ended: its lock file is free or missing. file returns
+// the name of an entry's lock file below the directory, or "" for none; files that are not regular are ignored. ended
+// gets the lock, which it must drop or close, or nil if the lock file is missing, because its owner has not created it
+// yet or has just removed it. Sweep tries all entries, until ctx ends, and joins the errors.
 func Sweep(ctx context.Context, dir string, file func(fs.DirEntry) string,
 	ended func(name string, lock *os.File) error) error {
 	entries, err := os.ReadDir(dir)
@@ -160,7 +157,8 @@ func Sweep(ctx context.Context, dir string, file func(fs.DirEntry) string,
 	return errors.Join(errs...)
 }
 
-// tryRegular is Try, but nil for what is not a regular file, which to open may block or have effects.
+// tryRegular is Try, but returns nil for a file that is not regular, because opening that may block or have side
+// effects.
 func tryRegular(path string) (*os.File, error) {
 	fi, err := os.Lstat(path)
 	if err != nil || !fi.Mode().IsRegular() {
@@ -169,8 +167,8 @@ func tryRegular(path string) (*os.File, error) {
 	return Try(path, false, 0)
 }
 
-// ReadFile reads a lock file of at most regfile.MaxState bytes, whoever holds it, and does not keep it from being
-// removed meanwhile.
+// ReadFile reads a lock file of at most regfile.MaxState bytes, also while it is locked, and does not prevent its
+// removal.
 func ReadFile(path string) ([]byte, error) {
 	f, err := open(path, os.O_RDONLY)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// open is os.OpenFile, but that the file can be renamed and removed while it is open.
+// open is os.OpenFile with FILE_SHARE_DELETE: the file can be renamed and removed while it is open.
 func open(path string, flags int) (*os.File, error) {
 	name, err := windows.UTF16PtrFromString(path)
 	if err != nil {
@@ -33,7 +33,7 @@ func open(path string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(h), path), nil
 }
 
-// try locks a byte far behind the content, which others may still read.
+// try locks a byte far beyond the content, so that others can still read that.
 func try(f *os.File, shared bool) (bool, error) {
 	flags := uint32(windows.LOCKFILE_FAIL_IMMEDIATELY)
 	if !shared {
@@ -46,8 +46,8 @@ func try(f *os.File, shared bool) (bool, error) {
 	return err == nil, err
 }
 
-// remove gives the file another name of its kind first: where a removed file keeps its name until all
-// have closed it, others could otherwise neither open it nor make a new one.
+// remove renames the file before removing it: on Windows, a removed file may keep its name until all have closed it,
+// and could then neither be opened nor created again.
 func remove(path string) error {
 	aside := filepath.Join(filepath.Dir(path), rand.Text()+filepath.Ext(path))
 	if err := os.Rename(path, aside); err != nil {

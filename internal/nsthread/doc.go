@@ -1,2 +1,2 @@
-// Package nsthread does something in another network namespace, on a thread that is in it for that long.
+// Package nsthread runs functions in another network namespace, on a thread that enters it temporarily.
 package nsthread

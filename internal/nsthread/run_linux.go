@@ -10,18 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Run calls do, which must not begin goroutines that are to be in the namespace, in a network namespace whose file is
-// open.
+// Run calls do in an open network namespace. Goroutines that do starts are not in the namespace.
 func Run(namespace *os.File, do func() error) error {
 	return run(func() error { return unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET) }, do)
 }
 
-// RunNew calls do in a network namespace that is made for it.
+// RunNew calls do in a new network namespace.
 func RunNew(do func() error) error {
 	return run(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, do)
 }
 
-// Handle returns a handle by which a network namespace whose file is open is looked at and changed.
+// Handle returns a netlink handle in an open network namespace.
 func Handle(namespace *os.File) (h *netlink.Handle, err error) {
 	err = Run(namespace, func() (err error) {
 		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -40,8 +39,9 @@ func run(enter, do func() error) error {
 	return <-result
 }
 
-// runHere runs in a goroutine of its own. Its thread goes back: where it is the first one of the process it does not
-// end with the goroutine, and would keep the namespace. One that cannot go back is not used by others: it stays locked.
+// runHere must be called in a goroutine of its own. Its thread returns to the original namespace, because the main
+// thread does not end with a goroutine and would keep the namespace. A thread that cannot return stays locked, so that
+// no other goroutine uses it.
 func runHere(enter, do func() error) error {
 	runtime.LockOSThread()
 	own, err := os.Open("/proc/thread-self/ns/net")

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// capabilities are all that Linux 6.1 knows, in the order of their numbers.
+// capabilities are all capabilities of Linux 6.1, in the order of their numbers.
 var capabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
 	"CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
@@ -60,7 +60,7 @@ func capabilityNames(what string, names []string) ([]string, error) {
 	return out, nil
 }
 
-// closest is a hint at the capability that may have been meant.
+// closest returns a hint at the capability that was probably meant.
 func closest(name string) string {
 	for _, c := range capabilities {
 		if strings.ReplaceAll(c, "_", "") == strings.ReplaceAll(name, "_", "") {

@@ -11,19 +11,18 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// ErrRefused is matched by the error of Check about a field that is refused, whatever its value.
+// ErrRefused is matched by Check's error about a field that is not supported.
 var ErrRefused = errors.New("not supported")
 
-// maxList bounds each list and map of a document, as many as Linux takes arguments, and maxText each of its strings, in
-// bytes.
+// maxList is the maximum length of a list or map of a spec, enough for Linux's maximum number of arguments; maxText is
+// the maximum length of a string in bytes.
 const (
 	maxList = 1 << 18
 	maxText = 128 << 10
 )
 
-// Check returns an error unless each field of a document that is set is one that is honoured, with a value that can
-// be. What is wrong is named by its path; there may be several such errors, joined. One about a field that
-// the table refuses matches ErrRefused.
+// Check returns an error unless all fields that are set in a spec are supported and valid. It joins the errors, each
+// with the path of the field. An error about an unsupported field matches ErrRefused.
 func Check(s *specs.Spec) error {
 	var c checker
 	c.value(reflect.ValueOf(s).Elem(), "", "", nil)
@@ -40,7 +39,7 @@ type checker struct {
 	errs []error
 }
 
-// maxErrors is how many errors of one document are listed.
+// maxErrors bounds the errors of one spec.
 const maxErrors = 8
 
 func (c *checker) fail(path string, err error) {
@@ -52,8 +51,8 @@ func (c *checker) fail(path string, err error) {
 	}
 }
 
-// value checks the value of a field. Row is its path in the table, path the one in the document; under is the row of
-// what it is in, where that is no more than the sum of its parts: nil.
+// value checks the value of a field. row is its path in the table of fields, path its path in the spec; under is the
+// row that also covers the parts of an enclosing field, or nil.
 func (c *checker) value(v reflect.Value, row, path string, under *Field) {
 	if isUnset(v) {
 		return
@@ -75,7 +74,7 @@ func (c *checker) value(v reflect.Value, row, path string, under *Field) {
 	}
 }
 
-// parts checks what a value consists of.
+// parts checks the elements and fields of a value.
 func (c *checker) parts(v reflect.Value, row, path string, under *Field) {
 	v = reflect.Indirect(v)
 	switch v.Kind() {
@@ -112,7 +111,7 @@ func (c *checker) parts(v reflect.Value, row, path string, under *Field) {
 	}
 }
 
-// element checks an element of a list or map, which is there also where it is zero.
+// element checks an element of a list or map, which counts as set even if it is zero.
 func (c *checker) element(v reflect.Value, row, path string, under *Field) {
 	if isUnset(v) && v.Kind() != reflect.Struct {
 		return
@@ -138,7 +137,7 @@ func (c *checker) text(s, path string) {
 	}
 }
 
-// isUnset reports whether a field is as if it were not there.
+// isUnset reports whether a field is zero or empty.
 func isUnset(v reflect.Value) bool {
 	if k := v.Kind(); k == reflect.Slice || k == reflect.Map {
 		return v.Len() == 0
@@ -153,7 +152,7 @@ func join(path, name string) string {
 	return path + "." + name
 }
 
-// whole checks what fields have to do with each other.
+// whole checks required fields and dependencies between fields.
 func (c *checker) whole(s *specs.Spec) {
 	switch {
 	case s.Version == "":
@@ -199,7 +198,7 @@ func (c *checker) whole(s *specs.Spec) {
 	c.resources(linux.Resources)
 }
 
-// resources checks what limits have to do with each other.
+// resources checks dependencies between limits.
 func (c *checker) resources(r *specs.LinuxResources) {
 	if r == nil {
 		return
@@ -216,7 +215,7 @@ func (c *checker) resources(r *specs.LinuxResources) {
 	}
 }
 
-// CheckResources is Check for limits alone, such as those that a container which runs is to have.
+// CheckResources is Check for resource limits alone, as for an update of a running container.
 func CheckResources(r *specs.LinuxResources) error {
 	var c checker
 	const path = "linux.resources"
@@ -227,7 +226,7 @@ func CheckResources(r *specs.LinuxResources) error {
 	return nil
 }
 
-// required finds elements of lists without what they are about.
+// required adds errors for list elements without a required field.
 func (c *checker) required(s *specs.Spec) {
 	missing := func(list string, i int, field, value string) {
 		if value == "" {
@@ -251,7 +250,7 @@ func (c *checker) required(s *specs.Spec) {
 	}
 }
 
-// once adds an error when two elements of a list are of one name.
+// once adds an error if two elements of a list have the same name.
 func (c *checker) once(list string, n int, name func(i int) string) {
 	seen := map[string]int{}
 	for i := range n {

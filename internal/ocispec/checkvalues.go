@@ -12,7 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// MinMemory is the least limit of memory, in bytes, with which a program can be started.
+// MinMemory is the minimum memory limit in bytes: with less, no program can be started.
 const MinMemory = 6 << 20
 
 // between accepts numbers from low to high.
@@ -125,7 +125,7 @@ func absolutePath(p string) error {
 	return nil
 }
 
-// cleanPath is an absolute path without what does not matter: a slash at its end, "//" and "/./".
+// cleanPath returns the absolute, clean form of a path.
 func cleanPath(p string) string { return path.Clean("/" + p) }
 
 func checkRootPath(v reflect.Value) error {
@@ -155,7 +155,7 @@ func checkCapabilities(v reflect.Value) error {
 	return nil
 }
 
-// rlimits are the limits of a process that Linux has.
+// rlimits are the rlimits of Linux.
 var rlimits = []string{
 	"RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_LOCKS", "RLIMIT_MEMLOCK",
 	"RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_RSS", "RLIMIT_RTPRIO", "RLIMIT_RTTIME",
@@ -186,11 +186,11 @@ func checkNamespace(v reflect.Value) error {
 	return fmt.Errorf("%q: there is no such namespace", v.String())
 }
 
-// runtimeAnnotations begin annotations by which a document, or the label of an image, would change what the runtime
-// or the host does outside of the container.
+// runtimeAnnotations are the prefixes of annotations that change what the runtime or the host does outside the
+// container; they may come from a spec or an image's labels.
 var runtimeAnnotations = []string{"run.oci.", "org.criu.", "org.systemd.property.", "module.wasm.", "io.microsoft."}
 
-// PassedOn reports whether an annotation has no meaning for runtimes and for Strata.
+// PassedOn reports whether an annotation has no meaning for runtimes and for Strata, and so is passed on.
 func PassedOn(key string) bool {
 	meant := func(prefix string) bool { return strings.HasPrefix(key, prefix) }
 	return key != "" && key != EtcAnnotation && key != InitAnnotation && !slices.ContainsFunc(runtimeAnnotations, meant)
@@ -212,11 +212,11 @@ func checkAnnotations(v reflect.Value) error {
 	return nil
 }
 
-// ipcSysctls are the settings that each IPC namespace has for itself.
+// ipcSysctls are the sysctls that are per IPC namespace.
 var ipcSysctls = []string{"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall",
 	"kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"}
 
-// sysctlName is a setting with dots for slashes.
+// sysctlName returns a sysctl's name with dots instead of slashes.
 func sysctlName(key string) string { return strings.ReplaceAll(key, "/", ".") }
 
 var sysctlKey = regexp.MustCompile(`^[a-z][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)+$`)

@@ -14,12 +14,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// MaxSize bounds a document, in bytes of JSON.
+// MaxSize is the maximum size of a spec in bytes of JSON.
 const MaxSize = 4 << 20
 
-// Decode reads a document and checks it, as Check does. It has to be one JSON object of at most MaxSize bytes; a field
-// that the specification does not know, one that is written twice and one in other letters is an error that
-// says where it is.
+// Decode decodes a spec from a JSON object of at most MaxSize bytes, and calls Check. Unknown and duplicate fields, and
+// fields that differ in case, are errors that name the field.
 func Decode(r io.Reader) (*specs.Spec, error) {
 	b, err := io.ReadAll(io.LimitReader(r, MaxSize+1))
 	if err != nil {
@@ -42,17 +41,17 @@ func Decode(r io.Reader) (*specs.Spec, error) {
 	if err := Check(&s); err != nil {
 		return nil, err
 	}
-	if s.Process.Capabilities == nil { // none are given, which is not that nothing is said
+	if s.Process.Capabilities == nil { // no capabilities, rather than the defaults of a partial spec
 		s.Process.Capabilities = &specs.LinuxCapabilities{}
 	}
 	return &s, nil
 }
 
-// maxDepth is how deep objects and lists may be in each other; the specification's are 8 deep.
+// maxDepth is the maximum nesting depth of JSON; that of the OCI spec is 8.
 const maxDepth = 32
 
-// strict returns an error unless r holds one JSON value whose objects have the fields of t, each at most once and in
-// the letters of its tag. The kinds of the other values are left to the package json.
+// strict returns an error unless r contains one JSON value whose objects have only fields of t, each at most once and
+// in the exact case of its tag. It does not check the types of values, which encoding/json does.
 func strict(r io.Reader, t reflect.Type) error {
 	d := json.NewDecoder(r)
 	d.UseNumber()
@@ -65,7 +64,7 @@ func strict(r io.Reader, t reflect.Type) error {
 	return nil
 }
 
-// next is the next token of a value, of the field at path, that has not ended.
+// next returns the next token of the field at path. The end of the input is an error.
 func next(d *json.Decoder, path string) (json.Token, error) {
 	token, err := d.Token()
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -89,7 +88,7 @@ func strictValue(d *json.Decoder, t reflect.Type, path string, depth int) error 
 		t = t.Elem()
 	}
 	if t != nil && reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) {
-		t = nil // it reads itself
+		t = nil // it implements json.Unmarshaler
 	}
 	switch token {
 	case json.Delim('{'):
@@ -110,7 +109,7 @@ func strictValue(d *json.Decoder, t reflect.Type, path string, depth int) error 
 		if path == "" {
 			return errors.New("the JSON document is null")
 		}
-		if strings.HasSuffix(path, "]") { // a nil pointer that nobody expects
+		if strings.HasSuffix(path, "]") { // it would become a nil pointer in a list
 			return fmt.Errorf("%san element of a list is null", at(path))
 		}
 	}
@@ -150,8 +149,8 @@ func strictObject(d *json.Decoder, t reflect.Type, path string, depth int) error
 	return err
 }
 
-// fieldNamed finds the field that is called name in JSON, also those of embedded structures; a field of the
-// structure itself comes before one of those.
+// fieldNamed returns the field of t with a JSON name, including those of embedded structs, over which fields of t
+// itself take precedence.
 func fieldNamed(t reflect.Type, name string) (found reflect.StructField, ok bool) {
 	for _, f := range reflect.VisibleFields(t) {
 		if f.IsExported() && !f.Anonymous && jsonName(f) == name && (!ok || len(f.Index) < len(found.Index)) {
@@ -169,7 +168,7 @@ func jsonName(f reflect.StructField) string {
 	return name
 }
 
-// at begins an error about the field at path.
+// at returns the prefix of an error about the field at path.
 func at(path string) string {
 	if path == "" {
 		return ""
@@ -177,7 +176,7 @@ func at(path string) string {
 	return printable(path) + ": "
 }
 
-// printable is a path of fields as it can be shown: keys of maps are anybody's.
+// printable returns a field's path safe for display: keys of maps are untrusted.
 func printable(path string) string {
 	const limit = 200
 	if len(path) > limit {

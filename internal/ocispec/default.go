@@ -4,10 +4,10 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Version is the version of the specification that documents name. crun 1.8.1, that of Debian 12, refuses 1.3.0.
+// Version is the ociVersion of specs. Debian 12's crun 1.8.1 refuses 1.3.0.
 const Version = "1.0.2"
 
-// DefaultPath is the PATH of a program that is given none.
+// DefaultPath is the PATH of a program without one.
 const DefaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // defaultCapabilities are those of root in a container.
@@ -16,12 +16,11 @@ var defaultCapabilities = []string{
 	"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 }
 
-// DefaultCapabilities returns the capabilities of root in a container that is given no others.
+// DefaultCapabilities returns the default capabilities of root in a container.
 func DefaultCapabilities() []string { return append([]string(nil), defaultCapabilities...) }
 
-// Default returns the document of a container for which nothing else is said, without a process to run, a root and
-// a seccomp profile (see DefaultSeccomp): the namespaces, mounts, masks and device rules that docker gives. Each call
-// returns a document of its own.
+// Default returns the default spec of a container, with docker's namespaces, mounts, masks and device rules, but
+// without process arguments, root and seccomp profile (see DefaultSeccomp). Each call returns a new copy.
 func Default() *specs.Spec {
 	return &specs.Spec{
 		Version: Version,
@@ -49,14 +48,14 @@ func Default() *specs.Spec {
 	}
 }
 
-// Capabilities puts a list of capabilities into the sets that a program of root starts with. There are no
-// inheritable and ambient ones, so a program of another user has none.
+// Capabilities returns the capability sets of a program of root. There are no inheritable and ambient capabilities, so
+// that a program of another user has none.
 func Capabilities(list []string) *specs.LinuxCapabilities {
 	return &specs.LinuxCapabilities{Bounding: list, Effective: list, Permitted: list}
 }
 
-// defaultRlimits are what docker's service passes on to its containers. Where a host does not allow as much,
-// whoever starts the container takes what it allows.
+// defaultRlimits returns the rlimits that docker sets by default. Whoever starts the container lowers them to what the
+// host allows.
 func defaultRlimits() []specs.POSIXRlimit {
 	return []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1 << 20, Hard: 1 << 20}}
 }
@@ -77,7 +76,7 @@ func defaultMounts() []specs.Mount {
 	}
 }
 
-// defaultDeviceRules deny all devices but those that every container has. The runtime adds terminals.
+// defaultDeviceRules returns rules that deny all devices except those of every container. The runtime adds terminals.
 func defaultDeviceRules() []specs.LinuxDeviceCgroup {
 	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
 	for _, d := range [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 1}} {

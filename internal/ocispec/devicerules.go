@@ -8,13 +8,13 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// everyDevice is what every container may open, whatever its document says: runtimes add it. A negative number is
-// any.
+// everyDevice are the major and minor numbers that every container may open, because runtimes add rules for them. -1
+// matches any number.
 var everyDevice = [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 1}, {5, 2}, {136, -1}}
 
-// checkDeviceRules refuses a rule that would allow more than it says, or denies what stays allowed, and returns its
-// number. Control groups of the first version forget a denial of part of what another rule allows, and crun orders
-// rules its own way for the second.
+// checkDeviceRules returns an error, and the index of the rule, for a rule that would not have its exact effect: one
+// that allows more, or denies what stays allowed. cgroup v1 ignores a denial of a part of an allowed range, and with
+// cgroup v2 crun reorders the rules.
 func checkDeviceRules(rules []specs.LinuxDeviceCgroup) (int, error) {
 	var allowed []specs.LinuxDeviceCgroup
 	for _, d := range everyDevice {
@@ -24,12 +24,12 @@ func checkDeviceRules(rules []specs.LinuxDeviceCgroup) (int, error) {
 	for i, r := range rules {
 		every := anyNumber(r.Major) && anyNumber(r.Minor) && opens(r.Access) == "rw"
 		switch {
-		case anyType(r) && !every: // of which some kernels would see the type alone
+		case anyType(r) && !every: // some kernels would ignore all but the type
 			return i, errors.New("a rule of all types is one of all devices and rwm: give the type b or c")
 		case r.Allow:
 			allowed = append(allowed, r)
 		case anyType(r):
-			allowed = allowed[:always] // all but these are denied
+			allowed = allowed[:always] // all other devices are denied
 		case opens(r.Access) == "":
 			return i, errors.New("making nodes is never denied to those who have the capability, only opening them: " +
 				"leave CAP_MKNOD away")
@@ -48,7 +48,7 @@ func checkDeviceRules(rules []specs.LinuxDeviceCgroup) (int, error) {
 	return 0, nil
 }
 
-// overlap reports whether there is a way to open a device that both rules speak of.
+// overlap reports whether two rules apply to the same access of the same device.
 func overlap(a, b specs.LinuxDeviceCgroup) bool {
 	same := func(x, y *int64) bool { return anyNumber(x) || anyNumber(y) || *x == *y }
 	return (anyType(a) || anyType(b) || a.Type == b.Type) && same(a.Major, b.Major) && same(a.Minor, b.Minor) &&
@@ -59,7 +59,7 @@ func anyType(r specs.LinuxDeviceCgroup) bool { return r.Type == "" || r.Type == 
 
 func anyNumber(n *int64) bool { return n == nil || *n < 0 }
 
-// opens are the ways to open a device that a rule speaks of; no word means all.
+// opens returns the ways of access, of r and w, that a rule applies to; an empty access means all.
 func opens(access string) (ways string) {
 	for _, way := range []string{"r", "w"} {
 		if access == "" || strings.Contains(access, way) {

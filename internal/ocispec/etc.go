@@ -10,19 +10,19 @@ import (
 	"strings"
 )
 
-// EtcAnnotation is the annotation that holds the Etc of a container as JSON. A document without it gets none of the
-// files: its container has those of the image.
+// EtcAnnotation is the annotation with the Etc of a container as JSON. Without it, the container has the files of its
+// image.
 const EtcAnnotation = "org.stratavm.etc"
 
-// InitAnnotation is the annotation that says "true" where the container begins with a program that collects those that
-// lose their parents and passes signals on to the document's.
+// InitAnnotation is the annotation that is "true" if the container's first process is an init, which reaps orphans and
+// forwards signals to the spec's process.
 const InitAnnotation = "org.stratavm.init"
 
-// InitPath is where that program, catatonit, is in the container: in its /dev, of which nothing is on a disk.
+// InitPath is where the init program, catatonit, is mounted in the container: in /dev, which is a tmpfs.
 const InitPath = "/dev/.strata-init"
 
-// Etc says what is in the files /etc/hosts and /etc/resolv.conf that a container is given, besides what is in them
-// anyway. It is given /etc/hostname with its own name, too.
+// Etc is the additional content of a container's /etc/hosts and /etc/resolv.conf. A container with an Etc also gets
+// /etc/hostname.
 type Etc struct {
 	Hosts       []Host   `json:"hosts,omitempty"`
 	Nameservers []string `json:"nameservers,omitempty"` // addresses; none: those of the machine
@@ -36,7 +36,7 @@ type Host struct {
 	Name    string `json:"name"`
 }
 
-// maxEtc bounds the annotation, in bytes.
+// maxEtc is the maximum size of the annotation in bytes.
 const maxEtc = 64 << 10
 
 var (
@@ -44,7 +44,7 @@ var (
 	resolverOption = regexp.MustCompile(`^[a-z0-9-]+(:[0-9]+)?$`)
 )
 
-// Check returns an error unless all values can be lines of the files.
+// Check returns an error unless all values are valid in the files.
 func (e Etc) Check() error {
 	for _, h := range e.Hosts {
 		if _, err := netip.ParseAddr(h.Address); err != nil {
@@ -84,7 +84,7 @@ func (e Etc) Annotation() (string, error) {
 	return string(text), err
 }
 
-// EtcOf returns what annotations say of the files, or nil.
+// EtcOf returns the Etc of annotations, or nil if there is none.
 func EtcOf(annotations map[string]string) (*Etc, error) {
 	text, ok := annotations[EtcAnnotation]
 	if !ok {
@@ -109,7 +109,7 @@ func EtcOf(annotations map[string]string) (*Etc, error) {
 	return e, nil
 }
 
-// HostsFile is /etc/hosts for a container called hostname, which has the address, or that of its loopback device.
+// HostsFile returns /etc/hosts for a container called hostname, with its address or, if empty, a loopback address.
 func (e Etc) HostsFile(hostname, address string) string {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
@@ -126,14 +126,14 @@ func (e Etc) HostsFile(hostname, address string) string {
 	return b.String()
 }
 
-// Resolver is what a resolv.conf says.
+// Resolver is the content of a resolv.conf.
 type Resolver struct {
 	Servers []netip.Addr
 	Search  []string // domains
 	Options []string
 }
 
-// ParseResolver reads a resolv.conf. What makes no sense is passed over.
+// ParseResolver parses a resolv.conf. Invalid lines are ignored.
 func ParseResolver(text []byte) (r Resolver) {
 	for line := range strings.Lines(string(text)) {
 		fields := strings.Fields(line)
@@ -154,7 +154,7 @@ func ParseResolver(text []byte) (r Resolver) {
 	return r
 }
 
-// String is the file.
+// String returns the file's content.
 func (r Resolver) String() string {
 	var b strings.Builder
 	if len(r.Search) > 0 {
@@ -169,8 +169,8 @@ func (r Resolver) String() string {
 	return b.String()
 }
 
-// ResolverFile is /etc/resolv.conf for a container on a machine that has this one. Name servers on the machine's
-// loopback device are left out for a container that does not share its network.
+// ResolverFile returns /etc/resolv.conf for a container; machine is the system's file. Unless the container shares the
+// system's network, the system's name servers at loopback addresses are left out.
 func (e Etc) ResolverFile(machine []byte, shared bool) string {
 	r := ParseResolver(machine)
 	if !shared {

@@ -4,14 +4,14 @@ import (
 	"reflect"
 )
 
-// Field is a row of the table of what becomes of a document's fields.
+// Field is a row of the table of a spec's fields.
 type Field struct {
-	// Path is the field as JSON writes it, "[]" for each element of a list, "*" for each of a map. A row stands for
-	// what is in the field too, unless that has rows of its own.
+	// Path is the field's JSON path, with "[]" for the elements of a list and "*" for those of a map. A row also covers
+	// the field's parts, unless they have their own rows.
 	Path string
-	// Refused, where it is set, says why a document in which the field is set is refused. Otherwise it is honoured.
+	// Refused, if set, is the reason why the field is not supported; otherwise it is.
 	Refused string
-	// Note says what is special about an honoured field, such as its limits.
+	// Note has details about a supported field, such as its limits.
 	Note string
 
 	check    func(v reflect.Value) error // of the value where it is set
@@ -28,7 +28,7 @@ const (
 	ownGroup    = "Strata gives each container a control group of its own"
 )
 
-// ownTerminal is what counts before the size that a document says.
+// ownTerminal is the note on a terminal's size.
 const ownTerminal = "but the size of the user's own terminal counts where there is one"
 
 var fields = []Field{

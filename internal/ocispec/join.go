@@ -2,10 +2,10 @@ package ocispec
 
 import "strings"
 
-// joins begins the path of a namespace that is another container's of the same machine, whose id follows.
+// joins is the prefix of a namespace path that refers to another container in the same machine, by its id.
 const joins = "container:"
 
-// JoinPath is the path of a namespace in a document that a machine's agent takes for that of another container there.
+// JoinPath returns a namespace path for a spec by which the guest's agent joins the namespace of another container.
 func JoinPath(id string) string { return joins + id }
 
 // Joined returns the id in a path of JoinPath.

@@ -9,21 +9,21 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// systemMounts are the file systems of the kernel and the only places they may be mounted at: elsewhere what the
-// document masks would be seen.
+// systemMounts are kernel file systems with the only destinations at which they may be mounted: elsewhere, the paths
+// that the spec masks would be visible.
 var systemMounts = map[string]string{"proc": "/proc", "sysfs": "/sys", "devpts": "/dev/pts", "mqueue": "/dev/mqueue",
 	"cgroup": "/sys/fs/cgroup", "cgroup2": "/sys/fs/cgroup"}
 
-// mountFlags are the options of mounts that are no settings of a file system. "shared" is not one of them, for what
-// is mounted in the container would be on the host; nor are "slave" and "unbindable", which get lost where the runtime
-// makes all mounts private.
+// mountFlags are the mount options that are flags. "shared" is not allowed, because mounts made in the container would
+// propagate to the host; nor are "slave" and "unbindable", which have no effect because the runtime makes all mounts
+// private.
 var mountFlags = []string{"bind", "rbind", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync",
 	"async", "dirsync", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime",
 	"nostrictatime",
 	"private", "rprivate", "newinstance", "tmpcopyup", "defaults",
 	"rro", "rnosuid", "rnodev", "rnoexec"}
 
-// excluding are pairs of flags of which crun takes the second, whatever comes last.
+// excluding are pairs of contradictory flags, of which crun would always use the second.
 var excluding = [][2]string{{"rw", "ro"}, {"suid", "nosuid"}, {"dev", "nodev"}, {"exec", "noexec"}, {"async", "sync"},
 	{"atime", "noatime"}, {"diratime", "nodiratime"}, {"norelatime", "relatime"}, {"nostrictatime", "strictatime"},
 	{"noatime", "relatime"}, {"noatime", "strictatime"}, {"relatime", "strictatime"}}
@@ -31,7 +31,7 @@ var excluding = [][2]string{{"rw", "ro"}, {"suid", "nosuid"}, {"dev", "nodev"}, 
 // mountSettings are the options of the form KEY=VALUE.
 var mountSettings = []string{"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "ptmxmode"}
 
-// IsBind reports whether a mount shows files of the host.
+// IsBind reports whether a mount is a bind mount.
 func IsBind(m specs.Mount) bool {
 	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
@@ -73,7 +73,7 @@ func checkMountOptions(v reflect.Value) error {
 	return nil
 }
 
-// checkMount checks what the fields of a mount have to do with each other.
+// checkMount checks dependencies between the fields of a mount.
 func checkMount(m specs.Mount, ownGroups bool) error {
 	to := cleanPath(m.Destination)
 	home, system := systemMounts[m.Type]
@@ -101,5 +101,5 @@ func checkMount(m specs.Mount, ownGroups bool) error {
 	return nil
 }
 
-// SamePlace reports whether two destinations of mounts are one.
+// SamePlace reports whether two mount destinations are the same path.
 func SamePlace(a, b string) bool { return cleanPath(a) == cleanPath(b) }

@@ -12,9 +12,8 @@ import (
 // MaxSeccompSize bounds a seccomp profile, in bytes of JSON.
 const MaxSeccompSize = 1 << 20
 
-// DefaultSeccomp returns the profile that docker gives to a container whose bounding set is caps: what a
-// capability is for is let through with it. It is built on Linux hosts only; elsewhere the error matches
-// errors.ErrUnsupported.
+// DefaultSeccomp returns docker's default profile for a container with the bounding set caps, which allows the system
+// calls of these capabilities. On hosts other than Linux the error matches errors.ErrUnsupported.
 func DefaultSeccomp(caps []string) (*specs.LinuxSeccomp, error) {
 	s, err := defaultSeccomp(withCapabilities(caps))
 	if err != nil {
@@ -23,10 +22,9 @@ func DefaultSeccomp(caps []string) (*specs.LinuxSeccomp, error) {
 	return s, nil
 }
 
-// ParseSeccomp reads a profile as docker's --security-opt seccomp=FILE takes it, which is that of the
-// runtime specification with conditions on capabilities, architectures and kernels, for a container whose bounding
-// set is caps. Unknown fields, actions and operators are errors. On other hosts than Linux the error matches
-// errors.ErrUnsupported.
+// ParseSeccomp parses a profile in the format of docker's --security-opt seccomp=FILE: that of the OCI spec, with
+// conditions on capabilities, architectures and kernels, for a container with the bounding set caps. Unknown fields,
+// actions and operators are errors. On hosts other than Linux the error matches errors.ErrUnsupported.
 func ParseSeccomp(profile []byte, caps []string) (*specs.LinuxSeccomp, error) {
 	const what = "seccomp profile"
 	if len(profile) > MaxSeccompSize {

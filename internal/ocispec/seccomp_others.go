@@ -9,7 +9,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// errSeccomp: the library with the profile asks the kernel that it runs on, which has to be Linux.
+// errSeccomp: the library that evaluates profiles needs a Linux kernel.
 var errSeccomp = fmt.Errorf("profiles are evaluated on Linux hosts: %w", errors.ErrUnsupported)
 
 func defaultSeccomp(*specs.Spec) (*specs.LinuxSeccomp, error) { return nil, errSeccomp }

@@ -2,14 +2,14 @@ package plaintext
 
 import "bytes"
 
-// Head is a writer that keeps the first bytes that are written to it, and drops what comes after: what a program or a
-// guest says may be endless. Its methods may not be called concurrently.
+// Head is a writer that keeps the first bytes written to it and discards the rest. Its methods must not be called
+// concurrently.
 type Head struct {
 	buf  bytes.Buffer
 	most int
 }
 
-// NewHead returns a Head that keeps so many bytes at most.
+// NewHead returns a Head that keeps at most most bytes.
 func NewHead(most int) *Head { return &Head{most: most} }
 
 // Write implements io.Writer. It never fails.

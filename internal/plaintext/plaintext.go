@@ -1,10 +1,9 @@
-// Package plaintext makes text from elsewhere safe to show on a terminal and in a log: names of images and
-// programs, what a guest or a registry says. Such text may hold escape sequences that move the cursor or
-// rename the window, line ends that forge a line of our own, or characters that turn the direction of
-// writing round so that a name reads as another one.
+// Package plaintext makes untrusted text safe for terminals and logs: names of images and programs, messages of guests
+// and registries. Such text may contain escape sequences that move the cursor or rename the window, newlines that forge
+// a log line, or bidirectional controls that make a name look like another one.
 //
-// What is not safe is escaped as in a Go string. What a program in a guest writes to its output is not text
-// in this sense: it goes to the caller's output unchanged.
+// Unsafe characters are escaped as in a Go string. The output of programs in a guest is not escaped: it is passed
+// through unchanged.
 package plaintext
 
 import (
@@ -17,18 +16,17 @@ import (
 	"unicode/utf8"
 )
 
-// unsafe reports whether a character must not reach a terminal: everything that is not drawn (control and
-// format characters, separators of lines and paragraphs, what is not assigned), and spaces that are not ' '.
+// unsafe reports whether a character must not be written to a terminal: control and format characters, line and
+// paragraph separators, unassigned characters, and spaces other than ' '.
 func unsafe(r rune) bool {
 	return r == utf8.RuneError || !unicode.IsPrint(r)
 }
 
-// Line returns s as one line without anything that acts on a terminal. Text that is safe already is
-// returned as it is; in other text the characters that are not are escaped, such as \n, \x1b or \u202e.
+// Line returns s with unsafe characters, including newlines, escaped, such as \n, \x1b or \u202e.
 func Line(s string) string { return escape(s, "") }
 
-// Text returns s as Line does, but keeps the ends of lines: each further line is indented, so that it cannot be
-// taken for one of its own.
+// Text returns s as Line does, but keeps newlines: each line after the first is indented, so that it cannot be taken
+// for a separate message.
 func Text(s string) string {
 	if !strings.Contains(s, "\n") {
 		return Line(s)
@@ -59,8 +57,8 @@ func escape(s, keep string) string {
 	return b.String()
 }
 
-// Sprintf is fmt.Sprintf with each argument that is text, an error or has a String method made safe first:
-// errors as by Text, the others as by Line. The format is ours and stays as it is.
+// Sprintf is fmt.Sprintf with arguments escaped: errors as by Text; strings, byte slices and Stringers as by Line. The
+// format is not escaped.
 func Sprintf(format string, args ...any) string {
 	safe := make([]any, len(args))
 	for i, a := range args {
@@ -69,8 +67,8 @@ func Sprintf(format string, args ...any) string {
 	return fmt.Sprintf(format, safe...)
 }
 
-// argument returns what is formatted instead of a. Quoting with %q escapes by itself: of a text that was
-// escaped before, it would escape the backslashes again.
+// argument returns what is formatted instead of a. It escapes when it is formatted, because %q escapes by itself and
+// would escape the backslashes again.
 func argument(a any) any {
 	switch a := a.(type) {
 	case string:
@@ -91,7 +89,7 @@ func argument(a any) any {
 	return a
 }
 
-// line and text are strings that are formatted as Line and Text return them.
+// line and text are strings that are formatted as by Line and Text.
 type (
 	line string
 	text string
@@ -107,8 +105,8 @@ func format(f fmt.State, verb rune, s string, safe func(string) string) {
 	fmt.Fprintf(f, fmt.FormatString(f, verb), s)
 }
 
-// Writer passes on text to W, and escapes what acts on a terminal but the ends of lines and tabs. It is for
-// text that was put together elsewhere, such as a table.
+// Writer writes text to W with unsafe characters except newlines and tabs escaped. It is for text that is formatted
+// already, such as a table.
 type Writer struct{ W io.Writer }
 
 // Write writes all of b, or returns an error. A character must not be split between two calls.
@@ -119,8 +117,8 @@ func (w Writer) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// JSON returns a JSON document with the characters escaped that encoding/json leaves as they are though a
-// terminal acts on them. Its meaning stays the same. It must be valid JSON.
+// JSON returns a JSON document with those unsafe characters escaped that encoding/json does not escape. The document
+// must be valid; its meaning does not change.
 func JSON(doc []byte) []byte {
 	bad := func(r rune) bool { return r > 0x7e && unsafe(r) }
 	if !bytes.ContainsFunc(doc, bad) {

@@ -4,5 +4,5 @@ package regfile
 
 import "syscall"
 
-// nonblock keeps the opening of a FIFO from waiting for a writer.
+// nonblock prevents opening a FIFO from blocking until it has a writer.
 const nonblock = syscall.O_NONBLOCK

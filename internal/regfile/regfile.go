@@ -1,5 +1,5 @@
-// Package regfile opens and reads regular files that others may have put there. A FIFO or a device in the place
-// of a file is an error at once, not a wait for ever, and a file is never read beyond a limit.
+// Package regfile opens and reads regular files from untrusted directories. A FIFO or device instead of a file is an
+// error rather than blocking, and reads are limited.
 package regfile
 
 import (
@@ -16,7 +16,7 @@ var (
 	ErrTooLarge   = errors.New("the file is too large")
 )
 
-// MaxState bounds a file that this program has written itself, in bytes.
+// MaxState is the maximum size of a file that this program has written itself, in bytes.
 const MaxState = 16 << 20
 
 // Open opens a regular file for reading and returns its size in bytes.
@@ -26,14 +26,14 @@ func Open(path string) (*os.File, int64, error) {
 		func() (*os.File, error) { return os.OpenFile(path, os.O_RDONLY|nonblock, 0) })
 }
 
-// OpenIn is Open below a directory, out of which no link leads.
+// OpenIn is Open below a directory; no link leads out of it.
 func OpenIn(root *os.Root, name string) (*os.File, int64, error) {
 	return check(name,
 		func() (os.FileInfo, error) { return root.Stat(name) },
 		func() (*os.File, error) { return root.OpenFile(name, os.O_RDONLY|nonblock, 0) })
 }
 
-// OpenFile is os.OpenFile for regular files: one that there is, or with os.O_CREATE a new one.
+// OpenFile is os.OpenFile for regular files, existing ones or, with os.O_CREATE, new ones.
 func OpenFile(path string, flags int, mode os.FileMode) (*os.File, error) {
 	open := func() (*os.File, error) { return os.OpenFile(path, flags|nonblock, mode) }
 	f, _, err := check(path, func() (os.FileInfo, error) { return os.Stat(path) }, open)
@@ -50,7 +50,7 @@ func OpenFile(path string, flags int, mode os.FileMode) (*os.File, error) {
 }
 
 func check(path string, stat func() (os.FileInfo, error), open func() (*os.File, error)) (*os.File, int64, error) {
-	// Devices are not opened, not even for a moment: that may do something.
+	// Stat first: opening a device may have side effects.
 	st, err := stat()
 	if err != nil {
 		return nil, 0, err
@@ -62,7 +62,7 @@ func check(path string, stat func() (os.FileInfo, error), open func() (*os.File,
 	if err != nil {
 		return nil, 0, err
 	}
-	// The file may have been replaced in between.
+	// Check again: the file may have been replaced meanwhile.
 	size, err := regular(f, path)
 	if err != nil {
 		return nil, 0, err
@@ -70,7 +70,7 @@ func check(path string, stat func() (os.FileInfo, error), open func() (*os.File,
 	return f, size, nil
 }
 
-// regular returns the size of an open file, which it closes where that is no regular one.
+// regular returns the size of an open file. If the file is not regular, it closes it and returns an error.
 func regular(f *os.File, path string) (size int64, err error) {
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {

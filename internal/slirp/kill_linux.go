@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killTime bounds how long a killed server may take to be gone.
+// killTime bounds the wait for a killed server to end.
 const killTime = 10 * time.Second
 
-// Kill ends the server that has a folder, if there is one, whoever has started it.
+// Kill kills the server of a directory, if there is one, even if another process has started it.
 func Kill(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, killTime)
 	defer cancel()
@@ -41,7 +41,7 @@ func Kill(ctx context.Context, dir string) error {
 	return nil
 }
 
-// serves reports whether a process is the server that has a folder. One that is about to become it counts.
+// serves reports whether a process is the server of a directory, or is about to execute it.
 func serves(pid int, folder os.FileInfo) bool {
 	fi, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, DirFD))
 	if err != nil || !os.SameFile(fi, folder) {
@@ -60,7 +60,7 @@ func killOne(ctx context.Context, pid int, folder os.FileInfo) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if !serves(pid, folder) { // another process has the number now
+	if !serves(pid, folder) { // the PID was reused
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -72,7 +72,7 @@ func killOne(ctx context.Context, pid int, folder os.FileInfo) error {
 			return err
 		}
 		if n > 0 {
-			// Where it is not our child somebody else collects it.
+			// Reap it if it is our child.
 			_ = unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG, nil)
 			return nil
 		}

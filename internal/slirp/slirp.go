@@ -1,6 +1,7 @@
-// Package slirp has the networks of containers served by slirp4netns: TCP and UDP without any right on the host. Of the
-// others, QEMU's own user network lets a guest reach the host's loopback addresses, and passt of Debian 12 leaves a
-// connection from outside half open until the client speaks, so that a server that speaks first is never heard.
+// Package slirp provides user-mode networks for containers by slirp4netns: TCP and UDP without privileges on the host.
+// The alternatives are not used: QEMU's user network lets a guest reach the host's loopback addresses, and Debian 12's
+// passt does not complete an incoming connection until the client sends data, so that protocols in which the server
+// speaks first fail.
 package slirp
 
 import (
@@ -17,10 +18,10 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Program is what serves networks.
+// Program is the name of the server program.
 const Program = "slirp4netns"
 
-// Find returns the path of what serves networks.
+// Find returns the path of Program.
 func Find() (string, error) {
 	path, err := exec.LookPath(Program)
 	if err != nil {
@@ -29,15 +30,16 @@ func Find() (string, error) {
 	return path, nil
 }
 
-// Config says what network to serve.
+// Config configures a server.
 type Config struct {
-	// Dir is a folder of the server's own, which exists and is empty. The server keeps it open as descriptor DirFD:
-	// that is how it is found again.
+	// Dir is an existing, empty directory for the server alone. The server keeps it open as file descriptor DirFD, by
+	// which it is found again.
 	Dir string
-	// UID is who the server runs as, with the right to ports below 1024 and no other; 0: who we are.
+	// UID is the user that the server runs as, with no capability but that to bind ports below 1024; 0: the current
+	// user.
 	UID int
-	// Namespace is the file of a network namespace, in which the server makes the interface eth0. Empty: it exchanges
-	// packets over a socket instead, and ends with its lifeline.
+	// Namespace is the path of a network namespace, in which the server creates the interface eth0. If empty, the
+	// server exchanges packets over a socket instead, and ends when its lifeline is closed.
 	Namespace string
 	Ports     []vmm.PortForward
 	Subnet    netip.Prefix // see vmm.UserNetwork
@@ -46,14 +48,14 @@ type Config struct {
 // DirFD is the descriptor of Config.Dir in the server.
 const DirFD = 3
 
-// Server is a server that serves. It is a child of this process, and is not waited for by this package.
+// Server is a running server. It is a child of this process; this package does not reap it.
 type Server struct {
 	PID    int
 	Socket *os.File // packets; nil with a namespace
-	Life   *os.File // the server ends when the last copy of it is closed; nil with a namespace
+	Life   *os.File // the lifeline: the server ends when its last copy is closed; nil with a namespace
 }
 
-// forward is a request to the server.
+// forward is a request to the server's API.
 type forward struct {
 	Execute   string `json:"execute"`
 	Arguments struct {
@@ -75,8 +77,8 @@ func forwardRequest(p vmm.PortForward, subnet netip.Prefix) ([]byte, error) {
 	return json.Marshal(f)
 }
 
-// PortsFree returns an error that names the ports that cannot be listened on, each with the reason, which the server
-// does not tell.
+// PortsFree returns an error that names the ports that cannot be listened on, with the reasons, which the server does
+// not report.
 func PortsFree(ctx context.Context, ports []vmm.PortForward) error {
 	var errs []error
 	for _, p := range ports {

@@ -26,8 +26,8 @@ const (
 	requestSocket = "requests"
 )
 
-// Start starts a server and has all ports forwarded. A port that cannot be had is an error that says why; then, and
-// after any other failure, nothing is left but the folder.
+// Start starts a server and forwards all ports. A port that is not available is an error with the reason. On error
+// everything is undone but the directory.
 func Start(ctx context.Context, c Config) (_ *Server, err error) {
 	program, err := Find()
 	if err != nil {
@@ -57,20 +57,20 @@ func Start(ctx context.Context, c Config) (_ *Server, err error) {
 	if s.life != nil {
 		s.life.Close()
 	}
-	_ = s.child.Kill() // it may have ended
+	_ = s.child.Kill() // fails if it has ended
 	_, werr := s.child.Wait()
 	return nil, errors.Join(err, werr)
 }
 
-// starting is a server of which the start is under way.
+// starting is a server that is being started.
 type starting struct {
 	child *os.Process
 	life  *os.File
-	ready *os.File // it writes here when it serves
-	words *os.File // what it says
+	ready *os.File // the server writes to it when it is ready
+	words *os.File // its standard output and error
 }
 
-// Descriptors that a server inherits, after DirFD.
+// File descriptors that a server inherits, after DirFD.
 const (
 	readyFD = DirFD + 1 + iota
 	wordsFD
@@ -86,7 +86,7 @@ func launch(program string, c Config) (_ *starting, err error) {
 		}
 		if err != nil {
 			for _, f := range []*os.File{s.life, s.ready, s.words} {
-				f.Close() // those that are nil say so and do no harm
+				f.Close() // a nil file only returns an error
 			}
 		}
 	}()
@@ -111,8 +111,8 @@ func launch(program string, c Config) (_ *starting, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// It holds the reading end of its words itself: what it says after its start fills the pipe and is lost then, as
-	// nobody reads it. A hostile container cannot fill a disk with it.
+	// The server inherits the read end of its own output: what it writes after its start fills the pipe and is then
+	// lost. So a hostile container cannot fill a disk with it.
 	files := []*os.File{null, wordsEnd, wordsEnd, dir, readyEnd, s.words}
 	if c.Namespace == "" {
 		lifeEnd, err := pipe(&s.life, &theirs, false)
@@ -123,8 +123,8 @@ func launch(program string, c Config) (_ *starting, err error) {
 	}
 	sys := &syscall.SysProcAttr{Setsid: true}
 	if c.Namespace != "" {
-		// Its sandbox makes / private without what is mounted below, and then takes all mounts away: in a namespace of
-		// mounts that is shared with this system, those of /run/netns would go here, too.
+		// Its sandbox makes / private non-recursively and then unmounts everything: without a mount namespace of its
+		// own, it would unmount this system's /run/netns too.
 		sys.Unshareflags = syscall.CLONE_NEWNS
 	}
 	if c.UID != 0 {
@@ -142,11 +142,11 @@ func arguments(c Config) []string {
 	if c.Namespace == "" {
 		return append(args, "--target-type=bess", fmt.Sprintf("--exit-fd=%d", lifeFD), folder+packetSocket)
 	}
-	// It enters the namespace, and then puts itself into a sandbox.
+	// It enters the namespace before it sandboxes itself.
 	return append(args, "--configure", "--mtu=65520", "--enable-sandbox", "--netns-type=path", c.Namespace, "eth0")
 }
 
-// pipe makes a pipe. Our end goes to ours, the other one to theirs.
+// pipe creates a pipe, with our end in ours and the other appended to theirs.
 func pipe(ours **os.File, theirs *[]*os.File, weRead bool) (their *os.File, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -159,7 +159,7 @@ func pipe(ours **os.File, theirs *[]*os.File, weRead bool) (their *os.File, err 
 	return their, nil
 }
 
-// connect waits until the server serves, and has the ports forwarded.
+// connect waits until the server is ready, and forwards the ports.
 func (s *starting) connect(ctx context.Context, c Config) (_ *Server, err error) {
 	server := &Server{PID: s.child.Pid, Life: s.life}
 	stop := context.AfterFunc(ctx, func() { _ = s.ready.SetReadDeadline(time.Unix(1, 0)) })
@@ -185,7 +185,7 @@ func (s *starting) connect(ctx context.Context, c Config) (_ *Server, err error)
 	return server, err
 }
 
-// dial connects to the socket for packets as soon as it is there.
+// dial connects to the packet socket as soon as it exists.
 func (s *starting) dial(ctx context.Context, dir string) (*os.File, error) {
 	for {
 		f, err := dialPackets(dir)
@@ -205,7 +205,7 @@ func (s *starting) dial(ctx context.Context, dir string) (*os.File, error) {
 	}
 }
 
-// inDir calls do with a short path for the folder: that of a socket may have 107 bytes only.
+// inDir calls do with a short path for the directory: the path of a socket is limited to 107 bytes.
 func inDir(dir string, do func(short string) error) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -216,7 +216,7 @@ func inDir(dir string, do func(short string) error) error {
 }
 
 func dialPackets(dir string) (*os.File, error) {
-	// The folder is the server's: whatever listens there need not take anybody.
+	// Nonblocking: the directory is the server's, and what listens there may never accept.
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -225,7 +225,7 @@ func dialPackets(dir string) (*os.File, error) {
 		return unix.Connect(fd, &unix.SockaddrUnix{Name: short + packetSocket})
 	})
 	if err == nil {
-		err = unix.SetNonblock(fd, false) // as QEMU gets it
+		err = unix.SetNonblock(fd, false) // QEMU expects a blocking socket
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -234,15 +234,15 @@ func dialPackets(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), packetSocket), nil
 }
 
-// Abandon ends a server that exchanges packets over a socket and whose starter was killed before it connected: it waits
-// for that, and sees only then that nobody holds its lifeline.
+// Abandon ends a server with a packet socket whose starter was killed before it connected. The server waits for a
+// connection, and only after that notices that its lifeline is closed.
 func Abandon(dir string) {
 	if f, err := dialPackets(dir); err == nil {
 		f.Close()
 	}
 }
 
-// requestForward has the server listen on a port of the host.
+// requestForward requests the server to forward a port of the host.
 func requestForward(ctx context.Context, c Config, p vmm.PortForward) (err error) {
 	request, err := forwardRequest(p, c.Subnet)
 	if err != nil {
@@ -278,10 +278,10 @@ func requestForward(ctx context.Context, c Config, p vmm.PortForward) (err error
 	return nil
 }
 
-// maxWords bounds what an error quotes of the server.
+// maxWords bounds the server's output that an error quotes, in bytes.
 const maxWords = 2048
 
-// lastWords is what the server has said so far, to be put behind an error.
+// lastWords returns the server's output so far, to be appended to an error.
 func (s *starting) lastWords() string {
 	_ = s.words.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	b, _ := io.ReadAll(io.LimitReader(s.words, maxWords)) // the deadline ends it

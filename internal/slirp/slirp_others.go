@@ -15,5 +15,5 @@ func Start(context.Context, Config) (*Server, error) {
 	return nil, fmt.Errorf("networks of containers on a %s host: %w", runtime.GOOS, errors.ErrUnsupported)
 }
 
-// Kill ends the server that has a folder, if there is one.
+// Kill does nothing.
 func Kill(context.Context, string) error { return nil }

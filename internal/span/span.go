@@ -1,5 +1,5 @@
-// Package span makes the library's spans of OpenTelemetry. Their tracer is that of the span in the context: who calls
-// the library with a context that has one gets spans below it, and nobody else pays for any.
+// Package span creates the library's OpenTelemetry spans. Their tracer is that of the span in the context: a caller
+// whose context has a span gets child spans; without one, spans are no-ops.
 package span
 
 import (
@@ -10,16 +10,16 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// Scope is the name of the instrumentation.
+// Scope is the name of the instrumentation scope.
 const Scope = "github.com/stratavm/strata"
 
-// Start begins a span below that of ctx. The caller ends it with End.
+// Start starts a child span of that in ctx. The caller must call End.
 func Start(ctx context.Context, name string, attrs ...attribute.KeyValue) (context.Context, trace.Span) {
 	tracer := trace.SpanFromContext(ctx).TracerProvider().Tracer(Scope)
 	return tracer.Start(ctx, name, trace.WithAttributes(attrs...))
 }
 
-// End ends a span, with the error that what it stands for ended with.
+// End ends a span and records err, if not nil.
 func End(s trace.Span, err error) {
 	if err != nil {
 		s.SetStatus(codes.Error, err.Error())

@@ -1,9 +1,9 @@
-// Package tapnet connects virtual machines to existing network namespaces of this host. A link of the namespace
-// keeps its addresses, and all that comes to it goes to a tap beside it, and what the machine writes to the tap leaves
-// by the link: an ingress qdisc on each of the two, with a filter that matches all and redirects it.
+// Package tapnet connects virtual machines to existing network namespaces of this host. A link of the namespace keeps
+// its addresses, but its packets are redirected to and from a tap device in the same namespace, by an ingress qdisc on
+// each of the two with a filter that matches everything.
 //
-// A tap is there as long as a descriptor of it is open. The qdisc of the link stays until Disconnect, and
-// swallows what comes to the link in the meantime. There is one tap for a link: who has it changes the qdisc.
+// The tap exists as long as a file descriptor of it is open. The qdisc of the link stays until Disconnect, and drops
+// the link's packets after the tap is gone. There is one tap per link, and only its owner changes the qdisc.
 package tapnet
 
 import (
@@ -12,17 +12,17 @@ import (
 )
 
 var (
-	// ErrNoNamespace says that a path is not that of a network namespace.
+	// ErrNoNamespace: a path is not that of a network namespace.
 	ErrNoNamespace = errors.New("it is no network namespace")
-	// ErrNoLink says that a namespace has no such link.
+	// ErrNoLink: a namespace has no such link.
 	ErrNoLink = errors.New("the network namespace has no such interface")
-	// ErrInUse says that what comes to a link goes elsewhere already.
+	// ErrInUse: the packets of a link are redirected already.
 	ErrInUse = errors.New("the interface is in use")
-	// ErrOwn says that a namespace is that of this system, which would lose its network.
+	// ErrOwn: a namespace is that of this system, which would lose its network.
 	ErrOwn = errors.New("it is the network of this system itself")
 )
 
-// inNamespace says in an error which namespace it is about.
+// inNamespace adds the namespace to an error.
 func inNamespace(path string, err error) error {
 	if err == nil {
 		return nil

@@ -17,18 +17,18 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// linkName is what the names of links that are used look like.
+// linkName matches the supported names of links.
 var linkName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}$`)
 
-// maxLinks, maxAddresses and maxRoutes bound what is read of a namespace, whose owner may not be trusted.
+// maxLinks, maxAddresses and maxRoutes are limits for a namespace, which may be untrusted.
 const (
 	maxLinks     = 64
 	maxAddresses = 64
 	maxRoutes    = 256
 )
 
-// Check returns an error unless a path is that of a network namespace which can be entered, and not of this system's
-// own. The error matches ErrNoNamespace or ErrOwn.
+// Check returns an error unless a path is that of a network namespace that can be entered and is not this system's own.
+// The error matches ErrNoNamespace or ErrOwn.
 func Check(path string) error {
 	ns, h, err := enter(path)
 	if err != nil {
@@ -38,7 +38,7 @@ func Check(path string) error {
 	return ns.Close()
 }
 
-// Open opens the file of a network namespace. The error is that of Check.
+// Open opens a network namespace. Its error is that of Check.
 func Open(path string) (*os.File, error) {
 	ns, err := open(path)
 	if err == nil {
@@ -50,9 +50,9 @@ func Open(path string) (*os.File, error) {
 	return nil, inNamespace(path, err)
 }
 
-// open opens the file of a network namespace.
+// open opens a network namespace.
 func open(path string) (*os.File, error) {
-	// A path may be that of a pipe or a device.
+	// The path may be that of a FIFO or a device.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, fmt.Errorf("%w: there is no such file", ErrNoNamespace)
@@ -86,7 +86,7 @@ func checkFile(f *os.File) error {
 	return nil
 }
 
-// notOwn returns ErrOwn for the namespace of this process.
+// notOwn returns ErrOwn if f is the namespace of this process.
 func notOwn(f *os.File) error {
 	fi, err := f.Stat()
 	if err != nil {
@@ -102,7 +102,7 @@ func notOwn(f *os.File) error {
 	return nil
 }
 
-// handle returns a handle by which a namespace is looked at and changed.
+// handle returns a netlink handle in a namespace.
 func handle(ns *os.File) (*netlink.Handle, error) {
 	h, err := nsthread.Handle(ns)
 	if errors.Is(err, os.ErrPermission) {
@@ -125,8 +125,7 @@ func enter(path string) (*os.File, *netlink.Handle, error) {
 	return ns, h, nil
 }
 
-// Address returns an address of a namespace, but for those of loopback; ok is false where there is none, or it cannot
-// be told.
+// Address returns a non-loopback address of a namespace; ok is false if there is none, or on error.
 func Address(path string) (a netip.Addr, ok bool) {
 	ns, h, err := enter(path)
 	if err != nil {
@@ -152,8 +151,8 @@ func Address(path string) (a netip.Addr, ok bool) {
 	return a, false
 }
 
-// Links returns the links of a namespace that have addresses, but for those of loopback, with their addresses and
-// routes. The error matches ErrNoNamespace or ErrOwn where the path is not that of a namespace that can be used.
+// Links returns the non-loopback links of a namespace that have addresses, with their addresses and routes. If the
+// namespace cannot be used, the error matches ErrNoNamespace or ErrOwn.
 func Links(path string) ([]vmm.Link, error) {
 	f, h, err := enter(path)
 	if err != nil {
@@ -205,7 +204,7 @@ func Links(path string) ([]vmm.Link, error) {
 	return out, nil
 }
 
-// describe tells what a link is. routes are those of the namespace.
+// describe returns a link with its addresses and routes; routes are those of the namespace.
 func describe(h *netlink.Handle, l netlink.Link, routes []netlink.Route) (vmm.Link, error) {
 	a := l.Attrs()
 	out := vmm.Link{Name: a.Name, MAC: a.HardwareAddr.String(), MTU: uint32(a.MTU)}
@@ -239,7 +238,7 @@ func describe(h *netlink.Handle, l netlink.Link, routes []netlink.Route) (vmm.Li
 			out.Routes = append(out.Routes, route)
 		}
 	}
-	// Gateways are reached by routes that are there already.
+	// Routes without a gateway first, because gateways must be reachable by these.
 	slices.SortStableFunc(out.Routes, func(a, b vmm.Route) int {
 		return compare(a.Gateway.IsValid(), b.Gateway.IsValid())
 	})
@@ -250,20 +249,20 @@ func describe(h *netlink.Handle, l netlink.Link, routes []netlink.Route) (vmm.Li
 	return out, nil
 }
 
-// addressOf returns an address; ok is false for the one that each interface gives itself.
+// addressOf returns an address; ok is false for IPv6 link-local addresses.
 func addressOf(addr netlink.Addr) (ip netip.Addr, ok bool) {
 	ip, ok = netip.AddrFromSlice(addr.IP)
 	ip = ip.Unmap()
 	return ip, ok && !(ip.Is6() && ip.IsLinkLocalUnicast())
 }
 
-// by reports whether a route goes by the link of an index, among others.
+// by reports whether a route uses the link with an index, possibly among others.
 func by(r netlink.Route, index int) bool {
 	return r.LinkIndex == index ||
 		slices.ContainsFunc(r.MultiPath, func(hop *netlink.NexthopInfo) bool { return hop.LinkIndex == index })
 }
 
-// refusedType returns an error for a route that somebody made to keep packets from going by any link.
+// refusedType returns an error for a configured route of a type such as blackhole or unreachable.
 func refusedType(r netlink.Route) error {
 	if r.Protocol == unix.RTPROT_KERNEL || r.Type == unix.RTN_UNSPEC || r.Type == unix.RTN_UNICAST {
 		return nil
@@ -274,7 +273,7 @@ func refusedType(r netlink.Route) error {
 		cmp.Or(kind, fmt.Sprint(r.Type)))
 }
 
-// destination says where a route leads.
+// destination formats the destination of a route.
 func destination(r netlink.Route) string {
 	if r.Dst == nil {
 		return "anywhere"
@@ -292,7 +291,7 @@ func compare(a, b bool) int {
 	return 1
 }
 
-// routeOf tells what a route is; ok is false for those that the kernel makes by itself.
+// routeOf converts a route; ok is false for routes that the kernel creates by itself.
 func routeOf(r netlink.Route) (out vmm.Route, ok bool, err error) {
 	if r.Protocol == unix.RTPROT_KERNEL || r.Type != 0 && r.Type != unix.RTN_UNICAST {
 		return out, false, nil

@@ -13,15 +13,15 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// filterPriority is that of our filters, by which they are known.
+// filterPriority is the priority by which our filters are recognised.
 const filterPriority = 0x5354
 
-// tapName is the name of the tap beside a link.
+// tapName returns the name of the tap of a link.
 func tapName(l netlink.Link) string { return fmt.Sprintf("strata%d", l.Attrs().Index) }
 
-// Connect makes a tap beside a link of a namespace and has all that comes to one of them leave by the other. The tap is
-// there as long as the file, or a copy of it, is open. Errors match ErrNoNamespace, ErrOwn, ErrNoLink where the link is
-// not there any more, and ErrInUse where what comes to it goes elsewhere. After a failure nothing is left.
+// Connect creates a tap in a namespace and redirects packets between it and a link. The tap exists as long as the
+// returned file, or a duplicate of it, is open. Errors match ErrNoNamespace, ErrOwn, ErrNoLink if the link does not
+// exist any more, and ErrInUse if its packets are redirected already. On error everything is undone.
 func Connect(path string, link vmm.Link) (tap *os.File, err error) {
 	ns, h, err := enter(path)
 	if err != nil {
@@ -48,7 +48,7 @@ func connect(ns *os.File, h *netlink.Handle, want vmm.Link) (tap *os.File, err e
 			tap.Close()
 		}
 	}()
-	// What is left of a machine that was killed.
+	// Left by a machine that was killed.
 	if err := release(h, link); err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func connect(ns *os.File, h *netlink.Handle, want vmm.Link) (tap *os.File, err e
 	if err := h.LinkSetMTU(beside, link.Attrs().MTU); err != nil {
 		return nil, fmt.Errorf("set the MTU of a tap: %w", err)
 	}
-	_ = h.LinkSetIP6AddrGenMode(beside, nl.IN6_ADDR_GEN_MODE_NONE) // it says nothing itself; there may be no IPv6
+	_ = h.LinkSetIP6AddrGenMode(beside, nl.IN6_ADDR_GEN_MODE_NONE) // no link-local address; fails without IPv6
 	if err := h.LinkSetUp(beside); err != nil {
 		return nil, fmt.Errorf("start a tap: %w", err)
 	}
@@ -72,7 +72,7 @@ func connect(ns *os.File, h *netlink.Handle, want vmm.Link) (tap *os.File, err e
 	return tap, nil
 }
 
-// find finds a link that is still what it was.
+// find returns a link by name and checks that it still has the hardware address of want.
 func find(h *netlink.Handle, want vmm.Link) (netlink.Link, error) {
 	link, err := h.LinkByName(want.Name)
 	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none {
@@ -87,8 +87,8 @@ func find(h *netlink.Handle, want vmm.Link) (netlink.Link, error) {
 	return link, nil
 }
 
-// makeTap makes a tap in a namespace. The error matches ErrInUse where there is an interface of its name: whoever has
-// made it is the only one who changes what comes to the link.
+// makeTap creates a tap in a namespace. If the name is in use the error matches ErrInUse: the existing tap's owner
+// alone may change the link's qdisc.
 func makeTap(ns *os.File, name string) (tap *os.File, err error) {
 	err = nsthread.Run(ns, func() (err error) {
 		tap, err = openTap(name)
@@ -123,7 +123,7 @@ func openTap(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// redirect has all that comes to one link leave by another.
+// redirect redirects all packets that arrive at one link to another.
 func redirect(h *netlink.Handle, from, to netlink.Link) error {
 	qdisc := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from.Attrs().Index,
 		Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
@@ -146,7 +146,7 @@ func redirect(h *netlink.Handle, from, to netlink.Link) error {
 	return nil
 }
 
-// release takes the qdisc of Connect from a link, if there is one. The tap is ours.
+// release removes Connect's qdisc from a link, if there is one. The caller must own the tap.
 func release(h *netlink.Handle, link netlink.Link) error {
 	qdiscs, err := h.QdiscList(link)
 	if err != nil {
@@ -172,8 +172,8 @@ func release(h *netlink.Handle, link netlink.Link) error {
 	return nil
 }
 
-// Disconnect takes away what Connect did to a link. The tap goes by itself, and has to be closed before. What is gone,
-// or in use by another machine, is no error. The namespace may be that of this process.
+// Disconnect undoes Connect for a link. The caller must have closed the tap, which removes it. It is no error if the
+// link does not exist any more or another machine uses it. The namespace may be that of this process.
 func Disconnect(path string, link vmm.Link) error {
 	ns, err := open(path)
 	if errors.Is(err, ErrNoNamespace) {

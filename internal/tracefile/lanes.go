@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// place gives each span a lane, of which what is shown nests by time alone: a span is in the lane of its parent where
-// that is free at its time, and else in the first one that is.
+// place assigns spans to lanes, because viewers nest the spans of a lane only by time: a span is in its parent's lane
+// if it fits there, else in the first lane in which it does.
 func place(spans []*kept, now time.Time) [][]*kept {
 	ended := func(s *kept) time.Time {
 		if s.end.IsZero() {
@@ -15,14 +15,14 @@ func place(spans []*kept, now time.Time) [][]*kept {
 		return s.end
 	}
 	order := slices.Clone(spans)
-	slices.SortStableFunc(order, func(a, b *kept) int { // of spans that begin at once the outer one first
+	slices.SortStableFunc(order, func(a, b *kept) int { // if they start at the same time, the outer one first
 		if c := a.start.Compare(b.start); c != 0 {
 			return c
 		}
 		return ended(b).Compare(ended(a))
 	})
 	var lanes [][]*kept // all spans of each
-	var open [][]*kept  // those that the next one may be in, the inner-most last
+	var open [][]*kept  // for each lane, the spans that may enclose the next one, innermost last
 	for _, s := range order {
 		for i := range open {
 			for n := len(open[i]); n > 0 && !ended(open[i][n-1]).After(s.start); n = len(open[i]) {

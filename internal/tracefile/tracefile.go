@@ -1,5 +1,5 @@
-// Package tracefile keeps spans of OpenTelemetry and writes them in the trace event format of Chrome, which Perfetto
-// (ui.perfetto.dev) and chrome://tracing show.
+// Package tracefile records OpenTelemetry spans and writes them in Chrome's trace event format, for Perfetto
+// (ui.perfetto.dev) and chrome://tracing.
 //
 // https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 package tracefile
@@ -17,10 +17,10 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 )
 
-// maxSpans bounds what is kept. Spans beyond are counted and not kept.
+// maxSpans is the maximum number of recorded spans. Further spans are only counted.
 const maxSpans = 100_000
 
-// Recorder keeps spans. It is a trace.TracerProvider and may be used concurrently.
+// Recorder records spans. It is a trace.TracerProvider and may be used concurrently.
 type Recorder struct {
 	noop.TracerProvider
 	begun time.Time
@@ -41,7 +41,7 @@ type tracer struct {
 	r *Recorder
 }
 
-// kept is a span. Its recorder's lock guards it.
+// kept is a recorded span, guarded by its recorder's lock.
 type kept struct {
 	noop.Span  // of which no event or link is shown
 	r          *Recorder
@@ -109,7 +109,7 @@ func (s *kept) SetStatus(code codes.Code, description string) {
 	}
 }
 
-// event is one of the trace event format.
+// event is an event of the trace event format.
 type event struct {
 	Name     string         `json:"name"`
 	Phase    string         `json:"ph"`            // X: with a duration; M: what things are called
@@ -120,7 +120,7 @@ type event struct {
 	Args     map[string]any `json:"args,omitempty"`
 }
 
-// Write writes what there is, spans that have not ended as lasting until now.
+// Write writes the trace. Spans that have not ended are written as lasting until now.
 func (r *Recorder) Write(w io.Writer) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

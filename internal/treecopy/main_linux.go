@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Main does what arguments after Flag say, and returns the exit code:
+// Main runs the operation of args, the arguments after Flag, and returns the exit code:
 //
 //	stat ROOT PATH, follow ROOT PATH   prints what there is at a path
 //	pack ROOT PATH AS                  writes a tar to standard output
@@ -38,7 +38,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// Run is Main for a process that was started for it; handled is false where it was not.
+// Run calls Main if args say that this process was started for it; otherwise handled is false.
 func Run(args []string) (code int, handled bool) {
 	if len(args) < 2 || args[1] != Flag {
 		return 0, false

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flags of what is opened: what has become a pipe meanwhile is not waited for.
+// Flags for opening files: opening must not block if a file has become a FIFO meanwhile.
 const (
 	nonBlock   = unix.O_NONBLOCK
 	onlyFolder = unix.O_DIRECTORY | unix.O_NONBLOCK
 )
 
-// openDir opens a folder of a container: links on the way, and at its end, lead where they lead inside the root.
+// openDir opens a directory of a container. Symbolic links, including the last component, are resolved within the root.
 func openDir(root, name string) (*os.Root, error) {
 	base, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -36,7 +36,8 @@ func openDir(root, name string) (*os.Root, error) {
 	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-// Stat tells what is at a path of a container. Its last part is not followed where it is a link, unless follow says so.
+// Stat returns the type of the file at a path of a container. If the last component is a link, it is followed only if
+// follow is set.
 func Stat(root, name string, follow bool) (string, error) {
 	if follow {
 		d, err := openDir(root, name)
@@ -79,7 +80,7 @@ func Stat(root, name string, follow bool) (string, error) {
 	return Other, nil
 }
 
-// split is a path of a container as its folder and its last part, which is "." for the root.
+// split splits a path of a container into its directory and its last component, which is "." for the root.
 func split(name string) (dir, base string) {
 	c := path.Clean("/" + name)
 	if c == "/" {
@@ -88,10 +89,10 @@ func split(name string) (dir, base string) {
 	return path.Dir(c), path.Base(c)
 }
 
-// PackFrom is Pack for a path of a container; one that ends in "/." is a folder that a link may lead to.
+// PackFrom is Pack for a path of a container. If it ends in "/." and is a link, the link is followed.
 func PackFrom(w io.Writer, root, name, as string) error {
 	dir, base := split(name)
-	if as == "." || strings.HasSuffix(name, "/.") { // what is in it, also where it is a link
+	if as == "." || strings.HasSuffix(name, "/.") { // the contents of the directory, or of the link's target
 		dir, base = name, "."
 	}
 	d, err := openDir(root, dir)
@@ -102,7 +103,7 @@ func PackFrom(w io.Writer, root, name, as string) error {
 	return Pack(w, d, base, as)
 }
 
-// UnpackInto is Unpack for a folder of a container.
+// UnpackInto is Unpack for a directory of a container.
 func UnpackInto(r io.Reader, root, dir string, owners Owners, skip func(name, why string)) error {
 	d, err := openDir(root, dir)
 	if err != nil {
@@ -112,8 +113,8 @@ func UnpackInto(r io.Reader, root, dir string, owners Owners, skip func(name, wh
 	return Unpack(r, d, ".", owners, skip)
 }
 
-// Fill copies what a folder of a container's root has into an empty folder to, with owners and modes. A path that the
-// root does not have as a folder is no error: nothing is copied.
+// Fill copies the contents of a directory of a container's root into the empty directory to, with owners and modes. If
+// the path does not exist or is no directory, nothing is copied and it is no error.
 func Fill(root, name, to string) error {
 	from, err := openDir(root, name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {

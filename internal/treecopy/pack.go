@@ -11,14 +11,14 @@ import (
 	"strings"
 )
 
-// Bounds of what is copied: of a path in bytes, and of entries.
+// Limits of a copy: the length of a path in bytes, and the number of entries.
 const (
 	maxPath    = 4096
 	maxEntries = 10_000_000
 )
 
-// Pack writes what is at name in root, with all below it, as a tar in which it is called as; "." are the contents of a
-// folder without the folder's own name. Sockets are left out, as a tar has none.
+// Pack writes the file or tree at name in root as a tar, named as in it. If as is ".", the entries are the contents of
+// the directory. Sockets are left out, because tar has none.
 func Pack(w io.Writer, root *os.Root, name, as string) error {
 	p := packer{w: tar.NewWriter(w), root: root}
 	if err := p.add(name, as); err != nil {
@@ -74,7 +74,7 @@ func (p *packer) addDir(name, as string, fi fs.FileInfo) error {
 	if err := p.header(fi, as, ""); err != nil {
 		return err
 	}
-	d, err := p.root.OpenFile(name, os.O_RDONLY|onlyFolder, 0) // it may have become a pipe
+	d, err := p.root.OpenFile(name, os.O_RDONLY|onlyFolder, 0) // it may have become a FIFO
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (p *packer) addDir(name, as string, fi fs.FileInfo) error {
 		entries, err := d.ReadDir(1000)
 		for _, e := range entries {
 			err := p.add(path.Join(name, e.Name()), path.Join(as, e.Name()))
-			if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed meanwhile
 				return err
 			}
 		}
@@ -97,7 +97,7 @@ func (p *packer) addDir(name, as string, fi fs.FileInfo) error {
 }
 
 func (p *packer) addFile(name, as string) error {
-	f, err := p.root.OpenFile(name, os.O_RDONLY|nonBlock, 0) // it may have become a pipe
+	f, err := p.root.OpenFile(name, os.O_RDONLY|nonBlock, 0) // it may have become a FIFO
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (p *packer) addFile(name, as string) error {
 		return err
 	}
 	n, err := io.Copy(p.w, io.LimitReader(f, fi.Size()))
-	for zeroes := make([]byte, 64<<10); err == nil && n < fi.Size(); { // it has become shorter
+	for zeroes := make([]byte, 64<<10); err == nil && n < fi.Size(); { // truncated meanwhile: pad
 		var more int
 		more, err = p.w.Write(zeroes[:min(int64(len(zeroes)), fi.Size()-n)])
 		n += int64(more)
@@ -121,7 +121,7 @@ func (p *packer) addFile(name, as string) error {
 	return err
 }
 
-// clean is the path of an entry inside the folder that it is unpacked in.
+// clean returns the clean path of an entry relative to the directory in which it is unpacked.
 func clean(name string) (string, error) {
 	c := path.Clean(name)
 	if name == "" || len(name) > maxPath || path.IsAbs(c) || c == ".." || strings.HasPrefix(c, "../") ||

@@ -5,8 +5,7 @@ import (
 	"io"
 )
 
-// Pipe runs two functions at a time, of which one reads what the other writes. When either fails the other's reads or
-// writes do.
+// Pipe runs two functions concurrently, connected by a pipe. If one fails, so do the other's reads or writes.
 func Pipe(send func(io.Writer) error, receive func(io.Reader) error) error {
 	r, w := io.Pipe()
 	sent := make(chan error, 1)
@@ -16,10 +15,10 @@ func Pipe(send func(io.Writer) error, receive func(io.Reader) error) error {
 		sent <- err
 	}()
 	err := receive(r)
-	r.CloseWithError(errors.Join(err, io.ErrClosedPipe)) // of what is not read, as after the end of a tar, too
+	r.CloseWithError(errors.Join(err, io.ErrClosedPipe)) // unblocks a sender that is not read to its end
 	serr := <-sent
 	if serr == nil || errors.Is(serr, io.ErrClosedPipe) || errors.Is(serr, err) || errors.Is(err, serr) {
-		return err // the sender's is the receiver's, or the other way round
+		return err // both have the same cause
 	}
 	return errors.Join(serr, err)
 }

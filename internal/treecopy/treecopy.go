@@ -1,12 +1,12 @@
-// Package treecopy copies files between the root of a container and other places as a tar. In a guest the agent's own
-// program does it, for images need not have a tar. Paths of a container are resolved inside its root, wherever its
-// links lead, and what a tar says stays below the folder it is unpacked in.
+// Package treecopy copies files to and from the root of a container as a tar stream. In a guest, the agent's program
+// does so, because images need not contain tar. Paths of a container are resolved within its root, and entries of a tar
+// stay below the directory in which it is unpacked.
 package treecopy
 
-// Flag is the first argument of a program with the guest's agent that is to copy; see Main.
+// Flag is the first argument by which a program that contains the guest's agent runs Main.
 const Flag = "--strata-copy"
 
-// What there is at a path.
+// Results of Stat.
 const (
 	Absent = "absent"
 	Folder = "folder"

@@ -12,21 +12,20 @@ import (
 	"time"
 )
 
-// Owners says whose the files are that are unpacked.
+// Owners selects the owners of unpacked files.
 type Owners uint8
 
-// The owners that files can get.
 const (
-	Ours     Owners = iota // of whoever unpacks
-	Archived               // as the tar says
+	Ours     Owners = iota // the user of this process
+	Archived               // those in the tar
 )
 
-// maxDirs bounds what is kept of folders whose modes and times are still to be set, in bytes.
+// maxDirs bounds the memory for directories whose modes and times are set at the end, in bytes.
 const maxDirs = 256 << 20
 
-// Unpack writes what a tar has into root. Nothing is written outside, whatever links there are or the tar brings, and
-// nothing beside what is called as, with what is below it, unless as is ".": whoever made the tar may be hostile, and
-// the folder is not for it alone. What is no file, folder or link is left out, which skip is told.
+// Unpack unpacks a tar, which may be hostile, into root. Nothing is written outside root, whatever links exist or the
+// tar contains. Unless as is ".", an entry other than as and those below it is an error. Entries that are no files,
+// directories or links are left out and reported to skip.
 func Unpack(r io.Reader, root *os.Root, as string, owners Owners, skip func(name, why string)) error {
 	u := unpacker{root: root, as: as, owners: owners, skip: skip}
 	defer u.close()
@@ -46,7 +45,7 @@ func Unpack(r io.Reader, root *os.Root, as string, owners Owners, skip func(name
 			return fmt.Errorf("unpack %.200q: %w", h.Name, err)
 		}
 	}
-	// The deepest first: what is written below changes the time of a folder, and its mode may forbid that.
+	// Deepest first: changes below a directory change its time, and its mode may forbid them.
 	for i := len(u.dirs) - 1; i >= 0; i-- {
 		d := u.dirs[i]
 		if err := u.finish(d.root, d.name, d.attributes); err != nil {
@@ -58,16 +57,16 @@ func Unpack(r io.Reader, root *os.Root, as string, owners Owners, skip func(name
 
 type unpacker struct {
 	root   *os.Root
-	as     string   // what alone is unpacked; ".": all
-	inside *os.Root // the folder of that name, once the tar has named it
+	as     string   // the only entry that may be unpacked; ".": all
+	inside *os.Root // the directory of that name, once it was unpacked
 	owners Owners
 	skip   func(name, why string)
 	n      int
 	dirs   []dirEntry
-	kept   int // bytes of dirs, about
+	kept   int // approximate size of dirs in bytes
 }
 
-// attributes are those of an entry. The rest of a header can be large.
+// attributes are the attributes of an entry that are kept. The rest of a header can be large.
 type attributes struct {
 	mode     fs.FileMode
 	uid, gid int
@@ -86,7 +85,7 @@ func (u *unpacker) close() {
 	}
 }
 
-// place is where a path of the tar leads: a folder and a path below it.
+// place returns the directory, and the path below it, to which a path of the tar refers.
 func (u *unpacker) place(tarName string) (root *os.Root, name string, err error) {
 	name, err = clean(tarName)
 	if err != nil || u.as == "." || name == u.as {
@@ -144,7 +143,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	return u.file(root, name, a, content)
 }
 
-// link makes a hard link, to what is in the same folder.
+// link creates a hard link to a file below the same directory.
 func (u *unpacker) link(root *os.Root, name, to string) error {
 	from, target, err := u.place(to)
 	if err != nil {
@@ -173,7 +172,7 @@ func (u *unpacker) dir(root *os.Root, name string, a attributes) error {
 			return err
 		}
 	} else if u.owners == Ours {
-		return nil // the folder that was there keeps what it is
+		return nil // an existing directory keeps its attributes
 	}
 	if name == u.as && name != "." && u.inside == nil {
 		var err error
@@ -188,7 +187,7 @@ func (u *unpacker) dir(root *os.Root, name string, a attributes) error {
 	return nil
 }
 
-// file writes a file. One that is not whole is removed.
+// file writes a file. On error an incomplete file is removed.
 func (u *unpacker) file(root *os.Root, name string, a attributes, content io.Reader) error {
 	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

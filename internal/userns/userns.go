@@ -1,5 +1,4 @@
-// Package userns tells about the user namespace that this process is in. On systems other than Linux
-// there is none.
+// Package userns examines the user namespace of this process. On systems other than Linux there is none.
 package userns
 
 import (
@@ -8,20 +7,20 @@ import (
 	"strings"
 )
 
-// initial is the link of the first user namespace: its number is fixed in the kernel.
+// initial is the link of the initial user namespace, whose inode number is fixed in the kernel.
 const initial = "user:[4026531837]"
 
-// Inside reports whether this process is in another user namespace than the first. Its root then has
-// power over what belongs to the namespace, and none over the system.
+// Inside reports whether this process is in another user namespace than the initial one. Root then has privileges only
+// over resources of the namespace.
 func Inside() bool {
 	ns, err := os.Readlink("/proc/self/ns/user")
 	return err == nil && ns != initial
 }
 
-// IDs are the users and groups of a user namespace.
+// IDs are the user and group mappings of a user namespace.
 type IDs struct {
-	Text string // both maps; two namespaces in which a file has the same owner have the same text
-	One  bool   // one user and one group: nobody else could own a file
+	Text string // both mappings; namespaces with equal text map owners of files equally
+	One  bool   // only one user and one group are mapped
 }
 
 // Current returns the ids of the namespace that this process is in.

@@ -22,24 +22,24 @@ type Type string
 
 // The kinds of mounts.
 const (
-	Bind   Type = "bind"   // a folder or file of the host
-	Named  Type = "volume" // a volume of the state directory, or with the container's life where it has no name
-	Memory Type = "tmpfs"  // a file system in memory
+	Bind   Type = "bind"   // a directory or file of the host
+	Named  Type = "volume" // a volume of the state directory; without a name, one that is removed with the container
+	Memory Type = "tmpfs"
 )
 
-// ErrInvalid is matched by errors about a mount that makes no sense.
+// ErrInvalid is matched by errors about an invalid mount.
 var ErrInvalid = errors.New("invalid mount")
 
-// Mount is a mount that a user asks for.
+// Mount is a mount requested by the user.
 type Mount struct {
 	Type Type
 	// Source is an absolute path of the host, the name of a volume, or empty.
 	Source   string
 	Target   string // absolute, in the container
 	ReadOnly bool
-	// NoCopy: a volume that is empty does not get what the image has at its place.
+	// NoCopy: do not fill an empty volume from the image's directory at Target.
 	NoCopy bool
-	// Options are those of a file system in memory, as mount(8) takes them.
+	// Options are the mount options of a tmpfs.
 	Options []string
 }
 
@@ -49,8 +49,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrInvalid, fmt.Errorf(format, args...))
 }
 
-// ParseVolume reads what docker's --volume takes: TARGET, SOURCE:TARGET or SOURCE:TARGET:OPTIONS. A SOURCE with a
-// slash, or that is "." or "..", is a path; anything else the name of a volume.
+// ParseVolume parses the value of docker's --volume: TARGET, SOURCE:TARGET or SOURCE:TARGET:OPTIONS. A SOURCE with a
+// slash, or "." or "..", is a path; anything else is the name of a volume.
 func ParseVolume(s string) (m Mount, err error) {
 	parts := strings.Split(s, ":")
 	if runtime.GOOS == "windows" && len(parts) > 1 && len(parts[0]) == 1 && strings.HasPrefix(parts[1], `\`) {
@@ -95,10 +95,10 @@ func isPath(source string) bool {
 	return strings.ContainsAny(source, `/\`) || source == "." || source == ".."
 }
 
-// quoting says how docker's --mount takes any path.
+// quoting is the hint on paths with special characters in docker's --mount.
 const quoting = `with a comma or a line break it is quoted, as "source=a,b"`
 
-// ParseMount reads what docker's --mount takes: KEY=VALUE,..., as a line of CSV.
+// ParseMount parses the value of docker's --mount: KEY=VALUE,..., a line of CSV.
 func ParseMount(s string) (m Mount, err error) {
 	r := csv.NewReader(strings.NewReader(s))
 	fields, err := r.Read()
@@ -149,7 +149,7 @@ func ParseMount(s string) (m Mount, err error) {
 	return m.complete(s)
 }
 
-// fits refuses what is for another type of mount, and takes over the options of a file system in memory.
+// fits returns an error for fields that are for another type of mount, and sets the options of a tmpfs.
 func (m *Mount) fits(size, mode string) error {
 	switch m.Type {
 	case Bind, Named:
@@ -189,7 +189,7 @@ func (m *Mount) fits(size, mode string) error {
 	return nil
 }
 
-// ParseMemory reads what docker's --tmpfs takes: TARGET, or TARGET:OPTIONS.
+// ParseMemory parses the value of docker's --tmpfs: TARGET or TARGET:OPTIONS.
 func ParseMemory(s string) (m Mount, err error) {
 	target, given, _ := strings.Cut(s, ":")
 	m = Mount{Type: Memory, Target: target, Options: []string{"nosuid", "nodev", "noexec"}}
@@ -211,7 +211,7 @@ func ParseMemory(s string) (m Mount, err error) {
 	return m.complete(s)
 }
 
-// parseBytes reads a number of bytes with a unit of 1024, such as 64m.
+// parseBytes parses a number of bytes with a binary unit, such as 64m.
 func parseBytes(s string) (int64, error) {
 	digits := strings.TrimRightFunc(s, unicode.IsLetter)
 	n, err := strconv.ParseInt(digits, 10, 64)
@@ -245,7 +245,7 @@ func (m Mount) complete(s string) (Mount, error) {
 	return m, nil
 }
 
-// checkTarget refuses what cannot be the place of a mount.
+// checkTarget returns an error for an invalid mount target.
 func checkTarget(target string) error {
 	clean := path.Clean(target)
 	top, _, _ := strings.Cut(strings.TrimPrefix(clean, "/"), "/")
@@ -266,11 +266,11 @@ func checkTarget(target string) error {
 	return nil
 }
 
-// diskDirs are the folders of a state directory in which containers and VMs have their disks, and layers lie.
+// diskDirs are the subdirectories of a state directory with layers and with the disks of containers and VMs.
 var diskDirs = []string{"containers", "run", "store", "vms"}
 
-// Check refuses mounts that exclude each other, sources that do not exist, and folders that contain state, the state
-// directory, or are where it has disks: a container could change its own disks and the layers of others.
+// Check returns an error for conflicting mounts, sources that do not exist, and sources that contain the state
+// directory or are in its directories with disks: a container could change its own disks and the layers of others.
 func Check(mounts []Mount, state string) error {
 	seen := map[string]Mount{}
 	for _, m := range mounts {
@@ -297,7 +297,7 @@ func Check(mounts []Mount, state string) error {
 	return nil
 }
 
-// contains reports whether a folder is another one or above it, wherever links lead.
+// contains reports whether a directory is or contains another one, with links resolved.
 func contains(folder, other string) bool {
 	folder, other = resolved(folder), resolved(other)
 	for {
@@ -312,7 +312,7 @@ func contains(folder, other string) bool {
 	}
 }
 
-// resolved is a path without links, as far as it exists.
+// resolved returns a path with links resolved, as far as it exists.
 func resolved(p string) string {
 	if r, err := filepath.EvalSymlinks(p); err == nil {
 		return r

@@ -26,15 +26,14 @@ var (
 	ErrInUse = errors.New("the volume is in use")
 )
 
-// Store are the volumes with a name: folders in a folder. Methods may be called concurrently, by any number of
-// processes.
+// Store is the directory of the named volumes. Its methods may be called concurrently, also by several processes.
 type Store struct {
 	Dir string // absolute
-	// Alive reports whether a container that once took a volume may still have it. Nil: it has.
+	// Alive reports whether a container that has used a volume may still use it. If nil, it always may.
 	Alive func(container string) bool
 }
 
-// Info is what is known of a volume.
+// Info describes a volume.
 type Info struct {
 	Name    string            `json:"name"`
 	Created time.Time         `json:"created"`
@@ -58,10 +57,10 @@ func nameError(name string) error {
 	return fmt.Errorf("volume name %q: use 1 to 128 letters, digits, '_', '.' or '-', a letter or digit first", name)
 }
 
-// DataPath is where the files of a volume are, whether it exists or not.
+// DataPath returns the directory with the files of a volume, which need not exist.
 func (s Store) DataPath(name string) string { return filepath.Join(s.Dir, name, dataDir) }
 
-// locked calls do with the store for itself.
+// locked calls do with the store locked against other processes.
 func (s Store) locked(ctx context.Context, do func() error) error {
 	if !filepath.IsAbs(s.Dir) {
 		return fmt.Errorf("folder of volumes %q: give an absolute path", s.Dir)
@@ -76,7 +75,7 @@ func (s Store) locked(ctx context.Context, do func() error) error {
 	return errors.Join(do(), lock.Close())
 }
 
-// Create makes a volume. One that exists is returned as it is, and false.
+// Create creates a volume. If it exists, it is returned unchanged and created is false.
 func (s Store) Create(ctx context.Context, name string, labels map[string]string) (info Info, created bool, err error) {
 	if !validName.MatchString(name) {
 		return info, false, fmt.Errorf("%w: %w", ErrInvalid, nameError(name))
@@ -88,13 +87,13 @@ func (s Store) Create(ctx context.Context, name string, labels map[string]string
 	return info, created, err
 }
 
-// make makes a volume unless it exists. The store is locked.
+// make creates a volume unless it exists. The caller must hold the lock.
 func (s Store) make(name string, labels map[string]string) (info Info, created bool, err error) {
 	if info, err = s.read(name); !errors.Is(err, ErrNotFound) {
 		return info, false, err
 	}
 	dir := filepath.Join(s.Dir, name)
-	if err := os.RemoveAll(dir); err != nil { // of a process that was killed
+	if err := os.RemoveAll(dir); err != nil { // left by a process that was killed
 		return info, false, fmt.Errorf("volume %s: %w", name, err)
 	}
 	b, err := json.Marshal(Info{Name: name, Created: time.Now().UTC().Truncate(time.Second), Labels: labels})
@@ -114,10 +113,10 @@ func (s Store) make(name string, labels map[string]string) (info Info, created b
 	return info, true, err
 }
 
-// maxInfo bounds the file that describes a volume.
+// maxInfo is the maximum size of volume.json in bytes.
 const maxInfo = 1 << 20
 
-// read reads what is known of a volume.
+// read reads the description of a volume.
 func (s Store) read(name string) (info Info, err error) {
 	if !validName.MatchString(name) {
 		return info, fmt.Errorf("%w: %w", ErrNotFound, nameError(name))
@@ -137,7 +136,7 @@ func (s Store) read(name string) (info Info, err error) {
 	return info, err
 }
 
-// users are the containers that have a volume.
+// users returns the containers that use a volume.
 func (s Store) users(name string) (users []string, err error) {
 	entries, err := os.ReadDir(filepath.Join(s.Dir, name, usersDir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -151,8 +150,8 @@ func (s Store) users(name string) (users []string, err error) {
 	return users, err
 }
 
-// Use says that a container has a volume, which is made where it does not exist. The container has it for as long as
-// Store.Alive says so. empty: there is nothing in it.
+// Use records that a container uses a volume, and creates the volume if it does not exist. The use ends when
+// Store.Alive returns false for the container. empty is true if the volume has no files.
 func (s Store) Use(ctx context.Context, name, container string) (info Info, empty bool, err error) {
 	if !validName.MatchString(name) || !validName.MatchString(container) {
 		return info, false, fmt.Errorf("%w: volume %q of container %q", ErrInvalid, name, container)
@@ -174,7 +173,7 @@ func (s Store) Use(ctx context.Context, name, container string) (info Info, empt
 	return info, empty, err
 }
 
-// mark makes an empty file where there is none.
+// mark creates an empty file unless it exists.
 func mark(path string) error {
 	f, err := regfile.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
@@ -183,7 +182,7 @@ func mark(path string) error {
 	return f.Close()
 }
 
-// forgetDead removes the marks of containers that are gone.
+// forgetDead removes the marks of containers that do not exist any more.
 func (s Store) forgetDead(dir string) error {
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
@@ -207,10 +206,10 @@ func emptyDir(path string) (bool, error) {
 	return false, err
 }
 
-// Inspect returns what is known of a volume.
+// Inspect returns the description of a volume.
 func (s Store) Inspect(name string) (Info, error) { return s.read(name) }
 
-// List returns all volumes by name.
+// List returns all volumes, sorted by name.
 func (s Store) List() (all []Info, err error) {
 	entries, err := os.ReadDir(s.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -222,7 +221,7 @@ func (s Store) List() (all []Info, err error) {
 		}
 		info, rerr := s.read(e.Name())
 		if errors.Is(rerr, ErrNotFound) {
-			continue // it has just gone, or is being made
+			continue // it is being removed or created
 		}
 		if rerr != nil {
 			err = errors.Join(err, rerr)
@@ -233,7 +232,7 @@ func (s Store) List() (all []Info, err error) {
 	return all, err
 }
 
-// Remove removes a volume with all that is in it. One that a container has is an error matching ErrInUse.
+// Remove removes a volume with its files. If a container uses it the error matches ErrInUse.
 func (s Store) Remove(ctx context.Context, name string) error {
 	return s.locked(ctx, func() error { return s.remove(name) })
 }
@@ -246,7 +245,7 @@ func (s Store) remove(name string) error {
 	if len(info.UsedBy) > 0 {
 		return fmt.Errorf("remove volume %s: %w by %s", name, ErrInUse, strings.Join(info.UsedBy, ", "))
 	}
-	// Out of sight first: what a process that is killed leaves is no volume.
+	// Renamed first, so that a killed process leaves no damaged volume.
 	trash := filepath.Join(s.Dir, trashName+name)
 	err = os.RemoveAll(trash)
 	if err == nil {
@@ -261,7 +260,8 @@ func (s Store) remove(name string) error {
 	return nil
 }
 
-// Prune removes the volumes that no container has, and what a removal that was killed left. It returns their names.
+// Prune removes the volumes that no container uses, and the rest of interrupted removals. It returns the volumes'
+// names.
 func (s Store) Prune(ctx context.Context) (names []string, err error) {
 	err = s.locked(ctx, func() error {
 		left, err := filepath.Glob(filepath.Join(escapeGlob(s.Dir), trashName+"*"))
@@ -283,10 +283,10 @@ func (s Store) Prune(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
-// escapeGlob makes a path a pattern that matches it alone.
+// escapeGlob escapes a path for use in a glob pattern.
 func escapeGlob(path string) string {
 	if os.PathSeparator == '\\' {
-		return path // nothing can be escaped there, and such names are rare
+		return path // Windows patterns have no escape character
 	}
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }

@@ -14,8 +14,8 @@ type Descriptor struct {
 // Disk is an open virtual disk.
 type Disk uintptr
 
-// API is the functions of the platform, one method each, named after the export. Strings have no NUL.
-// Implementations may be called concurrently, and may block for long.
+// API has one method for each function of the platform, named after the export. Strings must not contain NUL. Methods
+// may be called concurrently, and may block for long.
 type API interface {
 	// vmcompute.dll; the driver information is always that of the filter driver.
 
@@ -72,6 +72,6 @@ type API interface {
 	VolumeSize(volume string) (partition, fileSystem uint64, hr HRESULT)
 	// ExtendVolume grows the file system of a volume to a number of 512-byte sectors.
 	ExtendVolume(volume string, sectors uint64) HRESULT
-	// GrantGroup adds an entry for the group of all VMs to the access list of path.
+	// GrantGroup adds an entry for the group of all VMs to the ACL of path.
 	GrantGroup(path string) HRESULT
 }

@@ -37,7 +37,7 @@ func (s *System) MountCIM(ctx context.Context, volume guid.GUID, m CIMMount) (st
 	if m.DAX {
 		flags |= cimDAX
 	}
-	// The function is told by its name that the digest counts; the flag for that is for another one.
+	// The function that verifies a digest has another name; the flag for verification is for another function.
 	op, mount := "CimMountImage", func() HRESULT { return s.api.CimMountImage(images[0], flags, volume) }
 	switch merged, verified := len(images) > 1, m.Digest != nil; {
 	case merged && verified:
@@ -63,14 +63,13 @@ func (s *System) MountCIM(ctx context.Context, volume guid.GUID, m CIMMount) (st
 	})
 }
 
-// Check refuses, with an error that matches [ErrInvalid], a mount that no Windows can do.
+// Check returns an error that matches [ErrInvalid] for a mount that no version of Windows supports.
 func (m CIMMount) Check() error {
 	_, err := m.images()
 	return err
 }
 
-// images checks a mount and returns the images in the order that the platform wants: the merged one,
-// then its sources.
+// images checks a mount and returns its images in the platform's order: the merged one, then its sources.
 func (m CIMMount) images() ([]CIM, error) {
 	if _, ok := cimKindFlags[m.Kind]; !ok {
 		return nil, fmt.Errorf("%w: image kind %d", ErrInvalid, m.Kind)

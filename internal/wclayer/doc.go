@@ -1,16 +1,14 @@
-// Package wclayer works on the layers of a Windows host itself: what process-isolated Windows
-// containers are mounted from, and the disks that virtual machines are given.
+// Package wclayer manages the layers of a Windows host: those from which process-isolated Windows containers are
+// mounted, and the disks of virtual machines.
 //
-// [Host] is what can be asked of such a host. [System] is the real one; on other systems it answers
-// [errors.ErrUnsupported]. It consists of two halves: the rules (order, retry, serialisation,
-// deadlines, error texts), which are plain Go and run everywhere, and [API], which has one method for
-// each function of vmcompute.dll, computestorage.dll, computecore.dll, cimfs.dll and virtdisk.dll that
-// is called. Package wclayertest has an API in memory that keeps the rules of the real one.
+// [Host] is the interface, [System] its implementation; on other systems its methods return [errors.ErrUnsupported].
+// System has the rules (order, retries, serialization, deadlines, error texts), which are portable Go, and calls the
+// functions of vmcompute.dll, computestorage.dll, computecore.dll, cimfs.dll and virtdisk.dll through [API]. Package
+// wclayertest has an in-memory API with the behaviour of the real one.
 //
-// Calls into the platform cannot be cancelled. Each runs by itself; when the caller's context ends
-// first, the caller has its answer at once, and what comes late is undone: an activation by a
-// deactivation, a filter by its detachment, an image by its dismount. The next call on the same folder
-// waits for that.
+// Calls into the platform cannot be cancelled. If the caller's context ends during one, the caller returns at once, and
+// the call is undone when it completes: an activation by a deactivation, an attached filter by its detachment, a
+// mounted image by its dismount. The next call on the same folder waits for that.
 //
-// Order: parents are always given top-most first, as layer descriptors and layer documents are.
+// Parents are always given topmost first, as in layer descriptors and layer data.
 package wclayer

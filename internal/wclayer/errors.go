@@ -43,15 +43,15 @@ var (
 
 // Sentinels that do not come from the platform.
 var (
-	// ErrInvalid: the argument makes no sense; nothing was called.
+	// ErrInvalid: an argument is invalid; nothing was called.
 	ErrInvalid = errors.New("invalid argument")
 	// ErrInUse: the layer is mounted, or is a parent of one that is.
 	ErrInUse = fmt.Errorf("layer is in use: %w", vmm.ErrBusy)
-	// ErrUnfinished: the caller's time ended while the platform still worked. What comes late is undone.
+	// ErrUnfinished: the caller's context ended during a call. The call is undone when it completes.
 	ErrUnfinished = errors.New("the platform has not answered yet")
 )
 
-// meanings has the sentinel of each code that is known.
+// meanings are the sentinels by code.
 var meanings = map[uint32]error{
 	0x1:        ErrFilterConflict,
 	0x2:        ErrFileMissing,
@@ -83,7 +83,7 @@ var meanings = map[uint32]error{
 // Error is a failed call into the platform.
 type Error struct {
 	Op   string // the function, such as "ActivateLayer"
-	Path string // what it worked on: a folder, a volume or a file
+	Path string // its argument: a folder, a volume or a file
 	HR   HRESULT
 }
 
@@ -105,7 +105,7 @@ func (e *Error) Error() string {
 // Unwrap returns the sentinel of the code, or nil.
 func (e *Error) Unwrap() error { return meanings[e.HR.Code()] }
 
-// result makes an error of a failed call, nil of one that succeeded.
+// result returns the error of a call, or nil if it succeeded.
 func result(op, path string, hr HRESULT) error {
 	if hr.Failed() {
 		return &Error{Op: op, Path: path, HR: hr}
@@ -113,5 +113,5 @@ func result(op, path string, hr HRESULT) error {
 	return nil
 }
 
-// transient reports whether a call may succeed when it is simply made again.
+// transient reports whether a call may succeed if it is repeated.
 func transient(hr HRESULT) bool { return hr.Code() == 0x15 || hr.Code() == 0x48F }

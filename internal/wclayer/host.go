@@ -6,69 +6,67 @@ import (
 	"github.com/Microsoft/go-winio/pkg/guid"
 )
 
-// Host is a Windows host and its layers. Folders, files and volumes are absolute Windows paths. All
-// methods may be called concurrently; calls on one folder follow each other.
+// Host is a Windows host with its layers. Folders, files and volumes are absolute Windows paths. All methods may be
+// called concurrently; calls on the same folder are serialized.
 //
 // Errors of the platform are [*Error]; bad arguments match [ErrInvalid]; when ctx ends during a call
 // the error matches [ErrUnfinished] and the context's cause.
 type Host interface {
 	// Activate attaches the scratch disk of a folder and makes its volume available.
 	Activate(ctx context.Context, folder string) error
-	// Deactivate is its inverse. A scratch whose device is gone counts as deactivated.
+	// Deactivate undoes Activate. It is no error if the scratch's device does not exist any more.
 	Deactivate(ctx context.Context, folder string) error
-	// Prepare attaches the layer filter with the parents to an activated scratch. All Prepare calls of
-	// a System follow each other, and codes "not ready" and "not connected" are tried again five
-	// times in all, deactivating and activating the scratch in between.
+	// Prepare attaches the layer filter with the parents to an activated scratch. All Prepare calls of a System are
+	// serialized. After the codes "not ready" and "not connected" it deactivates and activates the scratch and retries,
+	// up to five attempts.
 	Prepare(ctx context.Context, folder string, parents []string) error
-	// Unprepare is its inverse. A filter that is not there counts as detached.
+	// Unprepare undoes Prepare. It is no error if the filter is not attached.
 	Unprepare(ctx context.Context, folder string) error
-	// MountPath is the volume GUID path of an activated scratch, with its trailing backslash; for a
-	// read-only layer the folder; empty when there is none.
+	// MountPath returns the volume GUID path of an activated scratch, with its trailing backslash; for a read-only
+	// layer the folder; empty if there is none.
 	MountPath(ctx context.Context, folder string) (string, error)
 	// LayerExists reports whether the platform knows the folder as a layer.
 	LayerExists(ctx context.Context, folder string) (bool, error)
-	// LayerID is the identity of a folder: the platform's GUID for its last path component, in lower
-	// case, without braces.
+	// LayerID returns the id of a folder: the platform's GUID for its last path component, in lower case, without
+	// braces.
 	LayerID(ctx context.Context, folder string) (string, error)
 
 	// CreateScratch creates a folder with a sandbox.vhdx on top of parents.
 	CreateScratch(ctx context.Context, folder string, parents []string) error
-	// ExpandScratch grows the disk of a scratch to size bytes and its file system after it. It never
-	// shrinks. The scratch must not be activated.
+	// ExpandScratch grows the disk of a scratch to size bytes, and then its file system. It never shrinks them. The
+	// scratch must not be activated.
 	ExpandScratch(ctx context.Context, folder string, size uint64) error
-	// Destroy deletes a layer folder. It is refused with ErrInUse while the folder is mounted or is a
-	// parent of something mounted, by this process or another: the platform would destroy data.
-	// The same goes for folders above and below it. What is mounted is known of Systems with the same
-	// UsesDir; layers that virtual machines have are not: ask those.
+	// Destroy deletes a layer folder. While the folder, or one above or below it, is mounted or is a parent of
+	// something mounted, by this process or another, the error matches ErrInUse: the platform would destroy data. It
+	// only knows mounts of Systems with the same UsesDir; the caller must check the layers of virtual machines.
 	Destroy(ctx context.Context, folder string) error
 
-	// GrantVMAccess lets one VM open a file; for scratches. RevokeVMAccess takes that back.
+	// GrantVMAccess allows one VM to open a file; for scratches. RevokeVMAccess undoes it.
 	GrantVMAccess(ctx context.Context, vmID, file string) error
 	RevokeVMAccess(ctx context.Context, vmID, file string) error
-	// GrantVMGroupAccess lets all VMs read a file or folder; for layers, since grants per VM pile up
-	// until the platform refuses more.
+	// GrantVMGroupAccess allows all VMs to read a file or folder; for layers, because the number of grants per file is
+	// limited.
 	GrantVMGroupAccess(ctx context.Context, path string) error
 
-	// AttachFilter attaches the layer filter with parents to a volume; the newer way of Prepare.
+	// AttachFilter attaches the layer filter with parents to a volume; it is the newer form of Prepare.
 	AttachFilter(ctx context.Context, volume string, parents []string) error
 	DetachFilter(ctx context.Context, volume string) error
-	// AttachOverlay shows layers united with a volume (UnionFS), top-most layer first.
+	// AttachOverlay attaches layers, topmost first, to a volume as an overlay (UnionFS).
 	AttachOverlay(ctx context.Context, volume string, layers []OverlayLayer) error
 	DetachOverlay(ctx context.Context, volume string) error
-	// InitializeWritable fills the folder or volume of a writable layer with what its parents ask for.
+	// InitializeWritable initializes the folder or volume of a writable layer from its parents.
 	InitializeWritable(ctx context.Context, folder string, parents []string) error
 	// FormatVHD formats a disk file as a writable layer.
 	FormatVHD(ctx context.Context, file string) error
-	// VHDMountPath attaches a disk file for the life of the process, or until it is detached, and
-	// returns the volume path of what is on it.
+	// VHDMountPath attaches a disk file, until DetachVHD or the end of the process, and returns the path of its volume.
 	VHDMountPath(ctx context.Context, file string) (string, error)
-	// DetachVHD takes a disk file away that VHDMountPath attached.
+	// DetachVHD detaches a disk file that VHDMountPath attached.
 	DetachVHD(ctx context.Context, file string) error
 
 	// MountCIM mounts composite images as the volume with the given GUID and returns its path,
 	// \\?\Volume{guid}\. Container content is in its folder Files.
 	MountCIM(ctx context.Context, volume guid.GUID, m CIMMount) (string, error)
-	// DismountCIM is its inverse. Images that are not mounted count as dismounted.
+	// DismountCIM undoes MountCIM. It is no error if the images are not mounted.
 	DismountCIM(ctx context.Context, volume guid.GUID) error
 }
 
@@ -87,7 +85,7 @@ type CIM struct {
 	Name string
 }
 
-// BlockType says where block images live.
+// BlockType is the kind of storage of an image.
 type BlockType uint8
 
 // The kinds of images.
@@ -97,14 +95,15 @@ const (
 	BlockFile                    // in a single file
 )
 
-// CIMMount says which images to mount.
+// CIMMount are the images to mount.
 type CIMMount struct {
 	Kind BlockType
-	// Image is the image to mount. With Sources it is the image merged from them.
+	// Image is the image to mount. With Sources, it is the image merged from them.
 	Image CIM
-	// Sources are what Image was merged from, top-most first, the order of the merge; none or at least two.
+	// Sources are the images from which Image was merged, topmost first, in the order of the merge: none or at least
+	// two.
 	Sources []CIM
-	// Digest, when it is not nil, is the root digest that the image must have; 32 bytes.
+	// Digest, if not nil, is the required root digest of the image; 32 bytes.
 	Digest []byte
 	// DAX maps the files directly.
 	DAX bool

@@ -13,8 +13,7 @@ import (
 	"github.com/stratavm/strata/internal/hostpath"
 )
 
-// How often Prepare is tried when the platform says that the device is not ready, and the pause
-// between two attempts. hcsshim's figures.
+// Number of attempts of Prepare while the device is not ready, and the pause between them; the same as in hcsshim.
 const (
 	prepareAttempts = 5
 	preparePause    = 100 * time.Millisecond
@@ -34,7 +33,7 @@ func (s *System) Activate(ctx context.Context, folder string) error {
 }
 
 func (s *System) activate(id string) error {
-	// The note comes first: a note too many keeps a layer, one too few loses it.
+	// Recorded first: a missing record could let a layer in use be destroyed.
 	if err := s.uses.hold(id, id); err != nil {
 		return err
 	}
@@ -108,14 +107,14 @@ func (s *System) prepare(ctx context.Context, id string, parents []string) error
 	}
 }
 
-// again takes the scratch away and brings it back: what the filter found not ready is the disk.
+// again deactivates and activates the scratch, whose disk was not ready for the filter.
 func (s *System) again(ctx context.Context, id string, cause error) error {
 	s.log.Info("PrepareLayer is tried again", "path", id, "err", cause)
 	if err := result("DeactivateLayer", id, s.api.DeactivateLayer(id)); err != nil {
 		return errors.Join(cause, err)
 	}
 	slept := s.sleep(ctx, preparePause)
-	// Also when the caller has gone: it may count on the scratch being activated still.
+	// Even if the caller has gone, which may rely on the scratch still being activated.
 	if err := result("ActivateLayer", id, s.api.ActivateLayer(id)); err != nil {
 		return errors.Join(cause, err, slept)
 	}
@@ -142,7 +141,7 @@ func (s *System) unprepare(id string) error {
 	return s.uses.shrink(id, id)
 }
 
-// maxMountPath bounds what the platform may claim the length of a mount path to be.
+// maxMountPath bounds the length of a mount path that the platform returns.
 const maxMountPath = maxPath + 1
 
 // MountPath implements [Host].
@@ -190,7 +189,7 @@ func (s *System) LayerID(ctx context.Context, folder string) (string, error) {
 	})
 }
 
-// query runs what only asks. The answer crosses in its own variable, so that a late one is dropped.
+// query runs a call without side effects. If the call completes late its result is dropped.
 func query[T any](ctx context.Context, s *System, op, path string, ask func() (T, error)) (T, error) {
 	var zero T
 	answer := make(chan T, 1)

@@ -2,14 +2,13 @@
 
 package wclayer
 
-// Supported is nil where this program can work on layers of a Windows host, and tells why not
-// otherwise; it matches [errors.ErrUnsupported].
+// Supported returns an error that matches [errors.ErrUnsupported] unless this system is a Windows host with layers.
 func Supported() error {
 	return &Error{Op: "load", Path: "vmcompute.dll", HR: Win32(0x7F)}
 }
 
-// Native is the platform of this system. Here every function is missing, which is an error that
-// matches [errors.ErrUnsupported].
+// Native returns the platform of this system. Here every function returns an error that matches
+// [errors.ErrUnsupported].
 func Native() API { return missing{} }
 
 func build() uint32 { return 0 }

@@ -63,8 +63,7 @@ func DefaultUsesDir() string {
 	return filepath.Join(dir, "strata", "uses")
 }
 
-// Supported is nil where this program can work on layers of a Windows host, and tells why not
-// otherwise; it matches [errors.ErrUnsupported].
+// Supported returns an error that matches [errors.ErrUnsupported] unless this system is a Windows host with layers.
 func Supported() error {
 	if err := windows.NewLazySystemDLL("vmcompute.dll").NewProc("ActivateLayer").Find(); err != nil {
 		return errors.Join(&Error{Op: "load", Path: "vmcompute.dll", HR: Win32(uint16(windows.ERROR_PROC_NOT_FOUND))}, err)
@@ -72,7 +71,7 @@ func Supported() error {
 	return nil
 }
 
-// text is s as the platform wants it. System refuses a NUL before, so here it just ends the text.
+// text returns s as UTF-16. System has refused strings with NUL; here a NUL would end the string.
 func text(s string) *uint16 {
 	p, err := windows.UTF16PtrFromString(s)
 	if err != nil {
@@ -155,10 +154,10 @@ func (n *native) HcsRevokeVmAccess(vmID, file string) HRESULT {
 		uintptr(unsafe.Pointer(text(file))))
 }
 
-// GrantGroup edits the access list itself: the platform's function for it exists only on newer builds.
+// GrantGroup edits the ACL itself: the platform's function for that exists only on newer builds.
 func (n *native) GrantGroup(path string) HRESULT { return hresult(security.GrantVmGroupAccess(path)) }
 
-// hresult is the result that stands for an error of the system's own API.
+// hresult converts an error of the Windows API.
 func hresult(err error) HRESULT {
 	if err == nil {
 		return 0

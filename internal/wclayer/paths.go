@@ -10,8 +10,8 @@ import (
 // maxPath is the longest path the platform takes, in UTF-16 units.
 const maxPath = 32767
 
-// checkPath refuses what the platform would misunderstand: it cuts strings at a NUL and resolves
-// relative paths against a directory that is not the caller's.
+// checkPath returns an error for paths that the platform would misinterpret: it truncates strings at a NUL, and
+// resolves relative paths against another directory than the caller's.
 func checkPath(what, p string) error {
 	switch {
 	case p == "":
@@ -26,8 +26,8 @@ func checkPath(what, p string) error {
 	return nil
 }
 
-// checkFolder is checkPath for layer folders, which must be on a local volume: the layer filter cannot
-// attach to a network share, and a device is no folder.
+// checkFolder is checkPath for layer folders, which must be on a local volume: the layer filter does not support
+// network shares.
 func checkFolder(what, p string) error {
 	if err := checkPath(what, p); err != nil {
 		return err
@@ -38,8 +38,8 @@ func checkFolder(what, p string) error {
 	return nil
 }
 
-// spelled is the spelling that is handed to the platform: the caller's, without trailing separators
-// and with backslashes, and with the prefix for long paths where the path needs it.
+// spelled returns a path as it is passed to the platform: with backslashes, without trailing separators, and with the
+// long-path prefix if necessary.
 func spelled(p string) string {
 	s := strings.ReplaceAll(p, "/", `\`)
 	if trimmed := strings.TrimRight(s, `\`); len(trimmed) > 2 {
@@ -51,10 +51,11 @@ func spelled(p string) string {
 	return s
 }
 
-// volumeRoot is a volume path without its trailing backslash, which opens the volume and not its root.
+// volumeRoot returns a volume path without its trailing backslash, which names the volume rather than its root
+// directory.
 func volumeRoot(p string) string { return strings.TrimRight(p, `\`) }
 
-// checkText refuses a NUL, where the platform would end the text.
+// checkText returns an error for a string with a NUL, at which the platform would truncate it.
 func checkText(what, s string) error {
 	if strings.ContainsRune(s, 0) {
 		return fmt.Errorf("%w: %s %q has a NUL character", ErrInvalid, what, s)

@@ -11,7 +11,7 @@ import (
 const (
 	sandboxVHDX = "sandbox.vhdx"
 	sectorSize  = 512
-	clusterSize = 4096 // of the NTFS volumes that the platform makes for scratches
+	clusterSize = 4096 // of the NTFS volumes that the platform creates for scratches
 )
 
 // CreateScratch implements [Host].
@@ -53,8 +53,8 @@ func (s *System) ExpandScratch(ctx context.Context, folder string, size uint64) 
 	}})
 }
 
-// growVolume grows the file system on a disk to the disk's size. The platform's ExpandSandboxSize
-// grows it too, but not beyond 20 GB on some builds.
+// growVolume grows the file system on a disk to the disk's size. The platform's ExpandSandboxSize does that too, but on
+// some builds only up to 20 GB.
 func (s *System) growVolume(file string) (err error) {
 	disk, volume, err := s.attachVHD(file)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/stratavm/strata/internal/hostpath"
 )
 
-// layerData is the document of computestorage.dll: which layers a volume gets, top-most first.
+// layerData is the JSON document of computestorage.dll with the layers of a volume, topmost first.
 type layerData struct {
 	SchemaVersion hcsschema.SchemaVersion
 	Layers        []hcsschema.Layer              `json:",omitempty"`
@@ -23,7 +23,7 @@ func (d layerData) document() (string, error) {
 	return string(b), err
 }
 
-// parentsDocument is the layer data with parents.
+// parentsDocument returns the layer data with parents.
 func (s *System) parentsDocument(parents []string) (string, error) {
 	desc, err := s.descriptors(parents)
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *System) AttachFilter(ctx context.Context, volume string, parents []stri
 	})
 }
 
-// holding notes the use of folders by a volume, attaches, and takes the note back on failure.
+// holding records the use of folders by a volume and calls attach. On error it removes the record.
 func (s *System) holding(volume string, folders []string, attach func() error) error {
 	if err := s.uses.hold(volume, folders...); err != nil {
 		return err
@@ -154,7 +154,7 @@ func (s *System) InitializeWritable(ctx context.Context, folder string, parents 
 	}})
 }
 
-// buildFormatsFiles is the last build of Windows that wants the handle of a file to format.
+// buildFormatsFiles is the last build of Windows in which formatting takes a file handle instead of a disk handle.
 const buildFormatsFiles = 17763
 
 // FormatVHD implements [Host].
@@ -223,7 +223,7 @@ func (s *System) disk(file string) (Disk, bool) {
 	return d, ok
 }
 
-// dropVHD detaches a disk; it stays known when that fails, so that it can be tried again.
+// dropVHD detaches a disk. If that fails the disk stays registered, so that it can be retried.
 func (s *System) dropVHD(file string) error {
 	disk, ok := s.disk(file)
 	if !ok {

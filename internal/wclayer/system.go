@@ -18,20 +18,20 @@ type Options struct {
 	API API
 	// Build is the build of Windows; 0 is the newest.
 	Build uint32
-	// Log gets one line for each call. Nil is silence.
+	// Log gets one line per call; it may be nil.
 	Log *slog.Logger
-	// UsesDir is a directory in which all processes of this host note what they have mounted. Without
-	// it Destroy cannot know, and refuses.
+	// UsesDir is a directory in which all processes of this host record what they have mounted. Without it, Destroy
+	// always returns an error.
 	UsesDir string
-	// BootID tells this boot of the system from others: notes of another boot in UsesDir count for nothing. Nil asks
-	// the system.
+	// BootID identifies the boot of the system: records of another boot in UsesDir are ignored. If nil, it is package
+	// bootid's.
 	BootID func() (string, error)
 	// Sleep waits between two attempts; nil is the real clock.
 	Sleep func(ctx context.Context, d time.Duration) error
 }
 
-// System is a [Host] made of the platform's functions. Make one for each process: the platform has a
-// race when layers are prepared at the same time, and only the calls of one System follow each other.
+// System implements [Host] by the platform's functions. A process must use only one: the platform has a race if layers
+// are prepared at the same time, and only calls of the same System are serialized.
 type System struct {
 	api   API
 	build uint32
@@ -39,14 +39,14 @@ type System struct {
 	uses  uses
 	sleep func(context.Context, time.Duration) error
 
-	preparing chan struct{} // holds one token while no layer is being prepared
+	preparing chan struct{} // semaphore of capacity 1, empty while a layer is being prepared
 
 	mu    sync.Mutex
-	turns map[string]*turn // by identity of what a call works on
+	turns map[string]*turn // by hostpath.Identity of a path
 	disks map[string]Disk  // attached by VHDMountPath, by identity of the file
 }
 
-// turn lets the calls on one folder follow each other.
+// turn serializes the calls on one path.
 type turn struct {
 	token chan struct{}
 	users int
@@ -82,17 +82,17 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// call is one operation: some calls into the platform that cannot be interrupted.
+// call is one operation: calls into the platform, which cannot be cancelled.
 type call struct {
 	op   string
-	path string // what it works on: the key of the turn
+	path string // the key of the turn
 	do   func(context.Context) error
-	// undo takes do back when it succeeded after the caller had gone. Nil: there is nothing to undo.
+	// undo undoes do if it succeeds after the caller has gone. Nil: there is nothing to undo.
 	undo func() error
 }
 
-// run makes a call by itself, after those on the same path have ended. When ctx ends first run
-// returns; the turn passes on when the call has really ended and was undone.
+// run runs a call in the background, after those on the same path have ended. If ctx ends first run returns, and the
+// next call on the path starts when this one has ended and was undone.
 func (s *System) run(ctx context.Context, c call) error {
 	release, err := s.takeTurn(ctx, hostpath.Identity(c.path))
 	if err != nil {
@@ -119,7 +119,7 @@ func (s *System) run(ctx context.Context, c call) error {
 	}
 }
 
-// tidy is what becomes of a call whose caller has gone.
+// tidy undoes a call whose caller has gone.
 func (s *System) tidy(c call, err error) {
 	if err != nil || c.undo == nil {
 		s.log.Info(c.op+" ended late", "path", c.path, "err", err)
@@ -129,7 +129,7 @@ func (s *System) tidy(c call, err error) {
 	s.log.Warn(c.op+" succeeded late and was undone", "path", c.path, "err", err)
 }
 
-// takeTurn waits until no other call works on key.
+// takeTurn blocks until no other call uses key.
 func (s *System) takeTurn(ctx context.Context, key string) (release func(), err error) {
 	s.mu.Lock()
 	t := s.turns[key]
@@ -155,7 +155,7 @@ func (s *System) takeTurn(ctx context.Context, key string) (release func(), err 
 	return func() { t.token <- struct{}{}; leave() }, nil
 }
 
-// take takes a token unless ctx has ended or ends first.
+// take receives a token, or fails if ctx ends first.
 func take(ctx context.Context, token chan struct{}) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -168,7 +168,7 @@ func take(ctx context.Context, token chan struct{}) error {
 	}
 }
 
-// tolerate turns errors that say "it is not there" into success: that is what taking it away is for.
+// tolerate returns nil for errors that match one of absent: what is to be removed does not exist.
 func (s *System) tolerate(err error, absent ...error) error {
 	for _, a := range absent {
 		if errors.Is(err, a) {

@@ -17,19 +17,19 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// uses is a directory with one file for each thing that is mounted: who (a scratch or a volume) uses
-// which folders. It outlives the process, as mounts do, and is shared by all processes of a host. A note of an
-// earlier boot counts for nothing: what was mounted has gone with that boot.
+// uses is a directory with a record for each mount: which folders a user, a scratch or a volume, uses. Like mounts, it
+// outlives the process; it is shared by all processes of a host. Records of an earlier boot are ignored, because its
+// mounts do not exist any more.
 type uses struct {
-	dir  string                 // empty: nothing is noted
-	boot func() (string, error) // what tells this boot from others
+	dir  string                 // empty: nothing is recorded
+	boot func() (string, error) // identifies the current boot
 }
 
 // use is the content of one file.
 type use struct {
 	User    string   `json:"user"`
 	Folders []string `json:"folders"`
-	PID     int      `json:"pid"`  // the process that mounted it, for the reader
+	PID     int      `json:"pid"`  // the process that mounted it, for error texts
 	Boot    string   `json:"boot"` // the boot of the system in which it was mounted
 }
 
@@ -39,12 +39,12 @@ func (u uses) file(user string) string {
 	return filepath.Join(u.dir, fmt.Sprintf("%x%s", sha256.Sum256([]byte(hostpath.Identity(user))), useSuffix))
 }
 
-// locked runs do while no other process looks at or changes the directory.
+// locked calls do with the directory locked against other processes.
 func (u uses) locked(do func() error) error {
 	if err := os.MkdirAll(u.dir, 0o700); err != nil {
 		return fmt.Errorf("note what is mounted: %w", err)
 	}
-	// Callers do not wait for this longer than they want, and must not leave it half done: see System.run.
+	// Without the caller's context: System.run returns when that ends, and this must not be left incomplete.
 	lock, err := lockfile.Wait(context.Background(), filepath.Join(u.dir, "lock"), false)
 	if err != nil {
 		return fmt.Errorf("note what is mounted: %w", err)
@@ -52,7 +52,7 @@ func (u uses) locked(do func() error) error {
 	return errors.Join(do(), lock.Close())
 }
 
-// hold notes that user uses folders, in place of what was noted of it before.
+// hold records that user uses folders. It replaces an earlier record of user.
 func (u uses) hold(user string, folders ...string) error {
 	if u.dir == "" {
 		return nil
@@ -66,7 +66,7 @@ func (u uses) hold(user string, folders ...string) error {
 	})
 }
 
-// shrink is hold, but only when there is a note of user already.
+// shrink is hold, but only if there is a record of user already.
 func (u uses) shrink(user string, folders ...string) error {
 	if u.dir == "" {
 		return nil
@@ -94,7 +94,7 @@ func (u uses) write(v use) error {
 	return nil
 }
 
-// drop forgets user.
+// drop removes the record of user.
 func (u uses) drop(user string) error {
 	if u.dir == "" {
 		return nil
@@ -107,7 +107,7 @@ func (u uses) drop(user string) error {
 	})
 }
 
-// unless runs do unless folder is used; nobody can begin to use it meanwhile.
+// unless calls do unless folder is in use, while no process can start using it.
 func (u uses) unless(folder string, do func() error) error {
 	if u.dir == "" {
 		return fmt.Errorf("%w: layer %s is not destroyed without a directory that tells what is mounted (Options.UsesDir)",
@@ -138,8 +138,8 @@ func (u uses) unless(folder string, do func() error) error {
 	})
 }
 
-// read reads a note, and reports whether there is one of this boot. One of another boot is removed. A note without a
-// boot counts: nothing says that it is old.
+// read reads a record and reports whether there is one of this boot. It removes one of another boot. A record without a
+// boot counts as one of this boot.
 func (u uses) read(file, boot string) (v use, there bool, err error) {
 	b, err := regfile.ReadState(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -160,7 +160,7 @@ func (u uses) read(file, boot string) (v use, there bool, err error) {
 	return v, false, nil
 }
 
-// check refuses folder if the note names it, what is above it, or what is below it.
+// check returns an error if the record has folder, or a folder above or below it.
 func (v use) check(folder string) error {
 	want := hostpath.Identity(folder)
 	for _, f := range v.Folders {

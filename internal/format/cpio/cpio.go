@@ -7,7 +7,7 @@
 // must not be used by several goroutines at once.
 //
 // github.com/cavaliergopher/cpio is not used: it writes no device numbers, without which a guest has no console, and
-// believes the length of a name that it reads.
+// trusts the length of a name in the input.
 package cpio
 
 import (
@@ -38,11 +38,11 @@ const (
 )
 
 var (
-	// ErrFormat says that what is read is no newc archive, or a damaged one.
+	// ErrFormat: the input is no newc archive, or is damaged.
 	ErrFormat = errors.New("not a newc cpio archive")
-	// ErrTooLarge says that a name or a file does not fit the format.
+	// ErrTooLarge: a name or a file exceeds a limit of the format.
 	ErrTooLarge = errors.New("too large for a newc cpio archive")
-	// ErrSize says that the content of a file had not the length that its header told.
+	// ErrSize: the content of a file does not have the size in its header.
 	ErrSize = errors.New("content does not have the length of the header")
 )
 
@@ -73,5 +73,5 @@ func checkName(name string) error {
 	return nil
 }
 
-// pad is the number of NUL bytes between n bytes and the next multiple of four.
+// pad returns the number of padding bytes from n to the next multiple of four.
 func pad(n int64) int64 { return -n & 3 }

@@ -17,8 +17,8 @@ type Reader struct {
 // NewReader returns a Reader from r. It does not buffer: pass a bufio.Reader.
 func NewReader(r io.Reader) *Reader { return &Reader{r: r} }
 
-// Next skips what is left of the current file and returns the header of the next, or io.EOF after
-// the last. An archive that ends without its trailer is io.ErrUnexpectedEOF.
+// Next skips the rest of the current file and returns the header of the next one, or io.EOF after the last. If the
+// archive has no trailer the error is io.ErrUnexpectedEOF.
 func (r *Reader) Next() (Header, error) {
 	h, err := r.next()
 	if err != nil {

@@ -75,7 +75,7 @@ func (w *Writer) finish() error {
 	return w.raw(zeroes[:n])
 }
 
-// Write adds to the content of the current file. What goes beyond its size is refused whole.
+// Write writes content of the current file. A write beyond its size fails without writing anything.
 func (w *Writer) Write(b []byte) (int, error) {
 	if w.err != nil {
 		return 0, w.err

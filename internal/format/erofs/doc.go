@@ -31,11 +31,11 @@
 // one for each layer otherwise. Partitions remain for ext4 layers, for images of others that are
 // compressed, and where layers are to be shared one by one with containers of another image.
 //
-// An index differs from an overlay of its layers in one thing: a directory for which an upper layer has
-// no entry, only entries in it, keeps the attributes it has below, as when layers are unpacked over one
-// another. Overlayfs takes those of the upper layer, which are made up. Over a symbolic link such a directory
-// is not there at all: what is in it is where the link leads to ([layertree.Tree.Follow]). WriteLayer marks
-// such directories with an attribute that overlayfs does not show, and Index understands it.
+// An index differs from an overlay of its layers in one respect: a directory without an entry of its own in an upper
+// layer, but with entries in it, keeps the attributes of the lower layer, as when layers are unpacked over one another.
+// Overlayfs uses those of the upper layer, which are defaults. If a lower layer has a symbolic link in its place, its
+// entries are moved to the link's target ([layertree.Tree.Follow]). WriteLayer marks such directories with an attribute
+// that overlayfs hides, for Index.
 //
 // The same tar always gives the same bytes: the UUID is a digest of the metadata.
 package erofs

@@ -87,7 +87,7 @@ func (m *metadata) contents(in *inode) []byte {
 	return in.tail
 }
 
-// inside returns what of the contents lies in the inode.
+// inside returns the part of the contents that is inline in the inode.
 func (m *metadata) inside(in *inode) []byte {
 	if in.node.Type() == layertree.TypeRegular {
 		return in.node.Tail
@@ -96,7 +96,7 @@ func (m *metadata) inside(in *inode) []byte {
 	return b[len(b)-in.inline:]
 }
 
-// outside returns what of the contents lies in blocks of its own, filled up to whole blocks.
+// outside returns the part of the contents in separate blocks, padded to whole blocks.
 func (m *metadata) outside(in *inode) []byte {
 	b := m.contents(in)
 	b = b[:len(b)-in.inline]
@@ -120,7 +120,7 @@ func appendChunks(b []byte, in *inode) []byte {
 	return b
 }
 
-// dirNames returns the names of a directory in the order in which EROFS wants them, dots included.
+// dirNames returns the names of a directory in the order of EROFS, including "." and "..".
 func dirNames(n *layertree.Node) []string {
 	names := append(n.Names(), ".", "..")
 	slices.Sort(names)
@@ -140,7 +140,7 @@ func dirBlock(names []string) (count, used int) {
 	return count, used
 }
 
-// dirSize is the size of a directory: all blocks are full ones but the last.
+// dirSize returns the size of a directory: all blocks but the last count as full.
 func dirSize(names []string) int {
 	size := 0
 	for len(names) > 0 {
@@ -183,7 +183,7 @@ func (m *metadata) dirents(in *inode) []byte {
 	return out
 }
 
-// xattrSize is the room that attributes take after the inode.
+// xattrSize returns the size of the attributes after the inode.
 func xattrSize(attrs []layertree.Xattr) (int, error) {
 	if len(attrs) == 0 {
 		return 0, nil

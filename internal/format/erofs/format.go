@@ -46,8 +46,8 @@ var fileTypes = map[uint32]byte{
 	layertree.TypeFifo: 5, layertree.TypeSocket: 6, layertree.TypeSymlink: 7,
 }
 
-// xattrPrefixes are the numbers that stand for the beginnings of attribute names. The ACLs come
-// first: they stand for whole names.
+// xattrPrefixes are the prefixes of attribute names with their numbers. The ACLs are first, because they are whole
+// names.
 var xattrPrefixes = [...]struct {
 	prefix string
 	index  byte

@@ -2,12 +2,12 @@ package erofs
 
 import "github.com/stratavm/strata/internal/format/layertree"
 
-// impliedXattr marks, in a layer, a directory for which the layer has no entry. An index then shows the
-// attributes of the directory below. The name lies where overlayfs keeps its own: it hides the mark, and
-// no layer tar can set it, because attributes of that kind are dropped.
+// impliedXattr marks a directory for which the layer has no entry. An index uses the attributes of the lower directory
+// instead. The name is in overlayfs's own namespace: overlayfs hides it, and no layer tar can set it, because
+// attributes of that namespace are dropped.
 const impliedXattr = "trusted.overlay.strata.implied"
 
-// markImplied gives all implied directories the mark.
+// markImplied sets the mark on all implied directories.
 func markImplied(tree *layertree.Tree) error {
 	return tree.Walk(func(_ string, n *layertree.Node) error {
 		if n.Implied {
@@ -17,7 +17,7 @@ func markImplied(tree *layertree.Tree) error {
 	})
 }
 
-// readImplied takes the mark off again.
+// readImplied removes the mark and sets Node.Implied.
 func readImplied(n *layertree.Node) {
 	if _, ok := n.Xattr(impliedXattr); ok {
 		n.DeleteXattr(impliedXattr)

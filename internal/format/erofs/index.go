@@ -15,7 +15,7 @@ import (
 // IndexLayer is an image that an index refers to.
 type IndexLayer struct {
 	Image io.ReaderAt
-	Bytes int64 // of the file; what follows the image in it, such as a hash tree, is not used
+	Bytes int64 // size of the file; what follows the image in it, such as a hash tree, is ignored
 }
 
 // Piece is a part of the disk that an index describes.
@@ -25,15 +25,13 @@ type Piece struct {
 	Length int64 // a multiple of 4096
 }
 
-// Index writes the metadata of one file system that shows what overlayfs would show of layers, top
-// first, but for directories without an entry of their own (see the package). It
-// holds no contents: these stay in the layers, and all lie behind one another on one disk, whose parts
-// are the pieces in order: the first block of what was written to w, each layer, and the rest of what
-// was written. The disk is an ordinary EROFS image on a single device; whiteouts and opaque directories
-// are resolved and gone.
+// Index writes the metadata of one file system with the merged content of layers, topmost first, as overlayfs would
+// show it, except for directories without an entry of their own (see the package). It contains no file contents, which
+// stay in the layers. The disk to mount consists of the returned pieces in order: the first block of what was written
+// to w, each layer, and the rest of what was written. It is an ordinary EROFS image on a single device; whiteouts and
+// opaque directories are resolved.
 //
-// An index belongs to one mount. It is made for it, from the layers as they are, and thrown away with
-// it; layers are never changed.
+// An index is created for one mount and deleted with it; layers are never changed.
 func Index(w io.WriteSeeker, layers []IndexLayer) ([]Piece, error) {
 	if len(layers) == 0 {
 		return nil, fmt.Errorf("erofs: an index needs at least one layer")
@@ -45,7 +43,7 @@ func Index(w io.WriteSeeker, layers []IndexLayer) ([]Piece, error) {
 	if err != nil {
 		return nil, err
 	}
-	// From the base up: an upper layer changes what is below it.
+	// From the base up.
 	for i := len(layers) - 1; i >= 0; i-- {
 		tree := trees[i]
 		length := int64(tree.NextBlock)
@@ -89,7 +87,7 @@ func Index(w io.WriteSeeker, layers []IndexLayer) ([]Piece, error) {
 	return append(pieces, Piece{Layer: -1, Offset: blockSize, Length: info.Bytes - next*blockSize}), nil
 }
 
-// openAll reads the metadata of all layers, on all cores and out of one budget of memory.
+// openAll reads the metadata of all layers concurrently, with a shared memory budget.
 func openAll(layers []IndexLayer) ([]*layertree.Tree, error) {
 	memory := newBudget(DefaultMaxMemory)
 	trees := make([]*layertree.Tree, len(layers))

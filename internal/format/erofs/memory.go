@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 )
 
-// What things take in memory, in bytes, beside their text.
+// Estimated memory of data structures in bytes, without their strings.
 const (
 	nodeCost  = 320
 	nameCost  = 64
@@ -13,7 +13,7 @@ const (
 	runCost   = 24 // a slice that grows has twice the room that it needs
 )
 
-// budget is memory that several readers share.
+// budget is a memory limit that several readers share.
 type budget struct{ left atomic.Int64 }
 
 func newBudget(n int64) *budget {
@@ -30,8 +30,8 @@ func (b *budget) take(n int64) error {
 	return nil
 }
 
-// read accounts for n bytes of metadata that belong to one file alone. Together they cannot be more than the
-// image has: only where files share what they must not share, to make a small image take much memory.
+// read accounts for n bytes of metadata that belong to a single file. Their sum exceeds the size of the image only if a
+// hostile image lets files share them, to make a small image take much memory.
 func (im *image) read(n int64) error {
 	if im.unread -= n; im.unread < 0 {
 		return im.corrupt("its metadata is larger than the image: files share what each must have by itself")

@@ -23,12 +23,12 @@ const (
 	maxDirSize   = 256 << 20
 	maxDepth     = 4096
 
-	// DefaultMaxMemory is how much memory, in bytes and by a generous estimate, an image or all layers of an
-	// index may take when they are read.
+	// DefaultMaxMemory limits the memory for reading an image, or all layers of an index, in bytes by a conservative
+	// estimate.
 	DefaultMaxMemory = 1 << 30
 )
 
-// super is what matters of a super block.
+// super has the used fields of a super block.
 type super struct {
 	root   uint64
 	blocks uint32
@@ -63,10 +63,10 @@ func readSuper(r io.ReaderAt, size int64) (super, error) {
 	return s, nil
 }
 
-// Open reads the metadata of the uncompressed image r of at most size bytes. Contents that lie inside
-// of inodes, as mkfs.erofs writes them, are kept in memory. Every offset and sum is checked: a hostile image
-// returns an error that matches ErrCorrupt, or a tree. Memory is bounded: it is in proportion to the size of the
-// image, and never more than DefaultMaxMemory, beyond which the error matches ErrTooLarge.
+// Open reads the metadata of the uncompressed image r of at most size bytes. Contents inline in inodes, as mkfs.erofs
+// writes them, are kept in memory. The image may be hostile: all offsets and sums are checked, and errors match
+// ErrCorrupt. Memory is proportional to the size of the image, and at most DefaultMaxMemory; beyond that the error
+// matches ErrTooLarge.
 func Open(r io.ReaderAt, size int64) (*layertree.Tree, error) {
 	return open(r, size, newBudget(DefaultMaxMemory))
 }
@@ -86,7 +86,7 @@ func open(r io.ReaderAt, size int64, memory *budget) (*layertree.Tree, error) {
 	return tree, nil
 }
 
-// image is an Open under way.
+// image is the state of Open.
 type image struct {
 	super
 	r      *windows
@@ -96,10 +96,10 @@ type image struct {
 	names  int // entries of directories
 
 	memory *budget
-	unread int64 // bytes of metadata that the image can still have
+	unread int64 // bytes of metadata that were not read yet, see read
 }
 
-// raw is an inode before its contents are looked at.
+// raw is an inode without its contents.
 type raw struct {
 	node   *layertree.Node
 	layout uint16
@@ -222,7 +222,7 @@ func (im *image) inode(nid uint64) (raw, error) {
 	return in, nil
 }
 
-// contents notes where the contents of a file are, or reads the target of a symbolic link.
+// contents records the location of a file's contents, or reads the target of a symbolic link.
 func (im *image) contents(in raw) error {
 	n := in.node
 	switch n.Type() {
@@ -265,7 +265,7 @@ func (im *image) contents(in raw) error {
 	return fmt.Errorf("%w: layout %d", ErrUnsupported, in.layout)
 }
 
-// addRun appends a run of some blocks, after checking that it lies in the image.
+// addRun appends a run of blocks, after checking that it is in the image.
 func (im *image) addRun(n *layertree.Node, r layertree.Run, blocks int64) error {
 	if int64(r.Start)+blocks > int64(im.blocks) || int64(r.File)+blocks > nullBlock {
 		return im.corrupt("contents of %d blocks from block %d on lie outside", blocks, r.Start)
@@ -320,7 +320,7 @@ func (im *image) chunks(in raw, blocks int64) error {
 	return nil
 }
 
-// tail returns what of the contents lies after the inode.
+// tail returns the part of the contents that follows the inode.
 func (im *image) tail(in raw) ([]byte, error) {
 	n := in.size % blockSize
 	if in.after%blockSize+n > blockSize {

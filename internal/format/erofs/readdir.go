@@ -117,8 +117,8 @@ func (im *image) xattrs(at, length int64) ([]layertree.Xattr, error) {
 	return out, im.memory.take(int64(len(out)) * xattrCost)
 }
 
-// xattr reads the attribute at the beginning of b, and how many bytes it takes. One of a name space that is
-// not known has no name.
+// xattr returns the attribute at the beginning of b, and its size in bytes. The name is empty if its namespace is
+// unknown.
 func (im *image) xattr(b []byte) (x layertree.Xattr, n int, err error) {
 	if len(b) < 4 {
 		return x, 0, im.corrupt("an attribute of %d bytes", len(b))
@@ -135,7 +135,7 @@ func (im *image) xattr(b []byte) (x layertree.Xattr, n int, err error) {
 	return x, int(align(int64(end), 4)), err
 }
 
-// sharedXattr reads an attribute that several files have. It is kept in memory once.
+// sharedXattr returns a shared attribute. It is read once and cached.
 func (im *image) sharedXattr(id uint32) (x layertree.Xattr, err error) {
 	if x, known := im.shared[id]; known {
 		return x, nil
@@ -159,7 +159,7 @@ func (im *image) sharedXattr(id uint32) (x layertree.Xattr, err error) {
 	return x, err
 }
 
-// windows reads small pieces of an image through large ones that it keeps.
+// windows reads small parts of an image through a cache of large ones.
 type windows struct {
 	r    io.ReaderAt
 	size int64

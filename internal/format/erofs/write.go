@@ -16,7 +16,7 @@ import (
 
 const writeBuffer = 1 << 20
 
-// ErrTooLarge says that the layer does not fit in the file system.
+// ErrTooLarge: the layer exceeds a limit of the file system.
 var ErrTooLarge = errors.New("the layer does not fit in an EROFS image")
 
 // Info reports what was written.
@@ -26,9 +26,9 @@ type Info struct {
 	UUID   [16]byte
 }
 
-// WriteLayer reads a layer tar from r, to its end, and writes it to w as an EROFS image, from offset 0
-// on. w must be empty: block 0 is written last. See package layertree for what is made of the tar, and
-// for the limits in o. The end of ctx is noticed while the tar is read.
+// WriteLayer reads a layer tar from r to EOF, and writes it to w as an EROFS image at offset 0. w must be empty: block
+// 0 is written last. See package layertree for the interpretation of the tar and the limits in o. ctx is checked while
+// the tar is read.
 func WriteLayer(ctx context.Context, w io.WriteSeeker, r io.Reader, o layertree.Options) (Info, error) {
 	if _, err := w.Seek(blockSize, io.SeekStart); err != nil {
 		return Info{}, fmt.Errorf("erofs: %w", err)
@@ -60,7 +60,7 @@ func WriteLayer(ctx context.Context, w io.WriteSeeker, r io.Reader, o layertree.
 	return info, nil
 }
 
-// inode is where a file goes.
+// inode is the placement of a file in the image.
 type inode struct {
 	node   *layertree.Node
 	names  []string // of a directory, with "." and ".."
@@ -72,10 +72,10 @@ type inode struct {
 	inline int    // bytes of contents after the inode
 	chunk  uint   // log2 of blocks per chunk
 	chunks int
-	tail   []byte // the end of a file that has to lie in a block of its own
+	tail   []byte // the end of a file that needs a separate block
 }
 
-// metadata is a write under way.
+// metadata is the state of writeMetadata.
 type metadata struct {
 	w      *bufio.Writer
 	sum    hash.Hash
@@ -110,7 +110,7 @@ func writeMetadata(w *bufio.Writer, tree *layertree.Tree, first uint32) ([]byte,
 	end := m.next + uint32(inodeBlocks)
 	info := Info{Bytes: int64(end) * blockSize, Inodes: len(m.inodes)}
 	copy(info.UUID[:], m.sum.Sum(nil))
-	info.UUID[6] = info.UUID[6]&0x0f | 0x80 // version 8: made by a rule of our own
+	info.UUID[6] = info.UUID[6]&0x0f | 0x80 // version 8: custom
 	info.UUID[8] = info.UUID[8]&0x3f | 0x80
 	return m.superBlock(end, info), info, nil
 }
@@ -139,10 +139,9 @@ func (m *metadata) superBlock(end uint32, info Info) []byte {
 	return block
 }
 
-// plan gives every file its place: directories before their entries, entries next to each other.
+// plan places all inodes: directories before their entries, entries next to each other.
 func (m *metadata) plan() error {
-	// Nothing lies at the very beginning: number 0 would be taken for "no inode" by readers of
-	// directories.
+	// Nothing is at offset 0: readers of directories take inode number 0 as "no inode".
 	m.size = extendedSize
 	add := func(n *layertree.Node, parent *inode, path string) error {
 		if m.index[n] != nil {
@@ -186,7 +185,7 @@ func (m *metadata) plan() error {
 	return nil
 }
 
-// place decides the layout of a file and where its inode goes.
+// place decides the layout of a file and the position of its inode.
 func (m *metadata) place(in *inode) error {
 	n := in.node
 	var err error
@@ -264,8 +263,7 @@ func (m *metadata) placeFile(in *inode) {
 		in.block = n.Runs[0].Start
 		return
 	}
-	// Holes, or contents in several places: the largest chunk of which every run is a multiple, but
-	// for the last.
+	// Holes or several runs: the largest chunk size of which every run but the last is a multiple.
 	in.layout = layoutChunked
 	m.chunky = true
 	shift := uint(20)

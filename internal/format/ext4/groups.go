@@ -6,7 +6,7 @@ import (
 	"github.com/stratavm/strata/internal/format/layertree"
 )
 
-// groups is how the image is divided.
+// groups is the layout of the block groups.
 type groups struct {
 	count          uint32
 	blocksPerGroup uint32 // fewer than possible when there are many small files
@@ -17,8 +17,8 @@ type groups struct {
 	descBlocks     uint32 // blocks that hold descriptors
 }
 
-// plan finds the number of groups: it depends on the size of the image, which depends on the tables
-// and bitmaps of the groups.
+// plan finds the number of groups iteratively: it depends on the size of the image, which includes the tables and
+// bitmaps of the groups.
 func (im *image) plan() (groups, error) {
 	inodes := uint64(firstFreeInode - 1 + len(im.inodes))
 	if inodes > maxInodes {
@@ -31,12 +31,12 @@ func (im *image) plan() (groups, error) {
 		bitmaps := tables + count*perGroup/inodesPerBlock
 		end := bitmaps + 2*count
 		if end > count*blocksPerGroup {
-			// One more group adds little: jump to what the size asks for.
+			// One more group adds little: continue with the number that the size requires.
 			count = max(count, end/blocksPerGroup)
 			continue
 		}
-		// A group has room for so many inodes and no more: groups that are needed for inodes alone are
-		// made as small as the blocks there are, or the image would grow by what nobody uses.
+		// The number of inodes per group is limited. If more groups are needed for inodes than for blocks, make them
+		// smaller instead of adding unused blocks.
 		perGroupBlocks := uint64(blocksPerGroup)
 		if count > 1 {
 			perGroupBlocks = min(((end+count-1)/count+7)/8*8, blocksPerGroup)
@@ -96,8 +96,8 @@ func (m bitmap) setRange(from, to uint32) {
 	}
 }
 
-// usedBlocks marks what is in use: all but descriptor blocks that were kept in reserve, and contents
-// of entries that a later one has replaced.
+// usedBlocks returns the bitmap of blocks in use: all but reserved descriptor blocks, and contents of entries that a
+// later entry has replaced.
 func (im *image) usedBlocks(g groups) bitmap {
 	used := make(bitmap, int(g.count)*blockSize)
 	used.setRange(0, 1+g.descBlocks)

@@ -84,13 +84,13 @@ func (in *inode) encode(b []byte) {
 	le.PutUint16(b[120:], uint16(n.UID>>16))
 	le.PutUint16(b[122:], uint16(n.GID>>16))
 	le.PutUint16(b[128:], extraSize)
-	// What does not fit was found when the block of attributes was written.
+	// Errors were found when the attribute block was written.
 	inside, _, _ := encodeXattrs(n.Xattrs)
 	copy(b[128+extraSize:], inside)
 }
 
-// encodeTime returns the two words of a time: 34 bits of seconds from -2^31 on, 30 of nanoseconds.
-// What is outside is set to the nearest second.
+// encodeTime returns the two words of a time: 34 bits of seconds from -2^31 on, and 30 of nanoseconds. Times out of
+// range are clamped.
 func encodeTime(sec int64, nsec uint32) (low, extra uint32) {
 	if sec < layertree.MinSec {
 		sec, nsec = layertree.MinSec, 0
@@ -186,5 +186,5 @@ func (w *dirWriter) finish() []byte {
 	return w.b
 }
 
-// maxInodes is how many there can be.
+// maxInodes is the maximum number of inodes.
 const maxInodes = math.MaxUint32 - blocksPerGroup

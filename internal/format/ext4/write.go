@@ -30,7 +30,7 @@ const (
 	maxFileLinks = 65000
 )
 
-// ErrTooLarge says that the layer does not fit in the file system.
+// ErrTooLarge: the layer exceeds a limit of the file system.
 var ErrTooLarge = errors.New("the layer does not fit in an ext4 image")
 
 // Info reports what WriteLayer wrote.
@@ -40,9 +40,9 @@ type Info struct {
 	UUID   [16]byte
 }
 
-// WriteLayer reads a layer tar from r, to its end, and writes it to w as an ext4 file system, from
-// offset 0 on. w must be empty: holes are skipped, not written. See package layertree for what is
-// made of the tar, and for the limits in o. The end of ctx is noticed while the tar is read.
+// WriteLayer reads a layer tar from r to EOF, and writes it to w as an ext4 file system at offset 0. w must be empty:
+// holes are skipped, not written. See package layertree for the interpretation of the tar and the limits in o. ctx is
+// checked while the tar is read.
 func WriteLayer(ctx context.Context, w io.WriteSeeker, r io.Reader, o layertree.Options) (Info, error) {
 	limit := o.MaxBytes
 	if limit == 0 {
@@ -127,7 +127,7 @@ func (im *image) finish() (Info, error) {
 	}
 	info := Info{Bytes: int64(g.end) * blockSize, Inodes: len(im.numbers)}
 	copy(info.UUID[:], im.sum.Sum(nil))
-	info.UUID[6] = info.UUID[6]&0x0f | 0x80 // version 8: made by a rule of our own
+	info.UUID[6] = info.UUID[6]&0x0f | 0x80 // version 8: custom
 	info.UUID[8] = info.UUID[8]&0x3f | 0x80
 	if err := im.bw.Flush(); err != nil {
 		return Info{}, err
@@ -143,7 +143,7 @@ func (im *image) finish() (Info, error) {
 	return info, err
 }
 
-// pad makes the image end at block end.
+// pad extends the image to block end.
 func (im *image) pad(end uint32) error {
 	if im.next == end {
 		return nil
@@ -159,8 +159,8 @@ func (im *image) pad(end uint32) error {
 	return err
 }
 
-// number gives every file an inode number and writes directories, in one walk: when a directory is
-// written its entries have just got their numbers.
+// number assigns inode numbers and writes directories in one walk: a directory is written when its entries have their
+// numbers.
 func (im *image) number() error {
 	im.numbers = map[*layertree.Node]uint32{im.tree.Root: rootInode}
 	root := im.tree.Root
@@ -219,7 +219,7 @@ func (im *image) number() error {
 	return nil
 }
 
-// add gives a file the next number and writes what it has outside of its inode.
+// add assigns a file the next inode number and writes its blocks outside the inode.
 func (im *image) add(n *layertree.Node, path string) (uint32, error) {
 	ino := uint32(firstFreeInode + len(im.inodes))
 	if !n.IsDir() && n.Nlink > maxFileLinks {

@@ -15,11 +15,11 @@ const (
 	xattrInInode = inodeSize - 128 - extraSize
 )
 
-// ErrXattrs says that the attributes of a file need more room than ext4 has for them.
+// ErrXattrs: the attributes of a file exceed the limit of ext4.
 var ErrXattrs = errors.New("the extended attributes of the file do not fit in ext4 (about 4 KiB): choose the EROFS " +
 	"format")
 
-// xattrPrefixes are the numbers that stand for the beginnings of attribute names.
+// xattrPrefixes are the prefixes of attribute names with their numbers.
 var xattrPrefixes = [...]struct {
 	prefix string
 	index  byte
@@ -37,8 +37,8 @@ type xattr struct {
 func (x xattr) entryLen() int { return (16 + len(x.name) + 3) &^ 3 }
 func (x xattr) valueLen() int { return (len(x.value) + 3) &^ 3 }
 
-// encodeXattrs lays attributes out: what fits goes into the inode, the rest into one block, in the
-// order in which the kernel searches it.
+// encodeXattrs encodes attributes: those that fit into the inode, and the rest for one block, in the kernel's search
+// order.
 func encodeXattrs(attrs []layertree.Xattr) (inside, block []byte, err error) {
 	if len(attrs) == 0 {
 		return nil, nil, nil
@@ -146,8 +146,8 @@ func compress(a layertree.Xattr) (xattr, error) {
 	return xattr{}, fmt.Errorf("attribute %q: ext4 does not know its name space", a.Name)
 }
 
-// encodeACL turns an ACL as getxattr gives it (version 2, 8 bytes for each entry) into what ext4 keeps
-// (version 1, 4 bytes for entries without an id).
+// encodeACL converts an ACL from the format of getxattr (version 2, 8 bytes per entry) to that of ext4 (version 1, 4
+// bytes for entries without an id).
 func encodeACL(v string) (string, error) {
 	in := []byte(v)
 	if len(in) < 4 || (len(in)-4)%8 != 0 || le.Uint32(in) != 2 {

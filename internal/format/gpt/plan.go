@@ -12,16 +12,16 @@ import (
 const (
 	// SectorSize is the unit of the table in bytes.
 	SectorSize = 512
-	// Alignment is that of all partitions in bytes: file systems of layers have blocks of 4 KiB.
+	// Alignment is the alignment of partitions in bytes: file systems of layers have blocks of 4 KiB.
 	Alignment = 4096
-	// MaxPartitions is how many partitions Linux shows of one disk.
+	// MaxPartitions is Linux's maximum number of partitions of a disk.
 	MaxPartitions = 255
 
 	signature   = "EFI PART"
 	revision    = 0x00010000
 	headerSize  = 92
 	entrySize   = 128
-	minEntries  = 128 // the specification wants room for as many
+	minEntries  = 128 // the minimum in the specification
 	nameUnits   = 36
 	maxDiskSize = 1 << 62
 )
@@ -45,8 +45,8 @@ type Partition struct {
 	Size   int64
 }
 
-// Layout is a disk that is still to be put together: Head, then the partitions, each at its Offset
-// with zeroes up to the next, then Tail, which ends at Size.
+// Layout is the layout of a disk: Head, then the partitions, each at its Offset and padded with zeroes up to the next,
+// then Tail, which ends at Size.
 type Layout struct {
 	Head       []byte // of the disk from offset 0 on: protective MBR, header, entries
 	Partitions []Partition
@@ -55,8 +55,8 @@ type Layout struct {
 	Size       int64
 }
 
-// Plan lays out one partition for each of sizes, in order. A size that is no multiple of 4096 is
-// rounded up: the rest of such a partition is to be zero. The same input gives the same bytes.
+// Plan lays out one partition for each of sizes, in order. Sizes are rounded up to a multiple of 4096; the caller must
+// pad with zeroes. The result is deterministic.
 func Plan(names []string, sizes []int64) (Layout, error) {
 	if len(names) != len(sizes) || len(sizes) == 0 {
 		return Layout{}, fmt.Errorf("gpt: %d names for %d partitions: one for each is needed", len(names), len(sizes))
@@ -101,7 +101,7 @@ func Plan(names []string, sizes []int64) (Layout, error) {
 
 func align(n, to int64) int64 { return (n + to - 1) / to * to }
 
-// guid makes an id of our own making (version 8) of a digest, in the mixed order of EFI.
+// guid returns a custom GUID (version 8) from a digest, in EFI's mixed byte order.
 func guid(digest []byte) (g [16]byte) {
 	copy(g[:], digest)
 	g[7] = g[7]&0x0f | 0x80
@@ -127,7 +127,7 @@ func putEntry(b []byte, p Partition, i int) error {
 	return nil
 }
 
-// putMBR writes the table that protects the disk from programs that do not know this one.
+// putMBR writes the protective MBR.
 func putMBR(b []byte, last uint64) {
 	p := b[446:]
 	copy(p[1:], []byte{0x00, 0x02, 0x00}) // first sector, as cylinder, head and sector

@@ -17,9 +17,9 @@ const (
 	maxEntryLength = 4096
 )
 
-// Read finds the partitions of a disk of size bytes, in the order of the table; entries that are not
-// in use are left out. When the first table is damaged the copy at the end is used. Partitions that
-// overlap, or lie outside of the disk, give ErrCorrupt.
+// Read returns the partitions of a disk of size bytes, in the order of the table, without unused entries. If the
+// primary table is damaged it uses the backup. Partitions that overlap or are outside the disk are an error that
+// matches ErrCorrupt.
 func Read(r io.ReaderAt, size int64) ([]Partition, error) {
 	if size < 6*SectorSize {
 		return nil, fmt.Errorf("gpt: a disk of %d bytes: %w", size, ErrNoTable)

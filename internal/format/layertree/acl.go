@@ -27,9 +27,9 @@ type aclEntry struct {
 	id        uint32
 }
 
-// aclFromText turns the text form of a POSIX ACL, such as "user::rw-,user:1000:r--,group::r--,…",
-// into the value of its attribute. A user or group given by name needs its number in a fourth field,
-// as star writes it: names mean nothing outside of the system that packed the layer.
+// aclFromText converts the text form of a POSIX ACL, such as "user::rw-,user:1000:r--,group::r--,…", to the value of
+// its attribute. A user or group name needs the numeric id in a fourth field, as star writes it: names have no meaning
+// outside the system that packed the layer.
 func aclFromText(text string) (string, error) {
 	var entries []aclEntry
 	for line := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ',' || r == '\n' }) {
@@ -61,9 +61,8 @@ func aclFromText(text string) (string, error) {
 	return string(b), nil
 }
 
-// checkACL makes sure that an ACL in the form of getxattr is one that Linux accepts: whole, its entries in
-// order, the three of the file's owner, group and others there, and a mask where ids are named. An empty
-// one stands for none.
+// checkACL returns an error unless Linux accepts an ACL in the format of getxattr: complete, entries in order, with
+// entries for owner, group and others, and a mask if there are entries for ids. An empty one means no ACL.
 func checkACL(v string) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("no POSIX ACL: %s: %w", fmt.Sprintf(format, args...), ErrInvalid)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Below is what lies under a layer: the layers that it is put over, the top-most first.
+// Below are the layers below a layer, topmost first.
 type Below struct {
 	Layers []Lower
 }
@@ -15,13 +15,12 @@ type Below struct {
 // Lower is a layer under another one.
 type Lower struct {
 	Tree *Tree
-	// Open opens the content of a regular file of the tree by its slash-separated path, which leads through
-	// directories alone.
+	// Open opens the content of a regular file of the tree by its slash-separated path, which has no symbolic links.
 	Open func(path string, n *Node) (io.ReadCloser, error)
 }
 
-// lowNode is what the layers of a Below show under one name: a directory with its parts in several layers,
-// the top-most first, or one part of another type, or nothing.
+// lowNode is the merged view of a path in the layers of a Below: a directory with its parts in several layers, topmost
+// first; one part of another type; or nothing.
 type lowNode []lowPart
 
 type lowPart struct {
@@ -40,10 +39,10 @@ func (b *Below) root() lowNode {
 	return out
 }
 
-// is reports whether there is something of a type.
+// is reports whether l exists and has a type.
 func (l lowNode) is(typ uint32) bool { return len(l) > 0 && l[0].node.Type() == typ }
 
-// child returns what a name in the directory l shows, as overlayfs does.
+// child returns the entry name of the directory l, as overlayfs merges it.
 func (l lowNode) child(name string) lowNode {
 	if !l.is(TypeDir) {
 		return nil
@@ -87,8 +86,7 @@ func (n *Node) inheritBelow(low lowNode) {
 	}
 }
 
-// step is a directory on the way from the root: what the layer itself has of it, perhaps nothing, and what is
-// below.
+// step is a directory on the path from the root: the layer's own node, which may be nil, and the layers below.
 type step struct {
 	up   *step
 	name string
@@ -103,7 +101,7 @@ func (s *step) child(name string) *Node {
 	return s.own.Child(name)
 }
 
-// below returns what of the layers below is seen under a name.
+// below returns the visible entry of the layers below under a name.
 func (s *step) below(name string) lowNode {
 	if s.own != nil && s.own.IsOpaque() {
 		return nil
@@ -115,25 +113,25 @@ func (s *step) below(name string) lowNode {
 type follower struct {
 	tree    *Tree
 	changed bool
-	made    int // directories
-	work    int // names that were looked up
+	made    int // directories created
+	work    int // names looked up
 	bare    bareness
 	put     func(dir *Node, name string, n *Node)
 }
 
-// maxFollowWork is how many names are looked up to follow links: a small hostile layer could have very many long
-// ways.
+// maxFollowWork bounds the number of names looked up to follow links, for which a small hostile layer could need very
+// many.
 const maxFollowWork = 50_000_000
 
-// Follow settles in a layer that was converted by itself what depends on the layers below:
+// Follow applies to a layer that was converted alone what depends on the layers below:
 //
-//   - A directory without an entry of its own, over a symbolic link, is not there: what is in it belongs where
-//     the link leads to, as when layers are unpacked over one another.
-//   - Such a directory that holds whiteouts alone, over nothing, is not there either.
-//   - Such a directory over another has that one's attributes.
-//   - In a directory of the layer alone there are no whiteouts: overlayfs lists the names of those there.
+//   - A directory without an entry of its own, over a symbolic link, is removed and its entries are moved to the link's
+//     target, as when layers are unpacked over one another.
+//   - Such a directory that contains only whiteouts, over nothing, is removed.
+//   - Such a directory over another directory gets that one's attributes.
+//   - Whiteouts in a directory that no layer below has are removed: overlayfs would list their names.
 //
-// It reports whether one of these, but for the third, changed the layer.
+// It reports whether it changed the layer other than by the third rule.
 func (t *Tree) Follow(b *Below) (changed bool, err error) {
 	root := b.root()
 	if t.Root.Implied {
@@ -175,8 +173,8 @@ func (t *Tree) Follow(b *Below) (changed bool, err error) {
 	return f.changed, nil
 }
 
-// settle looks at the directory c, which has no entry of its own. When c is gone its entries may be in the
-// directory to.
+// settle applies Follow's rules to the directory c, which has no entry of its own. gone reports whether c was removed;
+// its entries may be in the directory to then.
 func (f *follower) settle(here *step, name string, c *Node, low lowNode) (to *step, gone bool, err error) {
 	switch {
 	case low.is(TypeSymlink):
@@ -186,7 +184,7 @@ func (f *follower) settle(here *step, name string, c *Node, low lowNode) (to *st
 		}
 		for s := to; s != nil; s = s.up {
 			if s.own == c {
-				return nil, false, nil // the link leads into what would be moved
+				return nil, false, nil // the link leads into c itself
 			}
 		}
 		if err := f.create(to); err != nil {
@@ -207,8 +205,8 @@ func (f *follower) settle(here *step, name string, c *Node, low lowNode) (to *st
 	return nil, false, nil
 }
 
-// walk goes from a directory along a path, through symbolic links of the layer and of those below. It makes
-// nothing. Where there is no way, also where a file is on it, the result is nil.
+// walk resolves a path from a directory, through symbolic links of the layer and those below. It creates nothing. The
+// result is nil if the path does not lead to a directory.
 func (f *follower) walk(at *step, way string) (*step, error) {
 	root := at
 	for root.up != nil {
@@ -262,7 +260,7 @@ func (f *follower) walk(at *step, way string) (*step, error) {
 	return at, nil
 }
 
-// create creates the directories of a way that the layer itself does not have.
+// create creates the directories of a path that the layer itself does not have.
 func (f *follower) create(s *step) error {
 	var missing []*step
 	for ; s.own == nil || s.own.IsWhiteout(); s = s.up {
@@ -285,7 +283,7 @@ func (f *follower) create(s *step) error {
 	return nil
 }
 
-// implied makes a directory that has no entry of its own.
+// implied returns a new directory without an entry of its own.
 func (t *Tree) implied() *Node {
 	t.HasImplied = true
 	d := NewDir(0o755)
@@ -293,8 +291,7 @@ func (t *Tree) implied() *Node {
 	return d
 }
 
-// merge moves the entries of the directory from, which is nowhere any more, to another. What has its name there
-// stays.
+// merge moves the entries of the removed directory from to another one, in which existing entries are kept.
 func merge(to, from *Node) {
 	type pair struct{ to, from *Node }
 	for stack := []pair{{to, from}}; len(stack) > 0; {

@@ -21,7 +21,7 @@ type contents struct {
 	pad  [BlockSize]byte
 }
 
-// holeUnit is the size of the pieces of a file that are left out when they are zero.
+// holeUnit returns the size of the pieces of a file that become holes if they are zero.
 func holeUnit(size int64) int64 {
 	unit := int64(minHole)
 	for size/unit > maxPieces && unit < copyBuffer {
@@ -30,7 +30,7 @@ func holeUnit(size int64) int64 {
 	return unit
 }
 
-// add copies size bytes of r and returns where they are.
+// add copies size bytes of r and returns their location.
 func (c *contents) add(r io.Reader, size int64) ([]Run, error) {
 	if blocks := (size + BlockSize - 1) / BlockSize; blocks > math.MaxUint32-1 {
 		return nil, fmt.Errorf("%d bytes are more than a file can have", size)
@@ -69,7 +69,7 @@ func (c *contents) add(r io.Reader, size int64) ([]Run, error) {
 	return runs, nil
 }
 
-// write appends b, which is at offset off of its file, and fills its last block.
+// write appends b, which is at offset off of its file, and pads its last block.
 func (c *contents) write(runs *[]Run, off int64, b []byte) error {
 	if _, err := c.w.Write(b); err != nil {
 		return err
@@ -82,7 +82,7 @@ func (c *contents) write(runs *[]Run, off int64, b []byte) error {
 	return c.took(runs, off, int64(len(b)))
 }
 
-// took notes that n bytes at offset off of a file have been appended.
+// took records that n bytes at offset off of a file were appended.
 func (c *contents) took(runs *[]Run, off, n int64) error {
 	blocks := uint32((n + BlockSize - 1) / BlockSize)
 	if uint64(c.next)+uint64(blocks) >= math.MaxUint32 {

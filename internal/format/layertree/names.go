@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// dir finds a directory, follows symbolic links of the layer inside the root, and makes what is
-// missing with the time t.
+// dir returns a directory. It follows symbolic links of the layer within the root, and creates missing directories with
+// the time t.
 func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 	at := []*Node{rd.tree.Root} // the way from the root
 	rest := strings.Split(strings.Trim(name, "/"), "/")
@@ -46,7 +46,7 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 			rest = append(strings.Split(next.Target, "/"), rest...)
 			continue
 		case !next.IsDir():
-			// The last entry wins: what was a file is a directory now.
+			// The last entry wins: the file becomes a directory.
 			next = impliedDir(t)
 			rd.tree.HasImplied = true
 			rd.put(here, part, next)
@@ -58,7 +58,7 @@ func (rd *reader) dir(name string, t time.Time) (*Node, error) {
 	return at[len(at)-1], nil
 }
 
-// impliedDir makes a directory that has no entry of its own, with the time t.
+// impliedDir returns a new directory without an entry of its own, with the time t.
 func impliedDir(t time.Time) *Node {
 	d := NewDir(0o755)
 	d.Sec, d.Nsec = seconds(t)
@@ -66,7 +66,7 @@ func impliedDir(t time.Time) *Node {
 	return d
 }
 
-// link creates a hard link, or remembers it when the target has not come yet.
+// link creates a hard link, or defers it if its target has not been read yet.
 func (rd *reader) link(dir *Node, base string, l pendingLink) error {
 	target, _, err := rd.find(l.target)
 	if err != nil {
@@ -83,14 +83,14 @@ func (rd *reader) setLink(dir *Node, base string, target *Node, l pendingLink) e
 	if target.IsDir() {
 		return fmt.Errorf("a hard link to the directory %s: %w", quote(l.target), ErrInvalid)
 	}
-	if dir.Child(base) != target { // else the link is there already
+	if dir.Child(base) != target { // else the link exists already
 		rd.put(dir, base, target)
 	}
 	return nil
 }
 
-// find looks an entry up by its name, without making anything. Symbolic links on the way, not at the
-// end, are followed. Where there is no such entry, missing is what the way ends at.
+// find returns an entry by its path, without creating anything. It follows symbolic links except the last component. If
+// there is no such entry, missing is the first missing component.
 func (rd *reader) find(name string) (n *Node, missing place, err error) {
 	at := []*Node{rd.tree.Root}
 	rest := strings.Split(name, "/")
@@ -143,7 +143,7 @@ func (rd *reader) links(ctx context.Context) error {
 	return nil
 }
 
-// linksLeft is the error for the hard links that wait for ever.
+// linksLeft returns the error for hard links whose targets do not exist.
 func (rd *reader) linksLeft() error {
 	n := 0
 	var first pendingLink
@@ -161,7 +161,7 @@ func (rd *reader) linksLeft() error {
 	return nil
 }
 
-// lateLink makes a hard link, or lets it wait for what is missing on the way to its target.
+// lateLink creates a hard link, or makes it wait for the first missing component of its target.
 func (rd *reader) lateLink(l pendingLink) error {
 	target, missing, err := rd.find(l.target)
 	if err != nil {
@@ -179,7 +179,7 @@ func (rd *reader) lateLink(l pendingLink) error {
 	return rd.setLink(dir, base, target, l)
 }
 
-// put sets an entry of a directory and calls the links that wait for it.
+// put sets an entry of a directory and makes the links that wait for it ready.
 func (rd *reader) put(dir *Node, name string, n *Node) {
 	dir.SetChild(name, n)
 	at := place{dir, name}

@@ -50,9 +50,9 @@ type Node struct {
 	Xattrs       []Xattr // sorted by name
 	Size         int64   // of regular files
 	Runs         []Run   // of regular files, in order
-	Tail         []byte  // content after the last whole block, if it is not in Runs; only read images have it
-	// Implied says that the layer has no entry for this directory, only for what is in it. Its attributes
-	// are made up, and those of the directory below stand.
+	Tail         []byte  // content after the last whole block, if it is not in Runs; only of images that were read
+	// Implied: the layer has no entry for this directory, only entries in it. Its attributes are defaults, over which
+	// those of the directory below take precedence.
 	Implied bool
 
 	children map[string]*Node
@@ -117,8 +117,8 @@ func (n *Node) Names() []string {
 	return names
 }
 
-// SetChild puts c into the directory n under a name, in place of what has it, and keeps the link
-// counts of all three. A directory must not be put in twice.
+// SetChild sets an entry of the directory n, replaces an existing one, and updates the link counts of all three nodes.
+// A directory must not be added twice.
 func (n *Node) SetChild(name string, c *Node) {
 	n.RemoveChild(name)
 	if n.children == nil {
@@ -132,7 +132,7 @@ func (n *Node) SetChild(name string, c *Node) {
 	}
 }
 
-// RemoveChild takes a name out of the directory n, with all that is below it.
+// RemoveChild removes an entry of the directory n, with all entries below it.
 func (n *Node) RemoveChild(name string) {
 	c := n.children[name]
 	if c == nil {
@@ -144,7 +144,7 @@ func (n *Node) RemoveChild(name string) {
 		return
 	}
 	n.Nlink--
-	// Files below may have other names elsewhere. The walk is not recursive: trees can be deep.
+	// Update the link counts of files below. Not recursive, because trees can be deep.
 	for stack := []*Node{c}; len(stack) > 0; {
 		d := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
@@ -166,14 +166,14 @@ type Tree struct {
 	Root *Node
 	// NextBlock is the first block of the image after the contents.
 	NextBlock uint32
-	// HasImplied says that directories below the root are, or were, [Node.Implied].
+	// HasImplied: directories below the root are, or were, [Node.Implied].
 	HasImplied bool
-	// HasWhiteouts says that the layer was converted from a tar with whiteouts that may have to go over nothing.
+	// HasWhiteouts: the layer's tar had whiteouts, which may have to be removed if there is nothing below them.
 	HasWhiteouts bool
 }
 
-// Walk calls f for each node once, parents before children and entries in byte order, the root first,
-// with the first path under which it comes, such as "/usr/bin". It stops at the first error.
+// Walk calls f for each node once, with its first path, such as "/usr/bin": the root first, parents before children,
+// entries in byte order. It stops at the first error.
 func (t *Tree) Walk(f func(path string, n *Node) error) error {
 	seen := make(map[*Node]struct{})
 	type item struct {

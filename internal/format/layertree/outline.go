@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// An outline is a layer without contents: names, attributes, and where the contents are. It is kept beside the
-// layer for those that are converted over it.
+// An outline is a layer without contents: names, attributes, and the location of the contents. It is stored with the
+// layer for the conversion of layers above it.
 type outlineHead struct {
 	Version      int
 	HasImplied   bool
@@ -25,7 +25,7 @@ type outlineEntry struct {
 
 const outlineVersion = 1
 
-// ErrOutline says that an outline cannot be read.
+// ErrOutline: an outline cannot be read.
 var ErrOutline = errors.New("the outline of the layer is damaged, or of another version")
 
 // writeOutline writes the outline of t.
@@ -69,8 +69,8 @@ func (t *Tree) writeOutline(w io.Writer) error {
 	return z.Close()
 }
 
-// OutlineAsks reads from the beginning of an outline whether the layer may depend on those below it: it has
-// directories without entries of their own, or whiteouts. Over nothing it is the latter alone that matter.
+// OutlineAsks reports, by the beginning of an outline, whether the layer may need [Tree.Follow]: it has directories
+// without entries of their own, or whiteouts. If there is nothing below the layer, only whiteouts count.
 func OutlineAsks(r io.Reader, overNothing bool) (bool, error) {
 	_, head, err := openOutline(r)
 	return head.HasWhiteouts || head.HasImplied && !overNothing, err
@@ -92,10 +92,10 @@ func openOutline(r io.Reader) (*gob.Decoder, outlineHead, error) {
 	return dec, head, nil
 }
 
-// DefaultMaxMemory is a limit for ReadOutline: of all the layers of an image, in bytes.
+// DefaultMaxMemory is a memory limit for ReadOutline, for all layers of an image, in bytes.
 const DefaultMaxMemory = 1 << 30
 
-// ReadOutline reads an outline. What it takes of memory, by a generous estimate, is taken from left.
+// ReadOutline reads an outline. It subtracts its memory, by a conservative estimate, from left.
 func ReadOutline(r io.Reader, left *int64) (*Tree, error) {
 	dec, head, err := openOutline(r)
 	if err != nil {
@@ -171,7 +171,7 @@ func (t *Tree) addOutline(e outlineEntry, dirs map[string]*Node, left *int64) er
 	return nil
 }
 
-// lookup finds a node by its path, through directories alone.
+// lookup returns a node by its path. It follows no symbolic links.
 func (t *Tree) lookup(path string) *Node {
 	n := t.Root
 	for part := range strings.SplitSeq(path, "/") {

@@ -1,9 +1,9 @@
 package layertree
 
-// Overlay puts the layer upper over t: what overlayfs shows of the two, in t. Whiteouts take names
-// away, opaque directories replace, directories merge and take the attributes of the upper one, unless
-// these are made up (see [Node.Implied]), anything else replaces. Contents stay where they are: the runs
-// of both must count blocks of the same image. upper must not be used afterwards: its nodes now belong to t.
+// Overlay merges the layer upper into t, as overlayfs would show the two. Whiteouts remove names; opaque directories
+// replace; other directories are merged and get the attributes of the upper one, unless it is [Node.Implied]; anything
+// else replaces. The runs of both must refer to blocks of the same image. upper must not be used after that: t owns its
+// nodes.
 func (t *Tree) Overlay(upper *Tree) {
 	t.NextBlock = max(t.NextBlock, upper.NextBlock)
 	type pair struct{ low, up *Node }
@@ -51,8 +51,7 @@ func (n *Node) inherit(low *Node) {
 	}
 }
 
-// Resolve removes what has a meaning only over other layers, from a tree that has none below it:
-// whiteouts, and the mark of opaque directories.
+// Resolve removes whiteouts and the opaque attribute, for a tree that has no layers below it.
 func (t *Tree) Resolve() {
 	stack := []*Node{t.Root}
 	for len(stack) > 0 {
@@ -70,7 +69,7 @@ func (t *Tree) Resolve() {
 	}
 }
 
-// adopt is SetChild for a node that keeps the link count it has from its old directory.
+// adopt is SetChild for a node moved from another directory: its link count does not change.
 func (n *Node) adopt(name string, c *Node) {
 	if n.children == nil {
 		n.children = make(map[string]*Node)
@@ -81,8 +80,7 @@ func (n *Node) adopt(name string, c *Node) {
 	}
 }
 
-// Shift moves the contents of all files by blocks: the image that they count is no longer the first
-// thing on its disk.
+// Shift adds a number of blocks to the location of all contents, for an image that is not at the beginning of its disk.
 func (t *Tree) Shift(blocks uint32) {
 	seen := make(map[*Node]struct{})
 	stack := []*Node{t.Root}

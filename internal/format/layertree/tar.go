@@ -33,7 +33,7 @@ const (
 	maxDepth    = maxPath / 2
 )
 
-// What else than its name something costs in memory, in bytes, where a small layer could have many.
+// Estimated memory per item in addition to its name, in bytes, for items of which a small layer can have many.
 const (
 	xattrCost = 32
 	runCost   = 12
@@ -53,14 +53,13 @@ type Options struct {
 	MaxEntries  int     // entries of the tar, and parents that have none
 	MaxMetadata int64   // bytes of memory for names, link targets, attributes and the places of contents
 	Image       *Budget // of all layers of the image; nil: none
-	// AllowUnterminated accepts a stream without the blocks of zeroes that end a tar, also one of no bytes
-	// at all. A tar that was cut between two entries looks like that, so allow it only where a digest is
-	// checked as well.
+	// AllowUnterminated accepts a stream without the zero blocks at the end of a tar, and an empty one. A tar truncated
+	// between two entries looks like that, so set it only if a digest is verified as well.
 	AllowUnterminated bool
-	// Below are the layers under this one, where they are known. Then symbolic links of theirs are followed, see
-	// [Tree.Follow], and hard links may name their files, which are copied into the layer.
+	// Below are the layers below this one, if known. Their symbolic links are followed, see [Tree.Follow], and hard
+	// links to their files copy these into the layer.
 	Below *Below
-	// Outline, when set, receives what [ReadOutline] reads.
+	// Outline, if set, receives the layer's outline, for [ReadOutline].
 	Outline io.Writer
 }
 
@@ -76,7 +75,7 @@ func (o *Options) defaults() {
 	}
 }
 
-// reader is a FromTar under way.
+// reader is the state of FromTar.
 type reader struct {
 	o        Options
 	tree     *Tree
@@ -102,9 +101,8 @@ type place struct {
 	name string
 }
 
-// FromTar reads an uncompressed layer tar from r, to the end of r, and appends the contents of its
-// files to data, which stands at block firstBlock of the image. All writes are whole blocks. The end of
-// ctx is noticed between two entries.
+// FromTar reads an uncompressed layer tar from r to EOF, and appends the contents of its files to data, whose position
+// is block firstBlock of the image. All writes are whole blocks. ctx is checked between entries.
 func FromTar(ctx context.Context, r io.Reader, data io.Writer, firstBlock uint32, o Options) (*Tree, error) {
 	o.defaults()
 	rd := &reader{o: o, tree: &Tree{Root: impliedDir(time.Time{})}, out: contents{w: data, next: firstBlock}}
@@ -135,7 +133,7 @@ func FromTar(ctx context.Context, r io.Reader, data io.Writer, firstBlock uint32
 	if err := rd.finish(ctx); err != nil {
 		return nil, err
 	}
-	// Tars end with padding; whoever computes a digest of r wants to see it too.
+	// Read the padding after the end too, for callers that compute a digest of r.
 	n, err := io.Copy(io.Discard, io.LimitReader(in, o.MaxBytes+1))
 	if err != nil {
 		return nil, rd.streamError("read what follows the last entry", err)
@@ -152,7 +150,7 @@ func FromTar(ctx context.Context, r io.Reader, data io.Writer, firstBlock uint32
 	return rd.tree, nil
 }
 
-// finish does what needs all entries: late hard links, whiteouts, and what depends on the layers below.
+// finish handles what needs all entries: deferred hard links, whiteouts, and Follow.
 func (rd *reader) finish(ctx context.Context) error {
 	if err := rd.links(ctx); err != nil {
 		return err
@@ -175,7 +173,7 @@ func (rd *reader) finish(ctx context.Context) error {
 	return nil
 }
 
-// sniff refuses what is plainly no tar, with a reason better than that of the tar reader.
+// sniff returns an error for an empty or compressed stream, which is clearer than that of the tar reader.
 func sniff(in *bufio.Reader, mayBeEmpty bool) error {
 	b, err := in.Peek(6)
 	if err != nil && err != io.EOF {
@@ -194,8 +192,8 @@ func sniff(in *bufio.Reader, mayBeEmpty bool) error {
 	return nil
 }
 
-// blockReader remembers whether the last block of a tar that was read as a block is zero: the tar reader
-// does not tell a proper end from a missing one.
+// blockReader records whether the last block that was read is zero, because the tar reader does not distinguish a
+// proper end from a missing one.
 type blockReader struct {
 	r    io.Reader
 	zero bool
@@ -241,8 +239,8 @@ func (rd *reader) entry(h *tar.Header, body io.Reader) error {
 		return rd.root(h)
 	}
 	if strings.HasPrefix(base, ".wh.") && rd.belowFile(dirName) {
-		// umoci writes a whiteout for all that was in a directory, also where the layer itself has put a
-		// file in its place, which hides all of that already.
+		// umoci writes whiteouts for the entries of a directory that the layer replaces by a file, which hides them
+		// already.
 		return nil
 	}
 	dir, err := rd.dir(dirName, h.ModTime)
@@ -309,7 +307,7 @@ func (rd *reader) belowFile(dir string) bool {
 	return false
 }
 
-// root takes the attributes of the root directory from its entry.
+// root sets the attributes of the root directory from its entry.
 func (rd *reader) root(h *tar.Header) error {
 	n, err := rd.node(h)
 	if err != nil {
@@ -328,7 +326,7 @@ func (n *Node) update(m *Node) {
 	n.Implied = m.Implied
 }
 
-// account counts what has to be kept in memory.
+// account adds to the number of nodes and the memory in use, and checks the limits.
 func (rd *reader) account(nodes, bytes int) error {
 	if rd.nodes += nodes; rd.nodes > rd.o.MaxEntries {
 		return fmt.Errorf("more than %d entries: %w", rd.o.MaxEntries, ErrTooLarge)
@@ -339,9 +337,8 @@ func (rd *reader) account(nodes, bytes int) error {
 	return rd.o.Image.memory(nodes, bytes)
 }
 
-// cleanName returns the name of an entry without leading slashes, ".", ".." and trailing slashes; the root
-// is "". A ".." takes away the name before it, as umoci and docker understand it, not the directory that a
-// symbolic link leads to. A name that leads out of the root is refused.
+// cleanName returns the path of an entry without leading and trailing slashes, "." and ".."; the root is "". Like umoci
+// and docker it resolves ".." lexically, without following symbolic links. A path out of the root is an error.
 func cleanName(name string) (string, error) {
 	if len(name) > maxPath {
 		return "", fmt.Errorf("a path of %d bytes; at most %d are possible: %w", len(name), maxPath, ErrInvalid)

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// whiteout notes what an entry ".wh."+name of a directory hides.
+// whiteout records the whiteout entry ".wh."+name of a directory.
 func (rd *reader) whiteout(dir *Node, name string) error {
 	if name == ".wh..opq" {
 		dir.opaque = true
@@ -26,7 +26,7 @@ func (rd *reader) whiteout(dir *Node, name string) error {
 	return nil
 }
 
-// whiteouts turns the whiteouts into what overlayfs understands, now that all entries are known.
+// whiteouts converts the whiteouts to overlayfs's format, once all entries were read.
 func (rd *reader) whiteouts() {
 	bare := bareness{}
 	for _, d := range rd.whited {
@@ -59,8 +59,8 @@ func (rd *reader) whiteouts() {
 	}
 }
 
-// dropWhiteouts removes the whiteouts in an opaque directory, and the directories that are there for them alone:
-// nothing is below it that they could hide, and overlayfs lists their names there. It does nothing to others.
+// dropWhiteouts removes the whiteouts below an opaque directory, and directories that contain nothing else: they hide
+// nothing, and overlayfs would list their names. It does nothing for other directories.
 func (n *Node) dropWhiteouts(bare bareness) {
 	if !n.IsDir() || !n.IsOpaque() {
 		return
@@ -80,8 +80,7 @@ func (n *Node) dropWhiteouts(bare bareness) {
 	}
 }
 
-// bareness remembers which directories are bare: made up, because nothing is in them but whiteouts and
-// other bare directories. Over nothing, such a directory is nothing.
+// bareness caches which directories are bare: implied, with nothing in them but whiteouts and bare directories.
 type bareness map[*Node]bool
 
 // of reports whether n is a bare directory.

@@ -17,8 +17,8 @@ const capability = "security.capability"
 // xattrNamespaces are the name spaces of attributes that file systems of layers can hold.
 var xattrNamespaces = [...]string{"user.", "trusted.", "security."}
 
-// xattrs takes the extended attributes out of the PAX records: as star, GNU tar and Go write them
-// (SCHILY.xattr), and what GNU tar writes in records of its own (ACLs as text, SELinux labels).
+// xattrs sets the extended attributes from PAX records: those of star, GNU tar and Go (SCHILY.xattr), and GNU tar's own
+// records (ACLs as text, SELinux labels).
 func (rd *reader) xattrs(n *Node, records map[string]string) error {
 	for key, value := range records {
 		name, value, err := xattrRecord(records, key, value)
@@ -67,9 +67,9 @@ func xattrRecord(records map[string]string, key, value string) (name, out string
 	return name, value, err
 }
 
-// checkXattr decides, for all formats alike, whether a file of a type has an attribute in a layer, and
-// with which value. What Linux would not let a file of that type have, as user.* on anything but regular
-// files and directories, is left out; a value that Linux would refuse is an error.
+// checkXattr decides, for all formats, whether an attribute of a file is kept, and with which value. One that Linux
+// does not allow on a file of the type, such as user.* on anything but regular files and directories, is dropped; a
+// value that Linux would refuse is an error.
 func checkXattr(typ uint32, name, value string) (out string, keep bool, err error) {
 	if !possibleXattr(typ, name, value) {
 		return "", false, nil
@@ -112,8 +112,8 @@ func possibleXattr(typ uint32, name, value string) bool {
 	return false
 }
 
-// checkCapability makes sure that a value is one of the forms of file capabilities. Version 1, which Linux
-// reads but no longer accepts, becomes version 2.
+// checkCapability returns an error unless a value is a valid file capability. It converts version 1, which Linux does
+// not accept any more, to version 2.
 func checkCapability(v string) (string, error) {
 	const revisionMask, v1, v2, v3 = 0xff000000, 0x01000000, 0x02000000, 0x03000000
 	if len(v) >= 4 {

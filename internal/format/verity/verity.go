@@ -41,7 +41,7 @@ type Info struct {
 	TreeBytes  int64  `json:"treeBytes"`  // super block and tree
 }
 
-// ErrMismatch says that data and tree do not belong together, or that one of them is damaged.
+// ErrMismatch: the data does not match the tree, or one of them is damaged.
 var ErrMismatch = errors.New("the data does not match its dm-verity hash tree")
 
 var salt [saltSize]byte
@@ -154,15 +154,15 @@ func superBlock(dataBlocks uint64, root [digestSize]byte) []byte {
 	return b
 }
 
-// Begins reports whether a super block follows size bytes of data, whatever it says.
+// Begins reports whether the signature of a super block follows size bytes of data.
 func Begins(r io.ReaderAt, size int64) bool {
 	b := make([]byte, len(signature))
 	_, err := r.ReadAt(b, size)
 	return (err == nil || errors.Is(err, io.EOF)) && string(b) == signature
 }
 
-// Read finds the tree that follows size bytes of data and returns what Append returned. It reads the
-// super block and the root, not the data: see [Check].
+// Read returns the Info of the tree that follows size bytes of data. It reads only the super block and the root block;
+// see [Check] for verifying the data.
 func Read(r io.ReaderAt, size int64) (Info, error) {
 	if size <= 0 || size%BlockSize != 0 {
 		return Info{}, fmt.Errorf("verity: %d bytes of data: a positive multiple of %d is needed", size, BlockSize)
@@ -197,8 +197,8 @@ func Read(r io.ReaderAt, size int64) (Info, error) {
 		Algorithm: algorithm, TreeBytes: tree}, nil
 }
 
-// Check reads all data and compares it with the tree that follows it and with want. What does not
-// match returns ErrMismatch.
+// Check verifies all data against the tree that follows it and against want. If they do not match, the error matches
+// ErrMismatch.
 func Check(ctx context.Context, r io.ReaderAt, want Info) error {
 	info, err := Read(r, want.DataBytes)
 	if err != nil {

@@ -15,7 +15,7 @@ var (
 	physicalSectorItem = guid("cda348c7-445d-4471-9cc9-e9885251c556")
 )
 
-// What WriteVHDX makes, and where in the file it puts it.
+// Parameters and file layout of WriteVHDX.
 const (
 	newBlockSize  = minBlockSize
 	newSectorSize = 512
@@ -24,19 +24,19 @@ const (
 	metadataAt    = 2 << 20
 	metadataSize  = 1 << 20
 	batAt         = 3 << 20
-	// chunkRatio is how many blocks share one block of sector bitmaps, which has an entry among theirs.
+	// chunkRatio is the number of payload blocks per sector bitmap block.
 	chunkRatio = (1 << 23) * newSectorSize / newBlockSize
 )
 
 // Flags of an item of metadata.
 const (
-	ofDisk   = 2 // it tells of the disk rather than of the file
+	ofDisk   = 2 // IsVirtualDisk: it describes the disk rather than the file
 	required = 4
 )
 
-// WriteVHDX writes a dynamic VHDX whose disk has size bytes, a multiple of 1 MiB, all of them zero, with blocks of
-// 1 MiB and sectors of 512 bytes. What it does not write must read as zeros: the caller makes the file length bytes
-// long.
+// WriteVHDX writes an empty dynamic VHDX with a disk of size bytes, a multiple of 1 MiB, with blocks of 1 MiB and
+// sectors of 512 bytes. w must read as zero where nothing is written, and the caller must extend the file to length
+// bytes.
 func WriteVHDX(w io.WriterAt, size int64) (length int64, err error) {
 	if size <= 0 || size > maxVirtualSize || size%newBlockSize != 0 {
 		return 0, fmt.Errorf("vhdx: a size of %d bytes: choose a multiple of 1 MiB up to 64 TiB", size)
@@ -52,7 +52,7 @@ func WriteVHDX(w io.WriterAt, size int64) (length int64, err error) {
 		{firstHeader, newHeader(0)}, {secondHeader, newHeader(1)},
 		{firstRegion, regions}, {secondRegion, regions},
 		{metadataAt, newMetadata(size)},
-		// The table of blocks is all zeros: none is there.
+		// The block allocation table is zero: no block is present.
 	} {
 		if _, err := w.WriteAt(p.data, p.at); err != nil {
 			return 0, fmt.Errorf("vhdx: %w", err)
@@ -76,7 +76,7 @@ func randomID() (id [16]byte) {
 	return id
 }
 
-// seal puts the checksum into a structure.
+// seal sets the checksum of a structure.
 func seal(b []byte) []byte {
 	binary.LittleEndian.PutUint32(b[4:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 	return b

@@ -3,6 +3,6 @@
 // (sandbox.vhdx), which is only probed. The formats are those of the "Virtual Hard Disk Image Format
 // Specification" and of MS-VHDX. Nothing here opens a file.
 //
-// Of what there is, go-winio's package vhd calls virtdisk.dll, which Windows alone has, and hcsshim's tar2ext4 appends
-// the footer of a fixed VHD but reads none.
+// Libraries are not used: go-winio's package vhd needs Windows's virtdisk.dll, and hcsshim's tar2ext4 only writes
+// footers.
 package vhd

@@ -13,7 +13,7 @@ const FooterSize = 512
 
 const (
 	cookie           = "conectix"
-	featureReserved  = 2 // the bit that the specification wants always set
+	featureReserved  = 2 // always set, by the specification
 	formatVersion    = 0x00010000
 	noDynamicHeader  = ^uint64(0) // "data offset" of a fixed disk
 	creatorVersion   = 0x000a0000
@@ -26,7 +26,7 @@ const (
 // DiskType is the kind of a VHD.
 type DiskType uint32
 
-// The kinds that the specification gives a meaning.
+// The types in the specification.
 const (
 	Fixed        DiskType = 2
 	Dynamic      DiskType = 3
@@ -55,7 +55,7 @@ var (
 	ErrInvalidSize = errors.New("the size of a VHD must be a positive multiple of 512 bytes")
 )
 
-// Footer is what a VHD says of itself.
+// Footer has the fields of a VHD's footer.
 type Footer struct {
 	Type     DiskType
 	Size     int64 // of the disk in bytes, without the footer
@@ -103,8 +103,8 @@ func checksum(b []byte) uint32 {
 	return ^sum
 }
 
-// geometry is the cylinder, head and sector triple that the appendix of the VHD specification
-// computes from a size. It only matters to BIOS-era readers; the size field is what counts.
+// geometry returns the cylinder, head and sector triple for a size, by the appendix of the VHD specification. Only old
+// readers use it instead of the size.
 func geometry(size int64) uint32 {
 	const maxSectors = 65535 * 16 * 255
 	sectors := min(size/sectorSize, maxSectors)
@@ -161,9 +161,9 @@ func WriteFooter(w io.Writer, size int64) error {
 	return nil
 }
 
-// Validate reads the footer at the end of a file of fileSize bytes and checks that the file is a whole
-// fixed VHD. Dynamic and differencing disks match [ErrNotFixed], a file whose length contradicts its
-// footer matches [ErrWrongSize].
+// Validate reads the footer at the end of a file of fileSize bytes and checks that the file is a complete fixed VHD.
+// For dynamic and differencing disks the error matches [ErrNotFixed], for a size that differs from the footer's
+// [ErrWrongSize].
 func Validate(r io.ReaderAt, fileSize int64) (Footer, error) {
 	if fileSize < FooterSize {
 		return Footer{}, fmt.Errorf("vhd: file of %d bytes: %w", fileSize, ErrNotVHD)

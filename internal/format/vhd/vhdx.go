@@ -8,7 +8,7 @@ import (
 	"io"
 )
 
-// Places and sizes in a VHDX, as MS-VHDX fixes them.
+// Offsets and sizes in a VHDX, by MS-VHDX.
 const (
 	vhdxSignature  = "vhdxfile"
 	headerSig      = "head"
@@ -42,19 +42,19 @@ var (
 	ErrVHDXDamaged = errors.New("the VHDX disk is damaged")
 )
 
-// VHDX is what a VHDX disk says of itself.
+// VHDX has the parameters of a VHDX disk.
 type VHDX struct {
 	Size         int64 // of the disk in bytes
-	BlockSize    int64 // unit in which the file grows, in bytes
+	BlockSize    int64 // allocation unit of the file, in bytes
 	SectorSize   int   // logical, in bytes
 	Differencing bool  // it needs a parent
-	// LogDirty: the disk was not closed cleanly. Who opens it for writing replays its log.
+	// LogDirty: the disk was not closed cleanly. Its log is replayed when it is opened for writing.
 	LogDirty bool
 }
 
-// ProbeVHDX reads the headers and the metadata of the VHDX in r, whose file has fileSize bytes. It
-// reads at most about 1 MiB, whatever the file claims, and never writes. A file of another kind returns
-// ErrNotVHDX, one whose parts contradict each other or lie outside of the file ErrVHDXDamaged.
+// ProbeVHDX reads the headers and the metadata of the VHDX in r, whose file has fileSize bytes. It reads at most about
+// 1 MiB, even of a hostile file. The error matches ErrNotVHDX for another kind of file, and ErrVHDXDamaged for an
+// inconsistent or truncated one.
 func ProbeVHDX(r io.ReaderAt, fileSize int64) (VHDX, error) {
 	p := probe{r: r, size: fileSize}
 	v, err := p.run()
@@ -114,7 +114,7 @@ func (p probe) sealed(at, n int64, signature string) ([]byte, error) {
 	return b, nil
 }
 
-// header finds the current one of the two headers and tells whether the log has entries.
+// header finds the current one of the two headers and reports whether the log has entries.
 func (p probe) header() (dirty bool, err error) {
 	var current []byte
 	var errs []error
@@ -137,7 +137,7 @@ func (p probe) header() (dirty bool, err error) {
 	return [16]byte(current[48:64]) != [16]byte{}, nil
 }
 
-// metadataRegion finds where the metadata is.
+// metadataRegion returns the offset of the metadata.
 func (p probe) metadataRegion() (int64, error) {
 	b, err := p.sealed(firstRegion, regionSize, regionSig)
 	if err != nil {
@@ -212,7 +212,7 @@ func (p probe) metadata(region int64) (VHDX, error) {
 	return v, nil
 }
 
-// guid turns the text form of a GUID into the order of bytes that files have.
+// guid converts the text form of a GUID to the byte order of files.
 func guid(text string) (g [16]byte) {
 	nibble := func(c byte) byte {
 		if c >= 'a' {
