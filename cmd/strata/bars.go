@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/urfave/cli/v3"
+
 	"github.com/stratavm/strata/image"
 	"github.com/stratavm/strata/store"
 )
@@ -27,7 +29,8 @@ type bars struct {
 	made     int   // layers that were converted
 	bytes    int64 // of the converted layers
 	finished bool
-	note     string // why nothing moves, shown below the bars
+	note     string                           // why nothing moves, shown below the bars
+	notice   func(format string, args ...any) // says what is waited for where no bars are shown; nil: nobody is told
 }
 
 func newBars(w io.Writer, quiet bool) *bars {
@@ -36,6 +39,16 @@ func newBars(w io.Writer, quiet bool) *bars {
 	}
 	_, tty := terminal(w)
 	return &bars{w: w, terminal: tty, now: time.Now, last: time.Now()}
+}
+
+// bars are those of a command. With --json none are shown, but why nothing moves is a notice.
+func (e *env) bars(cmd *cli.Command) *bars {
+	quiet := cmd.Bool("json")
+	b := newBars(e.stderr, quiet)
+	if quiet {
+		b.notice = e.say
+	}
+	return b
 }
 
 // tell handles an event of the store.
@@ -130,14 +143,16 @@ func (b *bars) retry(r image.Retry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	text := printable(fmt.Sprintf("registry %s, %s: %v; attempt %d of %d in %s", r.Registry, r.Step, r.Err, r.Attempt,
-		r.Attempts,
-		r.Pause.Round(100*time.Millisecond)))
-	if !b.terminal {
+		r.Attempts, r.Pause.Round(100*time.Millisecond)))
+	switch {
+	case b.notice != nil:
+		b.notice("%s", text)
+	case b.terminal:
+		b.note = text
+		b.draw()
+	default:
 		fmt.Fprintln(b.w, text)
-		return
 	}
-	b.note = text
-	b.draw()
 }
 
 // erase removes the bars from the terminal.

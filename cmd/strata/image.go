@@ -237,7 +237,7 @@ func (e *env) importSource(ctx context.Context, cmd *cli.Command, st *store.Stor
 	if err != nil {
 		return rec, p, err
 	}
-	bars := newBars(e.stderr, cmd.Bool("json"))
+	bars := e.bars(cmd)
 	defer bars.finish()
 	o.OnRetry = bars.retry
 	img, closeImage, err := openImage(ctx, st, src, o)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -35,7 +36,7 @@ func (e *env) imageInspect(ctx context.Context, cmd *cli.Command) error {
 		img, err := findImage(st, ref)
 		if wanted := cmd.String("platform"); errors.Is(err, store.ErrNotFound) || err == nil &&
 			!samePlatform(wanted, img.Platform) {
-			img, err = describeSource(ctx, cmd, ref)
+			img, err = e.describeSource(ctx, cmd, ref)
 		}
 		if err != nil {
 			return err
@@ -92,16 +93,34 @@ func writeRun(w io.Writer, c image.Config) {
 		}
 	}
 	if h := c.Healthcheck; h != nil {
-		row(w, "Healthcheck:\t%q every %s, within %s, %d retries (shown only: Strata does not run it)\n",
-			h.Test, h.Interval, h.Timeout, h.Retries)
+		row(w, "Healthcheck:\t%q%s (shown only: Strata does not run it)\n", h.Test, whenChecked(*h))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Labels)) {
 		row(w, "Label:\t%q = %q\n", name, c.Labels[name])
 	}
 }
 
+// whenChecked is what an image says of when and how often its health is looked at.
+func whenChecked(h image.Healthcheck) string {
+	var parts []string
+	for _, p := range []struct {
+		text string
+		d    time.Duration
+	}{{"every", h.Interval}, {"within", h.Timeout}, {"start period", h.StartPeriod}} {
+		if p.d != 0 {
+			parts = append(parts, fmt.Sprintf(" %s %s", p.text, p.d))
+		}
+	}
+	if h.Retries == 1 {
+		parts = append(parts, " 1 retry")
+	} else if h.Retries != 0 {
+		parts = append(parts, fmt.Sprintf(" %d retries", h.Retries))
+	}
+	return strings.Join(parts, ",")
+}
+
 // describeSource returns the store record that an image outside the store would have.
-func describeSource(ctx context.Context, cmd *cli.Command, ref string) (rec store.Image, err error) {
+func (e *env) describeSource(ctx context.Context, cmd *cli.Command, ref string) (rec store.Image, err error) {
 	src, err := image.ParseSource(ref)
 	if err != nil {
 		return rec, fmt.Errorf("image %s: %w; it is not in the store either", printable(ref), err)
@@ -110,6 +129,9 @@ func describeSource(ctx context.Context, cmd *cli.Command, ref string) (rec stor
 	if err != nil {
 		return rec, err
 	}
+	bars := e.bars(cmd)
+	defer bars.finish()
+	o.OnRetry = bars.retry
 	img, err := image.Open(ctx, src, o)
 	if err != nil {
 		return rec, fmt.Errorf("%w; it is not in the store either", err)

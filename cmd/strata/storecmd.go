@@ -163,7 +163,9 @@ func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, o
 	if err != nil {
 		return err
 	}
-	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http")}
+	bars := e.bars(cmd)
+	defer bars.finish()
+	o := image.Options{MaxLayerBytes: limit, PlainHTTP: cmd.Bool("plain-http"), OnRetry: bars.retry}
 	if p, err := image.ParsePlatform(old.Platform); err == nil {
 		o.Platform = p
 	}
@@ -183,8 +185,6 @@ func (e *env) reimport(ctx context.Context, cmd *cli.Command, st *store.Store, o
 		}
 		fs = append(fs, f)
 	}
-	bars := newBars(e.stderr, cmd.Bool("json"))
-	defer bars.finish()
 	_, err = img.Import(ctx, st, image.ImportOptions{Name: old.Name, Formats: fs, MaxLayerBytes: limit,
 		Progress: bars.tell})
 	return err
