@@ -154,7 +154,11 @@ func (r *Request) explainMissing(l Layer, path string, err error) error {
 				l.Folder, layerEROFS, layerVHD, err)
 		}
 	}
-	return fmt.Errorf("layer %s: it holds no %s; import the layer first: %w", name, hostpath.Base(path), err)
+	lacks := hostpath.Base(path)
+	if lim.EROFS && l.File == "" {
+		lacks = layerEROFS + " or " + layerVHD
+	}
+	return fmt.Errorf("layer %s: it holds no %s; import the layer first: %w", name, lacks, err)
 }
 
 // checks reports whether what is read from the layers is checked against their hash trees.

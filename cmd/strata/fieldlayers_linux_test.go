@@ -59,6 +59,20 @@ func TestManyLayersOfImage(t *testing.T) {
 	}
 }
 
+// TestRootWithoutPlaces: a root in which nothing can be made, and which has no place for /proc, says what would help.
+func TestRootWithoutPlaces(t *testing.T) {
+	c, root := processBox(t)
+	layer := filepath.Join(t.TempDir(), "layer")
+	c.run("import", root, layer)
+	c.run("mount", "--vm", "host", "bare", layer)
+	out, err := c.cmd("exec", "--vm", "host", "bare", "/bin/busybox", "true").CombinedOutput()
+	const want = "mount the root with a scratch, or with a layer that has the folders proc, sys and dev"
+	if err == nil || !bytes.Contains(out, []byte(want)) {
+		t.Errorf("%v, %s; want %q", err, out, want)
+	}
+	c.run("unmount", "--vm", "host", "bare")
+}
+
 // TestProbesInVM: what programs in a VM find, that other tools had reports about, in one VM.
 func TestProbesInVM(t *testing.T) {
 	strata := bootimagetest.Strata(t)

@@ -22,6 +22,8 @@ var (
 	ErrUser = errors.New("the process cannot get its user and groups")
 	// ErrProc: the kernel does not allow mounting /proc.
 	ErrProc = errors.New("a new /proc cannot be mounted")
+	// ErrNoPlace: nothing can be made in the root, and what is to be mounted over is not there.
+	ErrNoPlace = errors.New("a read-only root lacks the folder that something is mounted at")
 )
 
 // maxLog bounds what is read of the runtime's log, maxWords the length of a quoted message, in bytes.
@@ -67,6 +69,7 @@ var kinds = []struct {
 	{[]string{"exec: ", "executable file not found"}, vmm.ErrProgramNotFound},
 	{[]string{"exec: ", "permission denied"}, vmm.ErrNotExecutable},
 	{[]string{"exec: ", "is a directory"}, vmm.ErrNotExecutable},
+	{[]string{"mkdir", "read-only file system"}, ErrNoPlace},
 	{[]string{"chdir"}, ErrDir},
 	{[]string{"mkdir", "container init"}, ErrDir},
 	{[]string{"setresuid"}, ErrUser},

@@ -161,6 +161,9 @@ func (i *instance) programNamed(cmd command, err error) error {
 	case errors.Is(err, crun.ErrUser) && userns.Inside():
 		return fmt.Errorf("%w (user %q: has the user namespace such ids? unshare --map-auto -Urm makes one that has more)",
 			err, cmd.User)
+	case errors.Is(err, crun.ErrNoPlace):
+		return fmt.Errorf("%w; mount the root with a scratch, or with a layer that has the folders proc, sys and dev",
+			err)
 	case errors.Is(err, crun.ErrProc):
 		return fmt.Errorf("%w (%s)", err, coveredProc)
 	}
