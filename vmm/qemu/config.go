@@ -240,7 +240,7 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		"-machine", machineOptions + ",memory-backend=mem",
 		"-object", c.memoryObject(),
 		"-cpu", "max", "-accel", accelOptions(accel),
-		"-smp", fmt.Sprint(c.CPUs),
+		"-smp", processors(accel, c.CPUs),
 		// The address range above the memory is what devices of persistent memory are put in.
 		"-m", fmt.Sprintf("%dM,slots=%d,maxmem=%dM", mem, pmemDevices, mem+pmemDevices*(mem+2)),
 		"-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot",
@@ -294,6 +294,16 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 
 const machineOptions = "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off," +
 	"mem-merge=off,dump-guest-core=off"
+
+// processors are the options of the guest's CPUs. QEMU's emulation of a machine that can have one CPU only leaves out
+// memory barriers: the guest's driver of a virtio device would then miss that the device, a thread or process of its
+// own, is about to wait for a notification.
+func processors(accel string, cpus int) string {
+	if accel == AccelTCG && cpus == 1 {
+		return "cpus=1,maxcpus=2"
+	}
+	return fmt.Sprint(cpus)
+}
 
 func accelOptions(accel string) string {
 	if accel == AccelTCG {

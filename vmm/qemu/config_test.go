@@ -57,6 +57,15 @@ func TestArguments(t *testing.T) {
 			t.Errorf("%s %q, want %q", option, got, want)
 		}
 	}
+	for _, tt := range []struct {
+		accel string
+		cpus  int
+		want  string
+	}{{AccelTCG, 1, "cpus=1,maxcpus=2"}, {AccelTCG, 2, "2"}, {AccelKVM, 1, "1"}} {
+		if got := processors(tt.accel, tt.cpus); got != tt.want {
+			t.Errorf("%d CPUs by %s are -smp %s, want %s", tt.cpus, tt.accel, got, tt.want)
+		}
+	}
 	if !slices.Contains(args, "vhost-vsock-pci,addr=4,guest-cid=77,vhostfd=10,disable-legacy=on") {
 		t.Errorf("there is no vsock device, or its descriptor is not the last one: %q", args)
 	}

@@ -72,8 +72,10 @@ func (m *Machine) attachShare(ctx context.Context, d vmm.VirtioFSShare) (vmm.Out
 		return fail(err, m.closeFD(ctx, name))
 	}
 	bus, addr := shareAt(d.Slot)
+	// With event indexes virtiofsd of QEMU 7.2 looks at its queue a last time without a barrier behind its notice from
+	// where on it wants to be notified: it would wait for ever, now and then, where two CPUs of a guest send requests.
 	err = m.qmp.do(ctx, "device_add", map[string]any{"driver": "vhost-user-fs-pci", "id": id, "chardev": name,
-		"tag": d.Tag(), "bus": bus, "addr": addr}, nil)
+		"tag": d.Tag(), "bus": bus, "addr": addr, "event_idx": false}, nil)
 	if err != nil {
 		return fail(err, m.removeChardev(ctx, name))
 	}
