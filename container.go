@@ -16,23 +16,23 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Container is a container of which this process is the supervisor. It ends with Finish, also after a failure. Its
-// methods may not be called concurrently.
+// Container is a container whose supervisor is this process. The caller must end it with Finish, also after a failure.
+// Only Record and Update may be called concurrently with other methods.
 type Container struct {
-	cs     *Containers
-	dir    string
-	lock   *os.File
-	again  bool
-	server *supervise.Server
-	log    *supervise.Log
-	out    []io.Closer
+	cs      *Containers
+	dir     string
+	lock    *os.File
+	resumed bool // see Again
+	server  *supervise.Server
+	log     *supervise.Log
+	out     []io.Closer
 
-	mu     sync.Mutex // others change the record while the program runs
+	mu     sync.Mutex // the record may change while the program runs, see recorded
 	record ContainerRecord
 }
 
-// Begin makes a container, of which r says the name and what else is known, and this process its supervisor. A name
-// that is used is an error matching ErrContainerName.
+// Begin creates a container with the name and settings in r and makes this process its supervisor. If the name is
+// invalid or in use, the error matches ErrContainerName.
 func (cs *Containers) Begin(ctx context.Context, r ContainerRecord) (*Container, error) {
 	if err := checkDir(cs.runs.Dir); err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func (cs *Containers) Begin(ctx context.Context, r ContainerRecord) (*Container,
 	dir := cs.dir(r.Name)
 	for {
 		lock, err := lockFolder(ctx, filepath.Join(dir, containerLock),
-			fmt.Errorf("%w: a container is called %q", ErrContainerName, r.Name))
+			fmt.Errorf("%w: container %q already exists", ErrContainerName, r.Name))
 		if err != nil {
 			return nil, err
 		}
@@ -55,20 +55,20 @@ func (cs *Containers) Begin(ctx context.Context, r ContainerRecord) (*Container,
 		case err != nil:
 			return nil, errors.Join(err, lock.Close())
 		case old.State != ContainerExited: // its supervisor was killed
-			if _, err := cs.bury(ctx, r.Name, lock); err != nil {
+			if _, err := cs.reap(ctx, r.Name, lock); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		return nil, errors.Join(fmt.Errorf("%w: a container is called %q, which has ended: strata rm %[2]s removes it",
+		return nil, errors.Join(fmt.Errorf("%w: container %q exists and has exited: strata rm %[2]s removes it",
 			ErrContainerName, r.Name), lock.Close())
 	}
 }
 
-// begin writes the record of a container in an empty folder.
+// begin writes the record of a new container into an empty folder.
 func (cs *Containers) begin(r ContainerRecord, lock *os.File) (*Container, error) {
 	id := make([]byte, 32)
-	_, _ = rand.Read(id) // it does not fail
+	_, _ = rand.Read(id) // never fails
 	r.Version, r.ID, r.Created = containerVersion, hex.EncodeToString(id), time.Now().UTC()
 	r.State, r.Supervisor = ContainerCreated, os.Getpid()
 	c := &Container{cs: cs, dir: cs.dir(r.Name), lock: lock, record: r}
@@ -81,7 +81,7 @@ func (cs *Containers) begin(r ContainerRecord, lock *os.File) (*Container, error
 	return c, nil
 }
 
-// serve opens the log and the control socket. After a failure a container that was made just now is gone.
+// serve opens the log and the control socket. On failure it removes the container unless it was resumed.
 func (c *Container) serve() (err error) {
 	if !c.record.Foreground {
 		c.log, err = supervise.OpenLog(c.dir)
@@ -95,25 +95,25 @@ func (c *Container) serve() (err error) {
 	if c.log != nil {
 		err = errors.Join(err, c.log.Close())
 	}
-	if c.again {
+	if c.resumed {
 		return errors.Join(err, c.lock.Close())
 	}
 	return errors.Join(err, c.cs.drop(c.record.Name, c.lock))
 }
 
-// Resume makes this process the supervisor of a container that has ended, to start it again. One that runs is an error
-// matching ErrContainerRunning.
+// Resume makes this process the supervisor of a container that has exited, in order to start it again. If the
+// container is running, the error matches ErrContainerRunning.
 func (cs *Containers) Resume(ctx context.Context, name string) (*Container, error) {
 	lock, err := cs.lock(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	c := &Container{cs: cs, dir: cs.dir(name), lock: lock, again: true}
+	c := &Container{cs: cs, dir: cs.dir(name), lock: lock, resumed: true}
 	if c.record, err = readContainer(c.dir); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	if c.record.State != ContainerExited {
-		return nil, errors.Join(fmt.Errorf("container %s: its supervisor was killed: strata recover takes away what it left",
+		return nil, errors.Join(fmt.Errorf("container %s: its supervisor was killed: strata recover cleans up",
 			name), lock.Close())
 	}
 	if err := c.serve(); err != nil {
@@ -126,7 +126,7 @@ func (cs *Containers) Resume(ctx context.Context, name string) (*Container, erro
 	return c, nil
 }
 
-// Dir returns the folder of the container: what is put into it, such as a scratch, stays as long as the container.
+// Dir returns the folder of the container. Files in it, such as a scratch, live as long as the container.
 func (c *Container) Dir() string { return c.dir }
 
 // Record returns the container's record.
@@ -136,21 +136,21 @@ func (c *Container) Record() ContainerRecord {
 	return c.record
 }
 
-// Again reports whether the container was there before, and its record says what was made then.
-func (c *Container) Again() bool { return c.again }
+// Again reports whether the container existed before, that is, whether it came from Resume.
+func (c *Container) Again() bool { return c.resumed }
 
-// Update changes the record. It is written with the next step of the container's life.
+// Update changes the record in memory. Started and Finish write it to disk.
 func (c *Container) Update(change func(*ContainerRecord)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	change(&c.record)
 }
 
-// Input is what attached clients write for the program.
+// Input returns the standard input that attached clients write for the program.
 func (c *Container) Input() io.Reader { return c.server.Input() }
 
-// Output returns the writer for a stream of the program, "stdout" or "stderr": to, where it is not nil, the log, where
-// the container has one, and the clients that are attached.
+// Output returns the writer for a stream of the program, "stdout" or "stderr". What is written to it goes to attached
+// clients, and to the log or, for a container without one (see ContainerRecord.Foreground), to to, which may be nil.
 func (c *Container) Output(stream string, to io.Writer) io.Writer {
 	if c.log != nil {
 		s := c.log.Stream(stream)
@@ -160,8 +160,9 @@ func (c *Container) Output(stream string, to io.Writer) io.Writer {
 	return c.server.Output(stream, to)
 }
 
-// Started notes that the program runs, in the VM of that name. m starts others beside it, and is asked what the
-// container uses where it is a vmm.ContainerStatist, and to pause and change it where it is a vmm.ContainerController.
+// Started records that the program p runs in the VM named vm. m runs further programs next to it; if m is a
+// vmm.ContainerStatist it reports the container's resource usage, and if it is a vmm.ContainerController it pauses,
+// resumes and updates the container.
 func (c *Container) Started(vm string, p vmm.Process, spec vmm.ProcessSpec, m Runner) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -183,32 +184,33 @@ func (c *Container) Started(vm string, p vmm.Process, spec vmm.ProcessSpec, m Ru
 	return writeContainer(c.dir, c.record)
 }
 
-// Ended says that the program does not run any more: nothing can be done to it from here on.
+// Ended tells attached clients and the control socket that the program has ended: from now on requests for it fail.
 func (c *Container) Ended() { c.server.Ended() }
 
-// Finish notes how the container ended, once its run is over, and gives up being the supervisor. words says what went
-// wrong besides, or is empty. A container that is not to stay is removed, and so is one whose program was never
-// started.
-func (c *Container) Finish(code int, words string) error {
+// Finish records how the container ended, after its run has ended, and stops being its supervisor. errText is an
+// error besides the exit code, or empty. The container is removed if it has AutoRemove set or if its program was
+// never started.
+func (c *Container) Finish(code int, errText string) error {
 	for _, s := range c.out {
 		_ = s.Close() // see Log.Close
 	}
 	if c.log != nil {
-		if err := c.log.Close(); err != nil && words == "" {
-			words = err.Error()
+		if err := c.log.Close(); err != nil && errText == "" {
+			errText = err.Error()
 		}
 	}
-	err := c.over(code, words)
-	c.server.Finish(supervise.Exit{Code: code, Error: words})
+	err := c.recordExit(code, errText)
+	c.server.Finish(supervise.Exit{Code: code, Error: errText})
 	return errors.Join(err, c.server.Close())
 }
 
-// over notes the end.
-func (c *Container) over(code int, words string) error {
-	c.mu.Lock() // not for as long as the server, which may wait for it, has to end
+// recordExit writes the final state, or removes the container. It holds the lock for no longer than that:
+// server.Finish and server.Close wait for requests that may need it.
+func (c *Container) recordExit(code int, errText string) error {
+	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := &c.record
-	r.State, r.ExitCode, r.Error, r.Supervisor = ContainerExited, code, words, 0
+	r.State, r.ExitCode, r.Error, r.Supervisor = ContainerExited, code, errText, 0
 	r.Finished, r.Paused = time.Now().UTC(), false
 	if r.AutoRemove || r.Started.IsZero() {
 		return c.cs.drop(r.Name, c.lock)

@@ -11,10 +11,10 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// ContainerPaused is the state that is shown of a container which runs and is paused.
+// ContainerPaused is the state that Status returns for a running container that is paused.
 const ContainerPaused ContainerState = "paused"
 
-// Status is the state of the container, told from a record: one that runs may be paused.
+// Status returns the state of the container as shown to users: State, or ContainerPaused.
 func (r ContainerRecord) Status() ContainerState {
 	if r.State == ContainerRunning && r.Paused {
 		return ContainerPaused
@@ -22,20 +22,20 @@ func (r ContainerRecord) Status() ContainerState {
 	return r.State
 }
 
-// recorded is what changes the container of a supervisor, and notes it in the record.
+// recorded is a vmm.ContainerController that also writes each change to the container's record.
 type recorded struct {
 	vmm.ContainerController
 	c        *Container
-	changing chan struct{} // takes one element while something is done and noted, so that the record says the last
+	changing chan struct{} // semaphore: a change and its record are one step, so the record has the last change
 }
 
-// begin waits for what is being done.
+// begin acquires the semaphore. It blocks while another change is in progress.
 func (r recorded) begin(ctx context.Context) (end func(), err error) {
 	select {
 	case r.changing <- struct{}{}:
 		return func() { <-r.changing }, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("the container is being changed: %w", context.Cause(ctx))
+		return nil, fmt.Errorf("wait for another change of the container: %w", context.Cause(ctx))
 	}
 }
 
@@ -67,7 +67,7 @@ func (r recorded) ResumeContainer(ctx context.Context, id string) error {
 	return errors.Join(err, r.c.note(func(r *ContainerRecord) { r.Paused = false }))
 }
 
-// UpdateContainer implements vmm.ContainerController. The container keeps its limits when it is started again.
+// UpdateContainer implements vmm.ContainerController. The new limits also apply when the container is restarted.
 func (r recorded) UpdateContainer(ctx context.Context, id string, limits specs.LinuxResources) error {
 	end, err := r.begin(ctx)
 	if err != nil {
@@ -78,9 +78,9 @@ func (r recorded) UpdateContainer(ctx context.Context, id string, limits specs.L
 	p := r.c.record.Process
 	r.c.mu.Unlock()
 	p.limit(limits)
-	if p.Spec != nil && p.Spec.Linux != nil && p.Spec.Linux.Resources != nil { // with which it is to start again
+	if p.Spec != nil && p.Spec.Linux != nil && p.Spec.Linux.Resources != nil { // checked now, as a restart would fail
 		if err := ocispec.CheckResources(p.Spec.Linux.Resources); err != nil {
-			return fmt.Errorf("%w: with the other limits of the container: %w", vmm.ErrInvalid, err)
+			return fmt.Errorf("%w: together with the container's other limits: %w", vmm.ErrInvalid, err)
 		}
 	}
 	if err := r.ContainerController.UpdateContainer(ctx, id, limits); err != nil {
@@ -89,7 +89,7 @@ func (r recorded) UpdateContainer(ctx context.Context, id string, limits specs.L
 	return r.c.note(func(r *ContainerRecord) { r.Process.limit(limits) })
 }
 
-// note changes the record of a container that runs, at once.
+// note changes and writes the record of a running container.
 func (c *Container) note(change func(*ContainerRecord)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -100,12 +100,12 @@ func (c *Container) note(change func(*ContainerRecord)) error {
 	return writeContainer(c.dir, c.record)
 }
 
-// limit changes the limits that are set in r.
+// limit merges the limits that are set in r into the spec.
 func (p *ContainerProcess) limit(r specs.LinuxResources) {
 	if p.Spec == nil {
 		return
 	}
-	spec, linux, all := *p.Spec, specs.Linux{}, specs.LinuxResources{} // others read these
+	spec, linux, all := *p.Spec, specs.Linux{}, specs.LinuxResources{} // copies: the originals are shared
 	if spec.Linux != nil {
 		linux = *spec.Linux
 	}
@@ -136,7 +136,7 @@ func (p *ContainerProcess) limit(r specs.LinuxResources) {
 	linux.Resources, spec.Linux, p.Spec = &all, &linux, &spec
 }
 
-// set changes what is given.
+// set assigns given unless it is nil.
 func set[T any](to **T, given *T) {
 	if given != nil {
 		*to = given

@@ -12,7 +12,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// KeepImage is what layers.Request.Image keeps of an image with a container of it: ref is what the user calls it.
+// KeepImage returns the image reference, digest and configuration in the form stored by layers.Request.Image.
 func KeepImage(ref, digest string, c image.Config) (*layers.Image, error) {
 	raw, err := json.Marshal(c)
 	if err != nil {
@@ -21,19 +21,19 @@ func KeepImage(ref, digest string, c image.Config) (*layers.Image, error) {
 	return &layers.Image{Name: ref, Digest: digest, Config: raw}, nil
 }
 
-// KeptConfig is how programs of an image are run that KeepImage kept.
+// KeptConfig returns the image configuration stored by KeepImage; the zero Config if there is none.
 func KeptConfig(kept *layers.Image) (c image.Config, err error) {
 	if kept == nil || len(kept.Config) == 0 {
 		return c, nil
 	}
 	if err := json.Unmarshal(kept.Config, &c); err != nil {
-		return c, fmt.Errorf("what is kept of image %.64q: %w", kept.Name, err)
+		return c, fmt.Errorf("stored configuration of image %.64q: %w", kept.Name, err)
 	}
 	return c, nil
 }
 
-// ImageProcess returns s with what an image that KeepImage kept says where s says nothing: the environment, of which
-// that of s wins, the working directory and the user. The command is that of s, as with docker's exec.
+// ImageProcess returns s completed from the configuration stored by KeepImage: the environment (variables of s win),
+// and the working directory and user if s has none. Args are left alone, as with docker exec.
 func ImageProcess(kept *layers.Image, s vmm.ProcessSpec) (vmm.ProcessSpec, error) {
 	c, err := KeptConfig(kept)
 	if err != nil {
@@ -43,7 +43,7 @@ func ImageProcess(kept *layers.Image, s vmm.ProcessSpec) (vmm.ProcessSpec, error
 	s.User = cmp.Or(s.User, c.User)
 	if s.Dir == "" {
 		s.Dir = path.Clean("/" + c.WorkingDir)
-		s.MakeDir = true // images name working directories that they do not have
+		s.MakeDir = true // images may name a working directory that does not exist
 	}
 	return s, nil
 }

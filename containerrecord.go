@@ -16,22 +16,22 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// ContainerState is where a container is in its life, in docker's words.
+// ContainerState is the state of a container, in docker's terms.
 type ContainerState string
 
 // The states of a container.
 const (
-	ContainerCreated ContainerState = "created" // its program is about to be started
+	ContainerCreated ContainerState = "created" // its program has not been started yet
 	ContainerRunning ContainerState = "running"
 	ContainerExited  ContainerState = "exited"
 )
 
-// ContainerRecord is what is kept of a container in its folder.
+// ContainerRecord is the persistent state of a container, stored in its folder.
 type ContainerRecord struct {
 	Version int    `json:"version"`
 	ID      string `json:"id"`   // 64 hexadecimal digits
 	Name    string `json:"name"` // also the id of its run, and of the container in its VM
-	// Image is what the container was made of, as the user called it, Digest which one that was, Layers the folders.
+	// Image is the image reference as the user gave it, Digest its manifest digest, Layers its layer folders.
 	Image  string   `json:"image,omitempty"`
 	Digest string   `json:"digest,omitempty"`
 	Layers []string `json:"layers,omitempty"`
@@ -40,31 +40,32 @@ type ContainerRecord struct {
 	Started  time.Time      `json:"started,omitzero"`
 	Finished time.Time      `json:"finished,omitzero"`
 	State    ContainerState `json:"state"`
-	// Paused: a container that runs was paused.
+	// Paused is set while a running container is paused.
 	Paused   bool `json:"paused,omitempty"`
 	ExitCode int  `json:"exitCode"`
-	// OOMKilled says that something in the container was killed because its memory was used up.
+	// OOMKilled says that the out-of-memory killer killed a process in the container.
 	OOMKilled bool `json:"oomKilled"`
-	// Error says what went wrong besides what the exit code tells.
+	// Error describes a failure that the exit code does not tell.
 	Error string `json:"error,omitempty"`
 
-	VM string `json:"vm,omitempty"` // HostVM: this system itself
-	// Network is what network the container has, as the user called it, Ports are those of the host that lead to it.
+	VM string `json:"vm,omitempty"` // HostVM: the host itself
+	// Network is the network as the user gave it; Ports are the host ports forwarded to the container.
 	Network    string            `json:"network,omitempty"`
 	Ports      []vmm.PortForward `json:"ports,omitempty"`
 	Process    ContainerProcess  `json:"process"`
-	StopSignal int               `json:"stopSignal,omitempty"` // asks the program to end
+	StopSignal int               `json:"stopSignal,omitempty"` // signal that asks the program to end; 0: SIGTERM
 	OpenStdin  bool              `json:"openStdin"`
-	// Foreground: the container belongs to the command that started it. AutoRemove: it is removed at its end.
+	// Foreground says that the container ends with the command that started it; AutoRemove that it is removed when it
+	// ends.
 	Foreground bool `json:"foreground"`
 	AutoRemove bool `json:"autoRemove"`
-	// Supervisor is the process behind the container, for people: whether it lives is told by the folder's lock.
+	// Supervisor is the process id of the supervisor, for information only: the folder's lock tells whether it lives.
 	Supervisor int `json:"supervisor,omitempty"`
-	// Launch is what whoever made the container keeps, to start it again.
+	// Launch is opaque data of the creator that it needs to start the container again.
 	Launch json.RawMessage `json:"launch,omitempty"`
 }
 
-// ContainerProcess is the program of a container, as it was when it was first started.
+// ContainerProcess is the program of a container.
 type ContainerProcess struct {
 	Args     []string    `json:"args,omitempty"`
 	Env      []string    `json:"env,omitempty"`
@@ -75,13 +76,13 @@ type ContainerProcess struct {
 	Spec     *specs.Spec `json:"spec,omitempty"`
 }
 
-// keep keeps what of a program's description can be kept.
+// keep stores the persistent fields of s.
 func (p *ContainerProcess) keep(s vmm.ProcessSpec) {
 	*p = ContainerProcess{Args: s.Args, Env: s.Env, Dir: s.Dir, User: s.User, Hostname: s.Hostname, Terminal: s.Terminal,
 		Spec: s.Spec}
 }
 
-// Apply sets the fields of a description that are kept.
+// Apply sets the persistent fields in s.
 func (p ContainerProcess) Apply(s *vmm.ProcessSpec) {
 	s.Args, s.Env, s.Dir, s.User, s.Hostname, s.Terminal = p.Args, p.Env, p.Dir, p.User, p.Hostname, p.Terminal
 	s.Spec = p.Spec
@@ -91,11 +92,11 @@ const (
 	containerFile    = "container.json"
 	containerLock    = "lock"
 	containerVersion = 1
-	// maxContainerFile bounds what is read of a record: a document has 8 MiB at most.
+	// maxContainerFile bounds the size of a record that is read; a spec has at most 8 MiB.
 	maxContainerFile = 32 << 20
 )
 
-// ErrContainerRecord says that the record of a container cannot be read.
+// ErrContainerRecord says that the record of a container is damaged, or of another version of Strata.
 var ErrContainerRecord = errors.New("the container's record cannot be read")
 
 func readContainer(dir string) (r ContainerRecord, err error) {
@@ -111,10 +112,10 @@ func readContainer(dir string) (r ContainerRecord, err error) {
 		return r, fmt.Errorf("%s: %w: %w; strata rm --force %s removes the container", dir, ErrContainerRecord, err,
 			filepath.Base(dir))
 	case r.Version != containerVersion:
-		return r, fmt.Errorf("%s: %w: it is of version %d, this program knows %d", dir, ErrContainerRecord, r.Version,
+		return r, fmt.Errorf("%s: %w: version %d, this program reads version %d", dir, ErrContainerRecord, r.Version,
 			containerVersion)
 	case r.Name != filepath.Base(dir):
-		return r, fmt.Errorf("%s: %w: it is of container %.64q", dir, ErrContainerRecord, r.Name)
+		return r, fmt.Errorf("%s: %w: it belongs to container %.64q", dir, ErrContainerRecord, r.Name)
 	}
 	return r, nil
 }
@@ -125,12 +126,12 @@ func writeContainer(dir string, r ContainerRecord) error {
 		err = atomicfile.Write(filepath.Join(dir, containerFile), b, atomicfile.Options{})
 	}
 	if err != nil {
-		return fmt.Errorf("the record of container %s: %w", r.Name, err)
+		return fmt.Errorf("write the record of container %s: %w", r.Name, err)
 	}
 	return nil
 }
 
-// Signal is the signal that asks the container's program to end.
+// Signal returns the signal that asks the container's program to end.
 func (r ContainerRecord) Signal() syscall.Signal {
 	if r.StopSignal == 0 {
 		return syscall.SIGTERM

@@ -17,30 +17,30 @@ import (
 )
 
 var (
-	// ErrNoContainer says that there is no container of a name or id.
+	// ErrNoContainer says that no container has the name or id.
 	ErrNoContainer = errors.New("there is no such container")
-	// ErrContainerName says that the name of a container cannot be used.
+	// ErrContainerName says that a container's name is invalid or already in use.
 	ErrContainerName = errors.New("the name of the container cannot be used")
-	// ErrContainerRunning says that a container runs.
+	// ErrContainerRunning says that the container is running.
 	ErrContainerRunning = errors.New("the container runs")
-	// ErrContainerStopped says that a container does not run.
+	// ErrContainerStopped says that the container is not running.
 	ErrContainerStopped = supervise.ErrEnded
 )
 
-// Containers are the containers of a state directory that have a life of their own: each has a folder, with a record
-// that stays when its program has ended, the log of its output and what it wrote, until it is removed. Behind one
-// that runs is a process, its supervisor, which has begun the [Run] of the same name and holds the folder's lock as
-// long as it lives: see [Containers.Begin]. What one that was killed left is taken away by Sweep. Methods may
-// be called concurrently, by any number of processes.
+// Containers manages the containers of a state directory that outlive the command that started them. Each has a folder
+// with its record, the log of its output and what it wrote, until it is removed. A running container has a supervisor
+// process, which has begun the [Run] of the same name and holds the folder's lock as long as it lives: see
+// [Containers.Begin]. Sweep cleans up after supervisors that were killed. Methods may be called concurrently, by any
+// number of processes.
 type Containers struct{ runs *Runs }
 
-// Containers returns the containers of the state directory.
+// Containers returns the manager of the containers in rs.Dir.
 func (rs *Runs) Containers() *Containers { return &Containers{rs} }
 
 func (cs *Containers) dir(name string) string { return filepath.Join(cs.runs.Dir, "containers", name) }
 
-// List returns the records of all containers, the youngest first. One that cannot be read is an error that names it;
-// the others are returned all the same.
+// List returns the records of all containers, newest first. If a record cannot be read, the error names it and the
+// other records are still returned.
 func (cs *Containers) List() (all []ContainerRecord, err error) {
 	if err := checkDir(cs.runs.Dir); err != nil {
 		return nil, err
@@ -53,7 +53,7 @@ func (cs *Containers) List() (all []ContainerRecord, err error) {
 	for _, d := range entries {
 		r, err := readContainer(cs.dir(d.Name()))
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // it is just being made, or removed
+		case errors.Is(err, fs.ErrNotExist): // being created or removed
 		case err != nil:
 			errs = append(errs, err)
 		default:
@@ -66,9 +66,9 @@ func (cs *Containers) List() (all []ContainerRecord, err error) {
 	return all, errors.Join(errs...)
 }
 
-// Find returns the record of the container with a name, or an id, or the beginning of the id of no other. The error
-// matches ErrNoContainer where there is none, and ErrContainerRecord where the one of that name cannot be read: then
-// the record has the name only.
+// Find returns the record of the container with the given name, id or unique prefix of an id. The error matches
+// ErrNoContainer if there is none, and ErrContainerRecord if the record of that name cannot be read; the returned
+// record then has only the name.
 func (cs *Containers) Find(ref string) (ContainerRecord, error) {
 	if runID.MatchString(ref) {
 		r, err := readContainer(cs.dir(ref))
@@ -90,42 +90,42 @@ func (cs *Containers) Find(ref string) (ContainerRecord, error) {
 	case len(found) == 1:
 		return found[0], nil
 	case len(found) > 1:
-		return ContainerRecord{}, fmt.Errorf("container %.70q: %d ids begin so: give more of it", ref, len(found))
+		return ContainerRecord{}, fmt.Errorf("container %.70q: %d ids have this prefix: give more of it", ref, len(found))
 	case err != nil && ref != "":
 		return ContainerRecord{}, err
 	}
 	return ContainerRecord{}, fmt.Errorf("container %.70q: %w", ref, ErrNoContainer)
 }
 
-// Running reports whether the supervisor of a container lives. After an error, which its lock could not be looked at
-// for, it may.
+// Running reports whether the supervisor of a container lives. If the error is not nil, it is not known.
 func (cs *Containers) Running(name string) (bool, error) {
 	running, err := lockfile.Held(filepath.Join(cs.dir(name), containerLock))
 	if err != nil {
-		err = fmt.Errorf("container %s: whether it runs: %w", name, err)
+		err = fmt.Errorf("find out whether container %s is running: %w", name, err)
 	}
 	return running, err
 }
 
-// ContainerControl talks to the supervisor of a container that runs.
+// ContainerControl is a client of the supervisor of a running container.
 type ContainerControl = supervise.Client
 
-// Control returns what talks to the supervisor of a container. Where there is none its calls fail.
+// Control returns a client of the container's supervisor. Its calls fail while the container is not running.
 func (cs *Containers) Control(name string) *ContainerControl {
 	return supervise.NewClient(cs.dir(name))
 }
 
-// ContainerLogLine is a line of a container's log.
+// ContainerLogLine is one line of a container's log.
 type ContainerLogLine = supervise.Line
 
-// ContainerLogOptions says which lines are read.
+// ContainerLogOptions selects the lines that Logs reads.
 type ContainerLogOptions struct {
-	Tail         int       // how many from the end; negative: all
+	Tail         int       // number of lines from the end; negative: all
 	Since, Until time.Time // zero: no bound
-	Follow       bool      // wait for more, as long as the container runs
+	Follow       bool      // wait for further lines until the container ends
 }
 
-// Logs calls each with the lines of a container's log, oldest first, until it fails or ctx ends.
+// Logs calls each for every selected line of a container's log, oldest first. It stops when each returns an error or
+// ctx ends.
 func (cs *Containers) Logs(ctx context.Context, name string, o ContainerLogOptions,
 	each func(ContainerLogLine) error) error {
 	lo := supervise.LogOptions{Tail: o.Tail, Since: o.Since, Until: o.Until}
@@ -138,11 +138,11 @@ func (cs *Containers) Logs(ctx context.Context, name string, o ContainerLogOptio
 	return supervise.ReadLog(ctx, cs.dir(name), lo, each)
 }
 
-// lock takes the lock of a container that is there. It waits a moment for one whose end is being noted. The error
-// matches ErrContainerRunning.
+// lock takes the lock of an existing container. It waits up to lockTime for a supervisor that is about to finish, then
+// the error matches ErrContainerRunning.
 func (cs *Containers) lock(ctx context.Context, name string) (*os.File, error) {
 	path := filepath.Join(cs.dir(name), containerLock)
-	if _, err := os.Stat(path); err != nil { // Wait would make one
+	if _, err := os.Stat(path); err != nil { // waitLock would create it
 		if errors.Is(err, fs.ErrNotExist) {
 			err = ErrNoContainer
 		}
@@ -158,20 +158,20 @@ func (cs *Containers) lock(ctx context.Context, name string) (*os.File, error) {
 	return lock, nil
 }
 
-// Remove removes a container that does not run, with its log and what it wrote. The error matches
-// ErrContainerRunning when it does.
+// Remove removes a container that is not running, with its log and what it wrote. If it is running, the error matches
+// ErrContainerRunning.
 func (cs *Containers) Remove(ctx context.Context, name string) error {
 	lock, err := cs.lock(ctx, name)
 	if err != nil {
 		return err
 	}
-	if err := cs.settle(ctx, name); err != nil {
+	if err := cs.endRun(ctx, name); err != nil {
 		return errors.Join(err, lock.Close())
 	}
 	return cs.drop(name, lock)
 }
 
-// drop removes the folder of a container whose lock is held: the record first, so that it is there no more.
+// drop removes the folder of a container whose lock is held. The record goes first: without it the container is gone.
 func (cs *Containers) drop(name string, lock *os.File) error {
 	err := os.Remove(filepath.Join(cs.dir(name), containerFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -188,8 +188,8 @@ func (cs *Containers) drop(name string, lock *os.File) error {
 	return nil
 }
 
-// settle takes away what the run of a container left that was killed.
-func (cs *Containers) settle(ctx context.Context, name string) error {
+// endRun cleans up after the run of a container whose supervisor was killed.
+func (cs *Containers) endRun(ctx context.Context, name string) error {
 	if _, err := os.Stat(cs.runs.runDir(name)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -200,13 +200,13 @@ func (cs *Containers) settle(ctx context.Context, name string) error {
 	return r.End(ctx)
 }
 
-// killedCode is the exit code of a container whose supervisor was killed: the program is, too.
+// killedCode is the exit code recorded for a container whose supervisor was killed: 128 + SIGKILL.
 const killedCode = 137
 
-// Sweep finds the containers whose supervisor was killed: what still runs of them is ended, their runs are taken
-// away, and those that are to stay are noted as ended. It returns their names, but not those whose
-// run was taken away already and that are gone. What cannot be taken away is an error
-// that names it, and is tried again the next time.
+// Sweep cleans up after supervisors that were killed: it ends what still runs of their containers and ends their runs.
+// Containers with AutoRemove, or whose program was never started, are removed; the others are recorded as exited. It
+// returns the names of the containers, except foreground containers that are removed and whose run had been cleaned up
+// before. Failures are returned joined, name the container, and are retried by the next Sweep.
 func (cs *Containers) Sweep(ctx context.Context) (names []string, err error) {
 	if err := checkDir(cs.runs.Dir); err != nil {
 		return nil, err
@@ -218,18 +218,18 @@ func (cs *Containers) Sweep(ctx context.Context) (names []string, err error) {
 		if !d.IsDir() || !runID.MatchString(d.Name()) {
 			return ""
 		}
-		// Most have ended in order: their locks are left alone.
+		// Leave the locks of containers that exited normally alone.
 		if r, err := readContainer(cs.dir(d.Name())); err == nil && r.State == ContainerExited {
 			return ""
 		}
 		return filepath.Join(d.Name(), containerLock)
 	}
 	err = lockfile.Sweep(ctx, cs.dir(""), file, func(name string, lock *os.File) error {
-		if lock == nil { // Begin makes the folder first, then the lock
+		if lock == nil { // Begin creates the folder first, then the lock
 			_ = os.Remove(cs.dir(name))
 			return nil
 		}
-		done, err := cs.bury(ctx, name, lock)
+		done, err := cs.reap(ctx, name, lock)
 		if done {
 			names = append(names, name)
 		}
@@ -238,8 +238,9 @@ func (cs *Containers) Sweep(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
-// bury does what a supervisor that was killed did not come to do, and closes its lock.
-func (cs *Containers) bury(ctx context.Context, name string, lock *os.File) (done bool, err error) {
+// reap does what the killed supervisor of a container would have done at its end, and closes its lock. done says
+// whether Sweep reports the container.
+func (cs *Containers) reap(ctx context.Context, name string, lock *os.File) (done bool, err error) {
 	r, err := readContainer(cs.dir(name))
 	if errors.Is(err, ErrContainerRecord) || err == nil && r.State == ContainerExited {
 		return false, errors.Join(err, lock.Close())
@@ -249,10 +250,10 @@ func (cs *Containers) bury(ctx context.Context, name string, lock *os.File) (don
 		return false, errors.Join(err, lock.Close())
 	}
 	_, serr := os.Stat(cs.runs.runDir(name))
-	if err := cs.settle(ctx, name); err != nil {
+	if err := cs.endRun(ctx, name); err != nil {
 		return false, errors.Join(fmt.Errorf("container %s, whose supervisor was killed: %w", name, err), lock.Close())
 	}
-	// One that was never started was promised to nobody.
+	// A container that was never started was never reported to the user as created.
 	if missing || r.AutoRemove || r.Started.IsZero() {
 		return !missing && (serr == nil || !r.Foreground), cs.drop(name, lock)
 	}

@@ -17,88 +17,88 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// SpecOptions say how a container differs from what its image says and from the defaults, which are docker's. The
-// zero value is the image as it is.
+// SpecOptions say how a container differs from its image's configuration and from the defaults, which are docker's.
+// The zero value changes nothing.
 type SpecOptions struct {
-	// Entrypoint comes before the arguments. Nil: the image's; empty and not nil: none. Where it is not nil, the
-	// image's arguments are not taken.
+	// Entrypoint is put before Args. Nil: the image's entrypoint; empty but not nil: none. If it is not nil, the
+	// image's arguments are ignored.
 	Entrypoint []string
 	// Args are the program and its arguments, or the arguments of the entrypoint. Empty: the image's.
 	Args []string
-	// Env is KEY=VALUE; later ones win, and all of them over those of the image.
+	// Env holds KEY=VALUE strings. Later ones override earlier ones and those of the image.
 	Env []string
-	// WorkDir is an absolute path in the root; empty: the image's, else "/".
+	// WorkDir is an absolute path in the container; empty: the image's, else "/".
 	WorkDir string
-	// User is "name", "uid", "uid:gid" or "name:group"; empty: the image's, else root. One that is not two
-	// numbers is looked up in the root when the program is started: Process.User.Username has it.
+	// User is "name", "uid", "uid:gid" or "name:group"; empty: the image's, else root. Anything but "uid:gid" with two
+	// numbers is stored in Process.User.Username and looked up in the container's root when the program is started.
 	User string
-	// Init: the first process collects those that lose their parents and passes signals on to the program, which is its
-	// child: catatonit, of the machine that the container is in.
+	// Init runs catatonit as the container's first process: it reaps orphaned processes and forwards signals to the
+	// program, its child. The executable is that of the VM or host.
 	Init bool
-	// Hostname of the container; empty: left to whoever runs it.
+	// Hostname of the container; empty: chosen by the caller that runs it.
 	Hostname string
-	// Terminal of Width times Height characters, where these are not 0.
+	// Terminal gives the program a terminal of Width columns and Height rows, if both are not 0.
 	Terminal      bool
 	Width, Height uint
 
-	// CapAdd and CapDrop change the list of capabilities; "ALL" is each of them. "CAP_" may be left out.
+	// CapAdd and CapDrop change the default capabilities. "ALL" stands for all of them; the prefix "CAP_" is optional.
 	CapAdd, CapDrop []string
-	// NoNewPrivileges: a program cannot get more rights than it has, as by set-uid files.
+	// NoNewPrivileges keeps programs from gaining privileges, such as by set-uid files.
 	NoNewPrivileges bool
-	// Seccomp is a profile, as docker takes it; nil: docker's. SeccompUnconfined: none. On other hosts than
-	// Linux no profile can be evaluated, and without SeccompUnconfined the error matches errors.ErrUnsupported.
+	// Seccomp is a seccomp profile in docker's format; nil: docker's default profile. SeccompUnconfined: no profile.
+	// Profiles can only be evaluated on Linux hosts; on others, without SeccompUnconfined, the error matches
+	// errors.ErrUnsupported.
 	Seccomp           []byte
 	SeccompUnconfined bool
-	// Privileged: every capability and device, nothing masked, no seccomp profile. What runs in the container
-	// is then as powerful as root of the machine that it is in.
+	// Privileged grants all capabilities and devices, masks no paths and applies no seccomp profile. Programs in the
+	// container are then as powerful as root of the VM or host.
 	Privileged bool
-	// ReadonlyRoot: the program cannot write to the root.
+	// ReadonlyRoot mounts the root read-only.
 	ReadonlyRoot bool
 
-	// Memory and MemorySwap (both together) in bytes, CPUs of processors, PidsLimit of processes; 0: no limit.
-	// MemorySwap may be -1: swap as much as there is.
+	// Memory and MemorySwap (memory plus swap) are in bytes, CPUs in processors, PidsLimit in processes; 0: no limit.
+	// MemorySwap may be -1: unlimited swap.
 	Memory, MemorySwap int64
 	CPUs               float64
 	CPUShares          uint64 // relative to other containers; 0: 1024
 	PidsLimit          int64
-	Rlimits            []specs.POSIXRlimit // over the default ones
+	Rlimits            []specs.POSIXRlimit // override the default ones
 	OOMScoreAdj        *int
 	ShmSize            int64 // of /dev/shm, in bytes; 0: 64 MiB
 
-	// Mounts come after the default ones, and replace one at the same place.
+	// Mounts are added to the default ones and replace those with the same destination.
 	Mounts []specs.Mount
-	// Hosts are lines more of /etc/hosts: addresses of names. Nameservers, Search and ResolverOptions are what
-	// /etc/resolv.conf says instead of the machine's. Both files and /etc/hostname are written for the container.
+	// Hosts are additional lines of /etc/hosts. Nameservers, Search and ResolverOptions replace what the machine's
+	// /etc/resolv.conf says. Both files and /etc/hostname are generated for the container.
 	Hosts                                []SpecHost
 	Nameservers, Search, ResolverOptions []string
-	// Groups are numbers of groups that the program is a member of besides its user's.
+	// Groups are additional group ids of the program.
 	Groups  []uint32
 	Devices []SpecDevice
 	Sysctls map[string]string
-	// HostNetwork: the network of the machine. Otherwise the container has one of its own.
+	// HostNetwork uses the network of the VM or host instead of a network namespace of the container's own.
 	HostNetwork bool
-	// UserNamespace: the container will be in a user namespace. What cannot be done there is left out.
+	// UserNamespace says that the container will run in a user namespace: what is impossible there is left out.
 	UserNamespace bool
-	// Annotations of the document, over the labels of the image.
+	// Annotations of the spec; they override the labels of the image.
 	Annotations map[string]string
 }
 
 // SpecDevice is a device node in a container.
 type SpecDevice struct {
 	specs.LinuxDevice
-	Access string // what the container may do: of "r", "w" and "m"; empty: all
+	Access string // any of "r", "w" and "m"; empty: all
 }
 
-// SpecHost is a name with its address.
+// SpecHost is a line of /etc/hosts.
 type SpecHost = ocispec.Host
 
-// ErrSpecRefused is matched by errors about a field of a document that Strata does not support.
+// ErrSpecRefused is matched by errors about fields of a spec that Strata does not support.
 var ErrSpecRefused = ocispec.ErrRefused
 
-// ContainerSpec returns the document of the OCI runtime specification for a container of an image: the defaults of
-// docker, what the image's configuration says, and over it the options. The root is left to whoever
-// mounts it. The document passes CheckSpec. Labels of the image become annotations, except those that would mean
-// something to a runtime.
+// ContainerSpec returns the OCI runtime spec of a container of an image: docker's defaults, then the image's
+// configuration, then the options. Spec.Root.Path is left to the caller that mounts the root. The spec passes
+// CheckSpec. Labels of the image become annotations, except those with a meaning for a runtime.
 func ContainerSpec(c image.Config, o SpecOptions) (*specs.Spec, error) {
 	s := ocispec.Default()
 	for _, step := range []func(*specs.Spec, image.Config, SpecOptions) error{
@@ -114,13 +114,13 @@ func ContainerSpec(c image.Config, o SpecOptions) (*specs.Spec, error) {
 	return s, nil
 }
 
-// ParseSpec reads the document of a container, of 4 MiB at most, and checks it as CheckSpec does. Fields
-// that the specification does not know, or that are written twice, are errors that name them.
+// ParseSpec decodes an OCI runtime spec of at most 4 MiB and checks it as CheckSpec does. Unknown and duplicate fields
+// are errors that name them.
 func ParseSpec(r io.Reader) (*specs.Spec, error) { return ocispec.Decode(r) }
 
-// CheckSpec returns an error unless every field of a document that is set is honoured by Strata, with a value that
-// can be; docs/status.md lists the fields. The error names the fields that are not, and matches ErrSpecRefused for
-// those that Strata does not support.
+// CheckSpec returns an error unless Strata honours every field that is set in s and its value is valid; docs/status.md
+// lists the fields. The error names the offending fields and matches ErrSpecRefused for those that Strata does not
+// support.
 func CheckSpec(s *specs.Spec) error { return ocispec.Check(s) }
 
 func specProcess(s *specs.Spec, c image.Config, o SpecOptions) error {
@@ -152,12 +152,12 @@ func specProcess(s *specs.Spec, c image.Config, o SpecOptions) error {
 	return nil
 }
 
-// imageEnv is the environment that an image says, without what sets nothing.
+// imageEnv returns the image's environment without entries that are not KEY=VALUE.
 func imageEnv(c image.Config) []string {
 	return slices.DeleteFunc(slices.Clone(c.Env), func(kv string) bool { return strings.IndexByte(kv, '=') <= 0 })
 }
 
-// specUser sets the user: the numbers where there are two, else the name for whoever starts the program.
+// specUser sets uid and gid if the user is given as two numbers, else the name for whoever starts the program.
 func specUser(s *specs.Spec, c image.Config, o SpecOptions) error {
 	name := cmp.Or(o.User, c.User)
 	u, g, both := strings.Cut(name, ":")
@@ -200,7 +200,7 @@ func specSeccomp(s *specs.Spec, _ image.Config, o SpecOptions) (err error) {
 	caps := s.Process.Capabilities.Bounding
 	switch {
 	case o.SeccompUnconfined && o.Seccomp != nil:
-		return fmt.Errorf("seccomp: a profile and none exclude each other")
+		return fmt.Errorf("seccomp: a profile cannot be combined with unconfined")
 	case o.Seccomp != nil:
 		s.Linux.Seccomp, err = ocispec.ParseSeccomp(o.Seccomp, caps)
 	case !o.SeccompUnconfined && !o.Privileged:
@@ -209,13 +209,13 @@ func specSeccomp(s *specs.Spec, _ image.Config, o SpecOptions) (err error) {
 	return err
 }
 
-// cpuPeriod is the time, in microseconds, of which a container gets its share of the processors.
+// cpuPeriod is the CFS period in microseconds: a container may run CPUs times that long in each.
 const cpuPeriod = 100000
 
 // maxCPUs bounds SpecOptions.CPUs.
 const maxCPUs = 4096
 
-// Resources are the limits of o, and nothing else.
+// Resources returns the limits of o as OCI resources.
 func (o SpecOptions) Resources() (*specs.LinuxResources, error) {
 	r := &specs.LinuxResources{}
 	if err := o.limit(r); err != nil {
@@ -224,7 +224,7 @@ func (o SpecOptions) Resources() (*specs.LinuxResources, error) {
 	return r, ocispec.CheckResources(r)
 }
 
-// limit sets the limits of o.
+// limit sets the limits of o in r.
 func (o SpecOptions) limit(r *specs.LinuxResources) error {
 	if o.Memory < 0 || o.PidsLimit < -1 || o.ShmSize < 0 {
 		return fmt.Errorf("a limit is negative: memory %d, processes %d, shared memory %d",
@@ -299,15 +299,15 @@ func specNetwork(s *specs.Spec, _ image.Config, o SpecOptions) error {
 		})
 		clear(s.Linux.Sysctl)
 	}
-	if o.UserNamespace { // the groups of the range have to exist in it
+	if o.UserNamespace { // the gids of the range do not exist in it
 		delete(s.Linux.Sysctl, "net.ipv4.ping_group_range")
 	}
 	maps.Copy(s.Linux.Sysctl, o.Sysctls)
 	return nil
 }
 
-// specAnnotations are the image's labels, and what else of an image the conversion of the image specification
-// keeps.
+// specAnnotations sets the annotations that the OCI image specification derives from an image's configuration, then
+// those of o.
 func specAnnotations(s *specs.Spec, c image.Config, o SpecOptions) error {
 	s.Annotations = map[string]string{}
 	if c.StopSignal != "" {
@@ -316,7 +316,7 @@ func specAnnotations(s *specs.Spec, c image.Config, o SpecOptions) error {
 	if len(c.Ports) > 0 {
 		s.Annotations["org.opencontainers.image.exposedPorts"] = strings.Join(c.Ports, ",")
 	}
-	for key, value := range c.Labels { // which are the image's, and may not change what the runtime does
+	for key, value := range c.Labels { // labels come with the image and must not configure the runtime
 		if ocispec.PassedOn(key) {
 			s.Annotations[key] = value
 		}

@@ -251,7 +251,7 @@ func TestContainerSpecRefuses(t *testing.T) {
 		"0.001 processors: give 0.01":           func(o *strata.SpecOptions) { o.CPUs = 0.001 },
 		"it is the sum of memory and swap":      func(o *strata.SpecOptions) { o.Memory, o.MemorySwap = 1<<30, 8<<20 },
 		`process.cwd: "srv": give an absolute`:  func(o *strata.SpecOptions) { o.WorkDir = "srv" },
-		"a profile and none exclude each other": func(o *strata.SpecOptions) { o.Seccomp = []byte("{}") },
+		"a profile cannot be combined with unconfined": func(o *strata.SpecOptions) { o.Seccomp = []byte("{}") },
 		`"/data" is there twice`:                func(o *strata.SpecOptions) { o.Mounts = make2("/data", "/data/") },
 		`"/": nothing can be mounted over`:      func(o *strata.SpecOptions) { o.Mounts = make2("/", "/a") },
 		"/proc/1: nothing can be mounted over":  func(o *strata.SpecOptions) { o.Mounts = make2("/proc/1", "/a") },

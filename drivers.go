@@ -20,8 +20,7 @@ import (
 	"github.com/stratavm/strata/vmm/qemu"
 )
 
-// drivers is the table of the drivers of this host, the one that VMs are started with by default first. A new
-// VMM is a line here; see docs/drivers.md.
+// drivers lists the drivers of this host; the first is the default. A new VMM is a line here; see docs/drivers.md.
 var drivers = driversOf(runtime.GOOS)
 
 func driversOf(goos string) []vmm.Driver {
@@ -37,7 +36,7 @@ func driversOf(goos string) []vmm.Driver {
 	}
 }
 
-// Drivers returns the names of the drivers of this host, the default first.
+// Drivers returns the names of this host's drivers, the default first.
 func Drivers() []string {
 	var names []string
 	for _, d := range drivers {
@@ -46,18 +45,18 @@ func Drivers() []string {
 	return names
 }
 
-// hcsHost is this Windows host, with the right to grant VMs access to files.
+// hcsHost returns the Host Compute Service of this Windows host, with functions that grant VMs access to files.
 func hcsHost(log *slog.Logger) (hcs.Host, error) {
 	h, err := hcs.NativeHost()
 	if err != nil {
 		return hcs.Host{}, err
 	}
-	files := wclayer.NewNative(log, "") // nothing is destroyed here
+	files := wclayer.NewNative(log, "") // never destroys layers
 	h.Grant, h.GrantGroup = files.GrantVMAccess, files.GrantVMGroupAccess
 	return h, nil
 }
 
-// windowsHost is this Windows host and its layers.
+// windowsHost returns the layer functions of this Windows host.
 func windowsHost(*slog.Logger) (wclayer.Host, error) {
 	if err := wclayer.Supported(); err != nil {
 		return nil, err
@@ -65,10 +64,10 @@ func windowsHost(*slog.Logger) (wclayer.Host, error) {
 	return wclayer.Shared(), nil
 }
 
-// driverFile holds the name of the driver of a state directory's machine.
+// driverFile holds the name of the driver whose machine is in a state directory.
 const driverFile = "driver"
 
-// recordDriver notes whose machine a directory is going to hold.
+// recordDriver records the driver of the machine that is about to be started in dir.
 func recordDriver(dir string, d vmm.Driver) error {
 	err := atomicfile.Write(filepath.Join(dir, driverFile), []byte(d.Name()+"\n"), atomicfile.Options{})
 	if err != nil {
@@ -77,8 +76,8 @@ func recordDriver(dir string, d vmm.Driver) error {
 	return nil
 }
 
-// driverOf returns the driver of the machine that a directory holds or held. Directories of versions that
-// recorded no name are shown to each driver. An error matches ErrNoVM when there is none.
+// driverOf returns the driver of the machine in dir, also if it has ended. State directories of old versions have no
+// driver file: there each driver is asked. The error matches ErrNoVM if there is no machine.
 func driverOf(ctx context.Context, dir string) (vmm.Driver, error) {
 	name, err := regfile.ReadState(filepath.Join(dir, driverFile))
 	if err == nil {
@@ -93,7 +92,7 @@ func driverOf(ctx context.Context, dir string) (vmm.Driver, error) {
 	}
 	for _, d := range drivers {
 		if _, err := d.Inspect(ctx, dir); !errors.Is(err, ErrNoVM) {
-			return d, nil // whatever is wrong with it, it is this driver's
+			return d, nil // even if it cannot be read, it belongs to this driver
 		}
 	}
 	return nil, fmt.Errorf("%w in %s", ErrNoVM, dir)

@@ -10,10 +10,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// DryRun opens a copy of what is known of the VM of a directory, on a machine that makes no changes: report is
-// called with each Change that a call would make. Neither the VM nor its directory are touched, and nobody is
-// waited for. A directory without a VM is taken for an empty VM of the default driver. Programs cannot be run in
-// it: the error matches vmm.ErrDryRun.
+// DryRun opens a copy of the ledger of the VM in dir on a machine that applies no changes: report is called with each
+// Change that a call would make. The VM and its directory are not touched, and no lock is taken. A directory without a
+// VM counts as an empty VM of the default driver. Programs cannot be run: the error matches vmm.ErrDryRun.
 func DryRun(ctx context.Context, dir string, report func(vmm.Change) error, o OpenOptions) (*uvm.UtilityVM, error) {
 	system, limits, err := plan(ctx, dir)
 	if err != nil {
@@ -22,7 +21,7 @@ func DryRun(ctx context.Context, dir string, report func(vmm.Change) error, o Op
 	return dryRun(ctx, dir, system, limits, report, o)
 }
 
-// DryRunHost is DryRun for this system itself (OpenHost), opened before or not.
+// DryRunHost is DryRun for the host itself (see OpenHost), whether or not OpenHost was called for dir before.
 func DryRunHost(ctx context.Context, dir string, report func(vmm.Change) error, o OpenOptions) (*uvm.UtilityVM, error) {
 	d, err := hostDriver()
 	if err != nil {
@@ -50,8 +49,8 @@ func dryRun(ctx context.Context, dir string, system vmm.OS, limits vmm.Limits, r
 	return uvm.DryRun(ctx, dir, machine, uvm.Options{Logger: o.Logger, RollbackTimeout: o.RollbackTimeout})
 }
 
-// plan returns the system and the limits that the VM of a directory has, or would have if it were started with
-// the default options.
+// plan returns the guest system and the limits of the VM in dir, or those that it would have if it were started with
+// default options.
 func plan(ctx context.Context, dir string) (vmm.OS, vmm.Limits, error) {
 	info := VMInfo{OS: vmm.Linux}
 	d, err := driverOf(ctx, dir)

@@ -10,16 +10,16 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// OpenHost opens this system itself as if it were a VM: layers are mounted on it, with the same ledger, journal
-// and recovery. dir is the state directory, created when it does not exist. After a reboot nothing is mounted any
-// more, and the ledger is empty. From then on dir is one for OpenVM, OpenRunner, InspectVM and KillVM too.
+// OpenHost opens the host itself as if it were a VM: layers are mounted on it, with the same ledger, journal and
+// recovery. dir is the state directory and is created if needed. A reboot unmounts everything, and empties the ledger.
+// Afterwards dir is also valid for OpenVM, OpenRunner, InspectVM and KillVM.
 //
-// On Linux it needs root, if only of a user namespace with mounts of its own: there layers are directory trees
-// (layerdir.Tree). A scratch is a folder that is written to, or a raw file with ext4, which a user namespace cannot
-// mount. See HostPath for where a root is.
+// On Linux it needs root, at least in a user namespace with its own mount namespace: there layers are directory trees
+// (layerdir.Tree). A scratch is a folder, or a raw file with ext4, which cannot be mounted in a user namespace.
+// HostPath returns the path of a root on the host.
 //
-// On Windows the roots are those of process-isolated containers: layers are folders or composite images, a scratch
-// is a folder with sandbox.vhdx, a root is the path of a volume, and no programs can be run in it.
+// On Windows it creates the roots of process-isolated containers: layers are folders or composite images, a scratch is
+// a folder with sandbox.vhdx, a root is a volume path. Programs cannot be run.
 //
 // On other systems the error matches errors.ErrUnsupported.
 func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
@@ -37,7 +37,7 @@ func OpenHost(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, e
 	}, uvm.Options{Logger: o.Logger, RollbackTimeout: o.RollbackTimeout})
 }
 
-// hostDriver is the driver whose machine is this system.
+// hostDriver returns the driver whose machine is the host itself.
 func hostDriver() (vmm.Driver, error) {
 	i := slices.IndexFunc(drivers, func(d vmm.Driver) bool { return d.Traits().HostSystem })
 	if i < 0 {
@@ -46,7 +46,7 @@ func hostDriver() (vmm.Driver, error) {
 	return drivers[i], nil
 }
 
-// openOrStart opens the machine of a directory, which must be of the driver, or starts one.
+// openOrStart opens the machine in dir, which must belong to driver d, or starts one.
 func openOrStart(ctx context.Context, d vmm.Driver, dir string, o OpenOptions) (vmm.Machine, error) {
 	have, err := driverOf(ctx, dir)
 	if err == nil && have.Name() != d.Name() {
@@ -71,7 +71,7 @@ func openOrStart(ctx context.Context, d vmm.Driver, dir string, o OpenOptions) (
 	return d.Start(ctx, vmm.StartOptions{Dir: dir, Logger: o.Logger})
 }
 
-// HostPath is where a guest path of a VM that is this system itself is; for other VMs "".
+// HostPath returns the host path of a guest path if vm is the host itself (see OpenHost), else "".
 func HostPath(vm *uvm.UtilityVM, guest string) string {
 	if m, ok := vm.Machine().(vmm.HostPather); ok {
 		return m.HostPath(guest)

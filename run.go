@@ -19,37 +19,36 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// HostVM is the name of this Linux system itself among the VMs of a state directory; see OpenHost.
+// HostVM is the name of the host itself among the VMs of a state directory; see OpenHost.
 const HostVM = "host"
 
-// ErrRunID says that the id of a run is used by another run, by another container of its VM, or cannot be one.
+// ErrRunID says that a run id is invalid, or in use by another run or by another container of its VM.
 var ErrRunID = errors.New("the id of the run cannot be used")
 
-// Runs are the runs of a state directory: each mounts one container, in a VM of its own or in one that runs,
-// and takes all away at its end. A run is crash-safe: it has a folder in which it notes where its container
-// is before it is there, and a lock that ends with its process. What a process that was killed left is
-// found by the next Begin of the same id, and by Sweep. The zero value of every field but Dir will do.
-// Methods may be called concurrently, by any number of processes.
+// Runs manages the runs of a state directory. A run mounts one container, in a VM of its own or in a running one, and
+// cleans up when it ends. Runs are crash-safe: a run has a folder, in which it records its VM before it uses it, and a
+// lock that the kernel releases when its process ends. What a killed process left behind is removed by the next Begin
+// with the same id, or by Sweep. Only Dir must be set. Methods may be called concurrently, by any number of processes.
 type Runs struct {
 	// Dir is the state directory: Dir/run/ID is the folder of a run, Dir/vms/NAME the state directory of a VM.
 	Dir string
-	// Open opens the VM called name, for a run or to take away what one left; nil: OpenVM, and OpenHost for HostVM.
+	// Open opens the VM called name, for a run or to clean up after one; nil: OpenVM, and OpenHost for HostVM.
 	Open func(ctx context.Context, name string) (*uvm.UtilityVM, error)
-	// Notice, where it is set, is called with what a user should read of and is no failure, such as a
-	// VM that had to be ended without unmounting.
+	// Notice, if not nil, is called with messages for the user that are not errors, such as that a VM was killed
+	// without unmounting.
 	Notice func(message string)
-	// Cleanup is the time that the end of a run may take; 0: a minute. Grace is what is left of it from the
-	// moment on at which the context of the call ends; 0: 10 s.
+	// Cleanup bounds how long the end of a run may take; 0: one minute. Grace bounds it from the moment the context of
+	// the call ends; 0: 10 s.
 	Cleanup, Grace time.Duration
 }
 
 // RunRecord says where the container of a run is.
 type RunRecord struct {
-	VM  string `json:"vm,omitempty"`  // the VM with the container; empty before there is one
-	Own bool   `json:"own,omitempty"` // whether the run started the VM, which ends with it
+	VM  string `json:"vm,omitempty"`  // name of the VM with the container; empty until it is known
+	Own bool   `json:"own,omitempty"` // the run started the VM, and stops it at its end
 }
 
-// Run is a run that has begun. It ends with End, also after a failure. Its methods may not be called concurrently.
+// Run is a run in progress. The caller must call End, also after a failure. Methods may not be called concurrently.
 type Run struct {
 	runs   *Runs
 	id     string
@@ -58,8 +57,8 @@ type Run struct {
 	record RunRecord
 }
 
-// runFile is the file in a run's folder that holds its RunRecord. Its lock says that the run lives: what is in a
-// folder whose lock is free was left by a run that was killed.
+// runFile is the file in a run's folder that holds its RunRecord. While the run lives, its process holds the file's
+// lock; if the lock is free, the run was killed.
 const runFile = "run.json"
 
 var runID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
@@ -85,15 +84,15 @@ func (rs *Runs) open(ctx context.Context, name string) (*uvm.UtilityVM, error) {
 	return OpenVM(ctx, rs.VMDir(name), OpenOptions{})
 }
 
-// cleanupContext returns a context for taking things away: ctx may have ended before, or may end meanwhile.
+// cleanupContext returns a context for cleaning up, which outlives ctx by up to Grace.
 func (rs *Runs) cleanupContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return outlast(ctx, cmp.Or(rs.Cleanup, time.Minute), cmp.Or(rs.Grace, 10*time.Second))
 }
 
-// errNoTime is why a context of outlast ends.
-var errNoTime = fmt.Errorf("the time for taking things away is over: %w", context.DeadlineExceeded)
+// errNoTime is the cause with which a context of outlast ends.
+var errNoTime = fmt.Errorf("the time for cleaning up is over: %w", context.DeadlineExceeded)
 
-// outlast returns a context that ends after limit, or already grace after ctx ended.
+// outlast returns a context that ends after limit, or grace after ctx ends, whichever comes first.
 func outlast(ctx context.Context, limit, grace time.Duration) (context.Context, context.CancelFunc) {
 	whole, cancelWhole := context.WithTimeoutCause(context.WithoutCancel(ctx), limit, errNoTime)
 	out, cancel := context.WithCancelCause(whole)
@@ -109,10 +108,10 @@ func outlast(ctx context.Context, limit, grace time.Duration) (context.Context, 
 	return out, func() { stop(); cancel(nil); cancelWhole() }
 }
 
-// lockTime is how long Begin waits for a lock: long enough for a Sweep that looks at the folder.
+// lockTime is how long Begin waits for a lock: long enough for a Sweep that examines the folder.
 const lockTime = time.Second
 
-// waitLock takes the lock of a file. It returns used when another process keeps it; other errors name the file.
+// waitLock takes the lock of a file. It returns used if another process holds it for longer than lockTime.
 func waitLock(ctx context.Context, path string, used error) (*os.File, error) {
 	limited, cancel := context.WithTimeout(ctx, lockTime)
 	defer cancel()
@@ -123,22 +122,22 @@ func waitLock(ctx context.Context, path string, used error) (*os.File, error) {
 	return lock, err
 }
 
-// lockFolder is waitLock for a file in a folder that is made where it does not exist.
+// lockFolder is waitLock for a file in a folder that is created if it does not exist.
 func lockFolder(ctx context.Context, path string, used error) (*os.File, error) {
 	for {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return nil, err
 		}
 		lock, err := waitLock(ctx, path, used)
-		if !errors.Is(err, os.ErrNotExist) { // else a Sweep has just removed the folder
+		if !errors.Is(err, os.ErrNotExist) { // else Sweep has just removed the folder
 			return lock, err
 		}
 	}
 }
 
-// Begin begins the run called id, which is also the id of its container: 1 to 63 letters, digits, '_', '.' or
-// '-', a letter or digit first. What an earlier run of that id left is taken away first. An id that a run
-// uses that lives is an error matching ErrRunID.
+// Begin begins the run called id, which is also the id of its container: 1 to 63 letters, digits, '_', '.' or '-',
+// starting with a letter or digit. It first cleans up after an earlier run with that id that was killed. If the id is
+// invalid or a live run uses it, the error matches ErrRunID.
 func (rs *Runs) Begin(ctx context.Context, id string) (*Run, error) {
 	if err := checkDir(rs.Dir); err != nil {
 		return nil, err
@@ -148,7 +147,7 @@ func (rs *Runs) Begin(ctx context.Context, id string) (*Run, error) {
 	}
 	dir := rs.runDir(id)
 	for {
-		lock, err := lockFolder(ctx, filepath.Join(dir, runFile), fmt.Errorf("%w: another run is called %q", ErrRunID, id))
+		lock, err := lockFolder(ctx, filepath.Join(dir, runFile), fmt.Errorf("%w: run %q is active", ErrRunID, id))
 		if err != nil {
 			return nil, err
 		}
@@ -158,7 +157,7 @@ func (rs *Runs) Begin(ctx context.Context, id string) (*Run, error) {
 			return r, nil
 		}
 		if err := errors.Join(err, r.End(ctx)); err != nil {
-			return nil, fmt.Errorf("take away what an earlier run of id %s left: %w", id, err)
+			return nil, fmt.Errorf("clean up after an earlier run %s: %w", id, err)
 		}
 	}
 }
@@ -169,7 +168,7 @@ func (r *Run) read() bool {
 	return err == nil && json.Unmarshal(b, &r.record) == nil
 }
 
-// note writes down in which VM the container will be, before it is.
+// note records the VM of the container, before the container is mounted there.
 func (r *Run) note(rec RunRecord) error {
 	r.record = rec
 	b, err := json.Marshal(rec)
@@ -185,21 +184,21 @@ func (r *Run) note(rec RunRecord) error {
 // ID returns the id of the run and of its container.
 func (r *Run) ID() string { return r.id }
 
-// Dir returns the folder of the run: what is put into it, such as a scratch, is removed at the end of the run.
+// Dir returns the folder of the run. Files in it, such as a scratch, are removed when the run ends.
 func (r *Run) Dir() string { return r.dir }
 
-// VM returns the name of the VM that was opened or started last; empty before.
+// VM returns the name of the VM that was last opened or started; empty before.
 func (r *Run) VM() string { return r.record.VM }
 
-// OpenVM opens the VM called name, which runs on after the run; at its end only the container is taken away.
-// HostVM is this Linux system itself. A container of the run's id that is there already is an error
-// matching ErrRunID and uvm.ErrClaimed. The caller closes the VM when the container is mounted.
+// OpenVM opens the running VM called name, or the host itself for HostVM. When the run ends the VM keeps running; only
+// the container is unmounted. If the VM already has a container with the run's id, the error matches ErrRunID and
+// uvm.ErrClaimed. The caller must close the VM once the container is mounted.
 func (r *Run) OpenVM(ctx context.Context, name string) (*uvm.UtilityVM, error) {
 	vm, err := r.runs.open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	// A container that is there already is not the run's to take away.
+	// The run must not remove a container that was there before.
 	if _, err = vm.FindClaim(r.id); err == nil {
 		err = fmt.Errorf("container %q: %w: %w", r.id, ErrRunID, uvm.ErrClaimed)
 	} else {
@@ -211,13 +210,12 @@ func (r *Run) OpenVM(ctx context.Context, name string) (*uvm.UtilityVM, error) {
 	return vm, nil
 }
 
-// StartVM starts a VM of the run's own, called as the run, which ends with it. Dir of the options is set.
-// A VM of that name that is there already is an error matching ErrRunID. The caller closes the VM when the container
-// is mounted.
+// StartVM starts a VM with the name of the run, which is stopped when the run ends. o.Dir is ignored. If a VM of that
+// name exists, the error matches ErrRunID. The caller must close the VM once the container is mounted.
 func (r *Run) StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	o.Dir = r.runs.VMDir(r.id)
 	if _, err := os.Stat(o.Dir); err == nil {
-		return nil, fmt.Errorf("%w: there is a VM %q already", ErrRunID, r.id)
+		return nil, fmt.Errorf("%w: VM %q already exists", ErrRunID, r.id)
 	}
 	if err := r.note(RunRecord{VM: r.id, Own: true}); err != nil {
 		return nil, err
@@ -229,10 +227,9 @@ func (r *Run) StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) 
 	return vm, nil
 }
 
-// End ends what runs in the container, takes the container out of its VM, or stops the VM where it is the
-// run's own, and removes the folder. It does so also when ctx has ended, within Runs.Grace; a VM of the
-// run's own that does not stop in time is killed. What could not be taken away stays noted for Sweep. The Run
-// is over in any case.
+// End ends the programs in the container and unmounts it, or stops the VM if the run started it, and removes the run's
+// folder. If ctx has ended, it still has Runs.Grace for this; a VM of the run's own that does not stop in time is
+// killed. What could not be cleaned up is left for Sweep. The Run must not be used afterwards.
 func (r *Run) End(ctx context.Context) error {
 	ctx, cancel := r.runs.cleanupContext(ctx)
 	defer cancel()
@@ -242,7 +239,7 @@ func (r *Run) End(ctx context.Context) error {
 	return lockfile.DropFolder(r.lock)
 }
 
-// leaveVM takes the container of a run out of its VM, or stops the VM when it is the run's own.
+// leaveVM unmounts the container of a run, or stops the VM if the run started it.
 func (r *Run) leaveVM(ctx context.Context) error {
 	if r.record.VM == "" {
 		return nil
@@ -257,31 +254,31 @@ func (r *Run) leaveVM(ctx context.Context) error {
 			return RemoveVM(ctx, dir)
 		}
 		return nil
-	case err != nil && r.record.Own: // nobody else has anything in it
-		r.runs.notice("%v; it is killed", err)
+	case err != nil && r.record.Own: // no other container is in it
+		r.runs.notice("%v: the VM is killed", err)
 		return killNow(ctx, dir)
 	case err != nil:
 		return err
 	case r.record.Own:
 		err := StopVM(half, vm, dir, r.runs.Notice)
 		if err != nil {
-			r.runs.notice("%v; it is killed", err)
+			r.runs.notice("%v: the VM is killed", err)
 			return killNow(ctx, dir)
 		}
 		return nil
 	}
-	err = r.takeAway(ctx, vm)
+	err = r.unmount(ctx, vm)
 	if r.record.VM == HostVM && err == nil && len(vm.Claims()) == 0 {
 		return forgetHost(ctx, vm, dir)
 	}
 	return errors.Join(err, vm.Close())
 }
 
-// lostTime is how long programs that wait for a lost volume, and are killed, may take to end.
+// lostTime bounds how long killed programs that are blocked on a lost volume may take to end.
 const lostTime = 5 * time.Second
 
-// takeAway takes the container out of a VM that runs on. What a lost volume keeps there is abandoned.
-func (r *Run) takeAway(ctx context.Context, vm *uvm.UtilityVM) error {
+// unmount unmounts the container from a VM that keeps running. If a lost volume prevents that, it abandons the rest.
+func (r *Run) unmount(ctx context.Context, vm *uvm.UtilityVM) error {
 	m, err := layers.Open(vm, r.id)
 	if err != nil {
 		if errors.Is(err, uvm.ErrUnknownClaim) {
@@ -301,11 +298,11 @@ func (r *Run) takeAway(ctx context.Context, vm *uvm.UtilityVM) error {
 	if err := m.Abandon(ctx); err != nil {
 		return err
 	}
-	r.runs.notice("%v; what is left of container %s stays in VM %s until that ends", lost, r.id, vm.ID())
+	r.runs.notice("%v; container %s stays mounted in VM %s until the VM ends", lost, r.id, vm.ID())
 	return nil
 }
 
-// halfOf returns a context that ends when half of the time of ctx is over, and with ctx.
+// halfOf returns a context with half of the time that ctx has left.
 func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {

@@ -9,11 +9,11 @@ import (
 	"github.com/stratavm/strata/uvm"
 )
 
-// StopVM ends the programs in a VM, releases what is mounted in it, powers it off and removes its state
-// directory dir. The layers of containers, to which nothing is written, are left to the guest's own end. vm is closed
-// in any case. From the deadline of ctx on it is terminated without asking its guest; when ctx is cancelled instead,
-// StopVM ends with the error of that and the VM runs on. What cannot be released goes with the VM: notice, where it is
-// not nil, is called with the reason.
+// StopVM ends the programs in a VM, unmounts its containers, powers it off and removes its state directory dir.
+// Read-only layers are not unmounted in a VM that is powered off. vm is closed in any case. When the deadline of ctx
+// passes, the VM is terminated without asking its guest; when ctx is cancelled, StopVM returns the cause and the VM
+// keeps running. Containers that cannot be unmounted do not keep the VM from stopping: notice, if not nil, is called
+// with the reason.
 func StopVM(ctx context.Context, vm *uvm.UtilityVM, dir string, notice func(message string)) error {
 	release := (*layers.Mounted).ReleaseScratch
 	if d, err := driverOf(ctx, dir); err != nil || d.Traits().HostSystem { // what is mounted on this system stays
@@ -29,14 +29,14 @@ func StopVM(ctx context.Context, vm *uvm.UtilityVM, dir string, notice func(mess
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return errors.Join(context.Cause(ctx), vm.Close())
 	}
-	// Shutdown terminates the VM when its context ends, so that it takes the rest of the time.
+	// Shutdown terminates the VM when ctx ends, so it may use all of the remaining time.
 	if err := vm.Shutdown(ctx); err != nil {
 		return err
 	}
 	return RemoveVM(context.WithoutCancel(ctx), dir)
 }
 
-// killNow is KillVM with a time of its own.
+// killNow is KillVM with a timeout of its own, independent of ctx. A missing VM is no error.
 func killNow(ctx context.Context, dir string) error {
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
 	defer cancel()
@@ -46,8 +46,8 @@ func killNow(ctx context.Context, dir string) error {
 	return nil
 }
 
-// releaseContainer ends what runs in a container, what the program left in the background too, and unmounts it by
-// release. A container that does not exist is no error.
+// releaseContainer ends all programs of a container, including background processes, and unmounts it with release. A
+// container that does not exist is no error.
 func releaseContainer(ctx context.Context, vm *uvm.UtilityVM, id string,
 	release func(*layers.Mounted, context.Context) error) error {
 	m, err := layers.Open(vm, id)
@@ -63,7 +63,7 @@ func releaseContainer(ctx context.Context, vm *uvm.UtilityVM, id string,
 	return err
 }
 
-// forgetHost removes the state of this system itself when nothing is mounted on it.
+// forgetHost removes the state of the host itself (see OpenHost) if nothing is mounted on it.
 func forgetHost(ctx context.Context, vm *uvm.UtilityVM, dir string) error {
 	if err := vm.Shutdown(ctx); err != nil {
 		return err

@@ -11,25 +11,24 @@ import (
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
-// Sweep takes away what runs that were killed left, of those that which accepts, and returns their ids.
-// Runs that live are not touched. What cannot be taken away is an error that names the run, and stays
-// noted; the others are taken away all the same.
+// Sweep cleans up after killed runs that which accepts, and returns their ids. Live runs are not touched. If cleaning
+// up after a run fails, the error names it, the next Sweep retries, and the other runs are still handled.
 func (rs *Runs) Sweep(ctx context.Context, which func(RunRecord) bool) (ids []string, err error) {
 	return rs.abandoned(which, true, func(r *Run) error {
 		if err := r.End(ctx); err != nil {
-			return fmt.Errorf("take away what the interrupted run %s left: %w", r.id, err)
+			return fmt.Errorf("clean up after the interrupted run %s: %w", r.id, err)
 		}
 		return nil
 	})
 }
 
-// Abandoned returns the ids of the runs that Sweep would take away, and changes nothing.
+// Abandoned returns the ids of the runs that Sweep would clean up, without changing anything.
 func (rs *Runs) Abandoned(which func(RunRecord) bool) (ids []string, err error) {
 	return rs.abandoned(which, false, func(r *Run) error { return r.lock.Close() })
 }
 
-// abandoned calls f, which closes the lock, with each run that was killed and that which accepts, and returns the
-// ids of those for which f succeeded. With tidy it removes folders without a record.
+// abandoned calls f, which must close the lock, for each killed run that which accepts, and returns the ids for which
+// f succeeded. With tidy it also removes run folders without a record.
 func (rs *Runs) abandoned(which func(RunRecord) bool, tidy bool, f func(*Run) error) (ids []string, err error) {
 	if err := checkDir(rs.Dir); err != nil {
 		return nil, err
@@ -48,7 +47,7 @@ func (rs *Runs) abandoned(which func(RunRecord) bool, tidy bool, f func(*Run) er
 		if lock == nil {
 			// Begin creates the folder first, then the file: one without the file is empty.
 			if tidy {
-				_ = os.Remove(r.dir) // a run that begins creates it again
+				_ = os.Remove(r.dir) // Begin creates it again if it needs it
 			}
 			return nil
 		}

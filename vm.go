@@ -15,9 +15,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// StartVM starts a VM and gives it when its guest is ready. It runs until it is shut down or killed,
-// whatever becomes of this process. When StartVM fails or ctx ends, nothing of the VM is left. A VM
-// that runs in the directory already is an error matching ErrRunning.
+// StartVM starts a VM and returns when its guest is ready. The VM runs until it is shut down or killed, independently
+// of this process. If StartVM fails or ctx ends, nothing of the VM is left. If a VM is running in the directory, the
+// error matches ErrRunning.
 func StartVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	var vm *uvm.UtilityVM
 	err := span.Do(ctx, "strata.vm.start", func(ctx context.Context) (err error) {
@@ -39,15 +39,15 @@ func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	if err := notRunning(ctx, o.Dir); err != nil {
 		return nil, err
 	}
-	// The directory is made when there is something to put into it, and locked from then on: one without a
-	// machine that is not locked is taken for what a start left that was cut off.
+	// The directory is created, and locked, only when there is something to put into it: an unlocked directory without
+	// a machine counts as the rest of an interrupted start.
 	if err := o.build(ctx, d); err != nil {
 		return nil, err
 	}
 	_, err = os.Stat(o.Dir)
 	fresh := errors.Is(err, os.ErrNotExist)
 	vm, err := openStarted(ctx, o, func(ctx context.Context) (vmm.Machine, error) {
-		if err := notRunning(ctx, o.Dir); err != nil { // somebody may have been faster
+		if err := notRunning(ctx, o.Dir); err != nil { // checked again under the lock
 			return nil, err
 		}
 		if err := recordDriver(o.Dir, d); err != nil {
@@ -61,7 +61,7 @@ func startVM(ctx context.Context, o VMOptions) (*uvm.UtilityVM, error) {
 	return vm, err
 }
 
-// build makes what the VM boots, where the driver needs that and it is not given.
+// build builds the boot image if the driver needs one and none is given.
 func (o *VMOptions) build(ctx context.Context, d vmm.Driver) (err error) {
 	if !d.Traits().BootImage || o.OS == vmm.Windows {
 		return nil
@@ -74,10 +74,10 @@ func (o *VMOptions) build(ctx context.Context, d vmm.Driver) (err error) {
 	return enoughMemory(*o)
 }
 
-// MakeTemplate makes the template of a kind of VM, from which VMOptions.Template has VMs loaded: it starts a VM at the
+// MakeTemplate creates the template of a kind of VM, from which VMOptions.Template restores VMs: it starts a VM at the
 // lowest priority, saves it and ends it. Callers use it with VMOptions.TemplateMissing, or ahead of the first VM. made
-// is false where the template exists. When ctx ends nothing is left. What a killed process leaves is removed when
-// templates are made or removed next. Dir, Name, NoShares and Namespace of the options do not matter.
+// is false if the template exists. If ctx ends, nothing is left. What a killed process leaves is removed when templates
+// are next made or removed. Dir, Name, NoShares and Namespace of the options are ignored.
 func MakeTemplate(ctx context.Context, o VMOptions) (made bool, err error) {
 	o.Logger = discard(o.Logger)
 	d, err := driverNamed(cmp.Or(o.Driver, drivers[0].Name()))
@@ -94,16 +94,16 @@ func MakeTemplate(ctx context.Context, o VMOptions) (made bool, err error) {
 	return maker.MakeTemplate(ctx, o.driver())
 }
 
-// enoughMemory returns an error matching ErrMemory when a guest cannot boot its image with the memory it would get.
+// enoughMemory returns an error matching ErrMemory if the guest has too little memory to boot its image.
 func enoughMemory(o VMOptions) error {
 	need, err := bootimage.MinMemoryMiB(o.Image.Kernel, o.Image.Initrd)
 	if err == nil && o.MemoryMiB != 0 && o.MemoryMiB < need {
-		err = fmt.Errorf("%w: %d MiB are given, and to boot this guest takes %d", ErrMemory, o.MemoryMiB, need)
+		err = fmt.Errorf("%w: %d MiB given, this guest needs at least %d MiB to boot", ErrMemory, o.MemoryMiB, need)
 	}
 	return err
 }
 
-// openMade is uvm.Open for a directory that is made when it does not exist.
+// openMade is uvm.Open for a directory that is created if it does not exist.
 func openMade(ctx context.Context, dir string, connect uvm.Connect, o uvm.Options) (*uvm.UtilityVM, error) {
 	for {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -115,17 +115,16 @@ func openMade(ctx context.Context, dir string, connect uvm.Connect, o uvm.Option
 			return connect(ctx)
 		}, o)
 		if !locked && errors.Is(err, os.ErrNotExist) && ctx.Err() == nil {
-			continue // RemoveVM came in between
+			continue // RemoveVM removed it in between
 		}
 		return vm, err
 	}
 }
 
-// endTime bounds what ending a VM takes that was started in vain.
+// endTime bounds how long killing a VM may take.
 const endTime = 10 * time.Second
 
-// openStarted reopens the VM that start starts. When that fails, as it does when ctx ends just then,
-// kill ends the machine.
+// openStarted starts a machine and opens it. If opening fails, or ctx ends meanwhile, kill ends the machine.
 func openStarted(ctx context.Context, o VMOptions, start uvm.Connect,
 	kill func(context.Context, string) error) (*uvm.UtilityVM, error) {
 	started := false
@@ -154,10 +153,9 @@ func notRunning(ctx context.Context, dir string) error {
 	return err
 }
 
-// OpenVM reopens a VM that runs, whoever started it, and mends what was left half done in it. It waits for
-// another process that has it open, until ctx ends. A directory without a VM is an error matching
-// ErrNoVM, a VM that does not run any more one that matches vmm.ErrGone, one that says nothing
-// uvm.ErrNoAnswer.
+// OpenVM reopens a running VM, whichever process started it, and rolls back what that process left incomplete. It
+// blocks while another process has the VM open, until ctx ends. The error matches ErrNoVM if the directory has no VM,
+// vmm.ErrGone if the VM no longer runs, and uvm.ErrNoAnswer if it does not respond.
 func OpenVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, error) {
 	var vm *uvm.UtilityVM
 	err := span.Do(ctx, "strata.vm.open", func(ctx context.Context) (err error) {
@@ -197,9 +195,9 @@ func openVM(ctx context.Context, dir string, o OpenOptions) (*uvm.UtilityVM, err
 // Runner runs programs in a VM.
 type Runner = vmm.Runner
 
-// OpenRunner connects to a VM that runs, to run programs in it. It takes no lock: any number of
-// processes (of a QEMU VM reached by serial ports: sixteen at a time, others wait) may run programs while another one
-// mounts. A VM that says nothing is an error matching uvm.ErrNoAnswer.
+// OpenRunner connects to a running VM in order to run programs in it. It takes no lock: any number of processes may
+// run programs while another one mounts (in a QEMU VM reached by serial ports, sixteen at a time; others wait). If the
+// VM does not respond, the error matches uvm.ErrNoAnswer.
 func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) {
 	o.complete()
 	if err := checkDir(dir); err != nil {
@@ -215,8 +213,8 @@ func OpenRunner(ctx context.Context, dir string, o OpenOptions) (Runner, error) 
 	return d.OpenExec(ctx, dir, o.driver())
 }
 
-// InspectVM reports what VM a directory holds and whether it runs, without opening it. A directory
-// without a VM, or none, is an error matching ErrNoVM.
+// InspectVM describes the VM in a directory and whether it is running, without opening it. If the directory does not
+// exist or has no VM, the error matches ErrNoVM.
 func InspectVM(ctx context.Context, dir string) (VMInfo, error) {
 	d, err := driverOf(ctx, dir)
 	if err != nil {
@@ -225,10 +223,9 @@ func InspectVM(ctx context.Context, dir string) (VMInfo, error) {
 	return d.Inspect(ctx, dir)
 }
 
-// KillVM ends a VM at once, without asking its guest and without waiting for whoever has it open, and
-// removes its state. What containers wrote last may be lost. A directory that does not exist is an error
-// matching ErrNoVM. For a handle that this process has of it everything in the VM counts as gone; it is to be closed
-// all the same.
+// KillVM ends a VM at once, without asking its guest and without waiting for a process that has it open, and removes
+// its state directory. What containers wrote last may be lost. If the directory does not exist, the error matches
+// ErrNoVM. A handle to the VM in this process treats everything in it as gone; it must still be closed.
 func KillVM(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w in %s", ErrNoVM, dir)
@@ -243,7 +240,7 @@ func KillVM(ctx context.Context, dir string) error {
 	return RemoveVM(ctx, dir)
 }
 
-// RemoveVM removes the state of a VM that does not run any more, or of this system itself when nothing is
+// RemoveVM removes the state directory of a VM that no longer runs, or of the host itself (see OpenHost) if nothing is
 // mounted on it; otherwise the error matches ErrRunning. A directory that does not exist is no error.
 func RemoveVM(ctx context.Context, dir string) error {
 	return uvm.Remove(ctx, dir, func() (bool, error) {

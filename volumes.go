@@ -22,37 +22,37 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// What a container has besides its image.
+// Mounts and volumes of containers.
 type (
-	// ContainerMount is a mount that a user asks for.
+	// ContainerMount is a mount that the user requested.
 	ContainerMount = volume.Mount
-	// VolumeStore are volumes with a name.
+	// VolumeStore manages named volumes.
 	VolumeStore = volume.Store
-	// VolumeInfo is what is known of a volume.
+	// VolumeInfo describes a volume.
 	VolumeInfo = volume.Info
 )
 
 // Errors about mounts and volumes.
 var (
-	// ErrMount is matched by errors about a mount that makes no sense.
+	// ErrMount is matched by errors about an invalid mount.
 	ErrMount = volume.ErrInvalid
-	// ErrNoVolume says that there is no volume of that name.
+	// ErrNoVolume says that no volume has that name.
 	ErrNoVolume = volume.ErrNotFound
-	// ErrVolumeInUse says that a container has the volume.
+	// ErrVolumeInUse says that a container uses the volume.
 	ErrVolumeInUse = volume.ErrInUse
 )
 
-// ParseVolume reads what docker's --volume takes: TARGET, SOURCE:TARGET or SOURCE:TARGET:OPTIONS.
+// ParseVolume parses the value of docker's --volume: TARGET, SOURCE:TARGET or SOURCE:TARGET:OPTIONS.
 func ParseVolume(s string) (ContainerMount, error) { return volume.ParseVolume(s) }
 
-// ParseMount reads what docker's --mount takes: KEY=VALUE,..., as a line of CSV.
+// ParseMount parses the value of docker's --mount: KEY=VALUE,... as a line of CSV.
 func ParseMount(s string) (ContainerMount, error) { return volume.ParseMount(s) }
 
-// ParseTmpfs reads what docker's --tmpfs takes: TARGET or TARGET:OPTIONS.
+// ParseTmpfs parses the value of docker's --tmpfs: TARGET or TARGET:OPTIONS.
 func ParseTmpfs(s string) (ContainerMount, error) { return volume.ParseMemory(s) }
 
-// Volumes are the volumes with a name of the state directory. A container has a volume for as long as its run, or the
-// container itself, has a folder there: also when the process that ran it was killed.
+// Volumes returns the store of the named volumes of rs.Dir. A volume is in use as long as the folder of the container,
+// or of its run, exists, even if the process that ran it was killed.
 func (rs *Runs) Volumes() VolumeStore {
 	return volume.Store{Dir: filepath.Join(rs.Dir, "volumes"), Alive: func(id string) bool {
 		for _, dir := range []string{rs.runDir(id), rs.Containers().dir(id)} {
@@ -64,19 +64,19 @@ func (rs *Runs) Volumes() VolumeStore {
 	}}
 }
 
-// ContainerVolumes are the mounts of a container that is about to be made. The steps are: SpecMounts for its document,
-// Make before it is mounted, Fill after.
+// ContainerVolumes are the mounts of a container to be created. Use SpecMounts for its spec, call Make before the
+// container is mounted, and Fill afterwards.
 type ContainerVolumes struct {
 	store  volume.Store
 	id     string // of the container
-	own    string // the folder of the volumes that go with the container
+	own    string // folder of the container's anonymous volumes
 	mounts []volume.Mount
-	fresh  []volume.Mount // that are to get what the image has
+	fresh  []volume.Mount // empty volumes, for Fill
 }
 
-// ContainerVolumes checks the mounts that are asked for a container, and adds the volumes that its image asks for,
-// paths of the container. folder is where the container keeps what goes with it; empty: the folder of the run of its
-// id.
+// ContainerVolumes checks the requested mounts of a container and adds anonymous volumes for image, the container
+// paths that its image declares as volumes. folder is where anonymous volumes are stored; empty: the folder of the run
+// called id.
 func (rs *Runs) ContainerVolumes(id, folder string, asked []ContainerMount, image []string) (*ContainerVolumes, error) {
 	if folder == "" {
 		folder = rs.runDir(id)
@@ -89,21 +89,21 @@ func (rs *Runs) ContainerVolumes(id, folder string, asked []ContainerMount, imag
 		}
 		m, err := volume.ParseVolume(target)
 		if err != nil || m.Source != "" {
-			return nil, fmt.Errorf("the image has a volume that makes no sense: %q: %w", target, err)
+			return nil, fmt.Errorf("the image declares an invalid volume %q: %w", target, err)
 		}
 		v.mounts = append(v.mounts, m)
 	}
 	if err := volume.Check(v.mounts, rs.Dir); err != nil {
 		return nil, err
 	}
-	// What is mounted below another mount comes after it.
+	// A mount below another one must come after it.
 	slices.SortStableFunc(v.mounts, func(a, b volume.Mount) int {
 		return strings.Count(a.Target, "/") - strings.Count(b.Target, "/")
 	})
 	return v, nil
 }
 
-// path is where the files of a mount are on the host.
+// path returns the host path of a mount's source.
 func (v *ContainerVolumes) path(m volume.Mount) string {
 	switch {
 	case m.Type == volume.Bind:
@@ -111,12 +111,11 @@ func (v *ContainerVolumes) path(m volume.Mount) string {
 	case m.Source != "":
 		return v.store.DataPath(m.Source)
 	}
-	name := sha256.Sum256([]byte(m.Target)) // any path fits into a name
+	name := sha256.Sum256([]byte(m.Target)) // any path becomes a valid file name
 	return filepath.Join(v.own, hex.EncodeToString(name[:8]))
 }
 
-// SpecMounts are the mounts in the words of the container's document. Their sources are paths of this host; see
-// PlaceVolumes.
+// SpecMounts returns the mounts as OCI mounts. Their sources are host paths; see PlaceVolumes.
 func (v *ContainerVolumes) SpecMounts() (out []specs.Mount) {
 	for _, m := range v.mounts {
 		if m.Type == volume.Memory {
@@ -126,7 +125,7 @@ func (v *ContainerVolumes) SpecMounts() (out []specs.Mount) {
 		options := []string{"rbind", "rprivate"}
 		if m.ReadOnly {
 			options = append(options, "ro")
-			// What is mounted below too. crun 1.8.1 takes it for folders only.
+			// Mounts below it read-only, too. crun 1.8.1 accepts rro for folders only.
 			if fi, err := os.Stat(v.path(m)); err != nil || fi.IsDir() {
 				options = append(options, "rro")
 			}
@@ -136,7 +135,7 @@ func (v *ContainerVolumes) SpecMounts() (out []specs.Mount) {
 	return out
 }
 
-// Make makes the volumes that do not exist, and says that the container has them.
+// Make creates the volumes that do not exist, and records that the container uses them.
 func (v *ContainerVolumes) Make(ctx context.Context) error {
 	for _, m := range v.mounts {
 		if m.Type != volume.Named {
@@ -159,11 +158,11 @@ func (v *ContainerVolumes) Make(ctx context.Context) error {
 	return nil
 }
 
-// Fill gives volumes that are empty what the container's image has at their places.
+// Fill copies the files that the image has at the mount points of empty volumes into the volumes.
 func (v *ContainerVolumes) Fill(ctx context.Context, vm *uvm.UtilityVM, m *layers.Mounted) error {
 	for _, mount := range v.fresh {
 		if err := v.fill(ctx, vm, m, mount); err != nil {
-			return fmt.Errorf("copy what the image has at %s into its volume: %w", mount.Target, err)
+			return fmt.Errorf("copy the image's files at %s into the volume: %w", mount.Target, err)
 		}
 	}
 	v.fresh = nil
@@ -175,7 +174,7 @@ func (v *ContainerVolumes) fill(ctx context.Context, vm *uvm.UtilityVM, m *layer
 		return treecopy.Fill(h.HostPath(m.Root), mount.Target, v.path(mount))
 	}
 	to, ok := m.VolumePath(layers.Volume{Path: v.path(mount), ReadOnly: mount.ReadOnly})
-	if !ok || mount.ReadOnly { // nothing can be written there
+	if !ok || mount.ReadOnly { // not writable
 		return nil
 	}
 	said := plaintext.NewHead(1000)
@@ -187,10 +186,10 @@ func (v *ContainerVolumes) fill(ctx context.Context, vm *uvm.UtilityVM, m *layer
 	return err
 }
 
-// agentPath is where a guest has the program with its agent.
+// agentPath is the path of the guest agent's executable in a guest.
 const agentPath = "/init"
 
-// BindVolumes are the folders and files of the host that the bind mounts of a document name, each once.
+// BindVolumes returns the sources of the bind mounts of a spec, without duplicates.
 func BindVolumes(s *specs.Spec) (out []layers.Volume) {
 	if s == nil {
 		return nil
@@ -211,8 +210,9 @@ func bindVolume(m specs.Mount) (layers.Volume, bool) {
 	return layers.Volume{Path: filepath.Clean(m.Source), ReadOnly: readOnly}, true
 }
 
-// PlaceVolumes returns a document whose bind mounts name the places that the folders and files of the host have in the
-// machine: those that BindVolumes said in layers.Request.Volumes, and layers.Mounted.VolumePaths says.
+// PlaceVolumes returns a copy of s whose bind mounts name the guest paths of their sources: paths[i] is that of
+// volumes[i]. volumes is the result of BindVolumes, mounted by layers.Request.Volumes; paths that of
+// layers.Mounted.VolumePaths.
 func PlaceVolumes(s *specs.Spec, volumes []layers.Volume, paths []string) *specs.Spec {
 	if s == nil || len(volumes) == 0 {
 		return s

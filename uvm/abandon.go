@@ -8,11 +8,11 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Abandon gives up all that the claim still holds, and takes nothing of it away: it is for what the machine cannot let
-// go of any more, such as a share whose server has died. It stays in the machine until that ends. What others hold too
-// they keep, and but for a folder of the host it may be shared as before; what nobody holds is not used again, and a
-// folder is shared anew. The claim ends. When ctx ends while
-// another change of these things is under way, nothing is given up.
+// Abandon drops all leases of the claim without detaching or unmounting anything, and ends the claim. It is for
+// resources that the machine can no longer remove, such as a share whose server has died; they stay until the machine
+// ends. Resources that other claims hold too remain usable and, except for host folder shares, shareable; the others
+// are never used again, and a folder is shared anew on the next request. Abandon waits for changes of the resources in
+// progress; if ctx ends first, it does nothing.
 func (c *Claim) Abandon(ctx context.Context) error {
 	l := c.l
 	for {
@@ -49,7 +49,7 @@ func (c *Claim) Abandon(ctx context.Context) error {
 	return t.write()
 }
 
-// strand has a resource stay as long as the machine, and what it rests on. The ledger is locked.
+// strand marks a resource, and the device below it, as retained until the machine ends. The ledger is locked.
 func (l *ledger) strand(t *tx, r *resource) {
 	for ; r != nil && !r.retained && r.state != Free; r = r.parent {
 		r.retained = true

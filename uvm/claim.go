@@ -11,20 +11,20 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Phase is how far a claim has come.
+// Phase is the phase of a claim's life cycle.
 type Phase string
 
-// The phases of a claim. Opening a VM releases claims that are mounting or releasing: their process
-// died half way. Mounted and partial ones stay.
+// The phases of a claim. Open releases claims that are Mounting or Releasing, as their process died in the middle.
+// Mounted and Partial claims stay.
 const (
 	Mounting  Phase = "mounting"
 	Mounted   Phase = "mounted"
-	Partial   Phase = "partial"   // some of its leases were released on purpose
-	Releasing Phase = "releasing" // all of its leases are to go
+	Partial   Phase = "partial"   // some of its leases were released deliberately
+	Releasing Phase = "releasing" // all of its leases are to be released
 	ended     Phase = "ended"
 )
 
-// Kind is the sort of resource that a lease is on.
+// Kind is the kind of resource that a lease refers to.
 type Kind string
 
 // The kinds of leases.
@@ -40,7 +40,7 @@ const (
 	KindNIC      Kind = "nic"
 )
 
-// Claim is what one container holds in a VM. Its methods may be called concurrently.
+// Claim is the set of resources that a container holds in a VM. Its methods may be called concurrently.
 type Claim struct {
 	l      *ledger
 	id     string
@@ -49,40 +49,40 @@ type Claim struct {
 	leases []*Lease
 }
 
-// Lease is one use of a resource by one claim.
+// Lease is one claim's use of one resource.
 type Lease struct {
 	l     *ledger
 	id    int
 	claim *Claim
 	role  string
 	kind  Kind
-	slot  string // address of the device below, or ""
+	slot  string // address of the resource's device, or ""
 	path  string
 	what  string
 	lun   uint8
-	res   *resource // what is still held; nil once released
+	res   *resource // the resource still held; nil once released
 }
 
-// GuestPath is where the resource appears in the guest. For a disk that was mounted already it is
-// the place of the first mount, not the one asked for.
+// GuestPath returns the path of the resource in the guest. For a disk that was already mounted this is the existing
+// mount point, not the requested one.
 func (le *Lease) GuestPath() string { return le.path }
 
-// Role is what the holder called it ("layer", "scratch", "root", …).
+// Role returns the role that the caller gave the lease ("layer", "scratch", "root", …).
 func (le *Lease) Role() string { return le.role }
 
-// Kind is the sort of resource.
+// Kind returns the kind of resource.
 func (le *Lease) Kind() Kind { return le.kind }
 
-// Addr is the address of the device, such as "scsi 0:3"; empty for a guest mount without a device.
+// Addr returns the address of the device, such as "scsi 0:3"; empty for a guest mount without a device.
 func (le *Lease) Addr() string { return le.slot }
 
-// LUN is the LUN of a SCSI disk; 0 for anything else.
+// LUN returns the LUN of a SCSI disk; 0 for anything else.
 func (le *Lease) LUN() uint8 { return le.lun }
 
 func (le *Lease) String() string { return le.what }
 
-// Release gives up the lease. It is idempotent, and after a failure it can be called again and
-// continues where it stopped. When the VM is gone it succeeds.
+// Release releases the lease. It is idempotent; after a failure it can be called again and continues where it stopped.
+// If the VM is gone, it succeeds.
 func (le *Lease) Release(ctx context.Context) error {
 	if err := le.l.drop(ctx, le); err != nil {
 		return fmt.Errorf("release %s: %w", le.role, err)
@@ -90,9 +90,9 @@ func (le *Lease) Release(ctx context.Context) error {
 	return nil
 }
 
-// Claim begins a claim for the container id. meta is kept with it and given back by Claims. An id
-// that is in use fails with ErrClaimed, unless what holds it is the rest of a failed mount or
-// unmount: that is finished first.
+// Claim creates a claim for the container id. meta is stored with it as JSON, see Claim.Meta. If the id is in use, the
+// error matches ErrClaimed, unless the existing claim is being released after a failed mount or unmount: then that
+// release is completed first.
 func (vm *UtilityVM) Claim(ctx context.Context, id string, meta any) (*Claim, error) {
 	raw, err := json.Marshal(meta)
 	if err != nil {
@@ -122,12 +122,12 @@ func (vm *UtilityVM) Claim(ctx context.Context, id string, meta any) (*Claim, er
 			return nil, fmt.Errorf("container %q: %w", id, ErrClaimed)
 		}
 		if err := old.Release(ctx, nil); err != nil {
-			return nil, fmt.Errorf("finish the release of an earlier container %q: %w", id, err)
+			return nil, fmt.Errorf("release the earlier container %q: %w", id, err)
 		}
 	}
 }
 
-// FindClaim returns the claim of a container id.
+// FindClaim returns the claim of a container id. If there is none, the error matches ErrUnknownClaim.
 func (vm *UtilityVM) FindClaim(id string) (*Claim, error) {
 	vm.l.mu.Lock()
 	defer vm.l.mu.Unlock()
@@ -137,7 +137,7 @@ func (vm *UtilityVM) FindClaim(id string) (*Claim, error) {
 	return nil, fmt.Errorf("container %q: %w", id, ErrUnknownClaim)
 }
 
-// Claims lists the claims of all containers by id.
+// Claims returns the claims of all containers, sorted by id.
 func (vm *UtilityVM) Claims() []*Claim {
 	vm.l.mu.Lock()
 	defer vm.l.mu.Unlock()
@@ -151,17 +151,17 @@ func (vm *UtilityVM) Claims() []*Claim {
 	return out
 }
 
-// ID is the container id.
+// ID returns the container id.
 func (c *Claim) ID() string { return c.id }
 
-// Phase is how far the claim has come.
+// Phase returns the current phase.
 func (c *Claim) Phase() Phase {
 	c.l.mu.Lock()
 	defer c.l.mu.Unlock()
 	return c.phase
 }
 
-// Meta decodes what the holder keeps with the claim.
+// Meta decodes the metadata stored by UtilityVM.Claim or Commit.
 func (c *Claim) Meta(into any) error {
 	c.l.mu.Lock()
 	raw := c.meta
@@ -169,14 +169,14 @@ func (c *Claim) Meta(into any) error {
 	return json.Unmarshal(raw, into)
 }
 
-// Leases lists what is held, in the order in which it was taken.
+// Leases returns the leases of the claim, in the order in which they were acquired.
 func (c *Claim) Leases() []*Lease {
 	c.l.mu.Lock()
 	defer c.l.mu.Unlock()
 	return slices.Clone(c.leases)
 }
 
-// Commit says that the container is whole: from now on a crash leaves it mounted.
+// Commit stores meta and marks the claim as Mounted: from now on recovery after a crash keeps it.
 func (c *Claim) Commit(meta any) error {
 	raw, err := json.Marshal(meta)
 	if err != nil {
@@ -196,8 +196,8 @@ func (c *Claim) Commit(meta any) error {
 	return nil
 }
 
-// live fails when nothing more can be taken for the claim: the VM is gone or closed, or the claim is
-// being released, or was. The ledger is locked.
+// live returns an error if nothing more can be acquired for the claim: the VM is gone or closed, or the claim was or
+// is being released. The ledger is locked.
 func (c *Claim) live() error {
 	if err := c.l.usable(); err != nil {
 		return err
@@ -208,22 +208,21 @@ func (c *Claim) live() error {
 	return nil
 }
 
-// write puts the claim into the journal; the ledger is locked.
+// write appends the claim to the journal. The ledger is locked.
 func (c *Claim) write() error {
 	t := c.l.begin()
 	t.claim(c)
 	return t.write()
 }
 
-// partly is the phase of a claim of which only a part is to go. One that was never whole, or was to go
-// already, still is to go.
-var partly = map[Phase]Phase{Mounting: Releasing, Mounted: Partial, Partial: Partial, Releasing: Releasing}
+// partialPhase is the phase of a claim, by its phase before, once some of its leases are being released. A claim
+// that was never completely mounted, or was already being released, is to be released as a whole.
+var partialPhase = map[Phase]Phase{Mounting: Releasing, Mounted: Partial, Partial: Partial, Releasing: Releasing}
 
-// Release gives up the leases in the order given, or with nil all of them, last taken first. It
-// attempts every one and joins the errors, but for a combined root that is in use: what it rests on
-// is in use too, and is not touched. When nothing is held any more the claim ends. Releasing a part
-// leaves the rest held until a later Release; when nothing could be released at all the container is
-// mounted as before.
+// Release releases the given leases in order, or with nil all of them, last acquired first. It tries every lease and
+// joins the errors, but stops at a combined root that is in use: the resources below it are in use, too. When no lease
+// is left the claim ends. If only some leases are released, the others are held until a later Release. If nothing
+// could be released and everything is still attached, a mounted container stays mounted.
 func (c *Claim) Release(ctx context.Context, leases []*Lease) error {
 	l := c.l
 	l.mu.Lock()
@@ -233,7 +232,7 @@ func (c *Claim) Release(ctx context.Context, leases []*Lease) error {
 	}
 	before, held := c.phase, len(c.leases)
 	if c.phase != ended && !l.gone {
-		phase := partly[c.phase]
+		phase := partialPhase[c.phase]
 		if len(leases) == len(c.leases) {
 			phase = Releasing
 		}
@@ -274,7 +273,7 @@ func (c *Claim) intact() bool {
 	})
 }
 
-// describe notes what is to be told about a lease even after it is released.
+// describe sets the fields of a lease that remain valid after its release.
 func (le *Lease) describe(r *resource) {
 	le.what = r.String()
 	le.kind, le.slot = kindOf(r)

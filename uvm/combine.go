@@ -7,8 +7,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// CombineLayersLCOW creates one root of mounted layers, top-most first, and a scratch directory in a
-// Linux guest. An empty scratch makes a read-only root. Releasing the lease takes the root away.
+// CombineLayersLCOW creates a root in a Linux guest from mounted layers, top layer first, and a scratch directory. An
+// empty scratch makes a read-only root. Releasing the lease removes the root.
 func (vm *UtilityVM) CombineLayersLCOW(ctx context.Context, c *Claim, root string, layers []string,
 	scratch string) (*Lease, error) {
 	guest := make([]vmm.GuestLayer, len(layers))
@@ -19,8 +19,8 @@ func (vm *UtilityVM) CombineLayersLCOW(ctx context.Context, c *Claim, root strin
 		ContainerID: c.id, RootPath: root, Layers: guest, ScratchPath: scratch})
 }
 
-// CombineLayersWCOW attaches the layer filter to a mounted scratch volume in a Windows guest, with
-// the layers' identities and paths top-most first. filter is empty for WCIFS or "UnionFS".
+// CombineLayersWCOW attaches the layer filter to a mounted scratch volume in a Windows guest. layers are identities
+// and paths, top layer first. filter is "UnionFS", or empty for WCIFS.
 func (vm *UtilityVM) CombineLayersWCOW(ctx context.Context, c *Claim, root string, layers []vmm.GuestLayer,
 	filter string) (*Lease, error) {
 	return vm.combine(ctx, c, vmm.Windows, vmm.CombinedLayers{RootPath: root, Layers: layers, Filter: filter})
@@ -37,8 +37,8 @@ func (vm *UtilityVM) combine(ctx context.Context, c *Claim, os vmm.OS, g vmm.Com
 	})
 }
 
-// MountBlockCIMs mounts composite images that are attached as disks in a Windows guest, under a
-// volume GUID of the caller's choice. The disks are leases of their own and are to be released after.
+// MountBlockCIMs mounts composite images that are attached as disks in a Windows guest, as a volume with the GUID that
+// the caller chose. The disks have leases of their own, to be released after this one.
 func (vm *UtilityVM) MountBlockCIMs(ctx context.Context, c *Claim, g vmm.BlockCIMs) (*Lease, error) {
 	if vm.OS() != vmm.Windows {
 		return nil, fmt.Errorf("mount block CIMs: this VM runs %s: %w", vm.OS(), ErrNotSupported)

@@ -11,10 +11,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// DryRun opens a copy of the ledger of dir, in memory only, on a machine that makes no changes: for
-// telling which Changes a call would make. The directory is only read and its lock is not taken; a
-// directory without a ledger is that of an empty VM. Observation returns what such a machine has to
-// observe.
+// DryRun opens an in-memory copy of the ledger of dir on a machine that applies no changes, to find out which Changes
+// a call would make. The directory is only read and its lock is not taken; without a ledger in it the VM is empty.
+// Status.Observation returns what such a machine's Observe has to return.
 func DryRun(ctx context.Context, dir string, machine vmm.Machine, opts Options) (*UtilityVM, error) {
 	opts.complete()
 	records, err := readBooks(dir)
@@ -28,7 +27,7 @@ func DryRun(ctx context.Context, dir string, machine vmm.Machine, opts Options) 
 	return vm, nil
 }
 
-// Observation is what is in a machine with the ledger s.
+// Observation returns the devices and mounts of a machine whose ledger is s.
 func (s Status) Observation() vmm.Observation {
 	var o vmm.Observation
 	for _, r := range s.Resources {
@@ -42,7 +41,7 @@ func (s Status) Observation() vmm.Observation {
 	return o
 }
 
-// readBooks reads the records of a state directory without its lock. None is no error.
+// readBooks reads the journal of a state directory without taking its lock. A missing journal is no error.
 func readBooks(dir string) ([]record, error) {
 	f, _, err := regfile.Open(filepath.Join(dir, journalName))
 	if errors.Is(err, fs.ErrNotExist) {

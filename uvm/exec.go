@@ -9,10 +9,10 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Exec starts a program in the VM, or with spec's ContainerID and Root inside a container's root.
+// Exec starts a program in the VM or, if spec has ContainerID and Root, inside a container's root.
 func (vm *UtilityVM) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	if len(spec.Args) == 0 {
-		return nil, errors.New("run a program in the VM: no program is named")
+		return nil, errors.New("run a program in the VM: no program is given")
 	}
 	vm.l.mu.Lock()
 	err := vm.l.usable()
@@ -28,12 +28,12 @@ func (vm *UtilityVM) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Proces
 
 const (
 	sigKill = 9
-	// killTime bounds what ending a program takes whose caller has gone.
+	// killTime bounds how long killing a program may take when the caller's context has ended.
 	killTime = 5 * time.Second
 )
 
-// Run is Exec, and waits for the program's end: it returns its exit code. When ctx ends first the program is
-// killed, and the error is that of ctx.
+// Run runs a program like Exec, waits for it to exit and returns its exit code. If ctx ends first, the program is
+// killed and the error is that of ctx.
 func (vm *UtilityVM) Run(ctx context.Context, spec vmm.ProcessSpec) (exitCode int, err error) {
 	p, err := vm.Exec(ctx, spec)
 	if err != nil {

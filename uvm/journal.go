@@ -16,30 +16,29 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// The journal is a text file. Each line is one record: eight hex digits of the CRC-32C of the rest,
-// a space, and a JSON object that gives the new values of some entities. The last value of an entity
-// wins. A record is complete when its line is; a torn last line is what a crash leaves and is
-// dropped. Records are not synced: a crash of the process keeps them in the page cache, and a crash
-// of the host ends the VM they speak of.
+// The journal is a text file. Each line is one record: eight hex digits with the CRC-32C of the rest, a space, and a
+// JSON object with the new values of some entities. The last value of an entity wins. An incomplete last line is the
+// result of a crash and is dropped. Records are not synced: they survive a crash of the process in the page cache, and
+// a crash of the host ends the VM they are about.
 
 const (
 	journalName = "journal"
-	// maxRecord bounds a line; a resource with a thousand extents fits well.
+	// maxRecord bounds the length of a line, in bytes; a resource with a thousand extents fits.
 	maxRecord = 4 << 20
-	// compactAt is how many records beyond the live ones make the journal worth rewriting.
+	// compactAt is the number of superseded records from which on the journal is rewritten.
 	compactAt = 4096
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// record is one line: entities that changed together.
+// record is one line: the entities that changed together.
 type record struct {
 	Resources []resourceEntry `json:"r,omitempty"`
 	Leases    []leaseEntry    `json:"l,omitempty"`
 	Claims    []claimEntry    `json:"c,omitempty"`
 }
 
-// resourceEntry is a resource as the journal knows it. State free deletes it.
+// resourceEntry is a resource in the journal. State Free deletes it.
 type resourceEntry struct {
 	ID       int         `json:"id"`
 	State    State       `json:"state"`
@@ -49,7 +48,7 @@ type resourceEntry struct {
 	Retained bool        `json:"retained,omitempty"`
 }
 
-// leaseEntry ties a resource to a claim. Dropped deletes it.
+// leaseEntry is a lease in the journal. Dropped deletes it.
 type leaseEntry struct {
 	ID       int    `json:"id"`
 	Claim    string `json:"claim,omitempty"`
@@ -59,26 +58,26 @@ type leaseEntry struct {
 	Dropped  bool   `json:"dropped,omitempty"`
 }
 
-// claimEntry is a claim. Phase ended deletes it.
+// claimEntry is a claim in the journal. Phase ended deletes it.
 type claimEntry struct {
 	ID    string          `json:"id"`
 	Phase Phase           `json:"phase"`
 	Meta  json.RawMessage `json:"meta,omitempty"`
 }
 
-// journal appends records to a file; with a nil file it keeps nothing.
+// journal appends records to a file; with a nil file it does nothing.
 type journal struct {
 	dir     string
 	file    *os.File
 	size    int64 // bytes of complete records
-	records int   // how many they are
-	// stale: what recovery concluded is not in it. Before a record can be added it has to be rewritten,
-	// or the record would be read after conclusions that it knows nothing of.
+	records int   // number of complete records
+	// stale: the results of recovery could not be written. The journal must be rewritten before the next record, which
+	// would otherwise be replayed on top of the state before recovery.
 	stale bool
 }
 
-// openJournal reads the journal of dir, cuts off a torn tail and opens it for appending. An empty
-// dir creates a journal that keeps nothing.
+// openJournal reads the journal of dir, truncates an incomplete last line and opens it for appending. With an empty
+// dir it returns a journal that does nothing.
 func openJournal(dir string) (*journal, []record, error) {
 	if dir == "" {
 		return &journal{}, nil, nil
@@ -98,14 +97,14 @@ func openJournal(dir string) (*journal, []record, error) {
 	return &journal{dir: dir, file: f, size: good, records: len(records)}, records, nil
 }
 
-// readRecords reads complete records and says how many bytes they take. What follows must be one
-// torn line: complete records after a bad one mean damage that no crash makes.
+// readRecords reads the complete records and returns their size in bytes. Only an incomplete last line may follow:
+// complete records after an invalid one mean damage that a crash cannot cause.
 func readRecords(r io.Reader) (records []record, good int64, err error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	for {
 		line, err := readLine(br)
 		if errors.Is(err, io.EOF) {
-			return records, good, nil // a line without its end is torn, whatever it holds
+			return records, good, nil // without its newline a line is incomplete
 		}
 		if err != nil {
 			return nil, 0, err
@@ -124,7 +123,7 @@ func readRecords(r io.Reader) (records []record, good int64, err error) {
 	}
 }
 
-// readLine returns a line without its end, or io.EOF with what stands before the end of the file.
+// readLine returns a line without its newline, or io.EOF with the incomplete last line.
 func readLine(br *bufio.Reader) ([]byte, error) {
 	var line []byte
 	for {
@@ -161,7 +160,7 @@ func encodeRecord(rec record) ([]byte, error) {
 	return fmt.Appendf(nil, "%08x %s\n", crc32.Checksum(body, castagnoli), body), nil
 }
 
-// write appends one record. After a failure (a full disk) the journal is as it was before.
+// write appends one record. On failure, such as a full disk, the journal is unchanged.
 func (j *journal) write(rec record) error {
 	if j.file == nil {
 		return nil
@@ -178,11 +177,11 @@ func (j *journal) write(rec record) error {
 	return nil
 }
 
-// createFile is replaced by tests of a full disk.
+// createFile is replaced by tests that simulate a full disk.
 var createFile = atomicfile.Create
 
-// compact replaces the journal by one that says the same in few records. After a failure (a full disk)
-// the old one goes on.
+// compact replaces the journal by one with only the given records. On failure, such as a full disk, the old journal
+// remains in use.
 func (j *journal) compact(live []record) error {
 	if j.file == nil {
 		return nil
@@ -210,7 +209,7 @@ func (j *journal) rewrite(live []record) error {
 	if _, err := fresh.Write(buf.Bytes()); err != nil {
 		return errors.Join(err, fresh.Abandon())
 	}
-	// Windows replaces no file that is open.
+	// Windows cannot replace an open file.
 	err = errors.Join(j.file.Close(), fresh.Commit())
 	f, oerr := regfile.OpenFile(path, os.O_RDWR, 0)
 	if oerr == nil {

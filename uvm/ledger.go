@@ -11,23 +11,24 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// resource is a device of the machine or a mount in the guest: exactly one of device and guest is
-// set. All fields are guarded by ledger.mu; who found busy nil and set it may change the machine.
+// resource is a device of the machine or a mount in the guest: exactly one of device and guest is set. All fields are
+// guarded by ledger.mu. The goroutine that sets busy owns the resource until busy is closed: only it may change the
+// machine.
 type resource struct {
 	id       int
-	key      string // identity: who asks for the same key gets the same resource
+	key      string // identity: requests with the same key share the resource
 	device   vmm.Device
 	guest    vmm.Mount
-	parent   *resource // the device that a mount rests on, if any
-	retained bool      // the device cannot be removed while the machine runs
+	parent   *resource // the device that a mount is on, if any
+	retained bool      // the device cannot be removed while the machine is running
 
 	state    State
 	leases   map[*Lease]struct{}
-	children int           // mounts that rest on this device
-	busy     chan struct{} // closed when the change under way has come to rest
+	children int           // mounts that are on this device
+	busy     chan struct{} // closed when the change in progress has ended
 }
 
-// refs is how many users there are.
+// refs returns the number of users.
 func (r *resource) refs() int { return len(r.leases) + r.children }
 
 func (r *resource) String() string {
@@ -37,13 +38,12 @@ func (r *resource) String() string {
 	return r.guest.String()
 }
 
-// ledger is the table of all resources, leases and claims of a VM, and the one place that applies
-// changes to the machine.
+// ledger is the table of all resources, leases and claims of a VM. All changes to the machine go through apply.
 type ledger struct {
 	machine vmm.Machine
 	log     *slog.Logger
 	tel     *telemetry
-	undo    time.Duration // grace for taking back what a failed or cancelled call began
+	undo    time.Duration // time limit for rolling back a failed or cancelled call
 
 	mu        sync.Mutex
 	journal   *journal
@@ -53,15 +53,15 @@ type ledger struct {
 	claims    map[string]*Claim
 	slots     slotTable
 	lastID    int
-	mounts    int  // the number in the last guest mount path
-	vsmb      int  // the number in the last VSMB share name
-	plan9     int  // the number of the next Plan9 share
+	mounts    int  // number in the last guest mount path
+	vsmb      int  // number in the last VSMB share name
+	plan9     int  // number of the next Plan9 share
 	gone      bool // the machine is gone: everything counts as released
 	closed    bool
 }
 
-// want describes what acquire should find or make: a device, a mount, or a mount on a device. The
-// functions are called with the ledger locked; they choose addresses and paths.
+// want describes what acquire should find or create: a device, a mount, or a mount on a device. The functions are
+// called with the ledger locked; they choose addresses and paths.
 type want struct {
 	deviceKey string
 	device    func() (vmm.Device, error)
@@ -69,12 +69,12 @@ type want struct {
 	mountKey  string
 	mount     func(vmm.Device) (vmm.Mount, error)
 	exclusive bool                    // a second user is an error
-	path      func(vmm.Device) string // guest path of a device that needs no mount
+	path      func(vmm.Device) string // guest path of a device without a mount
 }
 
-// acquire gives the claim a lease on what w describes. It shares what is attached, waits for what is
-// under way, and makes what is missing. On failure nothing of it remains, or if that could not be
-// undone the lease stays in the claim, to be released again.
+// acquire returns a lease of the claim on what w describes. It shares an attached resource, waits for one with a
+// change in progress, and creates a missing one. On failure it rolls back; if that fails too, the lease stays in the
+// claim, to be released later.
 func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*Lease, error) {
 	for {
 		l.mu.Lock()
@@ -94,7 +94,7 @@ func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*L
 			le := l.leaseOn(stale)
 			l.mu.Unlock()
 			if err := l.drop(ctx, le); err != nil {
-				return nil, fmt.Errorf("settle %s: %w", stale, err)
+				return nil, fmt.Errorf("remove %s, which an earlier failure left: %w", stale, err)
 			}
 			continue
 		}
@@ -116,7 +116,7 @@ func (l *ledger) acquire(ctx context.Context, c *Claim, role string, w want) (*L
 	}
 }
 
-// busyOf returns a channel to wait on when one of the resources, or what it rests on, is in motion.
+// busyOf returns the channel to wait on if a change of one of the resources, or of a device below, is in progress.
 func busyOf(rs ...*resource) chan struct{} {
 	for _, r := range rs {
 		for ; r != nil; r = r.parent {
@@ -128,8 +128,8 @@ func busyOf(rs ...*resource) chan struct{} {
 	return nil
 }
 
-// unsettled returns the first resource that an earlier failure left half way and that has to be
-// removed before it can be made anew. A retained device is not removed: adding it again settles it.
+// unsettled returns the first resource that an earlier failure left in an intermediate state and that must be removed
+// before it can be created again. Retained devices cannot be removed: adding them again settles their state.
 func unsettled(rs ...*resource) *resource {
 	for _, r := range rs {
 		if r != nil && r.state != Attached && !r.retained {
@@ -149,7 +149,7 @@ func shareable(m, d *resource, w want) *resource {
 	return nil
 }
 
-// leaseOn returns a lease that keeps r: on r itself, or on a mount that rests on it.
+// leaseOn returns a lease that holds r: on r itself, or on a mount on top of it.
 func (l *ledger) leaseOn(r *resource) *Lease {
 	for le := range r.leases {
 		return le
@@ -172,7 +172,7 @@ func (l *ledger) usable() error {
 	return nil
 }
 
-// share adds a user to a resource that is attached. No call to the machine is made.
+// share adds a user to an attached resource. The machine is not called.
 func (l *ledger) share(c *Claim, role string, r *resource, w want) (*Lease, error) {
 	t := l.begin()
 	le := l.newLease(t, c, role, r, w)
@@ -183,14 +183,14 @@ func (l *ledger) share(c *Claim, role string, r *resource, w want) (*Lease, erro
 	return le, nil
 }
 
-// addition is an Add that is written down and under way.
+// addition is an Add that has been written to the journal and is in progress.
 type addition struct {
 	lease   *Lease
 	change  vmm.Change
-	settles bool // the device may be there already: adding it again settles an earlier doubt
+	settles bool // the device may exist already: adding it again resolves the Doubtful state
 }
 
-// prepare reserves what is missing, writes the intent and marks it busy.
+// prepare creates the missing resources, writes the intent to the journal and marks them busy.
 func (l *ledger) prepare(c *Claim, role string, d *resource, w want) (addition, error) {
 	a := addition{change: vmm.Change{Op: vmm.Add}}
 	t := l.begin()
@@ -260,13 +260,13 @@ func (l *ledger) targetFree(target string) error {
 	return fmt.Errorf("%s: %w by %s", target, ErrGuestPathInUse, l.byTarget[target])
 }
 
-// add applies the change that prepare wrote down, and takes it back when it fails.
+// add applies the change that prepare wrote to the journal, and rolls it back on failure.
 func (l *ledger) add(ctx context.Context, a addition) (*Lease, error) {
 	le, change := a.lease, a.change
 	err := l.apply(ctx, change)
 	host, guest := vmm.Outcomes(change, err)
 	if a.settles && host == vmm.NotDone {
-		host = vmm.Unknown // this Add did nothing, but the earlier one may have
+		host = vmm.Unknown // this Add had no effect, but the earlier one may have had
 	}
 	l.mu.Lock()
 	t := l.begin()
@@ -293,7 +293,7 @@ func (l *ledger) add(ctx context.Context, a addition) (*Lease, error) {
 	grace, cancel := l.grace(ctx)
 	defer cancel()
 	if uerr := l.drop(grace, le); uerr != nil {
-		return nil, fmt.Errorf("%w; what was begun could not be undone and stays with container %s: %w",
+		return nil, fmt.Errorf("%w; rolling back failed and the rest stays with container %s: %w",
 			err, le.claim.id, uerr)
 	}
 	return nil, err
@@ -301,7 +301,7 @@ func (l *ledger) add(ctx context.Context, a addition) (*Lease, error) {
 
 var outcomeEvents = map[vmm.Outcome]event{vmm.Done: evDone, vmm.NotDone: evNotDone, vmm.Unknown: evUnknown}
 
-// finish records what became of a resource in motion and wakes who waits for it.
+// finish records the outcome of the change in progress and wakes the waiters.
 func (l *ledger) finish(t *tx, r *resource, o vmm.Outcome) { l.settle(t, r, outcomeEvents[o]) }
 
 func (l *ledger) settle(t *tx, r *resource, ev event) {
@@ -319,7 +319,7 @@ func (l *ledger) rest(r *resource) {
 	}
 }
 
-// apply creates one change; it is never called with the ledger locked.
+// apply applies one change to the machine. The ledger must not be locked.
 func (l *ledger) apply(ctx context.Context, c vmm.Change) error {
 	err := l.tel.apply(ctx, l.machine, c)
 	if err != nil && isGone(err) {
@@ -335,12 +335,12 @@ func wait(ctx context.Context, ch <-chan struct{}) error {
 	case <-ch:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for another user's change: %w", context.Cause(ctx))
+		return fmt.Errorf("wait for a change in progress: %w", context.Cause(ctx))
 	}
 }
 
-// logFailure reports that an outcome could not be written down. The ledger in memory is right, and
-// opening asks the machine anyway.
+// logFailure logs that an outcome could not be written to the journal. The ledger in memory is right, and Open asks
+// the machine anyway.
 func (l *ledger) logFailure(err error) {
 	if err != nil {
 		l.log.Error("the outcome of a change is not in the journal", "error", err)

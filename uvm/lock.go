@@ -18,10 +18,10 @@ import (
 
 const lockName = "lock"
 
-var errRuns = errors.New("the VM runs")
+var errRuns = errors.New("the VM is running")
 
-// lockDir takes the lock of a state directory and waits for it until ctx ends. The file names the
-// process that holds it.
+// lockDir takes the lock of a state directory, waiting until ctx ends. The lock file contains the id of the process
+// that holds it.
 func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	f, err := lockfile.Wait(ctx, path, false)
@@ -32,15 +32,15 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	// On a full disk the name is missing, and the directory can still be removed.
+	// On a full disk the process id is missing: the lock works, and the directory can still be removed.
 	_ = errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("%d\n", os.Getpid())))
 	return f, nil
 }
 
-// Remove deletes the state directory of a VM that does not run any more, with everything in it. It
-// takes the lock first, then asks running; when that says yes it fails and deletes nothing. A
-// directory that does not exist is no error. A handle of this process whose machine has ended gives the lock up:
-// everything in it counts as gone. One whose machine lives is an error matching ErrLocked, after a short while.
+// Remove deletes the state directory of a VM that no longer runs, with everything in it. It takes the lock first and
+// then calls running; if that returns true, Remove fails and deletes nothing. A directory that does not exist is no
+// error. If this process has a handle to the VM and its machine has ended, the handle gives up the lock and treats
+// everything in the VM as gone; if its machine does not end within a few seconds, the error matches ErrLocked.
 func Remove(ctx context.Context, dir string, running func() (bool, error)) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -52,7 +52,7 @@ func Remove(ctx context.Context, dir string, running func() (bool, error)) error
 	}
 	lock, err := lockDir(ctx, dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // somebody else removed it
+		return nil // another process removed it
 	}
 	if err != nil {
 		return err
@@ -66,10 +66,10 @@ func Remove(ctx context.Context, dir string, running func() (bool, error)) error
 	return nil
 }
 
-// endTime is how long the end of a machine's process may be ahead of the news of it.
+// endTime bounds the delay between the end of a machine's process and Machine.Done.
 const endTime = 5 * time.Second
 
-// leave gives up the directory of a VM that has ended: nothing is written there any more, and the lock is free.
+// leave gives up the directory of a VM that has ended: it closes the journal and releases the lock.
 func (vm *UtilityVM) leave(ctx context.Context, running func() (bool, error)) error {
 	if yes, err := running(); err != nil || yes {
 		return cmp.Or(err, errRuns)
@@ -79,9 +79,9 @@ func (vm *UtilityVM) leave(ctx context.Context, running func() (bool, error)) er
 	select {
 	case <-vm.machine.Done():
 	case <-ctx.Done():
-		return fmt.Errorf("%w, this one: %w", ErrLocked, context.Cause(ctx))
+		return fmt.Errorf("%w: this process: %w", ErrLocked, context.Cause(ctx))
 	case <-t.C:
-		return fmt.Errorf("%w, this one: close the handle first", ErrLocked)
+		return fmt.Errorf("%w: this process: close the handle first", ErrLocked)
 	}
 	vm.l.mu.Lock()
 	vm.l.gone = true
@@ -90,13 +90,13 @@ func (vm *UtilityVM) leave(ctx context.Context, running func() (bool, error)) er
 	return errors.Join(err, vm.unlock())
 }
 
-// handles are those of this process that hold the lock of a directory.
+// handles are the VMs of this process that hold the lock of a directory.
 var handles struct {
 	sync.Mutex
 	vms []*UtilityVM
 }
 
-// openHere returns the handle of this process that holds the lock of dir, or nil.
+// openHere returns the VM of this process that holds the lock of dir, or nil.
 func openHere(dir string) *UtilityVM {
 	there, err := os.Stat(filepath.Join(dir, lockName))
 	if err != nil {
@@ -112,7 +112,7 @@ func openHere(dir string) *UtilityVM {
 	return nil
 }
 
-// unlock releases the lock of the directory. It may be called again.
+// unlock releases the lock of the directory. It is idempotent.
 func (vm *UtilityVM) unlock() error {
 	handles.Lock()
 	defer handles.Unlock()

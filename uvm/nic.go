@@ -8,24 +8,24 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Network says what network a container gets: one of its own that is served by the host, or with a Namespace an
+// Network describes the network of a container: one of its own that the host emulates or, with Namespace set, an
 // existing one.
 type Network struct {
-	Ports  []vmm.PortForward // of the host that lead to the container; not with a Namespace
-	Search []string          // domains that the container looks up names in
-	Subnet netip.Prefix      // of a network that is served: see vmm.UserNetwork
+	Ports  []vmm.PortForward // host ports forwarded to the container; not with a Namespace
+	Search []string          // DNS search domains
+	Subnet netip.Prefix      // of an emulated network: see vmm.UserNetwork
 
-	// Namespace is the file of a network namespace of the host. The container has its Links, with the addresses and
-	// routes that they say, and looks up names at DNS. On the host itself the container is in the namespace.
+	// Namespace is the path of a network namespace of the host. In a VM, the container gets Links, with their
+	// addresses and routes, and DNS as name servers. On the host itself, it joins the namespace.
 	Namespace string
 	Links     []vmm.Link
 	DNS       []netip.Addr
 }
 
-// check returns an error unless the network can be had.
+// check returns an error if the network is invalid.
 func (n Network) check() error {
 	if n.Namespace == "" && len(n.Links) > 0 || n.Namespace != "" && len(n.Ports) > 0 {
-		return fmt.Errorf("links are those of a namespace, and ports are forwarded without one only")
+		return fmt.Errorf("links need a namespace, and ports cannot be forwarded with one")
 	}
 	if err := vmm.CheckSubnet(n.Subnet); err != nil {
 		return err
@@ -33,16 +33,16 @@ func (n Network) check() error {
 	seen := map[string]bool{}
 	for _, l := range n.Links {
 		if seen[l.Name] {
-			return fmt.Errorf("there are two links %q", l.Name)
+			return fmt.Errorf("duplicate link %q", l.Name)
 		}
 		seen[l.Name] = true
 	}
 	return vmm.CheckPorts(n.Ports)
 }
 
-// AttachNetwork gives the container of a claim a network: NICs in the lowest free slots, one for each link, in a
-// network namespace. A namespace without links is an error in a VM. Errors match ErrNotSupported where the VM has no
-// such networks, ErrNoAvailableLocation where it has no slot left; the claim then keeps what was attached before.
+// AttachNetwork attaches the network of a container: one NIC, or one per link of a namespace, in the lowest free
+// slots. In a VM, a namespace without links is an error. Errors match ErrNotSupported if the VM has no such networks,
+// and ErrNoAvailableLocation if it has no free slot; NICs attached before the error stay in the claim.
 func (vm *UtilityVM) AttachNetwork(ctx context.Context, c *Claim, role string, n Network) ([]*Lease, error) {
 	limits := vm.Limits()
 	if limits.NICs == 0 {

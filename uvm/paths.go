@@ -6,8 +6,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// mountRoots are where disks and shares without a guest path of their own are mounted. The number that follows
-// goes up with every request and is never used twice, so no path is reused while mounted.
+// mountRoots are the prefixes of mount points for disks and shares without a guest path. The number that follows is
+// incremented for each request, so that no path is used twice.
 var mountRoots = map[vmm.OS]string{vmm.Linux: "/run/mounts/m", vmm.Windows: `C:\mounts\m`}
 
 func (vm *UtilityVM) nextMountPath() string {

@@ -13,11 +13,11 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// orphans is the claim of what is attached but held by nobody, until it is gone. It is no container's:
-// Claims does not list it, Recover releases it.
+// orphans is the id of the claim for resources that are attached but that no container holds, until they are removed.
+// Claims does not list it; Recover releases it.
 const orphans = "(orphans)"
 
-// ledger is what a journal says at its end.
+// ledgerState is the state after replaying a journal.
 type ledgerState struct {
 	resources map[int]resourceEntry
 	leases    map[int]leaseEntry
@@ -46,12 +46,12 @@ func replay(records []record) ledgerState {
 	return b
 }
 
-// recover makes the ledger agree with what is in the machine and takes back what was under way.
+// recover reconciles the ledger with what is in the machine and rolls back what was in progress.
 func (l *ledger) recover(ctx context.Context, records []record, obs vmm.Observation) error {
 	l.mu.Lock()
 	err := l.rebuild(replay(records), obs)
 	if err == nil {
-		// On a full disk things can still be taken away; nothing is added before the rewriting succeeds.
+		// On a full disk, releasing still works; nothing is added until the journal can be rewritten.
 		if cerr := l.journal.compact(l.snapshot()); cerr != nil {
 			l.journal.stale = true
 			l.log.Error("the journal could not be rewritten: nothing can be mounted until it can; free some space", "error",
@@ -62,9 +62,9 @@ func (l *ledger) recover(ctx context.Context, records []record, obs vmm.Observat
 	if err != nil {
 		return err
 	}
-	// What cannot be taken back now stays in its claim; it does not make the VM unusable.
+	// What cannot be rolled back now stays in its claim; the VM is usable all the same.
 	if err := l.finishReleases(ctx); err != nil {
-		l.log.Warn("what an earlier process left could not be taken back yet", "error", err)
+		l.log.Warn("the changes of an earlier process could not be rolled back yet", "error", err)
 		if ctx.Err() != nil || isGone(err) {
 			return err
 		}
@@ -72,18 +72,18 @@ func (l *ledger) recover(ctx context.Context, records []record, obs vmm.Observat
 	return nil
 }
 
-// Recover tries again to take back what failed mounts and unmounts left behind. Open has done so
-// once; it is for a caller that keeps the VM open. Containers that are mounted are not touched.
+// Recover retries to remove what failed mounts and unmounts left behind, which Open has tried once. It is for callers
+// that keep the VM open. Mounted containers are not affected.
 func (vm *UtilityVM) Recover(ctx context.Context) error { return vm.l.finishReleases(ctx) }
 
 func (l *ledger) rebuild(b ledgerState, obs vmm.Observation) error {
 	observes := l.machine.Limits().Observes
 	made := map[int]*resource{}
-	// Devices before the mounts that rest on them, parents have lower numbers.
+	// Devices come before the mounts on top of them: parents have lower ids.
 	for _, id := range slices.Sorted(maps.Keys(b.resources)) {
 		e := b.resources[id]
 		if e.What == nil || e.What.Empty() {
-			return fmt.Errorf("%w: resource %d says nothing", ErrJournal, id)
+			return fmt.Errorf("%w: resource %d has neither device nor mount", ErrJournal, id)
 		}
 		r := &resource{id: id, key: e.Key, device: e.What.Device, guest: e.What.Mount,
 			parent: made[e.Parent], retained: e.Retained}
@@ -96,7 +96,7 @@ func (l *ledger) rebuild(b ledgerState, obs vmm.Observation) error {
 		l.countOn(r)
 	}
 	for _, d := range obs.Devices {
-		l.slots.mark(d, true) // also what is not in our ledger: never put something on top of it
+		l.slots.mark(d, true) // devices that are not in the ledger, too: their slots are taken
 	}
 	for _, id := range slices.Sorted(maps.Keys(b.claims)) {
 		e := b.claims[id]
@@ -113,7 +113,7 @@ func (l *ledger) rebuild(b ledgerState, obs vmm.Observation) error {
 	}
 	for id := range held {
 		if c := l.claims[id]; c != nil && len(c.leases) == 0 {
-			c.phase = Releasing // all that it held is gone
+			c.phase = Releasing // everything it held is gone
 		}
 	}
 	if observes {
@@ -127,7 +127,7 @@ func (l *ledger) rebuild(b ledgerState, obs vmm.Observation) error {
 	return nil
 }
 
-// verdict compares what the journal says of a resource with what is there.
+// verdict returns the event that reconciles a resource of the journal with what was observed, if any.
 func verdict(r *resource, obs vmm.Observation, observes bool) (event, bool) {
 	if r.state == Reserved {
 		return evCancel, true
@@ -149,7 +149,7 @@ func verdict(r *resource, obs vmm.Observation, observes bool) (event, bool) {
 	return evFound, true
 }
 
-// sameFile guards against taking for ours what somebody else put at an address.
+// sameFile reports whether two devices at the same address have the same file; if either has none, it assumes so.
 func sameFile(a, b vmm.Device) bool {
 	pa, pb := devicePath(a), devicePath(b)
 	return pa == "" || pb == "" || hostpath.Identity(pa) == hostpath.Identity(pb)
@@ -170,7 +170,7 @@ func devicePath(d vmm.Device) string {
 	return ""
 }
 
-// countOn makes sure that names given out before are not given out again.
+// countOn advances the name counters so that names of r are not used again.
 func (l *ledger) countOn(r *resource) {
 	bump := func(counter *int, text, prefix string, base int) {
 		if digits, ok := strings.CutPrefix(text, prefix); ok {
@@ -192,8 +192,8 @@ func (l *ledger) countOn(r *resource) {
 	}
 }
 
-// adopt ties a lease of the journal to its claim and resource. A lease without either is what a
-// crash between two records leaves.
+// adopt links a lease of the journal to its claim and resource. It ignores a lease without either, which a crash
+// between two records leaves.
 func (l *ledger) adopt(e leaseEntry, made map[int]*resource) {
 	c, r := l.claims[e.Claim], made[e.Resource]
 	if c == nil || r == nil {
@@ -213,8 +213,8 @@ func (l *ledger) adopt(e leaseEntry, made map[int]*resource) {
 	l.follow(l.begin(), le)
 }
 
-// strays enters mounts that the ledger does not know: a guest may finish what it was asked by a process that
-// has died since. They are taken away again, or the devices below could never be.
+// strays adds mounts that the ledger does not know, to be removed: a guest may complete a request of a process that
+// has died in the meantime. Otherwise the devices below could never be removed.
 func (l *ledger) strays(obs vmm.Observation) {
 	byAddr := map[string]*resource{}
 	known := map[string]bool{}
@@ -225,14 +225,14 @@ func (l *ledger) strays(obs vmm.Observation) {
 			known[mountName(r.guest)] = true
 		}
 	}
-	// What rests on a device before what is combined of it, which is released first.
+	// Combined mounts come last, so that they are released before the mounts on devices.
 	for _, combined := range []bool{false, true} {
 		for _, g := range obs.Mounts {
 			on := vmm.RestsOn(g)
 			if g.Target() == "" || known[mountName(g)] || combined == (on != "") {
 				continue
 			}
-			l.log.Warn("taking away a mount that is not in the ledger", "mount", g.String())
+			l.log.Warn("removing a mount that is not in the ledger", "mount", g.String())
 			l.lastID++
 			r := &resource{id: l.lastID, key: fmt.Sprintf("stray|%d", l.lastID), guest: g, parent: byAddr[on]}
 			l.enter(r, Attached)
@@ -252,8 +252,8 @@ func (l *ledger) orphan(r *resource) {
 	l.newLease(l.begin(), c, "orphan", r, want{})
 }
 
-// finishReleases releases the claims whose release was begun and the leases that an earlier failure
-// left half way.
+// finishReleases completes the release of claims in phase Releasing, and releases the leases whose resources an
+// earlier failure left in an intermediate state.
 func (l *ledger) finishReleases(ctx context.Context) error {
 	l.mu.Lock()
 	var whole []*Claim

@@ -6,7 +6,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// follow moves a lease from a mount that is gone to the device below it, or ends it.
+// follow moves a lease from a removed mount to the device below it, or ends the lease.
 func (l *ledger) follow(t *tx, le *Lease) {
 	for le.res != nil && le.res.state == Free {
 		below := le.res.parent
@@ -24,8 +24,8 @@ func (l *ledger) follow(t *tx, le *Lease) {
 	}
 }
 
-// drop gives up a lease. The last lease takes the resource away, and with it the device below when
-// nothing else rests on it. After a failure the lease stands where the removal stopped.
+// drop releases a lease. The last lease removes the resource, and with it the device below unless something else is on
+// it. On failure the lease stays on what is left.
 func (l *ledger) drop(ctx context.Context, le *Lease) error {
 	for {
 		l.mu.Lock()
@@ -69,7 +69,7 @@ func (l *ledger) drop(ctx context.Context, le *Lease) error {
 			l.mu.Unlock()
 			return err
 		} else if err != nil {
-			// A full disk must not keep things attached. Opening asks the machine what is there.
+			// Do not keep things attached because the disk is full: Open asks the machine what is there.
 			l.logFailure(err)
 		}
 		l.mu.Unlock()
@@ -79,18 +79,18 @@ func (l *ledger) drop(ctx context.Context, le *Lease) error {
 	}
 }
 
-// leaving is a resource that a removal moves, and where it stood before.
+// leaving is a resource that is being removed, with its state before.
 type leaving struct {
 	*resource
 	from State
 }
 
-// unmoved says what is known of a resource whose removal did nothing: as much as before.
+// unmoved is the event, by the state before, for a removal that had no effect.
 var unmoved = map[State]event{Attached: evNotDone, Doubtful: evUnknown, Ejected: evGuestLetGo}
 
 func (p leaving) stays() event { return unmoved[p.from] }
 
-// removal is the Change that takes r away, and the resources it moves: the mount first.
+// removal returns the Change that removes r, and the affected resources, the mount first.
 func removal(r *resource) (vmm.Change, []leaving) {
 	change := vmm.Change{Op: vmm.Remove, Device: r.device, Mount: r.guest}
 	parts := []leaving{{r, r.state}}
@@ -101,7 +101,7 @@ func removal(r *resource) (vmm.Change, []leaving) {
 	return change, parts
 }
 
-// remove applies a removal and moves the lease to what is left of it.
+// remove applies a removal and moves the lease to what is left.
 func (l *ledger) remove(ctx context.Context, le *Lease, change vmm.Change, parts []leaving) error {
 	err := l.apply(ctx, change)
 	host, guest := vmm.Outcomes(change, err)
@@ -125,7 +125,7 @@ func (l *ledger) remove(ctx context.Context, le *Lease, change vmm.Change, parts
 	l.follow(t, le)
 	l.logFailure(t.write())
 	if l.gone || (change.Device == nil || host == vmm.Done) && (change.Mount == nil || guest == vmm.Done) {
-		return nil // also when the caller's time ended as the last half was done
+		return nil // even if ctx ended during the last half
 	}
 	return err
 }

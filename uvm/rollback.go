@@ -8,20 +8,20 @@ import (
 
 type undoKey struct{}
 
-// undoBudget is the end of the time in which what a call began is to be taken back.
+// undoBudget is the shared deadline for rolling back a call.
 type undoBudget struct {
 	begin sync.Once
 	end   time.Time
 }
 
-// WithRollbackBudget returns a context for a call of several steps: all that is taken back for it shares one grace,
-// which begins with the first failure.
+// WithRollbackBudget returns a context for a call of several steps: all rollbacks in it share one timeout, which
+// starts with the first failure.
 func WithRollbackBudget(ctx context.Context) context.Context {
 	return context.WithValue(ctx, undoKey{}, new(undoBudget))
 }
 
-// RollbackContext returns the context in which to take back what a call with ctx, which may have ended, began. It ends
-// after Options.RollbackTimeout; see WithRollbackBudget.
+// RollbackContext returns a context for rolling back a call with ctx, even if ctx has ended. It ends after
+// Options.RollbackTimeout; see WithRollbackBudget.
 func (vm *UtilityVM) RollbackContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return vm.l.grace(ctx)
 }

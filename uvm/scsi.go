@@ -14,41 +14,41 @@ import (
 type Disk struct {
 	Path           string // absolute host path, links resolved; for a composite disk its name
 	ReadOnly       bool
-	Version        string       // tells one content of Path from another; see PMEM
+	Version        string       // changes when the content of Path does; see PMEM.Version
 	Kind           vmm.DiskKind // empty: a disk image file
 	Format         vmm.DiskFormat
 	ExtensibleType string
 	Access         vmm.Access
 	Extents        []vmm.Extent // a composite disk; see vmm.SCSIDisk
-	Alone          bool         // a second user is ErrAlreadyAttached
+	Alone          bool         // do not share: a second user gets ErrAlreadyAttached
 	Mount          *DiskMount   // nil: attach only
 }
 
-// DiskMount says how the guest mounts a disk.
+// DiskMount describes how the guest mounts a disk.
 type DiskMount struct {
-	// Identity, when set, says what is mounted, whatever disk it travels on: a layer that is mounted
-	// already from another disk is shared, and the disk asked for is not attached for it.
+	// Identity, if set, identifies the content independently of the disk that it is on: if it is already mounted from
+	// another disk, that mount is shared and the disk is not attached.
 	Identity         string
 	GuestPath        string // empty: one is chosen
 	Partition        uint64 // 1-based; 0 is the whole disk
 	Options          []string
 	Filesystem       string
-	EnsureFilesystem bool // format unless it is Filesystem already
+	EnsureFilesystem bool // format the disk unless it has Filesystem
 	Encrypted        bool
 	BlockDev         bool
 	Verity           *vmm.Verity
 }
 
-// SCSI is the SCSI side of a VM.
+// SCSI manages the SCSI disks of a VM.
 type SCSI struct{ vm *UtilityVM }
 
-// SCSI returns the SCSI side of the VM.
+// SCSI returns the manager of the VM's SCSI disks.
 func (vm *UtilityVM) SCSI() SCSI { return SCSI{vm} }
 
-// Attach attaches a disk and mounts it, or shares it when the same disk (resolved path, read-only,
-// kind) is mounted the same way already; then Lease.GuestPath is where it was mounted first. The
-// lowest free slot is taken, controller by controller. Errors match ErrNoSCSIControllers,
-// ErrNoAvailableLocation, and ErrNotSupported for composite disks and dm-verity where the VM lacks them.
+// Attach attaches a disk in the lowest free slot and mounts it. If the same disk (resolved path, read-only, kind) is
+// already mounted the same way, it is shared; Lease.GuestPath is then the existing mount point. Errors match
+// ErrNoSCSIControllers, ErrNoAvailableLocation, and ErrNotSupported if the VM does not support composite disks or
+// dm-verity.
 func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease, error) {
 	l := s.vm.l
 	if s.vm.Limits().SCSIControllers == 0 {
@@ -61,7 +61,7 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 		return nil, fmt.Errorf("attach %s: dm-verity: %w", d.Path, ErrNotSupported)
 	}
 	if d.Kind == vmm.VirtualDisk {
-		d.Kind = "" // the default, so that both spellings are one disk
+		d.Kind = "" // the default: both spellings mean the same disk
 	}
 	w := want{deviceKey: d.key(), exclusive: d.Alone, device: func() (vmm.Device, error) {
 		ctrl, lun, ok := l.slots.freeSCSI()
@@ -92,8 +92,8 @@ func (s SCSI) Attach(ctx context.Context, c *Claim, role string, d Disk) (*Lease
 	return l.acquire(ctx, c, role, w)
 }
 
-// Share takes a lease on the mount of the given identity when it is there, whatever disk it is on.
-// Otherwise the error matches ErrNotAttached; no call to the machine is made for that.
+// Share acquires a lease on the existing mount with the given identity. If there is none, the error matches
+// ErrNotAttached and the machine is not called.
 func (s SCSI) Share(ctx context.Context, c *Claim, role, identity string) (*Lease, error) {
 	return s.vm.l.acquire(ctx, c, role, want{
 		mountKey: layerKey(identity),
@@ -103,22 +103,21 @@ func (s SCSI) Share(ctx context.Context, c *Claim, role, identity string) (*Leas
 
 func layerKey(identity string) string { return "layer|" + hostpath.Identity(identity) }
 
-// key is the identity of a disk. The access right is not part of it: it is about how to get at the
-// disk, not about which one it is.
+// key returns the identity of a disk. Access is not part of it: it says how to open the disk, not which disk it is.
 func (d Disk) key() string {
 	var ext strings.Builder
 	for _, e := range d.Extents {
 		fmt.Fprintf(&ext, "|%s@%d+%d", hostpath.Identity(e.Path), e.Offset, e.Length)
 	}
 	if m := d.Mount; m != nil && m.Verity != nil && m.Partition == 0 {
-		fmt.Fprintf(&ext, "|verity=%s", m.Verity.RootDigest) // a guest does not mount one disk both ways
+		fmt.Fprintf(&ext, "|verity=%s", m.Verity.RootDigest) // not one disk both with and without dm-verity
 	}
 	return fmt.Sprintf("scsi|%s|%s|ro=%t|%s|%s%s", hostpath.Identity(d.Path), d.Version, d.ReadOnly, d.Kind,
 		d.ExtensibleType, &ext)
 }
 
-// key is the identity of a mount on its disk. The guest path is not part of it, nor is how a blank
-// disk is to be formatted: the second user gets what the first one made.
+// key returns the identity of a mount on its disk. The guest path and how a blank disk is formatted are not part of
+// it: later users share the mount of the first.
 func (m DiskMount) key() string {
 	options := slices.Sorted(slices.Values(m.Options))
 	digest := ""

@@ -10,26 +10,26 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// vsmbRoot is where a Windows guest sees the shares of its host.
+// vsmbRoot is the path prefix of VSMB shares in a Windows guest.
 const vsmbRoot = `\\?\VMSMB\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\`
 
-// ReadOnlyShare are the options of a read-only share; layers add TakeBackupPrivilege.
+// ReadOnlyShare are the options of a read-only share; layers also need TakeBackupPrivilege.
 var ReadOnlyShare = vmm.VSMBOptions{ReadOnly: true, ShareRead: true, CacheIo: true, PseudoOplocks: true}
 
-// VSMB is the side of a VM that shares folders with a Windows guest.
+// VSMB manages the folders shared with a Windows guest.
 type VSMB struct{ vm *UtilityVM }
 
-// VSMB returns the VSMB side of the VM.
+// VSMB returns the manager of the VM's VSMB shares.
 func (vm *UtilityVM) VSMB() VSMB { return VSMB{vm} }
 
-// Share shares a folder, or uses the share there is: a folder is shared at most once read-only and
-// once writable. A direct-mapped share stays until the VM exits where the host cannot take it away
-// (vmm.Limits.VSMBRetained); it is then used again for the same folder.
+// Share shares a folder or reuses the existing share: a folder is shared at most once read-only and once writable. If
+// the host cannot remove direct-mapped shares (vmm.Limits.VSMBRetained), they stay until the VM exits and are reused
+// for the same folder.
 func (v VSMB) Share(ctx context.Context, c *Claim, role, folder string, o vmm.VSMBOptions) (*Lease, error) {
 	return v.share(ctx, c, role, folder, o, "")
 }
 
-// GuestPath is where the guest sees a folder that is shared; ErrNotAttached when it is not.
+// GuestPath returns the guest path of a shared folder; if it is not shared, the error matches ErrNotAttached.
 func (v VSMB) GuestPath(folder string, readOnly bool) (string, error) {
 	v.vm.l.mu.Lock()
 	defer v.vm.l.mu.Unlock()
@@ -44,13 +44,13 @@ func vsmbKey(kind, folder string, readOnly bool) string {
 	return fmt.Sprintf("vsmb|%s|%s|ro=%t", kind, hostpath.Identity(folder), readOnly)
 }
 
-// ShareFile shares one file by way of its folder: other files of the folder are not reachable. A further file of the
-// same folder widens the list of that share, by the one change that is a vmm.Update. Mounting layers needs no such
-// share: it is for who puts files of the host into a container of a Windows VM.
+// ShareFile shares a single file through a share of its folder; other files of the folder are not accessible. Another
+// file of the same folder is added to the list of that share, with the only kind of Change that is a vmm.Update.
+// Layers do not need it: it is for callers that put host files into a container of a Windows VM.
 func (v VSMB) ShareFile(ctx context.Context, c *Claim, role, file string, o vmm.VSMBOptions) (*Lease, error) {
 	i := strings.LastIndexAny(file, `\/`)
 	if i <= 0 || i == len(file)-1 {
-		return nil, fmt.Errorf("share file %q: it is no full path of a file", file)
+		return nil, fmt.Errorf("share file %q: not the full path of a file", file)
 	}
 	o.RestrictFileAccess, o.SingleFileMapping = true, true
 	le, err := v.share(ctx, c, role, file[:i], o, file)
@@ -92,7 +92,7 @@ func (v VSMB) share(ctx context.Context, c *Claim, role, folder string, o vmm.VS
 	})
 }
 
-// allow makes sure that a file is on the list of the share that the lease is on.
+// allow adds a file to the list of files that the lease's share gives access to.
 func (l *ledger) allow(ctx context.Context, le *Lease, file string) error {
 	for {
 		l.mu.Lock()
@@ -122,7 +122,7 @@ func (l *ledger) allow(ctx context.Context, le *Lease, file string) error {
 		err := l.apply(ctx, change)
 		host, _ := vmm.Outcomes(change, err)
 		l.mu.Lock()
-		if host == vmm.Done { // removal goes by name, so a list that may be longer than ours does no harm
+		if host == vmm.Done { // removal is by name, so a list on the host that is longer than ours does no harm
 			r.device = share
 			t := l.begin()
 			t.resource(r)
@@ -134,14 +134,14 @@ func (l *ledger) allow(ctx context.Context, le *Lease, file string) error {
 	}
 }
 
-// Plan9 is the side of a VM that shares folders with a Linux guest.
+// Plan9 manages the folders shared with a Linux guest over 9P.
 type Plan9 struct{ vm *UtilityVM }
 
-// Plan9 returns the Plan9 side of the VM.
+// Plan9 returns the manager of the VM's Plan9 shares.
 func (vm *UtilityVM) Plan9() Plan9 { return Plan9{vm} }
 
-// Share shares a folder, or with files only those names in it, and mounts it at guestPath; empty: one is
-// chosen. The same folder with the same options is shared and mounted once.
+// Share shares a folder, or only the named files in it, and mounts it at guestPath; empty: a path is chosen. A folder
+// is shared and mounted once for the same options.
 func (p Plan9) Share(ctx context.Context, c *Claim, role, folder, guestPath string, readOnly bool,
 	files ...string) (*Lease, error) {
 	l := p.vm.l

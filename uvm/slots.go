@@ -6,7 +6,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// slotTable knows which numbered places of the machine are taken.
+// slotTable tracks which slots of the machine are taken.
 type slotTable struct {
 	luns   int // per controller
 	scsi   bitmap
@@ -32,7 +32,7 @@ func newSlotTable(lim vmm.Limits) slotTable {
 	return t
 }
 
-// mark notes that the place of a device is taken or free.
+// mark marks the slot of a device as taken or free.
 func (t *slotTable) mark(d vmm.Device, taken bool) {
 	switch d := d.(type) {
 	case vmm.SCSIDisk:
@@ -55,18 +55,18 @@ func (t *slotTable) freeSCSI() (controller, lun uint8, ok bool) {
 	return uint8(i / t.luns), uint8(i % t.luns), true
 }
 
-// bitmap is a set of small numbers that finds the lowest one missing.
+// bitmap is a set of the integers 0 to n-1 that finds the smallest one not in it.
 type bitmap struct {
 	words []uint64
 	n     int
-	hint  int // no word before it has room
+	hint  int // index of the first word that may have a free bit
 }
 
 func newBitmap(n int) bitmap { return bitmap{words: make([]uint64, (n+63)/64), n: n} }
 
 func (b *bitmap) set(i int, on bool) {
 	if i < 0 || i >= b.n {
-		return // a device that this VM's limits do not know: nothing to allocate there
+		return // beyond the limits of this VM: never allocated
 	}
 	if on {
 		b.words[i/64] |= 1 << (i % 64)

@@ -2,7 +2,7 @@ package uvm
 
 import "fmt"
 
-// State is where a resource stands.
+// State is the state of a resource.
 type State uint8
 
 // The states of a resource. See the package comment.
@@ -12,8 +12,8 @@ const (
 	Attaching
 	Attached
 	Detaching
-	Ejected  // released by the guest, not by the host
-	Doubtful // a change ended without telling whether it took effect
+	Ejected  // removed in the guest, but not on the host
+	Doubtful // a change ended without a known outcome
 )
 
 var stateNames = [...]string{"free", "reserved", "attaching", "attached", "detaching", "ejected", "doubtful"}
@@ -25,10 +25,10 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", uint8(s))
 }
 
-// MarshalText writes the state by name.
+// MarshalText returns the name of the state.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText reads the name of a state.
+// UnmarshalText parses the name of a state.
 func (s *State) UnmarshalText(b []byte) error {
 	for i, name := range stateNames {
 		if name == string(b) {
@@ -39,26 +39,26 @@ func (s *State) UnmarshalText(b []byte) error {
 	return fmt.Errorf("uvm: unknown state %q", b)
 }
 
-// event is what happens to a resource.
+// event is an event in the life of a resource.
 type event uint8
 
 const (
 	evReserve     event = iota // a slot or name was set aside
-	evCancel                   // the reservation was given up
+	evCancel                   // the reservation was cancelled
 	evAttach                   // Add is about to be applied
 	evDetach                   // Remove is about to be applied
-	evDone                     // the change under way took effect
-	evNotDone                  // the change under way had no effect
-	evUnknown                  // the change under way may have taken effect
-	evGuestLetGo               // Remove: the guest half took effect, the host half of this device did not
-	evLost                     // the resource is known not to exist (any more)
+	evDone                     // the change in progress took effect
+	evNotDone                  // the change in progress had no effect
+	evUnknown                  // the change in progress may have taken effect
+	evGuestLetGo               // Remove: the guest half took effect, the host half did not
+	evLost                     // the resource is known not to exist
 	evFound                    // the resource is known to exist
-	evMachineGone              // and everything in it
+	evMachineGone              // the machine is gone, and everything in it
 	numEvents
 )
 
-// transitions is the whole state machine: for each state, the events that may happen in it and the
-// state they lead to. What is not listed is a mistake of this package.
+// transitions is the complete state machine: for each state, the events that may occur and the states they lead to.
+// Any other event is a bug in this package.
 var transitions = map[State]map[event]State{
 	Free:     {evReserve: Reserved, evMachineGone: Free, evLost: Free},
 	Reserved: {evCancel: Free, evAttach: Attaching, evMachineGone: Free, evLost: Free},
@@ -78,11 +78,11 @@ var transitions = map[State]map[event]State{
 	},
 }
 
-// next returns the state that ev leads to from s.
+// next returns the state after event ev in state s.
 func next(s State, ev event) (State, error) {
 	to, ok := transitions[s][ev]
 	if !ok {
-		return s, fmt.Errorf("uvm: event %d cannot happen to a resource that is %s", ev, s)
+		return s, fmt.Errorf("uvm: event %d cannot occur in state %s", ev, s)
 	}
 	return to, nil
 }

@@ -8,21 +8,21 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Status is what the ledger of a VM says.
+// Status is a snapshot of the ledger of a VM.
 type Status struct {
 	Resources []ResourceStatus `json:"resources"`
 	Claims    []ClaimStatus    `json:"containers"`
 }
 
-// ResourceStatus is one device or guest mount.
+// ResourceStatus is one device or guest mount in the ledger.
 type ResourceStatus struct {
 	State    State      `json:"state"`
 	What     vmm.Change `json:"what"` // Add with exactly one half
 	Users    int        `json:"users"`
-	Retained bool       `json:"retained,omitempty"` // held by nobody; it cannot be removed while the VM runs
+	Retained bool       `json:"retained,omitempty"` // unused; cannot be removed while the VM is running
 }
 
-// ClaimStatus is one container.
+// ClaimStatus is one container in the ledger.
 type ClaimStatus struct {
 	ID     string          `json:"id"`
 	Phase  Phase           `json:"phase"`
@@ -30,7 +30,7 @@ type ClaimStatus struct {
 	Leases []LeaseStatus   `json:"leases"`
 }
 
-// LeaseStatus is one thing a container holds.
+// LeaseStatus is one resource that a container holds.
 type LeaseStatus struct {
 	Role      string `json:"role"`
 	Kind      Kind   `json:"kind"`
@@ -43,15 +43,15 @@ func (s Status) Empty() bool {
 	return len(s.Claims) == 0 && !slices.ContainsFunc(s.Resources, func(r ResourceStatus) bool { return !r.Retained })
 }
 
-// Status returns the ledger as it is now.
+// Status returns the current ledger.
 func (vm *UtilityVM) Status() Status {
 	vm.l.mu.Lock()
 	defer vm.l.mu.Unlock()
 	return replay(vm.l.snapshot()).status()
 }
 
-// ReadStatus reads the ledger of a state directory without taking its lock or asking the machine.
-// While another process works with the VM it shows what that process has written so far.
+// ReadStatus reads the ledger of a state directory without taking its lock or contacting the machine. While another
+// process has the VM open, it returns what that process has written so far.
 func ReadStatus(dir string) (Status, error) {
 	records, err := readBooks(dir)
 	if err != nil {

@@ -15,10 +15,10 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// telemetry creates one span, one log line and one measurement of every Change.
+// telemetry emits one span, one log line and one measurement for every Change.
 type telemetry struct {
 	log      *slog.Logger
-	tracer   trace.Tracer // nil: that of the context's span
+	tracer   trace.Tracer // nil: the tracer provider of the context's span
 	duration metric.Float64Histogram
 }
 

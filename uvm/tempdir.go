@@ -9,12 +9,12 @@ import (
 
 const tempPrefix = "temp-"
 
-// TempDir creates a folder in the state directory for files that nobody needs any more once the machine
-// has them open. The caller removes it; what a caller that died left, the next Open removes. Without a
-// state directory the folder is where the system keeps temporary files, and nobody removes it later.
+// TempDir creates a folder in the state directory for files that are not needed any more once the machine has opened
+// them. The caller must remove it; if the caller dies, the next Open does. Without a state directory it is in the
+// system's temporary directory, and nothing else removes it.
 func (vm *UtilityVM) TempDir() (string, error) { return os.MkdirTemp(vm.dir, tempPrefix) }
 
-// removeTemps removes the folders of TempDir. The lock is held, so nobody works with one.
+// removeTemps removes the folders of TempDir. The lock is held, so none of them is in use.
 func removeTemps(dir string) error {
 	entries, err := os.ReadDir(dir)
 	errs := []error{err}

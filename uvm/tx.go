@@ -6,8 +6,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// tx collects what changes together and goes into the journal as one record. All its methods and
-// those of ledger in this file need ledger.mu.
+// tx collects changes of entities that are written to the journal as one record. Its methods, and the ledger's in this
+// file, need ledger.mu.
 type tx struct {
 	l   *ledger
 	rec record
@@ -15,14 +15,14 @@ type tx struct {
 
 func (l *ledger) begin() *tx { return &tx{l: l} }
 
-// write appends the record and, when the journal has grown far beyond what is live, rewrites it.
+// write appends the record, and compacts the journal if it has many superseded records.
 func (t *tx) write() error {
 	if len(t.rec.Resources)+len(t.rec.Leases)+len(t.rec.Claims) == 0 {
 		return nil
 	}
 	l := t.l
 	if l.journal.stale {
-		return l.journal.compact(l.snapshot()) // it holds what this record says
+		return l.journal.compact(l.snapshot()) // which includes this record
 	}
 	if err := l.journal.write(t.rec); err != nil {
 		return err
@@ -48,7 +48,7 @@ func (t *tx) claim(c *Claim) {
 	t.rec.Claims = append(t.rec.Claims, claimEntry{ID: c.id, Phase: c.phase, Meta: c.meta})
 }
 
-// resource adds the present value of r. Values that stand in the journal already are not repeated.
+// resource adds the current value of r.
 func (t *tx) resource(r *resource) {
 	e := resourceEntry{ID: r.id, State: r.state}
 	if r.state != Free {
@@ -61,11 +61,11 @@ func (t *tx) resource(r *resource) {
 	t.rec.Resources = append(t.rec.Resources, e)
 }
 
-// set moves a resource along the transition table and, with a tx, writes it down. A resource that
-// becomes free leaves every table.
+// set applies an event to a resource and, with a tx, records its new state. A resource that becomes Free is removed
+// from all tables.
 func (l *ledger) set(t *tx, r *resource, ev event) {
 	if r.state == Free && ev != evReserve {
-		return // another call has freed it already: the machine is gone
+		return // already freed by another call because the machine is gone
 	}
 	to, err := next(r.state, ev)
 	if err != nil {
@@ -81,7 +81,7 @@ func (l *ledger) set(t *tx, r *resource, ev event) {
 	}
 }
 
-// newResource puts a reserved resource into the tables.
+// newResource creates a Reserved resource and adds it to the tables.
 func (l *ledger) newResource(key string, d vmm.Device, g vmm.Mount, parent *resource, retained bool) *resource {
 	l.lastID++
 	r := &resource{id: l.lastID, key: key, device: d, guest: g, parent: parent, retained: retained}
@@ -89,7 +89,7 @@ func (l *ledger) newResource(key string, d vmm.Device, g vmm.Mount, parent *reso
 	return r
 }
 
-// enter puts a resource into the tables in the given state.
+// enter adds a resource in the given state to the tables.
 func (l *ledger) enter(r *resource, s State) {
 	r.state, r.leases = s, map[*Lease]struct{}{}
 	l.resources[r.id], l.byKey[r.key] = r, r
@@ -104,7 +104,7 @@ func (l *ledger) enter(r *resource, s State) {
 	}
 }
 
-// occupies is the place in the guest that nothing else may be mounted at, if any.
+// occupies returns the key of the guest location that only this mount may use, or "".
 func (l *ledger) occupies(g vmm.Mount) string {
 	if g == nil {
 		return ""
@@ -112,7 +112,7 @@ func (l *ledger) occupies(g vmm.Mount) string {
 	return g.Key(l.machine.OS())
 }
 
-// forget takes a resource that is free out of the tables.
+// forget removes a Free resource from the tables.
 func (l *ledger) forget(r *resource) {
 	delete(l.resources, r.id)
 	if l.byKey[r.key] == r {
@@ -145,7 +145,7 @@ func (l *ledger) newLease(t *tx, c *Claim, role string, r *resource, w want) *Le
 	return le
 }
 
-// end takes a lease off its resource and out of its claim.
+// end removes a lease from its resource and its claim.
 func (l *ledger) end(t *tx, le *Lease) {
 	l.unlink(le)
 	t.lease(le)
@@ -165,7 +165,7 @@ func (l *ledger) unlink(le *Lease) {
 	}
 }
 
-// snapshot says everything that is live in as few records as is comfortable.
+// snapshot returns records with all resources, claims and leases.
 func (l *ledger) snapshot() []record {
 	var out []record
 	for _, r := range l.resources {

@@ -23,21 +23,21 @@ type UtilityVM struct {
 	dir     string
 }
 
-// Connect returns the machine that a state directory belongs to. Open calls it with the lock held; an
-// error matching vmm.ErrGone says that the machine does not run any more.
+// Connect connects to the machine of a state directory. Open calls it with the lock held. If the machine no longer
+// runs, the error matches vmm.ErrGone.
 type Connect func(ctx context.Context) (vmm.Machine, error)
 
-// Options are the optional parts of Open.
+// Options are the options of Open.
 type Options struct {
-	Logger          *slog.Logger  // nil: silent
+	Logger          *slog.Logger  // nil: nothing is logged
 	Tracer          trace.Tracer  // nil: that of the span in the context of each call, if any
 	Meter           metric.Meter  // nil: no metrics
-	RollbackTimeout time.Duration // grace for taking back what a failed or cancelled call began; 0: 30 s
-	DiscardJournal  bool          // the machine is new: what the ledger says was in an earlier one
-	ResponseTimeout time.Duration // what connecting and asking the machine what is there may take each; 0: no limit
+	RollbackTimeout time.Duration // bounds rolling back a failed or cancelled call; 0: 30 s
+	DiscardJournal  bool          // the machine is new: ignore a journal, which is about an earlier one
+	ResponseTimeout time.Duration // bounds connecting to the machine, and its Observe, each; 0: no limit
 }
 
-// awaitAnswer bounds a context by o.Answer.
+// awaitAnswer returns ctx limited by ResponseTimeout.
 func (o *Options) awaitAnswer(ctx context.Context) (context.Context, context.CancelFunc) {
 	if o.ResponseTimeout == 0 {
 		return context.WithCancel(ctx)
@@ -56,15 +56,14 @@ func (o *Options) complete() {
 	}
 }
 
-// Open reopens the VM of a state directory: it takes the directory's lock (waiting for it until ctx
-// ends, then ErrLocked), removes temporary files that a process that died left, reads the journal,
-// connects to the machine, compares, and undoes what such a process had under way. An empty dir keeps
-// the ledger in memory only.
+// Open opens the VM of a state directory. It takes the directory's lock (blocking until ctx ends, then the error
+// matches ErrLocked), removes temporary files of processes that died, reads the journal, connects to the machine,
+// compares the two, and rolls back what such a process had in progress. With an empty dir the ledger is kept in memory
+// only.
 //
-// When the machine is gone Open forgets what was in it and fails with an error matching vmm.ErrGone;
-// when it says nothing, with one matching ErrNoAnswer.
-// When something that was under way cannot be undone the VM is usable all the same: the rest stays
-// in claims that are releasing, and Recover tries again.
+// If the machine is gone, Open clears the journal and the error matches vmm.ErrGone; if it does not respond, the error
+// matches ErrNoAnswer. If something in progress cannot be rolled back, the VM is usable all the same: the rest stays
+// in claims in phase Releasing, and Recover tries again.
 func Open(ctx context.Context, dir string, connect Connect, opts Options) (*UtilityVM, error) {
 	opts.complete()
 	vm := &UtilityVM{dir: dir}
@@ -73,7 +72,7 @@ func Open(ctx context.Context, dir string, connect Connect, opts Options) (*Util
 		if vm.lock, err = lockDir(ctx, dir); err != nil {
 			return nil, err
 		}
-		// A machine may still have a file open that Windows then does not remove. The next Open will.
+		// Windows does not remove a file that the machine still has open. The next Open will.
 		if err := removeTemps(dir); err != nil {
 			opts.Logger.Warn("temporary files that an earlier process left are still there", "error", err)
 		}
@@ -99,7 +98,7 @@ func (vm *UtilityVM) open(ctx context.Context, dir string, connect Connect, opts
 	cancel()
 	if err != nil {
 		if isGone(err) {
-			err = errors.Join(err, j.compact(nil)) // nothing of it is left to take away
+			err = errors.Join(err, j.compact(nil)) // nothing is left to remove
 		}
 		return errors.Join(fmt.Errorf("connect to the utility VM: %w", err), j.close())
 	}
@@ -112,7 +111,7 @@ func (vm *UtilityVM) open(ctx context.Context, dir string, connect Connect, opts
 	return nil
 }
 
-// start creates the ledger of what the journal says and what is in the machine.
+// start creates the ledger from the journal and from what the machine observes.
 func (vm *UtilityVM) start(ctx context.Context, machine vmm.Machine, j *journal, records []record, opts Options) error {
 	tel, err := newTelemetry(opts)
 	if err != nil {
@@ -137,23 +136,23 @@ func (vm *UtilityVM) start(ctx context.Context, machine vmm.Machine, j *journal,
 	return nil
 }
 
-// Machine is the machine underneath, for processes and shutdown. Devices are not to be changed
-// behind the back of this package.
+// Machine returns the underlying machine, for processes and shutdown. Its devices must be changed through this package
+// only.
 func (vm *UtilityVM) Machine() vmm.Machine { return vm.machine }
 
-// ID is the machine's name.
+// ID returns the machine's name.
 func (vm *UtilityVM) ID() string { return vm.machine.ID() }
 
-// OS is what runs in the VM.
+// OS returns the guest's operating system.
 func (vm *UtilityVM) OS() vmm.OS { return vm.machine.OS() }
 
-// Limits says what the VM can hold.
+// Limits returns the capacity and capabilities of the VM.
 func (vm *UtilityVM) Limits() vmm.Limits { return vm.machine.Limits() }
 
-// Dir is the state directory; empty when there is none.
+// Dir returns the state directory; empty if there is none.
 func (vm *UtilityVM) Dir() string { return vm.dir }
 
-// Close releases the VM, which runs on. What containers hold in it stays and is found by Open.
+// Close closes the handle and releases the lock. The VM keeps running; containers stay mounted and are found by Open.
 func (vm *UtilityVM) Close() error {
 	vm.l.mu.Lock()
 	if vm.l.closed {
@@ -166,8 +165,8 @@ func (vm *UtilityVM) Close() error {
 	return errors.Join(err, vm.machine.Close(), vm.unlock())
 }
 
-// Shutdown powers the VM off (ending it the hard way when ctx ends first) and closes the handle. All
-// that was in it is gone with it.
+// Shutdown powers the VM off, or terminates it when ctx ends, and closes the handle. Everything in the VM counts as
+// released.
 func (vm *UtilityVM) Shutdown(ctx context.Context) error {
 	err := span.Do(ctx, "strata.vm.shutdown", vm.machine.Shutdown)
 	if isGone(err) {
@@ -182,7 +181,7 @@ func (vm *UtilityVM) Shutdown(ctx context.Context) error {
 	return errors.Join(err, vm.Close())
 }
 
-// goneError is the error of a machine that has exited, with the reason where the machine tells it.
+// goneError returns the error of a machine that has exited, with the reason if known.
 func goneError(m vmm.Machine) error {
 	if err := m.Err(); err != nil {
 		return err

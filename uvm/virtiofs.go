@@ -9,33 +9,34 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// volumesRoot is where a guest has the shares of its host, each in a folder called after its slot.
+// volumesRoot is the guest folder with the shares of the host, each in a folder named after its slot.
 const volumesRoot = "/run/strata/volumes/"
 
-// VirtioFS is the side of a VM that shares folders and files with a Linux guest which sees every change at once.
+// VirtioFS manages folders and files that are shared with a Linux guest by virtiofs; changes on either side are
+// visible on the other at once.
 type VirtioFS struct{ vm *UtilityVM }
 
-// VirtioFS returns the virtiofs side of the VM.
+// VirtioFS returns the manager of the VM's virtiofs shares.
 func (vm *UtilityVM) VirtioFS() VirtioFS { return VirtioFS{vm} }
 
-// Share shares a folder, or with file a single file, and mounts it; what is shared the same way already is used again.
-// A file is called vmm.VirtioFSFile in the folder that the lease's GuestPath names. Errors match ErrNotSupported where
-// the VM has no such shares, and ErrNoAvailableLocation where it has no slot left. A share whose server has died is an
-// error, as the guest would wait for it for ever.
+// Share shares a folder or, if file is set, a single file, and mounts it; an existing share with the same options is
+// reused. A file is named vmm.VirtioFSFile in the folder Lease.GuestPath. Errors match ErrNotSupported if the VM has
+// no virtiofs, and ErrNoAvailableLocation if it has no free slot. If the server of an existing share has died, Share
+// fails, as accesses in the guest would block forever.
 func (v VirtioFS) Share(ctx context.Context, c *Claim, role, path string, file, readOnly bool) (*Lease, error) {
 	key := fmt.Sprintf("virtiofs|%s|file=%t|ro=%t", hostpath.Identity(path), file, readOnly)
 	return v.share(ctx, c, role, key, vmm.VirtioFSShare{Path: path, File: file, ReadOnly: readOnly}, "")
 }
 
-// ShareAt shares a folder that is written to and mounts it at a place in the guest, such as that of a container's root.
-// It is the claim's alone: one that is shared so already is ErrAlreadyAttached. Errors are otherwise those of Share.
+// ShareAt shares a folder read-write for this claim only and mounts it at guestPath, such as a container's root. If it
+// is already shared this way, the error matches ErrAlreadyAttached. Other errors are those of Share.
 func (v VirtioFS) ShareAt(ctx context.Context, c *Claim, role, path, guestPath string) (*Lease, error) {
 	key := fmt.Sprintf("virtiofs|%s|alone", hostpath.Identity(path))
 	return v.share(ctx, c, role, key, vmm.VirtioFSShare{Path: path}, guestPath)
 }
 
-// share shares what d says, in a slot that is free, and mounts it at a place that is the caller's alone, or in the
-// folder called after the slot where others may have it too.
+// share shares d in a free slot and mounts it at at, exclusively, or with an empty at in the folder named after the
+// slot, shared.
 func (v VirtioFS) share(ctx context.Context, c *Claim, role, key string, d vmm.VirtioFSShare, at string,
 ) (*Lease, error) {
 	l, slots := v.vm.l, v.vm.Limits().VirtioFSShares
@@ -48,8 +49,8 @@ func (v VirtioFS) share(ctx context.Context, c *Claim, role, key string, d vmm.V
 		device: func() (vmm.Device, error) {
 			slot := l.slots.shares.firstFree()
 			if slot < 0 {
-				return nil, fmt.Errorf("share %s: %w: the VM has %d folders and files of the host already, "+
-					"as many as it can", d.Path, ErrNoAvailableLocation, slots)
+				return nil, fmt.Errorf("share %s: %w: all %d virtiofs slots of the VM are taken",
+					d.Path, ErrNoAvailableLocation, slots)
 			}
 			d.Slot = uint32(slot)
 			return d, nil
@@ -75,7 +76,7 @@ func (v VirtioFS) share(ctx context.Context, c *Claim, role, key string, d vmm.V
 	return le, nil
 }
 
-// check fails when what a lease is on is not served any more.
+// check returns an error if the server of the lease's share no longer runs.
 func (v VirtioFS) check(ctx context.Context, le *Lease) error {
 	s, ok := v.vm.machine.(vmm.ShareServer)
 	if slot, shared := le.ShareSlot(); ok && shared {
@@ -84,7 +85,7 @@ func (v VirtioFS) check(ctx context.Context, le *Lease) error {
 	return nil
 }
 
-// ShareSlot is the slot of the VirtioFSShare that a lease is on.
+// ShareSlot returns the slot of the lease's VirtioFSShare; ok is false if the lease is of another kind.
 func (le *Lease) ShareSlot() (slot uint32, ok bool) {
 	n, _ := fmt.Sscanf(le.slot, "virtiofs %d", &slot)
 	return slot, n == 1

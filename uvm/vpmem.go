@@ -12,14 +12,14 @@ import (
 type PMEM struct {
 	Path  string // absolute host path, links resolved
 	Bytes int64  // size of the file, footer included
-	// Version tells one content of the path from another, so that what was attached before the file was
-	// replaced is not taken for it.
+	// Version changes when the content of Path does, so that a device attached before the file was replaced is not
+	// reused.
 	Version string
 	Format  vmm.DiskFormat
 	Verity  *vmm.Verity
 }
 
-// content is how much of the file a device shows: a VHD's footer is no part of it.
+// content returns the size of the device: a VHD's footer is not part of it.
 func (p PMEM) content() uint64 {
 	const footer = 512
 	vhd := p.Format == vmm.FormatVHD || p.Format == vmm.FormatByName && hostpath.Ext(p.Path) == ".vhd"
@@ -29,15 +29,15 @@ func (p PMEM) content() uint64 {
 	return uint64(p.Bytes)
 }
 
-// VPMEM is the persistent-memory side of a VM.
+// VPMEM manages the persistent-memory devices of a VM.
 type VPMEM struct{ vm *UtilityVM }
 
-// VPMEM returns the persistent-memory side of the VM.
+// VPMEM returns the manager of the VM's persistent-memory devices.
 func (vm *UtilityVM) VPMEM() VPMEM { return VPMEM{vm} }
 
-// Attach attaches a file to the lowest free slot n and mounts it at /run/layers/p<n>, or shares it.
-// Errors match ErrNoVPMEM, ErrMaxVPMEMLayerSize, ErrVPMEMAlign and ErrNoAvailableLocation; each of them
-// means that SCSI may still serve. ErrNotSupported says that the guest does not check dm-verity.
+// Attach attaches a file to the lowest free slot n and mounts it at /run/layers/p<n>, or shares the existing mount.
+// Errors match ErrNoVPMEM, ErrMaxVPMEMLayerSize, ErrVPMEMAlign or ErrNoAvailableLocation if SCSI may work instead, and
+// ErrNotSupported if the guest does not support dm-verity.
 func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Lease, error) {
 	l, lim := v.vm.l, v.vm.Limits()
 	switch {
@@ -54,7 +54,7 @@ func (v VPMEM) Attach(ctx context.Context, c *Claim, role string, p PMEM) (*Leas
 	}
 	key := "vpmem|" + hostpath.Identity(p.Path) + "|" + p.Version
 	if p.Verity != nil {
-		key += "|verity=" + p.Verity.RootDigest // never share a mount that checks nothing, or another tree
+		key += "|verity=" + p.Verity.RootDigest // do not share a mount without verification, or with another hash tree
 	}
 	return l.acquire(ctx, c, role, want{
 		deviceKey: key, retained: lim.VPMEMRetained,

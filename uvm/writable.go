@@ -8,9 +8,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// AttachWritableLayer attaches the scratch folder of a container on a Windows host itself, for one container
-// only: ErrAlreadyAttached says that another one has it. The lease's path is the folder; CombineLayersWCOW
-// with the folder for its root shows layers in its volume. Other machines know no such layers: ErrNotSupported.
+// AttachWritableLayer attaches a container's scratch folder on the Windows host itself, exclusively: if it is in use,
+// the error matches ErrAlreadyAttached. The lease's GuestPath is the folder, to be passed to CombineLayersWCOW as the
+// root. On other machines the error matches ErrNotSupported.
 func (vm *UtilityVM) AttachWritableLayer(ctx context.Context, c *Claim, role, folder string) (*Lease, error) {
 	if !vm.Limits().WritableLayers {
 		return nil, fmt.Errorf("attach the writable layer %s: %w", folder, ErrNotSupported)
@@ -22,7 +22,7 @@ func (vm *UtilityVM) AttachWritableLayer(ctx context.Context, c *Claim, role, fo
 	})
 }
 
-// MountCIM mounts composite images on a Windows host itself, under a volume GUID of the caller's choice.
+// MountCIM mounts composite images on the Windows host itself, as a volume with the GUID that the caller chose.
 func (vm *UtilityVM) MountCIM(ctx context.Context, c *Claim, role string, g vmm.CIMVolume) (*Lease, error) {
 	if !vm.Limits().WritableLayers {
 		return nil, fmt.Errorf("mount images as volume %s: %w", g.VolumeGUID, ErrNotSupported)
