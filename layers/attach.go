@@ -19,40 +19,36 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Attach says how the layers of a Linux container travel into the VM.
+// Attach says how the layers of a Linux container are attached to the VM.
 type Attach uint8
 
-// The ways. Each gives the same root, but for folders that a layer's tar implies without an entry of
-// their own: an index keeps the attributes that they have below, an overlay shows what the layer holds
+// The methods. They all give the same root, except for folders that a layer's tar implies without an entry for them:
+// with an index, they keep the attributes that they have in lower layers; with an overlay they have those of the layer
 // (0755, root).
 //
-// What a VM has already is shared. An index is shared by containers with the same whole chain of layers
-// only: two images on one base, both EROFS, have the base in the guest's page cache twice, though nothing of
-// it is copied on the host. Where memory of the VM counts more than the time of a mount, AttachSeparate
-// shares layer by layer, and so does AttachOneDisk where it makes partitions (ext4, layers with a hash tree).
+// Layers that are already in the VM are shared. An index is shared only by containers with the same complete chain of
+// layers: two EROFS images with the same base have it in the guest's page cache twice, though nothing of it is copied
+// on the host. If memory of the VM matters more than mount time, use AttachSeparate, which shares individual layers;
+// so does AttachOneDisk where it uses partitions (ext4, layers with a hash tree).
 const (
-	// AttachAuto puts EROFS layers, and layers with a hash tree, behind one disk where the VM can. It
-	// attaches other layers one by one: as VPMEM, or over SCSI when that does not take them.
+	// AttachAuto puts EROFS layers, and layers with a hash tree, on one composite disk if the VM supports it. It
+	// attaches other layers one by one: as VPMEM, or over SCSI if that is not possible.
 	AttachAuto Attach = iota
-	// AttachSeparate attaches every layer by itself.
+	// AttachSeparate attaches every layer as a disk of its own.
 	AttachSeparate
-	// AttachOneDisk is AttachAuto, and puts other layers behind one disk too, those that the VM does not
-	// have yet.
+	// AttachOneDisk is AttachAuto, but also puts other layers that are not yet in the VM on one disk.
 	AttachOneDisk
 )
 
-// partitionMounts is how many partitions of one disk are mounted at a time: more do not help, the
-// guest's processors are the limit.
+// partitionMounts is how many partitions of one disk are mounted at a time: the guest's processors are the limit.
 const partitionMounts = 4
 
-// attachLayers brings all layers into a Linux VM and returns the guest paths that make them up,
-// top-most first.
+// attachLayers attaches all layers to a Linux VM and returns their guest paths, top layer first.
 //
-// Behind one disk there are two ways. EROFS layers get an index: a file system without contents that
-// shows what an overlay of the layers would show and points into them, so that the guest mounts one
-// thing and an overlay has one lower directory, however many layers there are. What cannot be indexed
-// (ext4, layers that the guest is to check against a hash tree, EROFS of others that is compressed)
-// becomes the partitions of the disk, each mounted by itself. The benchmarks show both next to one disk
+// There are two ways to put layers on one disk. EROFS layers get an index: a file system without file contents that
+// shows what an overlay of the layers would show and refers to their data, so that the guest has a single mount and
+// the overlay a single lower directory. Layers that cannot be indexed (ext4, layers with dm-verity, compressed EROFS
+// of other tools) become partitions of the disk, each with its own mount. The benchmarks compare both with one disk
 // per layer.
 func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image) ([]string, error) {
 	if len(images) > 1 && r.Attach != AttachSeparate && r.VM.Limits().CompositeDisks {
@@ -79,7 +75,7 @@ func attachLayers(ctx context.Context, r *Request, c *uvm.Claim, images []image)
 	return paths, nil
 }
 
-// attachLayer attaches one layer by itself and returns its guest path.
+// attachLayer attaches one layer as a disk of its own and returns its guest path.
 func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (string, error) {
 	if img.tree {
 		le, err := r.VM.Plan9().Share(ctx, c, roleLayer, img.path, "", true)
@@ -106,8 +102,7 @@ func attachLayer(ctx context.Context, r *Request, c *uvm.Claim, img image) (stri
 	return le.GuestPath(), nil
 }
 
-// attachError names the layer that an error of the VM is about. What the guest finds nothing on was whole
-// once.
+// attachError adds the layer's path. If the guest finds no file system on it (vmm.ErrInvalid), the image is damaged.
 func attachError(img image, err error) error {
 	if errors.Is(err, vmm.ErrInvalid) {
 		return fmt.Errorf("layer %s is damaged: %w; import it again", img.path, err)
@@ -115,14 +110,14 @@ func attachError(img image, err error) error {
 	return fmt.Errorf("layer %s: %w", img.path, err)
 }
 
-// vpmemFallback reports whether SCSI may serve where VPMEM does not.
+// vpmemFallback reports whether to try SCSI after an error of VPMEM.
 func vpmemFallback(err error) bool {
 	return errors.Is(err, uvm.ErrNoVPMEM) || errors.Is(err, uvm.ErrNoAvailableLocation) ||
 		errors.Is(err, uvm.ErrMaxVPMEMLayerSize) || errors.Is(err, uvm.ErrVPMEMAlign) ||
 		errors.Is(err, vmm.ErrNotPluggable)
 }
 
-// identity says which layer this is, whatever disk it travels on.
+// identity identifies the layer's content, independently of the disk that it is on.
 func (img image) identity() string {
 	id := hostpath.Identity(img.path) + "@" + img.version
 	if img.layer.Partition != 0 {
@@ -143,14 +138,14 @@ func indexable(images []image) bool {
 	return true
 }
 
-// notForIndex reports whether an index was not made because of what only the layers' contents tell. The
-// guest may know what package erofs does not.
+// notForIndex reports whether the layers cannot be indexed because of their contents. The guest may be able to mount
+// what package erofs cannot index.
 func notForIndex(err error) bool {
 	return errors.Is(err, erofs.ErrUnsupported) || errors.Is(err, erofs.ErrNotEROFS) ||
 		errors.Is(err, erofs.ErrTooLarge)
 }
 
-// checked reports whether the guest is to check any of the layers.
+// checked reports whether any layer is to be verified with dm-verity.
 func checked(images []image) bool {
 	return slices.ContainsFunc(images, func(img image) bool { return img.layer.Verity != nil })
 }
@@ -164,7 +159,7 @@ func partitionable(images []image) bool {
 	return len(images) <= gpt.MaxPartitions
 }
 
-// attachIndex mounts one index over all layers. Containers with the same chain of layers share it.
+// attachIndex attaches one index of all layers. Containers with the same chain of layers share it.
 func attachIndex(ctx context.Context, r *Request, c *uvm.Claim, images []image) ([]string, error) {
 	sum := sha256.New()
 	for _, img := range images {
@@ -192,7 +187,7 @@ func attachIndex(ctx context.Context, r *Request, c *uvm.Claim, images []image) 
 	return []string{le.GuestPath()}, nil
 }
 
-// attachPartitions puts the layers that are not in the VM on one disk, a partition each.
+// attachPartitions puts the layers that are not yet in the VM on one disk, as partitions.
 func attachPartitions(ctx context.Context, r *Request, c *uvm.Claim, images []image) ([]string, error) {
 	paths := make([]string, len(images))
 	var missing []int
@@ -231,7 +226,7 @@ func attachPartitions(ctx context.Context, r *Request, c *uvm.Claim, images []im
 		paths[missing[partition]] = le.GuestPath()
 		return nil
 	}
-	// The first brings the disk; the others only mount.
+	// The first mount attaches the disk; the others share it.
 	if err := mount(ctx, 0); err != nil {
 		return nil, err
 	}
@@ -243,7 +238,7 @@ func attachPartitions(ctx context.Context, r *Request, c *uvm.Claim, images []im
 	return paths, g.Wait()
 }
 
-// extents are those of a disk made of files, as a machine wants them.
+// extents converts extents of package layerdir.
 func extents(disk []layerdir.Extent) []vmm.Extent {
 	out := make([]vmm.Extent, len(disk))
 	for i, e := range disk {
@@ -252,9 +247,9 @@ func extents(disk []layerdir.Extent) []vmm.Extent {
 	return out
 }
 
-// oneDisk calls plan with the name of a file in a folder of its own, beside the VM's state, and returns
-// the disk that it describes. remove removes the folder: the machine has the file open by the time
-// the disk is attached, and from then on it cannot be left behind. Before, the next uvm.Open removes it.
+// oneDisk calls plan with a file name in a temporary folder next to the VM's state, and returns the disk that it
+// describes. The caller must call remove once the disk is attached: the machine then has the file open. If the process
+// dies before, the next uvm.Open removes the folder.
 func oneDisk(r *Request, images []image, plan func(file string, layers []string) ([]layerdir.Extent, error)) (
 	disk []vmm.Extent, remove func(), err error) {
 	dir, err := r.VM.TempDir()

@@ -12,9 +12,9 @@ import (
 	"github.com/stratavm/strata/vmm/argon"
 )
 
-// A composite image (CIM) holds all read-only layers of a Windows container in one volume. On the
-// host it is mounted by cimfs.dll; into a VM block images travel as SCSI disks and the guest mounts
-// them. Either way the union filter shows it together with the scratch.
+// A composite image (CIM) holds all read-only layers of a Windows container in one volume. On the host, cimfs.dll
+// mounts it; for a VM, block CIMs are attached as SCSI disks and the guest mounts them. In both cases the union filter
+// combines it with the scratch.
 
 const (
 	unionFS = argon.UnionFS
@@ -30,9 +30,9 @@ type CIMMount = wclayer.CIMMount
 // CIMImage is one composite image.
 type CIMImage = wclayer.CIM
 
-// ParseCIM reads paths of composite images on a Windows host, such as C:\images\web.cim: the image to mount, then
-// what it was merged from, if it was, top-most first. kind is "folder" where images are files in a folder, or "file"
-// or "device" where the folder part of a path is a block file or device.
+// ParseCIM parses paths of composite images on a Windows host, such as C:\images\web.cim: the image to mount, followed
+// by the images that it was merged from, if any, top layer first. kind is "folder" if images are files in a folder, or
+// "file" or "device" if the directory part of a path is a block file or device.
 func ParseCIM(kind string, paths []string) (*CIMMount, error) {
 	blockType, known := map[string]wclayer.BlockType{
 		"folder": wclayer.Forked, "file": wclayer.BlockFile, "device": wclayer.BlockDevice}[kind]
@@ -51,8 +51,8 @@ func ParseCIM(kind string, paths []string) (*CIMMount, error) {
 	return m, nil
 }
 
-// checkCIM refuses an image that cannot be mounted as it is asked for. A VM's guest is told the names
-// and disks of block images and nothing else, so what it could not be told is refused, too.
+// checkCIM refuses an image that cannot be mounted as requested. A VM's guest gets only the names and disks of block
+// CIMs, so options that it cannot be told are refused, too.
 func (r *Request) checkCIM() error {
 	if err := r.CIM.Check(); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -73,8 +73,7 @@ func (r *Request) checkCIM() error {
 	return nil
 }
 
-// attachCIM brings block images into a Windows VM, mounts them there and returns the one layer that
-// they make up.
+// attachCIM attaches block CIMs to a Windows VM, mounts them there and returns the single layer that they form.
 func attachCIM(ctx context.Context, r *Request, c *uvm.Claim) ([]vmm.GuestLayer, error) {
 	volume, err := guid.NewV4()
 	if err != nil {

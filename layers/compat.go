@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/uvm"
 )
 
-// UnmountOperation says which kinds of resources an unmount gives up; the bits may be combined.
+// UnmountOperation selects the kinds of resources to release; the bits may be combined.
 type UnmountOperation uint
 
 // The kinds. The values are those of hcsshim.
@@ -32,7 +32,7 @@ func (op UnmountOperation) check() error {
 	return nil
 }
 
-// request reads the one list of the older API.
+// request converts the single list of hcsshim's API to a Request.
 func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host wclayer.Host, n names) (Request, error) {
 	if len(layerFolders) == 0 {
 		return Request{}, fmt.Errorf("%w: no layer folders: give the layers top-most first, then the scratch",
@@ -53,8 +53,8 @@ func request(layerFolders []string, guestRoot string, vm *uvm.UtilityVM, host wc
 	return r, nil
 }
 
-// Mounter is the older API with the Windows host's layer functions passed in. The zero value uses those of
-// this machine. The package's functions of the same names are its methods on the zero value.
+// Mounter is hcsshim's API on the Windows host Host; nil: the host that this program runs on. The package's functions
+// of the same names are its methods on the zero value.
 type Mounter struct {
 	Host wclayer.Host
 
@@ -68,17 +68,16 @@ func (mt Mounter) host() wclayer.Host {
 	return mt.Host
 }
 
-// MountContainerLayers mounts layerFolders (layers top-most first, the scratch last) and returns the
-// path of the root: in the guest under guestRoot, or without a VM a volume GUID path of this Windows
-// host. The container's id is the last part of guestRoot. It behaves as hcsshim's function of January
-// 2021, except that each container has a directory of its own on the scratch, and that an error is
-// never swallowed. See Mount for more.
+// MountContainerLayers mounts layerFolders (layers top layer first, the scratch last) and returns the path of the
+// root: in the guest under guestRoot or, with a nil vm, a volume GUID path of this Windows host. The container's id is
+// the last element of guestRoot. It behaves like hcsshim's function of January 2021, except that each container has
+// its own directory on the scratch, and that no error is ignored. See Mount for more.
 func MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string, vm *uvm.UtilityVM) (
 	string, error) {
 	return Mounter{}.MountContainerLayers(ctx, layerFolders, guestRoot, vm)
 }
 
-// MountContainerLayers is the method behind the function of that name.
+// MountContainerLayers is the package's function of that name with mt.Host.
 func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []string, guestRoot string,
 	vm *uvm.UtilityVM) (string, error) {
 	r, err := request(layerFolders, guestRoot, vm, mt.host(), mt.names)
@@ -95,16 +94,15 @@ func (mt Mounter) MountContainerLayers(ctx context.Context, layerFolders []strin
 	return m.Root, nil
 }
 
-// UnmountContainerLayers undoes MountContainerLayers, or the parts of it that op names; the combined
-// root always goes. containerRootPath is the guestRoot of the mount, or the path that it returned. It
-// attempts everything, joins the errors, and may be called again. Without a VM op must be
-// UnmountOperationAll.
+// UnmountContainerLayers undoes MountContainerLayers, or the parts that op selects; the combined root is always
+// removed. containerRootPath is the guestRoot of the mount, or the path that it returned. It tries every part, joins
+// the errors, and may be called again. Without a VM op must be UnmountOperationAll.
 func UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string,
 	vm *uvm.UtilityVM, op UnmountOperation) error {
 	return Mounter{}.UnmountContainerLayers(ctx, layerFolders, containerRootPath, vm, op)
 }
 
-// UnmountContainerLayers is the method behind the function of that name.
+// UnmountContainerLayers is the package's function of that name with mt.Host.
 func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []string, containerRootPath string,
 	vm *uvm.UtilityVM, op UnmountOperation) error {
 	if len(layerFolders) == 0 {
@@ -123,8 +121,8 @@ func (mt Mounter) UnmountContainerLayers(ctx context.Context, layerFolders []str
 	return m.release(ctx, op)
 }
 
-// release removes the root and releases what op names: SCSI is the scratch, VSMB the layers of a Windows VM,
-// VPMEM the layers of a Linux VM, wherever they ended up.
+// release removes the root and releases what op selects: SCSI the scratch, VSMB the layers of a Windows VM, VPMEM the
+// layers of a Linux VM, however they are attached.
 func (m *Mounted) release(ctx context.Context, op UnmountOperation) error {
 	if err := op.check(); err != nil {
 		return fmt.Errorf("unmount layers of container %q: %w", m.ID, err)
@@ -136,9 +134,9 @@ func (m *Mounted) release(ctx context.Context, op UnmountOperation) error {
 	return nil
 }
 
-// releaseOrder picks what op names: the root, the scratch, then the layers as they were mounted.
+// releaseOrder returns the leases that op selects in the order of release: the root first, layers last.
 func releaseOrder(leases []*uvm.Lease, op UnmountOperation) []*uvm.Lease {
-	out := []*uvm.Lease{} // never nil: that would mean all
+	out := []*uvm.Lease{} // not nil, which means all
 	for _, pass := range []struct {
 		role string
 		bit  UnmountOperation // 0: always
@@ -167,11 +165,11 @@ func releaseOrder(leases []*uvm.Lease, op UnmountOperation) []*uvm.Lease {
 	return out
 }
 
-// openAt finds the container whose guestRoot or root a path is. Its id is the last part of the guestRoot.
+// openAt opens the container whose guestRoot or root is path. Its id is the last element of the guestRoot.
 func openAt(vm *uvm.UtilityVM, path string) (*Mounted, error) {
 	ids := []string{hostpath.Base(path)}
 	if guest, ok := strings.CutSuffix(path, "/rootfs"); ok && guest != "" {
-		ids = append(ids, hostpath.Base(guest)) // hcsshim's callers give the combined root
+		ids = append(ids, hostpath.Base(guest)) // callers of hcsshim pass the combined root
 	}
 	want := hostpath.Identity(path)
 	for _, id := range ids {
@@ -189,14 +187,13 @@ func openAt(vm *uvm.UtilityVM, path string) (*Mounted, error) {
 	return nil, uvm.ErrNotAttached
 }
 
-// GetHCSLayers returns the layers as a container document of a Windows VM names them: the identity of
-// each folder and the guest path of its share, in the order given. Every folder must be shared;
-// otherwise the error matches uvm.ErrNotAttached.
+// GetHCSLayers returns the layers in the form of a Windows VM's container document: the identity of each folder and
+// the guest path of its share, in the order given. If a folder is not shared, the error matches uvm.ErrNotAttached.
 func GetHCSLayers(ctx context.Context, vm *uvm.UtilityVM, paths []string) ([]hcsschema.Layer, error) {
 	return Mounter{}.GetHCSLayers(ctx, vm, paths)
 }
 
-// GetHCSLayers is the method behind the function of that name.
+// GetHCSLayers is the package's function of that name with mt.Host.
 func (mt Mounter) GetHCSLayers(ctx context.Context, vm *uvm.UtilityVM, paths []string) ([]hcsschema.Layer, error) {
 	out := make([]hcsschema.Layer, len(paths))
 	for i, p := range paths {
@@ -213,7 +210,7 @@ func (mt Mounter) GetHCSLayers(ctx context.Context, vm *uvm.UtilityVM, paths []s
 	return out, nil
 }
 
-// ImageLayers remembers what MountContainerLayers was called with, to release it later.
+// ImageLayers holds the arguments of a MountContainerLayers call, for the release.
 type ImageLayers struct {
 	mounter            Mounter
 	vm                 *uvm.UtilityVM
@@ -222,19 +219,18 @@ type ImageLayers struct {
 	done               bool // the last Release succeeded
 }
 
-// NewImageLayers remembers a mount: the VM (nil for this Windows host), the guestRoot, the list.
+// NewImageLayers returns the ImageLayers of a mount: the VM (nil for this Windows host), the guestRoot and the list.
 func NewImageLayers(vm *uvm.UtilityVM, containerRootInUVM string, layers []string) *ImageLayers {
 	return Mounter{}.NewImageLayers(vm, containerRootInUVM, layers)
 }
 
-// NewImageLayers is the method behind the function of that name.
+// NewImageLayers is the package's function of that name with mt.Host.
 func (mt Mounter) NewImageLayers(vm *uvm.UtilityVM, containerRootInUVM string, layers []string) *ImageLayers {
 	return &ImageLayers{mounter: mt, vm: vm, containerRootInUVM: containerRootInUVM, layers: slices.Clone(layers)}
 }
 
-// Release unmounts the layers. With all, or without a VM, everything goes; otherwise only the scratch
-// does, for a VM that is about to be torn down with its read-only layers. It may be called again
-// after a failure, and after success it does nothing.
+// Release unmounts the layers. With all, or without a VM, it releases everything; otherwise only the scratch, for a VM
+// that is about to be shut down. It may be called again after a failure; after success it does nothing.
 func (il *ImageLayers) Release(ctx context.Context, all bool) error {
 	if il.done && (il.vm == nil || !all) {
 		return nil

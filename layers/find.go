@@ -12,19 +12,19 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// image is the disk image of one layer, looked at and found good, or its directory tree.
+// image is the disk image or directory tree of one layer, after validation.
 type image struct {
 	layer Layer
-	path  string // resolved
+	path  string // symbolic links resolved
 	size  int64
-	// version changes when the file is replaced: its size and time of change. Layers are not written to,
-	// but a folder may be imported to again.
+	// version changes when the file is replaced: its size and modification time. Layers are read-only, but a layer may
+	// be imported again into the same folder.
 	version string
 	erofs   bool
 	tree    bool
 }
 
-// folders looks at the layers and their order of a Windows container: the platform takes whatever it is told.
+// folders checks the layer folders and the layer order of a Windows container: the platform accepts anything.
 func (r *Request) folders() error {
 	for _, l := range r.Layers {
 		info, err := r.names.Stat(l.Folder)
@@ -51,7 +51,7 @@ func (r *Request) images() ([]image, error) {
 	return out, r.checkOrder()
 }
 
-// checkOrder compares the order given with what the folders say of their parents.
+// checkOrder compares the given order with the parents recorded in the layer folders.
 func (r *Request) checkOrder() error {
 	var folders []string
 	for _, l := range r.Layers {
@@ -65,8 +65,8 @@ func (r *Request) checkOrder() error {
 	return nil
 }
 
-// folder is the layer's folder, also where the layer was given as the file in it; "" for an image that is
-// in no such folder.
+// folder returns the layer's folder, even if the layer was given as the file in it; "" for a file that is not in a
+// layer folder.
 func (l Layer) folder() string {
 	if l.Folder != "" || l.Partition != 0 {
 		return l.Folder
@@ -78,8 +78,8 @@ func (l Layer) folder() string {
 	return ""
 }
 
-// findImage finds the image in a layer folder: layer.erofs where the VM can mount it, else layer.vhd; or
-// layer.dir where it mounts no disks.
+// findImage finds the image in a layer folder: layer.erofs if the VM can mount it, else layer.vhd; layer.dir if it
+// cannot mount disks.
 func (r *Request) findImage(l Layer) (image, error) {
 	candidates := []string{l.File}
 	if l.File == "" {
@@ -111,7 +111,7 @@ func (r *Request) findImage(l Layer) (image, error) {
 	return img, r.findVerity(&img, path)
 }
 
-// candidates are the paths at which the VM's kind of image may be in a layer folder, best first.
+// candidates returns the paths of the images in a layer folder that the VM can mount, best first.
 func (r *Request) candidates(folder string) []string {
 	switch lim := r.VM.Limits(); {
 	case lim.LayerFolders:
@@ -122,7 +122,7 @@ func (r *Request) candidates(folder string) []string {
 	return []string{hostpath.Join(folder, layerVHD)}
 }
 
-// checkFile refuses what cannot be the image of a layer.
+// checkFile refuses a file that cannot be a layer's image.
 func (r *Request) checkFile(path string, info fs.FileInfo) error {
 	trees := r.VM.Limits().LayerFolders
 	switch {
@@ -137,7 +137,7 @@ func (r *Request) checkFile(path string, info fs.FileInfo) error {
 	return nil
 }
 
-// explainMissing adds to the error of the last place looked at what would help.
+// explainMissing wraps the error of the last candidate with a remedy.
 func (r *Request) explainMissing(l Layer, path string, err error) error {
 	name := l.Folder + l.File
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -161,7 +161,7 @@ func (r *Request) explainMissing(l Layer, path string, err error) error {
 	return fmt.Errorf("layer %s: it holds no %s; import the layer first: %w", name, lacks, err)
 }
 
-// checks reports whether what is read from the layers is checked against their hash trees.
+// checks reports whether the machine verifies layers with dm-verity.
 func (r *Request) checks() bool { return r.VM != nil && r.VM.Limits().Verity }
 
 func unchecked(layer string) error {
@@ -169,7 +169,7 @@ func unchecked(layer string) error {
 		layer, ErrUnchecked)
 }
 
-// checkTree refuses a tree whose files have other owners here than when it was made. No machine checks a
+// checkTree refuses a tree whose files have other owners now than when it was created. Machines cannot verify a
 // directory tree with dm-verity.
 func (r *Request) checkTree(l Layer, resolved string) error {
 	folder := l.folder()
@@ -183,9 +183,9 @@ func (r *Request) checkTree(l Layer, resolved string) error {
 	return layerdir.CheckTree(folder)
 }
 
-// findVerity adds the root digest that was recorded when the layer was made with a hash tree, so that
-// the guest checks what it reads. The record is beside the image, or beside what a link to it leads to. Without
-// a record a machine that can check obeys the tree in the image; another mounts the image as if it had none.
+// findVerity adds the root digest that was recorded when the layer was created with a hash tree, so that the guest
+// verifies what it reads. The record is next to the image, or to the target of a link to it. Without a record, a
+// machine with dm-verity uses the hash tree in the image, if there is one; others mount the image without it.
 func (r *Request) findVerity(img *image, path string) error {
 	if !r.checks() && r.AllowUnchecked {
 		img.layer.Verity = nil
@@ -217,8 +217,8 @@ func (r *Request) findVerity(img *image, path string) error {
 	return nil
 }
 
-// scratchDisk finds the writable disk: sandbox.vhdx in the scratch folder or the file itself, links
-// resolved, so that containers sharing one disk are seen to share it.
+// scratchDisk returns the path of the writable disk, the file itself or sandbox.vhdx in the folder, with links
+// resolved, so that containers that share a disk share the attachment.
 func (r *Request) scratchDisk() (string, error) {
 	path := r.Scratch
 	info, err := r.names.Stat(path)
@@ -228,7 +228,7 @@ func (r *Request) scratchDisk() (string, error) {
 	return r.writableDisk("scratch", path)
 }
 
-// writableDisk refuses what is no disk image and resolves links.
+// writableDisk checks that path is a disk image and resolves links.
 func (r *Request) writableDisk(what, path string) (string, error) {
 	info, err := r.names.Stat(path)
 	if err != nil {
@@ -247,7 +247,7 @@ func (r *Request) writableDisk(what, path string) (string, error) {
 	return resolved, nil
 }
 
-// scratchFolder returns the scratch folder, links resolved, when it holds no disk; else "".
+// scratchFolder returns the scratch folder with links resolved if it does not contain a disk; else "".
 func (r *Request) scratchFolder() (string, error) {
 	info, err := r.names.Stat(r.Scratch)
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/stratavm/strata/vmm/argon"
 )
 
-// buildHost prepares a process-isolated container on a Windows host itself (package vmm/argon): the scratch becomes
-// a volume, and a filter shows the layers in it.
+// buildHost prepares a process-isolated container on the Windows host itself (package vmm/argon): the scratch becomes
+// a volume, in which a filter shows the layers.
 func buildHost(r *Request) (func(context.Context, *Mounted) error, error) {
 	if len(r.Layers) == 0 && r.CIM == nil {
 		return nil, fmt.Errorf("%w: give at least one layer and the scratch", ErrInvalid)
@@ -52,7 +52,7 @@ func buildHost(r *Request) (func(context.Context, *Mounted) error, error) {
 			return err
 		}
 		m.Root = root.GuestPath()
-		if v, ok := r.VM.Machine().(vmm.VolumePather); ok { // a dry run has no volumes
+		if v, ok := r.VM.Machine().(vmm.VolumePather); ok { // the machine of a dry run has no volumes
 			if m.Root, err = v.VolumePath(ctx, r.Scratch); err != nil {
 				return err
 			}
@@ -62,7 +62,7 @@ func buildHost(r *Request) (func(context.Context, *Mounted) error, error) {
 	}, nil
 }
 
-// scratchOnHost refuses a scratch that is no folder with a disk.
+// scratchOnHost refuses a scratch that is not a folder with a disk.
 func (r *Request) scratchOnHost() error {
 	info, err := r.names.Stat(hostpath.Join(r.Scratch, sandboxVHDX))
 	switch {
@@ -76,7 +76,7 @@ func (r *Request) scratchOnHost() error {
 	return nil
 }
 
-// findCIM refuses composite images whose files are not there. Whether a device is, is known to the platform.
+// findCIM refuses composite images whose files do not exist. Devices are left to the platform.
 func (r *Request) findCIM() error {
 	if r.CIM == nil || r.CIM.Kind == wclayer.BlockDevice {
 		return nil
@@ -101,7 +101,7 @@ var cimKinds = map[wclayer.BlockType]vmm.CIMKind{
 	wclayer.Forked: vmm.CIMFolder, wclayer.BlockDevice: vmm.CIMBlockDevice, wclayer.BlockFile: vmm.CIMBlockFile,
 }
 
-// mountCIM mounts the images and returns the one layer that they make up.
+// mountCIM mounts the images and returns the single layer that they form.
 func mountCIM(ctx context.Context, r *Request, c *uvm.Claim) (vmm.GuestLayer, error) {
 	volume, err := guid.NewV4()
 	if err != nil {
@@ -117,10 +117,10 @@ func mountCIM(ctx context.Context, r *Request, c *uvm.Claim) (vmm.GuestLayer, er
 	return vmm.GuestLayer{ID: g.VolumeGUID, Path: wclayer.VolumePath(volume) + cimFiles}, nil
 }
 
-// What follows is for hcsshim's functions, whose VM may be nil: then the layers are on this Windows host, and
-// nothing is recorded.
+// The rest is for hcsshim's functions with a nil VM: the layers are mounted on this Windows host, and nothing is
+// recorded.
 
-// mountHere mounts a root on the host for the life of the system.
+// mountHere mounts a root on the host, until it is unmounted or the host is rebooted.
 func (mt Mounter) mountHere(ctx context.Context, r Request) (string, error) {
 	vm, err := uvm.Open(ctx, "", func(context.Context) (vmm.Machine, error) {
 		return argon.Open(argon.Options{ID: "host", Host: mt.host()})
@@ -134,27 +134,27 @@ func (mt Mounter) mountHere(ctx context.Context, r Request) (string, error) {
 		return m.Root, vm.Close()
 	}
 	left := vm.Claims()
-	// What the platform refused to take back would be refused again: the error says so, once.
+	// Do not retry what the platform refused to undo: it would be refused again.
 	if len(left) == 0 || !outlasted(err) {
 		return "", errors.Join(err, vm.Close())
 	}
-	// A call of the platform outlasted the time for taking back. The rest follows it, whenever it ends.
+	// A call of the platform outlasted the rollback timeout. Release the rest when it ends.
 	go func() {
 		for _, c := range left {
-			_ = c.Release(context.WithoutCancel(ctx), nil) // nobody is left to be told
+			_ = c.Release(context.WithoutCancel(ctx), nil) // there is no caller left to report an error to
 		}
 		_ = vm.Close()
 	}()
-	return "", fmt.Errorf("%w: %w; it is taken back in the background", err, wclayer.ErrUnfinished)
+	return "", fmt.Errorf("%w: %w; rolling back in the background", err, wclayer.ErrUnfinished)
 }
 
-// outlasted reports whether err says that a call may be under way still.
+// outlasted reports whether err says that a call may still be in progress.
 func outlasted(err error) bool {
 	return errors.Is(err, wclayer.ErrUnfinished) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.Is(err, context.Canceled)
 }
 
-// unmountHere knows only the scratch: the layer filter and the disk are found by it.
+// unmountHere needs only the scratch: it identifies the layer filter and the disk.
 func (mt Mounter) unmountHere(ctx context.Context, scratch string, op UnmountOperation) error {
 	if op != UnmountOperationAll {
 		return fmt.Errorf("%w: without a VM only everything can be unmounted (operation %#x)",

@@ -8,7 +8,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Meta is what is kept with a container in the VM's journal.
+// Meta is the metadata of a container in the VM's journal.
 type Meta struct {
 	GuestRoot   string   `json:"guestRoot"`
 	Root        string   `json:"root,omitempty"`
@@ -17,22 +17,22 @@ type Meta struct {
 	Scratch     string   `json:"scratch,omitempty"`     // host path
 	RootFolder  string   `json:"rootFolder,omitempty"`  // host path
 	RootDisk    string   `json:"rootDisk,omitempty"`    // host path
-	// Volumes are what the container has of the host, VolumePaths where each of them is in the guest.
+	// Volumes are the container's host folders and files, VolumePaths their paths in the guest.
 	Volumes     []Volume `json:"volumes,omitempty"`
 	VolumePaths []string `json:"volumePaths,omitempty"`
 	Image       *Image   `json:"image,omitempty"`
 }
 
-// Container is what the state directory of a VM records of a container.
+// Container is the record of a container in a VM's state directory.
 type Container struct {
 	ID    string    `json:"id"`
 	Phase uvm.Phase `json:"phase"`
 	Meta
 }
 
-// Lookup finds a container by its id in the state directory of a VM. It takes no lock and asks nobody: it
-// serves beside a process that has the VM open, for running programs or listing. What that process is about
-// to do may be missing. An id that is not there is an error matching uvm.ErrUnknownClaim.
+// Lookup finds a container by its id in the state directory of a VM. It takes no lock and does not contact the
+// machine: it can be used while another process has the VM open. That process's changes in progress may be missing. If
+// there is no such container, the error matches uvm.ErrUnknownClaim.
 func Lookup(dir, id string) (Container, error) {
 	status, err := uvm.ReadStatus(dir)
 	if err != nil {
@@ -46,7 +46,7 @@ func Lookup(dir, id string) (Container, error) {
 	return Container{}, fmt.Errorf("container %q: %w", id, uvm.ErrUnknownClaim)
 }
 
-// List is Lookup for all containers, by id.
+// List returns all containers as Lookup does, sorted by id.
 func List(dir string) ([]Container, error) {
 	status, err := uvm.ReadStatus(dir)
 	if err != nil {
@@ -69,8 +69,8 @@ func container(c uvm.ClaimStatus) (Container, error) {
 	return out, nil
 }
 
-// Process is spec for a program inside the container's root. It fails where there is no root, as the
-// container is not mounted as a whole.
+// Process returns spec completed to run inside the container's root. It fails if the container is not completely
+// mounted.
 func (c Container) Process(spec vmm.ProcessSpec) (vmm.ProcessSpec, error) {
 	if c.Phase != uvm.Mounted || c.Root == "" {
 		return spec, fmt.Errorf("container %q has no root: it is %s", c.ID, c.Phase)

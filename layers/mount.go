@@ -22,9 +22,9 @@ const (
 	roleCIMDisk = "cim"
 )
 
-// Mount creates the root. Layers and scratch that are in the VM already are shared. When it fails,
-// everything it did is rolled back; what cannot be rolled back is named in the error, stays in the
-// VM's journal under the container's id, and is removed by the next Mount or Recover.
+// Mount creates a container's root. Layers and a scratch that are already in the VM are shared. On failure it rolls
+// back everything; what cannot be rolled back is named in the error, stays in the VM's journal under the container's
+// id, and is removed by the next Mount with that id or by Recover.
 func Mount(ctx context.Context, r Request) (*Mounted, error) {
 	ctx, s := span.Start(ctx, "strata.mount", attribute.String("strata.container", r.ID),
 		attribute.Int("strata.layers", len(r.Layers)))
@@ -41,7 +41,7 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 		return nil, err
 	}
 	if r.VM == nil {
-		return nil, fmt.Errorf("%w: Request.VM is not set: give a VM, or the system itself as "+
+		return nil, fmt.Errorf("%w: Request.VM is not set: give a VM, or the host itself as "+
 			"strata.OpenHost returns it", ErrInvalid)
 	}
 	build, ok := builders[r.VM.OS()]
@@ -72,21 +72,21 @@ func mount(ctx context.Context, r *Request) (*Mounted, error) {
 		grace, cancel := r.VM.RollbackContext(ctx)
 		defer cancel()
 		if uerr := m.Release(grace); uerr != nil {
-			return nil, fmt.Errorf("%w; and taking back what was done failed: %w", err, uerr)
+			return nil, fmt.Errorf("%w; and rolling back failed: %w", err, uerr)
 		}
 		return nil, err
 	}
 	return m, nil
 }
 
-// builders look at the request before anything is touched and return the function that does the work.
+// builders validate the request before anything is changed and return the function that mounts.
 var builders = map[vmm.OS]func(context.Context, *Request) (func(context.Context, *Mounted) error, error){
 	vmm.Linux:   buildLCOW,
 	vmm.Windows: buildWCOW,
 }
 
-// buildLCOW prepares a Linux container: VPMEM first, SCSI when that is full, absent, not allowed or
-// too small for the layer; scratch by SCSI; overlay.
+// buildLCOW prepares a Linux container: layers as VPMEM, or over SCSI if VPMEM is full, absent, not allowed or too
+// small; the scratch over SCSI; an overlay.
 func buildLCOW(_ context.Context, r *Request) (func(context.Context, *Mounted) error, error) {
 	if r.RootFolder != "" {
 		return func(ctx context.Context, m *Mounted) error { return mountFolder(ctx, r, m) }, nil
@@ -142,12 +142,12 @@ func attachNetwork(ctx context.Context, r *Request, m *Mounted) (err error) {
 	return err
 }
 
-// scratchFunc attaches the scratch of a Linux container and returns the guest path of the whole of it.
+// scratchFunc attaches the scratch of a Linux container and returns its mount point in the guest.
 type scratchFunc func(context.Context, *uvm.Claim) (string, error)
 
 func noScratch(context.Context, *uvm.Claim) (string, error) { return "", nil }
 
-// findScratch looks at the scratch: a disk, or where the machine can write to it a folder without one.
+// findScratch finds the scratch: a disk, or a folder without one if the machine supports that.
 func (r *Request) findScratch() (scratchFunc, error) {
 	if r.VM.Limits().ScratchFolders && !r.WholeScratch {
 		folder, err := r.scratchFolder()
@@ -176,7 +176,7 @@ func (r *Request) findScratch() (scratchFunc, error) {
 	}, err
 }
 
-// buildWCOW prepares a Windows container in a VM: shares, scratch disk, layer filter.
+// buildWCOW prepares a Windows container in a VM: VSMB shares, scratch disk, layer filter.
 func buildWCOW(ctx context.Context, r *Request) (func(context.Context, *Mounted) error, error) {
 	if r.Scratch == "" {
 		return nil, fmt.Errorf("%w: a Windows container needs a scratch", ErrInvalid)
@@ -239,7 +239,7 @@ func shareLayers(ctx context.Context, r *Request, c *uvm.Claim) ([]vmm.GuestLaye
 	return guest, nil
 }
 
-// identify adds the identities of layer folders.
+// identify sets the identities of the layer folders.
 func identify(ctx context.Context, r *Request, guest []vmm.GuestLayer) error {
 	for i, l := range r.Layers {
 		id, err := r.Host.LayerID(ctx, l.Folder)

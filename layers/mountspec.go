@@ -14,7 +14,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// RootfsMount is a mount as containerd's snapshotters describe the root of a container.
+// RootfsMount is a mount that describes a container's root, as containerd's snapshotters return it.
 type RootfsMount struct {
 	Type    string
 	Source  string
@@ -22,7 +22,7 @@ type RootfsMount struct {
 	Options []string
 }
 
-// The types of mounts that describe a root.
+// The types of a RootfsMount.
 const (
 	MountWindowsLayer    = "windows-layer"
 	MountLCOWLayer       = "lcow-layer"
@@ -31,30 +31,30 @@ const (
 	MountBlockCIM        = "BlockCIM"
 )
 
-// ErrRootDescription: what describes a container's root is incomplete or contradicts itself.
-// containerd calls this a failed precondition.
+// ErrRootDescription: the description of a container's root is incomplete or contradictory. containerd calls this a
+// failed precondition.
 var ErrRootDescription = fmt.Errorf("%w: description of the root", ErrInvalid)
 
-// Described is a root that was described by a mount or by the layer folders of an OCI spec.
+// Described is a root that was described by a mount, or by the layer folders of an OCI spec.
 type Described struct {
-	// Layers, Scratch and CIM are those of a Request.
+	// Layers, Scratch and CIM are the fields of a Request.
 	Layers  []Layer
 	Scratch string
 	CIM     *wclayer.CIMMount
-	// OS is what the layers are for; empty when the description does not tell.
+	// OS is the system of the layers; empty if the description does not tell.
 	OS vmm.OS
-	// hostOnly: the type can only be mounted without a VM.
+	// hostOnly is the mount type if it can only be mounted on the host itself, else "".
 	hostOnly string
 }
 
-// Limits of descriptions. A description comes from outside, and everything in it is looked at.
+// Limits of descriptions, which are untrusted input.
 const (
 	maxDescribedLayers = 1000
 	maxOption          = 1 << 20
 )
 
-// ParseRoot reads the description of a root: either one mount, or the layer folders of the OCI runtime
-// spec (top-most first, base next to last, scratch last). Nothing is touched.
+// ParseRoot parses the description of a root: either one mount, or the layer folders of an OCI runtime spec (layers
+// top layer first, scratch last). It does not access any file.
 func ParseRoot(layerFolders []string, rootfs []RootfsMount) (*Described, error) {
 	switch {
 	case len(layerFolders) > 0 && len(rootfs) > 0:
@@ -77,7 +77,7 @@ func ParseRoot(layerFolders []string, rootfs []RootfsMount) (*Described, error) 
 	return d, nil
 }
 
-// Request completes a described root to a request for a VM, or the system itself. nil is for MountV1.
+// Request returns the request to mount the root in a VM or, as a VM, the host itself. vm is nil for MountV1.
 func (d *Described) Request(vm *uvm.UtilityVM, id string, host wclayer.Host) (*Request, error) {
 	if vm != nil && !vm.Limits().WritableLayers && d.hostOnly != "" {
 		return nil, fmt.Errorf("%w: %s layers can only be mounted on the host itself, not in VM %s",
@@ -122,7 +122,7 @@ func parseMount(m RootfsMount) (*Described, error) {
 	return d, nil
 }
 
-// mountTypes has the options and the reader of each type.
+// mountTypes has the system, the allowed options and the parser of each mount type.
 var mountTypes = map[string]struct {
 	os      vmm.OS
 	options []string
@@ -142,10 +142,10 @@ const (
 	optPartitioned = "parent-partitioned-layers"
 	optBlockType   = "blockCIMType"
 	optMerged      = "mergedCIMPath"
-	optRW          = "rw" // says what is so anyway
+	optRW          = "rw" // the default
 )
 
-// readOptions splits options into names and values and refuses what is not allowed.
+// readOptions splits options into names and values and refuses options that are not allowed.
 func readOptions(m RootfsMount, allowed []string) (map[string]string, error) {
 	out := map[string]string{}
 	for _, o := range m.Options {
@@ -164,7 +164,7 @@ func readOptions(m RootfsMount, allowed []string) (map[string]string, error) {
 		case twice:
 			return nil, fmt.Errorf("%w: %s mount: option %s is given twice", ErrRootDescription, m.Type, name)
 		case hasValue == (name == optRW):
-			return nil, fmt.Errorf("%w: %s mount: option %q: a value is missing, or too many",
+			return nil, fmt.Errorf("%w: %s mount: option %q: its value is missing, or it takes none",
 				ErrRootDescription, m.Type, o)
 		}
 		out[name] = value
@@ -172,7 +172,7 @@ func readOptions(m RootfsMount, allowed []string) (map[string]string, error) {
 	return out, nil
 }
 
-// optionList reads an option that is a JSON array with at least one entry.
+// optionList parses an option that is a JSON array with at least one entry.
 func optionList[T any](opts map[string]string, name string) ([]T, error) {
 	text, given := opts[name]
 	if !given {
@@ -202,7 +202,7 @@ func (d *Described) readParents(opts map[string]string) error {
 	return d.folders(parents)
 }
 
-// folders creates layers of folders and checks them together with the scratch.
+// folders sets the layers and checks that layers and scratch are distinct.
 func (d *Described) folders(folders []string) error {
 	if len(folders) > maxDescribedLayers {
 		return fmt.Errorf("%w: %d layer folders, at most %d", ErrRootDescription, len(folders), maxDescribedLayers)
@@ -218,7 +218,7 @@ func (d *Described) folders(folders []string) error {
 
 func (d *Described) scratch() error { return localPath(ErrRootDescription, "scratch", d.Scratch) }
 
-// distinct checks paths and that no two are one, however they are spelled.
+// distinct checks paths, and that no two of them are the same, however they are spelled.
 func distinct(what string, paths []string) error {
 	seen := map[string]string{}
 	for _, p := range paths {
@@ -242,10 +242,10 @@ func (d *Described) readPartitioned(opts map[string]string) error {
 	if err != nil {
 		return err
 	}
-	d.Scratch = opts[optScratch] // the source says nothing here
+	d.Scratch = opts[optScratch] // this mount type does not use the source
 	seen := map[Layer]bool{}
 	for _, l := range layers {
-		// One disk may hold many layers: it is the pair that must not come twice.
+		// One disk may hold many layers: the pair must be unique.
 		key := Layer{File: hostpath.Identity(l.Path), Partition: l.Partition}
 		if seen[key] {
 			return fmt.Errorf("%w: %w: partition %d of %q", ErrRootDescription, ErrDuplicateLayer, l.Partition, l.Path)
@@ -259,7 +259,7 @@ func (d *Described) readPartitioned(opts map[string]string) error {
 	return nil
 }
 
-// cimAt splits the path of an image into where it is and its name.
+// cimAt splits the path of an image into its directory and its name.
 func cimAt(path string) (wclayer.CIM, error) {
 	trimmed := strings.TrimRight(path, `\/`)
 	i := strings.LastIndexAny(trimmed, `\/`)
@@ -291,7 +291,7 @@ func cimsAt(paths []string) ([]wclayer.CIM, error) {
 	return out, nil
 }
 
-// readForked: the top-most image shows those below it, too.
+// readForked: the top image includes those below it.
 func (d *Described) readForked(opts map[string]string) error {
 	parents, err1 := optionList[string](opts, optParents)
 	cims, err2 := optionList[string](opts, optCIMs)

@@ -15,85 +15,83 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Sentinels that errors of this package match with errors.Is, besides those of uvm and vmm.
+// Errors of this package match these sentinels with errors.Is, besides those of uvm and vmm.
 var (
-	// ErrInvalid: the request makes no sense; nothing was touched.
+	// ErrInvalid: the request is invalid; nothing was changed.
 	ErrInvalid = errors.New("invalid request")
-	// ErrDuplicateLayer: a layer is named twice. An overlay cannot have it twice.
+	// ErrDuplicateLayer: a layer is given twice, which an overlay does not allow.
 	ErrDuplicateLayer = fmt.Errorf("%w: duplicate layer", ErrInvalid)
-	// ErrLayerOrder: layerchain.json contradicts the order given.
+	// ErrLayerOrder: the order of the layers contradicts layerchain.json.
 	ErrLayerOrder = layerdir.ErrChainOrder
-	// ErrUnchecked: a layer has a dm-verity hash tree and the machine cannot check it.
+	// ErrUnchecked: a layer has a dm-verity hash tree, and the machine cannot verify it.
 	ErrUnchecked = fmt.Errorf("checking layers with dm-verity: %w", uvm.ErrNotSupported)
 )
 
-// Layer is one read-only layer as it is mounted: a file or folder. Where images come from it is an image.Layer.
+// Layer is one read-only layer to mount: a file or a folder. (An image.Layer is a layer of an image in a registry or
+// archive.)
 type Layer struct {
 	// Folder is the layer's folder. A Linux layer folder holds layer.vhd, layer.erofs or layer.dir, a
 	// Windows one the layer's files.
 	Folder string
-	// File names the image itself instead of a folder that holds it.
+	// File is the image itself, instead of a folder that contains it.
 	File string
-	// Partition of the image, 1-based; 0 is the whole image.
+	// Partition of the image, 1-based; 0: the whole image.
 	Partition uint64
-	// Verity, when set, makes the guest check the layer against a dm-verity root digest. Without it
-	// the digest that was recorded in the folder when the layer was made counts, if there is one. Where
-	// nobody can check it, mounting fails with ErrUnchecked; see Request.AllowUnchecked. An image with a
-	// hash tree and without a record, as other tools make it, is checked against its own tree where the
-	// guest can, and is mounted unchecked where it cannot.
+	// Verity, if set, makes the guest verify the layer against a dm-verity root digest. If nil, the digest that was
+	// recorded in the folder when the layer was created is used, if there is one. If the machine cannot verify it,
+	// Mount fails with ErrUnchecked; see Request.AllowUnchecked. An image of other tools with a hash tree but without
+	// a record is verified against its own tree if the guest supports it, and otherwise mounted without verification.
 	Verity *vmm.Verity
 }
 
-// Host is a Windows host and its layers.
+// Host provides the layer functions of a Windows host.
 type Host = wclayer.Host
 
 // Request says what to mount.
 type Request struct {
-	// VM is the utility VM, or this system itself.
+	// VM is the utility VM, or the host itself (see strata.OpenHost).
 	VM *uvm.UtilityVM
-	// ID is the container's id, unique in the VM. Empty: the last part of GuestRoot.
+	// ID is the container's id, unique in the VM. Empty: the last element of GuestRoot.
 	ID string
-	// Layers are the read-only layers, top-most first.
+	// Layers are the read-only layers, top layer first.
 	Layers []Layer
-	// RootFolder, instead of Layers and Scratch, is a folder of the host that is the root itself, shared with a Linux VM:
-	// what is written there is seen here. Device nodes cannot be made in it, and extended attributes are not seen.
+	// RootFolder, instead of Layers and Scratch, is a host folder that is the root itself, shared with a Linux VM
+	// read-write. Device nodes cannot be created in it, and extended attributes are not visible.
 	RootFolder string
-	// RootDisk, instead of Layers and Scratch, is a raw disk of the host with an ext4 file system that is the root itself:
-	// what is written there stays on the disk. It is one container's alone.
+	// RootDisk, instead of Layers and Scratch, is a raw disk image on the host with an ext4 file system that is the
+	// root itself, writable and persistent. Only one container may use it at a time.
 	RootDisk string
-	// Scratch is the folder that holds sandbox.vhdx (which may be a link to that of another
-	// container), or a disk image itself; without a VM on Linux it may be a folder that is written to
-	// itself. Empty makes a read-only root, with Linux only.
+	// Scratch is a folder with sandbox.vhdx (which may be a link to that of another container), or a disk image; on
+	// the Linux host itself it may also be a folder that is used directly. Empty makes a read-only root, on Linux
+	// only.
 	Scratch string
-	// WholeScratch says that Scratch is a raw disk with an ext4 file system, and one container's alone: what is written is
-	// in the folder upper of the disk itself, where others find it.
+	// WholeScratch says that Scratch is a raw disk image with an ext4 file system for this container only: what the
+	// container writes is in the folder upper at the top of the disk, where other tools expect it.
 	WholeScratch bool
 	// GuestRoot is the container's directory in the guest. Empty: /run/gcs/c/<ID> or C:\c\<ID>.
 	GuestRoot string
-	// Host does what needs the Windows host: Windows VMs, whose layers have identities, and MountV1. Nil: the host
-	// that this program runs on.
+	// Host provides layer identities, for Windows VMs and MountV1. Nil: the host that this program runs on.
 	Host Host
 	// CIM, instead of Layers, is the composite image of a Windows container.
 	CIM *CIMMount
-	// Attach says how the layers travel into a Linux VM.
+	// Attach says how the layers are attached to a Linux VM.
 	Attach Attach
-	// AllowUnchecked mounts layers with a hash tree without a check where the machine cannot make one
+	// AllowUnchecked mounts layers with a hash tree without verification if the machine cannot verify them
 	// (vmm.Limits.Verity).
 	AllowUnchecked bool
-	// Volumes are folders and files of the host that the container is to have; Mounted.VolumePaths says where they are.
+	// Volumes are host folders and files for the container; Mounted.VolumePaths has their paths.
 	Volumes []Volume
-	// Image, when set, is kept with the container: Lookup and Mounted.Image give it back.
+	// Image, if set, is stored with the container; see Lookup and Mounted.Image.
 	Image *Image
-	// Network, when set, gives the container of a Linux VM a network of its own, which goes with it.
+	// Network, if set, gives a Linux container a network of its own, until it is released.
 	Network *uvm.Network
 
 	names  names // nil: those of the host
-	unseen bool  // folders are not looked at: the platform says what is missing, as hcsshim's callers expect
+	unseen bool  // do not check folders: hcsshim's callers expect the errors of the platform
 }
 
-// names says what is at a path of the host and where its links lead. Tests of Windows hosts replace it on
-// other systems. What a layer's folder records (its parents, owners and the digest of its hash tree) is
-// always read from the host's own files.
+// names resolves paths of the host. Tests of Windows hosts replace it on other systems. The records in a layer's
+// folder (its parents, owners and root digest) are always read from the real file system.
 type names interface {
 	Stat(name string) (fs.FileInfo, error)
 	// EvalSymlinks returns the path with all links resolved.
@@ -117,7 +115,7 @@ const (
 const maxID = 128
 
 // validID reports whether id is 1 to maxID letters, digits, '_', '.' and '-', a letter or digit first.
-// It is no regular expression, whose making would cost each start of the guest's agent.
+// It is not a regular expression, as compiling one would delay each start of the guest agent.
 func validID(id string) bool {
 	for i, c := range []byte(id) {
 		alnum := c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
@@ -128,7 +126,7 @@ func validID(id string) bool {
 	return id != "" && len(id) <= maxID
 }
 
-// complete fills in defaults and refuses what makes no sense.
+// complete sets defaults and validates the request.
 func (r *Request) complete() error {
 	if r.names == nil {
 		r.names = hostNames{}
@@ -204,8 +202,7 @@ func (r *Request) complete() error {
 // windows reports whether the layers are for a Windows container.
 func (r *Request) windows() bool { return r.VM == nil || r.VM.OS() == vmm.Windows }
 
-// localPath refuses, with an error that matches invalid, what is no path of a file or folder on a
-// volume of this host.
+// localPath returns an error matching invalid unless p is the absolute path of a file or folder on a local volume.
 func localPath(invalid error, what, p string) error {
 	switch why := hostpath.NotLocal(p); {
 	case p == "":

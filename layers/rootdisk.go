@@ -8,25 +8,25 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// checkDisks refuses what makes no sense of RootDisk and WholeScratch, before anything is touched.
+// checkDisks validates RootDisk and WholeScratch, before anything is changed.
 func (r *Request) checkDisks() error {
 	switch {
 	case r.RootDisk == "" && !r.WholeScratch:
 		return nil
 	case r.windows():
-		return fmt.Errorf("%w: a disk as the root, or a scratch that is written to as a whole, is for Linux containers",
+		return fmt.Errorf("%w: a disk as the root, or a whole disk as the scratch, is for Linux containers",
 			ErrInvalid)
 	case r.WholeScratch && r.Scratch == "":
-		return fmt.Errorf("%w: a scratch that is written to as a whole, and no scratch", ErrInvalid)
+		return fmt.Errorf("%w: WholeScratch without a Scratch", ErrInvalid)
 	case r.RootDisk != "" && (len(r.Layers) > 0 || r.Scratch != "" || r.RootFolder != ""):
-		return fmt.Errorf("%w: give a disk that is the root, or what makes a root, not both", ErrInvalid)
+		return fmt.Errorf("%w: give either RootDisk, or RootFolder or layers and a scratch", ErrInvalid)
 	case r.RootDisk == "":
 		return nil
 	}
 	return localPath(ErrInvalid, "root", r.RootDisk)
 }
 
-// wholeDisk is a raw disk with a file system of others that one container writes to. It is never formatted.
+// wholeDisk returns a raw disk with an existing file system for one container. It is never formatted.
 func wholeDisk(path, guestPath string) uvm.Disk {
 	return uvm.Disk{Path: path, Format: vmm.FormatRaw, Access: vmm.AccessIndividual, Alone: true,
 		Mount: &uvm.DiskMount{GuestPath: guestPath, Filesystem: "ext4"}}

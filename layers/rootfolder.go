@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// checkRootFolder refuses what makes no sense, before anything is touched.
+// checkRootFolder validates RootFolder, before anything is changed.
 func (r *Request) checkRootFolder() error {
 	switch {
 	case r.windows():
 		return fmt.Errorf("%w: a folder as the root is for Linux containers", ErrInvalid)
 	case len(r.Layers) > 0 || r.Scratch != "":
-		return fmt.Errorf("%w: give a folder that is the root, or layers and a scratch, not both", ErrInvalid)
+		return fmt.Errorf("%w: give either RootFolder, or layers and a scratch", ErrInvalid)
 	}
 	if err := localPath(ErrInvalid, "root", r.RootFolder); err != nil {
 		return err
@@ -31,7 +31,7 @@ func (r *Request) checkRootFolder() error {
 	return nil
 }
 
-// mountFolder makes a folder of the host the root.
+// mountFolder mounts a host folder as the root.
 func mountFolder(ctx context.Context, r *Request, m *Mounted) error {
 	if err := attachVolumes(ctx, r, m); err != nil {
 		return err

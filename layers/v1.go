@@ -8,17 +8,16 @@ import (
 	"github.com/stratavm/strata/internal/hostpath"
 )
 
-// V1Storage is what a schema 1.0 container document says of layers. For a Hyper-V isolated Windows
-// container of that schema ("Xenon v1") HCS itself mounts what the document lists when the container
-// starts, and unmounts it when the container ends. So there is nothing to call: MountV1 looks at the
-// request and returns the list.
+// V1Storage has the layer fields of a schema 1.0 container document. For a Hyper-V isolated Windows container of that
+// schema ("Xenon v1"), HCS itself mounts the layers in the document when the container starts, and unmounts them when
+// it ends. So MountV1 mounts nothing; it validates the request and returns the fields.
 type V1Storage struct {
 	LayerFolderPath string              // the scratch folder
-	Layers          []hcsschema.LayerV1 // top-most first
+	Layers          []hcsschema.LayerV1 // top layer first
 }
 
-// MountV1 returns the members of a schema 1.0 create document for a Hyper-V isolated container, with
-// the layers' identities. Nothing is mounted; r.VM must be nil.
+// MountV1 returns the layer fields of a schema 1.0 create document for a Hyper-V isolated container, with the layers'
+// identities. Nothing is mounted; r.VM must be nil.
 func MountV1(ctx context.Context, r Request) (V1Storage, error) {
 	fail := func(err error) (V1Storage, error) {
 		return V1Storage{}, fmt.Errorf("schema 1 layers of container %q: %w", r.ID, err)
@@ -31,7 +30,7 @@ func MountV1(ctx context.Context, r Request) (V1Storage, error) {
 	}
 	switch {
 	case r.VM != nil:
-		return fail(fmt.Errorf("%w: HCS makes the VM of a schema 1 container itself", ErrInvalid))
+		return fail(fmt.Errorf("%w: HCS creates the VM of a schema 1 container itself", ErrInvalid))
 	case len(r.Layers) == 0 || r.Scratch == "" || r.CIM != nil:
 		return fail(fmt.Errorf("%w: give at least one layer folder and the scratch folder", ErrInvalid))
 	case r.Host == nil:
@@ -48,8 +47,8 @@ func MountV1(ctx context.Context, r Request) (V1Storage, error) {
 	return out, nil
 }
 
-// UnmountV1 is the other half of MountV1: HCS has unmounted everything when the container is gone, so
-// only UnmountOperationAll makes sense, and nothing is done.
+// UnmountV1 is the counterpart of MountV1: HCS unmounts everything when the container ends, so it does nothing; op
+// must be UnmountOperationAll.
 func UnmountV1(op UnmountOperation) error {
 	if op != UnmountOperationAll {
 		return fmt.Errorf("%w: schema 1 layers are unmounted all at once (operation %#x)",

@@ -13,19 +13,18 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Volume is a folder or a regular file of the host that a container is to have. Changes on either side are seen on the
-// other.
+// Volume is a folder or a regular file of the host for a container. Changes on either side are visible on the other.
 type Volume struct {
 	Path     string `json:"path"` // absolute
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
-// checkVolumes refuses what makes no sense, before anything is touched.
+// checkVolumes validates the volumes and resolves links, before anything is changed.
 func (r *Request) checkVolumes() error {
 	if len(r.Volumes) > 0 && r.windows() {
 		return fmt.Errorf("%w: volumes are for Linux containers", ErrInvalid)
 	}
-	r.Volumes = slices.Clone(r.Volumes) // the caller's stay as they are
+	r.Volumes = slices.Clone(r.Volumes) // do not modify the caller's slice
 	for i, v := range r.Volumes {
 		if err := localPath(ErrInvalid, "volume", v.Path); err != nil {
 			return err
@@ -39,7 +38,7 @@ func (r *Request) checkVolumes() error {
 			return fmt.Errorf("volume: %w", err)
 		}
 		if !fi.IsDir() && !fi.Mode().IsRegular() && (r.VM == nil || !r.VM.Limits().HostFiles) {
-			return fmt.Errorf("%w: volume %s: is a %s: give a folder or a regular file", ErrInvalid, v.Path,
+			return fmt.Errorf("%w: volume %s is a %s: give a folder or a regular file", ErrInvalid, v.Path,
 				kindOf(fi.Mode()))
 		}
 		r.Volumes[i].Path = resolved
@@ -47,7 +46,7 @@ func (r *Request) checkVolumes() error {
 	return nil
 }
 
-// kindOf says what a file is.
+// kindOf names a type of file.
 func kindOf(mode fs.FileMode) string {
 	switch {
 	case mode&fs.ModeSocket != 0:
@@ -60,7 +59,7 @@ func kindOf(mode fs.FileMode) string {
 	return "special file"
 }
 
-// attachVolumes brings the volumes into the machine.
+// attachVolumes shares the volumes with the machine.
 func attachVolumes(ctx context.Context, r *Request, m *Mounted) error {
 	for _, v := range r.Volumes {
 		path, err := attachVolume(ctx, r, m.claim, v)
@@ -91,7 +90,7 @@ func attachVolume(ctx context.Context, r *Request, c *uvm.Claim, v Volume) (stri
 	return le.GuestPath(), nil
 }
 
-// VolumePath is where a volume of the container is, by the path that Request.Volumes had for it.
+// VolumePath returns the path at which the container has a volume of Request.Volumes.
 func (m *Mounted) VolumePath(v Volume) (string, bool) {
 	var meta Meta
 	if m.claim.Meta(&meta) != nil {
@@ -109,8 +108,8 @@ func (m *Mounted) VolumePath(v Volume) (string, bool) {
 	return "", false
 }
 
-// LostVolume returns an error that names a volume of the container which the machine does not serve any more; nil: there
-// is none. What the machine has of such a volume cannot be taken away: see Abandon.
+// LostVolume returns an error that names a volume of the container whose server no longer runs, or nil if there is
+// none. Such a volume cannot be unmounted: see Abandon.
 func (m *Mounted) LostVolume(ctx context.Context) error {
 	server, ok := m.vm.Machine().(vmm.ShareServer)
 	if !ok {
@@ -126,10 +125,10 @@ func (m *Mounted) LostVolume(ctx context.Context) error {
 	return nil
 }
 
-// Abandon is for a container that Release cannot take away, as what runs in it waits for a volume that is lost. Its
-// network goes; what else is left of it stays in the VM until that ends, out of the way of other containers.
+// Abandon gives up a container that Release cannot unmount because its programs are blocked on a lost volume. Its
+// network is released; everything else stays in the VM until the VM ends, without affecting other containers.
 func (m *Mounted) Abandon(ctx context.Context) error {
-	network := []*uvm.Lease{} // not nil, which would be all
+	network := []*uvm.Lease{} // not nil, which means all
 	for _, le := range m.claim.Leases() {
 		if le.Role() == roleNetwork {
 			network = append(network, le)
@@ -138,9 +137,9 @@ func (m *Mounted) Abandon(ctx context.Context) error {
 	return errors.Join(m.claim.Release(ctx, network), m.claim.Abandon(ctx))
 }
 
-// WatchVolumes waits until the machine does not serve a volume of the container any more, and returns an error
-// that names it: what uses the volume waits for ever then. It ends with ctx, with its cause. s is the machine, or a
-// runner for it; where that has no volumes that can be lost it only waits.
+// WatchVolumes blocks until a volume of the container is lost, and returns an error that names it: programs that
+// access it block forever. If ctx ends first, it returns its cause. s is the machine, or a Runner for it; if that has
+// no volumes that can be lost, WatchVolumes only waits for ctx.
 func (m *Mounted) WatchVolumes(ctx context.Context, s any) error {
 	var slots []uint32
 	for _, le := range m.claim.Leases() {
