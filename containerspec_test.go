@@ -246,16 +246,16 @@ func TestContainerSpecRefuses(t *testing.T) {
 		`"a b" cannot be the name`: func(o *strata.SpecOptions) {
 			o.Hosts = []strata.SpecHost{{Address: "10.0.0.1", Name: "a b"}}
 		},
-		`name server "there"`:                          func(o *strata.SpecOptions) { o.Nameservers = []string{"there"} },
-		"a limit is negative":                          func(o *strata.SpecOptions) { o.Memory = -1 },
-		"0.001 processors: give 0.01":                  func(o *strata.SpecOptions) { o.CPUs = 0.001 },
-		"it is the sum of memory and swap":             func(o *strata.SpecOptions) { o.Memory, o.MemorySwap = 1<<30, 8<<20 },
-		`process.cwd: "srv": give an absolute`:         func(o *strata.SpecOptions) { o.WorkDir = "srv" },
-		"a profile cannot be combined with unconfined": func(o *strata.SpecOptions) { o.Seccomp = []byte("{}") },
-		`"/data" is there twice`:                       func(o *strata.SpecOptions) { o.Mounts = make2("/data", "/data/") },
-		`"/": nothing can be mounted over`:             func(o *strata.SpecOptions) { o.Mounts = make2("/", "/a") },
-		"/proc/1: nothing can be mounted over":         func(o *strata.SpecOptions) { o.Mounts = make2("/proc/1", "/a") },
-		`hostname: "-" is no host name`:                func(o *strata.SpecOptions) { o.Hostname = "-" },
+		`name server "there"`:                   func(o *strata.SpecOptions) { o.Nameservers = []string{"there"} },
+		"a limit is negative":                   func(o *strata.SpecOptions) { o.Memory = -1 },
+		"0.001 processors: give 0.01":           func(o *strata.SpecOptions) { o.CPUs = 0.001 },
+		"it is the sum of memory and swap":      func(o *strata.SpecOptions) { o.Memory, o.MemorySwap = 1<<30, 8<<20 },
+		`process.cwd: "srv": give an absolute`:  func(o *strata.SpecOptions) { o.WorkDir = "srv" },
+		"a profile cannot be combined with unc": func(o *strata.SpecOptions) { o.Seccomp = []byte("{}") },
+		`"/data" is there twice`:                func(o *strata.SpecOptions) { o.Mounts = make2("/data", "/data/") },
+		`"/": nothing can be mounted over`:      func(o *strata.SpecOptions) { o.Mounts = make2("/", "/a") },
+		"/proc/1: nothing can be mounted over":  func(o *strata.SpecOptions) { o.Mounts = make2("/proc/1", "/a") },
+		`hostname: "-" is no host name`:         func(o *strata.SpecOptions) { o.Hostname = "-" },
 		`annotations: "run.oci.x": not supported`: func(o *strata.SpecOptions) {
 			o.Annotations = map[string]string{"run.oci.x": ""}
 		},
