@@ -12,25 +12,24 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// ErrNeedsBelow says that a layer has a hard link to a file that it does not have itself: it can be converted only
-// where the layers below it are known, see [Options.Below].
+// ErrNeedsBelow says that a layer has a hard link to a file of a layer below it: it can be converted only if the
+// layers below are given, see [Options.Below].
 var ErrNeedsBelow = layertree.ErrLink
 
-// Below are the layers below one that is converted. They are read when they are needed, which most layers do not.
-// A Below is not for concurrent use.
+// Below are the layers below the one that is converted. They are read only if needed, which is rare. A Below must not
+// be used concurrently.
 type Below struct {
 	layers []belowLayer // base first
-	left   int64        // bytes of memory for what is read
+	left   int64        // remaining memory for outlines, in bytes
 }
 
 type belowLayer struct {
-	file    string // the layer file, or the directory that is a tree
+	file    string // the layer file, or the directory of a tree
 	outline string
 	tree    *layertree.Tree
 }
 
-// Add puts a layer on top of the others: its file, or the directory that is its tree, and the outline that Convert
-// wrote of it.
+// Add adds a layer on top: its file, or the directory of its tree, and the path of the outline that Convert wrote.
 func (b *Below) Add(file, outline string) {
 	if b.layers == nil {
 		b.left = layertree.DefaultMaxMemory
@@ -38,8 +37,8 @@ func (b *Below) Add(file, outline string) {
 	b.layers = append(b.layers, belowLayer{file: file, outline: outline})
 }
 
-// Changes reports whether a layer of which Convert wrote an outline, without knowing the layers below, would have
-// come out otherwise over b. The error matches fs.ErrNotExist when there is no outline of a layer of b.
+// Changes reports whether a layer that was converted without knowing the layers below would be different if converted
+// over b. outline is the layer's outline. If an outline of b is missing, the error matches fs.ErrNotExist.
 func (b *Below) Changes(outline string) (bool, error) {
 	f, _, err := regfile.Open(outline)
 	if err != nil {
@@ -70,7 +69,7 @@ func outlineError(path string, err error) error {
 	return err
 }
 
-// load reads the outlines that were not read yet.
+// load reads the outlines that have not been read yet.
 func (b *Below) load() (*layertree.Below, error) {
 	if b == nil {
 		return nil, nil
@@ -99,7 +98,7 @@ func readOutline(path string, left *int64) (*layertree.Tree, error) {
 	return tree, outlineError(path, err)
 }
 
-// open opens the content of a file of the layer.
+// open opens a file of the layer.
 func (l *belowLayer) open(path string, n *layertree.Node) (io.ReadCloser, error) {
 	if filepath.Base(l.file) == Tree.FileName() {
 		root, err := os.OpenRoot(l.file)
@@ -116,7 +115,7 @@ func (l *belowLayer) open(path string, n *layertree.Node) (io.ReadCloser, error)
 	return &content{f: f, size: size, node: n}, nil
 }
 
-// content reads a file of a layer out of the layer file.
+// content reads the contents of a file from the layer file.
 type content struct {
 	f    *os.File
 	size int64 // of the layer file
@@ -134,7 +133,7 @@ func (c *content) Read(b []byte) (int, error) {
 	b = b[:min(int64(len(b)), left)]
 	block := uint32(c.at / layertree.BlockSize)
 	for _, r := range c.node.Runs {
-		if r.File > block { // a hole before it
+		if r.File > block { // a hole before this run
 			left = min(left, int64(r.File)*layertree.BlockSize-c.at)
 			break
 		}

@@ -20,11 +20,11 @@ const (
 	maxChainLayers = 10_000
 )
 
-// ErrChainOrder says that layerchain.json contradicts the order in which layers were given.
+// ErrChainOrder says that the given order of layers contradicts layerchain.json.
 var ErrChainOrder = errors.New("the layers' order contradicts " + ChainName)
 
-// ReadChain reads the parents of the layer in dir, immediate parent first. Without a layerchain.json
-// the error matches fs.ErrNotExist; a base layer has an empty one, or none.
+// ReadChain reads the parents of the layer in dir, immediate parent first. If there is no layerchain.json, the error
+// matches fs.ErrNotExist; base layers may have an empty one or none.
 func ReadChain(dir string) ([]string, error) {
 	path := filepath.Join(dir, ChainName)
 	b, err := regfile.Read(path, maxChainBytes)
@@ -38,7 +38,7 @@ func ReadChain(dir string) ([]string, error) {
 	return chain, nil
 }
 
-// ParseChain reads the content of a layerchain.json: a JSON array of paths, immediate parent first.
+// ParseChain parses a layerchain.json: a JSON array of paths, immediate parent first.
 func ParseChain(b []byte) ([]string, error) {
 	var chain []string
 	if err := json.Unmarshal(b, &chain); err != nil {
@@ -62,7 +62,7 @@ func ParseChain(b []byte) ([]string, error) {
 	return chain, nil
 }
 
-// WriteChain writes the parents of the layer in dir, immediate parent first, in one step.
+// WriteChain writes the layerchain.json of the layer in dir atomically, immediate parent first.
 func WriteChain(dir string, parents []string) error {
 	b, err := json.Marshal(append([]string{}, parents...)) // [] and never null
 	if err != nil {
@@ -81,12 +81,11 @@ func WriteChain(dir string, parents []string) error {
 	return nil
 }
 
-// CheckChain compares the order of layers, topmost first, with the layerchain.json of each layer that
-// has one. Paths are compared after cleaning and, where they exist, after resolving links; a relative
-// parent is relative to the folder of its layerchain.json. A contradiction matches ErrChainOrder and
-// shows both orders.
+// CheckChain compares the order of layers, top layer first, with the layerchain.json of each layer that has one. Paths
+// are compared after cleaning and, if they exist, resolving links; a relative parent is relative to the folder of its
+// layerchain.json. If the order differs, the error matches ErrChainOrder and shows both orders.
 func CheckChain(layersTopFirst []string) error {
-	// Every layer names all below it: n layers hold n²/2 paths, but only n different ones.
+	// Every layer names all layers below it: n layers have n²/2 paths, but only n different ones.
 	known := make(map[string]string, len(layersTopFirst))
 	resolve := func(p string) string {
 		real, ok := known[p]
@@ -123,7 +122,7 @@ func CheckChain(layersTopFirst []string) error {
 	return nil
 }
 
-// canonical is one spelling for a path, as far as the path exists.
+// canonical returns p as an absolute path, with links resolved if it exists.
 func canonical(p string) string {
 	if abs, err := filepath.Abs(p); err == nil {
 		p = abs

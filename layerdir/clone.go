@@ -11,8 +11,8 @@ import (
 
 const cloneChunk = 1 << 20
 
-// cloneFile makes dst, an empty file, a copy of the file at src: by sharing its blocks where the file
-// system can, else by copying what is not zero.
+// cloneFile copies the file src to the empty file dst: by sharing its blocks if the file system can (reflink), else by
+// copying everything but zeroes.
 func cloneFile(ctx context.Context, dst *os.File, src string) (err error) {
 	in, size, err := regfile.Open(src)
 	if err != nil {
@@ -30,7 +30,7 @@ func cloneFile(ctx context.Context, dst *os.File, src string) (err error) {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		// Skip holes without reading them, where that can be asked.
+		// Skip holes without reading them, where the system can find them.
 		if off = nextData(in, off); off >= size {
 			break
 		}
@@ -49,7 +49,7 @@ func cloneFile(ctx context.Context, dst *os.File, src string) (err error) {
 	return nil
 }
 
-// writeNonZero writes b at off, leaving out runs of 4 KiB that are zero.
+// writeNonZero writes b at off, except for units of 4 KiB that are zero.
 func writeNonZero(dst io.WriterAt, b []byte, off int64) error {
 	const unit = 4096
 	for start := 0; start < len(b); {

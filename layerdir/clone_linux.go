@@ -12,11 +12,11 @@ func reflink(dst, src *os.File) error {
 	return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
 }
 
-// nextData returns the first offset from off on that is not in a hole.
+// nextData returns the first offset at or after off that is not in a hole.
 func nextData(f *os.File, off int64) int64 {
 	n, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) {
-		return math.MaxInt64 // only a hole is left
+		return math.MaxInt64 // nothing but a hole is left
 	}
 	if err != nil {
 		return off

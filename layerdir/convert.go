@@ -22,10 +22,10 @@ type Format string
 const (
 	VHD   Format = "vhd"   // layer.vhd: ext4 and a fixed VHD footer
 	EROFS Format = "erofs" // layer.erofs: uncompressed EROFS with blocks of 4 KiB
-	Tree  Format = "dir"   // layer.dir: a directory tree, for user namespaces, where no disk is mounted
+	Tree  Format = "dir"   // layer.dir: a directory tree, for user namespaces, which cannot mount disks
 )
 
-// FileName is the name that a layer of this format has in its folder.
+// FileName returns the name of the layer file or tree in its folder.
 func (f Format) FileName() string { return "layer." + string(f) }
 
 // DefaultMaxBytes is the limit on the unpacked size of a layer when Options.MaxBytes is 0.
@@ -34,51 +34,50 @@ const DefaultMaxBytes = layertree.DefaultMaxBytes
 // DefaultMaxImageBytes is the limit on the unpacked size of all layers of an image in a store.
 const DefaultMaxImageBytes = layertree.DefaultMaxImageBytes
 
-// Budget is what the layers of an image may have together: see [NewBudget]. It may be used concurrently.
+// Budget bounds the total size of the layers of an image: see [NewBudget]. It may be used concurrently.
 type Budget struct{ b *layertree.Budget }
 
 // NewBudget returns a Budget of so many bytes of files, and of four times the entries and names that a layer may have.
 func NewBudget(maxBytes int64) *Budget { return &Budget{layertree.NewBudget(maxBytes)} }
 
-// Options says what Convert does.
+// Options are the options of Convert.
 type Options struct {
 	Format Format    // empty: VHD
-	Tar    io.Reader // an uncompressed layer tar: OCI whiteouts are understood
-	Dir    string    // the layer folder: made, with its parents, when it does not exist
-	// Progress, when set, is called from time to time with the bytes of Tar read so far.
+	Tar    io.Reader // an uncompressed layer tar, with OCI whiteouts
+	Dir    string    // the layer folder; it and its parents are created if needed
+	// Progress, if not nil, is called repeatedly with the number of bytes of Tar read so far.
 	Progress func(n int64)
 	// MaxBytes limits the unpacked size, holes of sparse files included; 0: DefaultMaxBytes.
 	MaxBytes int64
-	// Image, when set, is what the layers of an image may have together. Each conversion takes from it.
+	// Image, if not nil, bounds the total size of the layers of an image. Each conversion draws from it.
 	Image *Budget
-	// AllowUnterminated: see layertree.Options. Set it where Tar fails when its digest is wrong.
+	// AllowUnterminated: see layertree.Options. Set it if reading Tar fails when its digest is wrong.
 	AllowUnterminated bool
-	// Below are the layers that this one will lie over, where they are known: symbolic links of theirs are
-	// followed where the layer has no entry for a directory, and hard links may name their files. Without them
-	// the latter give an error that matches ErrNeedsBelow.
+	// Below are the layers below this one, if known: their symbolic links are followed for directories that the layer
+	// has no entry for, and hard links may refer to their files. Without them such hard links are an error that
+	// matches ErrNeedsBelow.
 	Below *Below
-	// Outline, when set, receives the layer without contents, for [Below.Add].
+	// Outline, if not nil, receives the layer's outline, its tree without contents, for [Below.Add].
 	Outline io.Writer
-	// Verity appends a dm-verity hash tree, so that a guest can check what it reads. What the guest
-	// has to know is in the Result, and is kept beside the layer for ReadVerity.
+	// Verity appends a dm-verity hash tree, so that a guest can verify what it reads. Its parameters are in the
+	// Result, and in a record next to the layer for ReadVerity.
 	Verity bool
-	// Share, when set, is called with the finished file before it gets its name: it lets those read it
-	// that a new file is closed to, as the virtual machines of a Windows host. Its error fails Convert.
+	// Share, if not nil, is called with the complete file before it is renamed to its final name, to grant access to
+	// others, such as the virtual machines of a Windows host. If it fails, Convert fails.
 	Share func(ctx context.Context, file string) error
 }
 
-// Result reports what Convert made.
+// Result describes the layer that Convert created.
 type Result struct {
-	Path  string // of the layer file, or of the directory that is the tree
-	Bytes int64  // its size, hash tree and footer included; of a tree that of all files
-	// Verity is set when a hash tree was asked for.
+	Path  string // the layer file, or the directory of a tree
+	Bytes int64  // its size with hash tree and footer; of a tree the total size of its files
+	// Verity is set if Options.Verity was.
 	Verity *verity.Info
 }
 
-// Convert writes the layer of o.Tar to o.Dir. The file appears complete or not at all: it is written
-// under a temporary name beside the folder, synced, and renamed. After an error or the end of ctx
-// nothing is left, not even the folder if Convert made it. A [Tree] is made in the same way, but takes
-// the place of no other.
+// Convert writes the layer in o.Tar to o.Dir, atomically: the file is written under a temporary name next to the
+// folder, synced, and renamed. After an error or the end of ctx nothing is left, not even a folder that Convert
+// created. A [Tree] is created in the same way, but does not replace an existing one.
 func Convert(ctx context.Context, o Options) (res Result, err error) {
 	if o.Format == "" {
 		o.Format = VHD
@@ -117,7 +116,7 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 			return Result{}, wrap(err)
 		}
 	}
-	// The record comes first, so that no layer is seen without one.
+	// The record is written first, so that a layer is never visible without it.
 	if err := writeVerity(dir, o.Format, res.Verity); err != nil {
 		return Result{}, wrap(err)
 	}
@@ -128,8 +127,8 @@ func Convert(ctx context.Context, o Options) (res Result, err error) {
 	return res, nil
 }
 
-// vhdAlign is what the content of a layer.vhd is filled up to, with a hole: guests map persistent
-// memory in units of 2 MiB, and a layer of another size could only be a disk.
+// vhdAlign is the alignment of the size of a layer.vhd, padded with a hole: guests map persistent memory in units of 2
+// MiB; with another size the layer could only be attached as a disk.
 const vhdAlign = 2 << 20
 
 func (o Options) limits() (layertree.Options, error) {
@@ -180,7 +179,7 @@ func write(ctx context.Context, f *os.File, in io.Reader, o Options) (tree *veri
 	return tree, nil
 }
 
-// meter counts what is read, and stops when ctx ends.
+// meter counts the bytes read, and fails once ctx has ended.
 type meter struct {
 	ctx      context.Context
 	r        io.Reader

@@ -1,31 +1,30 @@
-// Package layerdir makes the files of layer folders.
+// Package layerdir creates the files of layer folders.
 //
-// A layer is a folder that holds layer.vhd (ext4 and the footer of a fixed VHD), layer.erofs or
-// layer.dir (a directory tree), and perhaps layerchain.json, which names its parents. A scratch folder
-// holds sandbox.vhdx.
+// A layer is a folder with layer.vhd (ext4 with the footer of a fixed VHD), layer.erofs or layer.dir (a directory
+// tree), and optionally layerchain.json with its parents. A scratch folder has sandbox.vhdx.
 //
-//   - [Convert] turns a layer tar stream into a layer folder.
-//   - [CreateScratch] makes a scratch folder with an empty ext4 file system in it.
-//   - [IndexDisk] and [PartitionDisk] put many layers behind one device.
-//   - [ReadChain], [WriteChain] and [CheckChain] keep layerchain.json.
+//   - [Convert] converts a layer tar stream to a layer folder.
+//   - [CreateScratch] creates a scratch folder with an empty ext4 file system.
+//   - [IndexDisk] and [PartitionDisk] combine several layers to one disk.
+//   - [ReadChain], [WriteChain] and [CheckChain] read, write and verify layerchain.json.
 //
-// New folders have the mode 0700 and files 0600: layers hold set-user-ID programs, and both hold secrets. Whoever
-// wants to share a layer changes that. Only layer.vhd and layer.erofs are 0644, and only in a folder that is closed to
-// others: a virtual machine monitor that runs as another user opens its descriptor of them once more, which takes the
-// right to read.
+// New folders have mode 0700 and files 0600, as layers contain set-user-ID programs, and both contain secrets. To
+// share a layer, change its mode. Only layer.vhd and layer.erofs have mode 0644 if their folder is private: a virtual
+// machine monitor that runs as another user reopens the descriptor that it is passed, which needs read permission on
+// the file.
 //
 // # Trees
 //
-// A layer of the format [Tree] is for overlays in a user namespace: whiteouts are character devices 0:0,
-// opaque directories have user.overlay.opaque, as the overlay option userxattr wants them. Its folder is
-// made private (0700): the tree has set-user-ID programs. What a user namespace cannot have:
+// A layer in [Tree] format is for overlays in a user namespace: whiteouts are character devices 0:0 and opaque
+// directories have the attribute user.overlay.opaque, as overlayfs with the option userxattr expects. Its folder has
+// mode 0700, as the tree contains set-user-ID programs. Limits of user namespaces:
 //
-//   - Owners: in a namespace with one id all files belong to it. In one with more, an owner that it
-//     does not have is an error.
-//   - Device nodes become whiteouts: they are left out, and what they replace stays hidden.
-//   - Attributes trusted.* and security.* are left out, but for the capabilities of files; so are ACLs
-//     where there is but one id.
+//   - Owners: in a namespace with a single id, all files belong to it. Otherwise, an owner that is
+//     not mapped in the namespace is an error.
+//   - Device nodes become whiteouts: they are omitted, and what they replace stays hidden.
+//   - Attributes trusted.* and security.* are omitted, except for file capabilities; so are ACLs in a
+//     namespace with a single id.
 //
-// The ids of the namespace are kept beside the tree: in another one its files would belong to others, see
-// [CheckTree].
+// The id map of the namespace is recorded next to the tree: in a namespace with another map, the files would have
+// other owners, see [CheckTree].
 package layerdir

@@ -12,15 +12,15 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// Extent is a run of bytes of a disk that is put together of files. It converts to vmm.Extent, which is the same for
-// machines: this package knows files and no machines.
+// Extent is a range of bytes of a disk that is composed of files. It is convertible to vmm.Extent; this package does
+// not depend on machines.
 type Extent struct {
 	Path   string // empty: zeroes
 	Offset int64  // in the file
 	Length int64
 }
 
-// layerFile is an open layer file and the size of the disk in it.
+// layerFile is an open layer file with the size of its contents without a VHD footer.
 type layerFile struct {
 	*os.File
 	size int64
@@ -29,7 +29,7 @@ type layerFile struct {
 func openLayers(paths []string) (files []layerFile, closeAll func(), err error) {
 	closeAll = func() {
 		for _, f := range files {
-			f.Close() // they were only read
+			f.Close() // opened read-only: nothing can be lost
 		}
 	}
 	for _, path := range paths {
@@ -52,11 +52,10 @@ func openLayers(paths []string) (files []layerFile, closeAll func(), err error) 
 	return files, closeAll, nil
 }
 
-// IndexDisk creates an index over EROFS layer files, top first, in the new file index, and returns the
-// extents of the read-only disk that shows all of them as one EROFS file system. The disk belongs to
-// one mount: remove the file with it. Layers that an index cannot serve (ext4, compressed images) give
-// an error that matches erofs.ErrNotEROFS, erofs.ErrUnsupported or erofs.ErrTooLarge, and leave no file:
-// use PartitionDisk, or a disk each.
+// IndexDisk creates an index of EROFS layer files, top layer first, in the new file index, and returns the extents of
+// a read-only disk that shows all of them as one EROFS file system. The index is for one mount: remove the file after
+// it. If layers cannot be indexed (ext4, compressed images), the error matches erofs.ErrNotEROFS, erofs.ErrUnsupported
+// or erofs.ErrTooLarge, and no file is left: use PartitionDisk, or one disk per layer.
 func IndexDisk(index string, layers []string) (disk []Extent, err error) {
 	wrap := func(err error) error {
 		return fmt.Errorf("index %d layers in %s: %w", len(layers), index, explain(err))
@@ -88,8 +87,8 @@ func IndexDisk(index string, layers []string) (disk []Extent, err error) {
 	return disk, nil
 }
 
-// PartitionDisk writes a partition table over layer files of any format to the new file table, and
-// returns the extents of the read-only disk whose partition i+1 is layer i.
+// PartitionDisk writes a partition table for layer files of any format to the new file table, and returns the extents
+// of a read-only disk whose partition i+1 is layer i.
 func PartitionDisk(table string, layers []string) (disk []Extent, err error) {
 	wrap := func(err error) error {
 		return fmt.Errorf("partition table for %d layers in %s: %w", len(layers), table, explain(err))
@@ -125,8 +124,8 @@ func PartitionDisk(table string, layers []string) (disk []Extent, err error) {
 	return append(disk, Extent{Path: table, Offset: head, Length: tail}), nil
 }
 
-// writeNew writes a file that must not exist, and removes it when that fails. It is not synced: it
-// lives no longer than a mount.
+// writeNew writes a file that must not exist, and removes it on failure. It is not synced, as it is needed only as
+// long as a mount.
 func writeNew(path string, write func(*os.File) error) (err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

@@ -14,24 +14,24 @@ import (
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
-// output is a file that appears complete or not at all. It is written in a temporary folder beside the
-// folder it is meant for, which is made only when the file is whole.
+// output is a file that is written atomically. It is written in a temporary folder next to its final folder, which is
+// created only when the file is complete.
 type output struct {
 	file *os.File
 	dir  string
 	name string
-	made []string // folders that newOutput made, outermost first
+	made []string // folders that newOutput created, outermost first
 	done bool
-	// lent: a VMM that runs as another user reads the file by a descriptor that it opens once more, which takes
-	// the right to read. In a folder that is closed to others nobody else gets at it by that.
+	// lent: make the file readable by all, if its folder is private: a VMM that runs as another user reopens the
+	// descriptor that it is passed, which needs read permission.
 	lent bool
 
-	work string   // the temporary folder, for nobody but us
-	lock *os.File // in work; says that we live
+	work string   // the temporary folder, private
+	lock *os.File // lock file in work, held as long as this process lives
 }
 
-// The names of temporary folders, and of the lock in each. One whose lock is free is of a process that was
-// killed; whoever makes the next output beside it removes it.
+// The names of temporary folders, and of the lock in each. If the lock is free, the process was killed; the next
+// newOutput next to it removes the folder.
 const (
 	workPrefix, workSuffix = ".strata-", ".tmp"
 	workLock               = "lock"
@@ -66,7 +66,7 @@ func (o *output) makeWork(parent string) error {
 			o.work = work
 			return nil
 		}
-		// Somebody who sweeps may have come before the lock was taken.
+		// A concurrent sweep may have removed it before the lock was taken.
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return errors.Join(err, os.RemoveAll(work))
 		}
@@ -83,7 +83,7 @@ func (o *output) removeWork() error {
 	return removeLocked(o.work, lock)
 }
 
-// removeLocked removes a temporary folder whose lock is held, and releases it.
+// removeLocked removes a temporary folder whose lock is held, and releases the lock.
 func removeLocked(work string, lock *os.File) error {
 	entries, err := os.ReadDir(work)
 	for _, e := range entries {
@@ -97,14 +97,14 @@ func removeLocked(work string, lock *os.File) error {
 	if err := lockfile.Drop(lock); err != nil {
 		return err
 	}
-	if err := os.Remove(work); err != nil && !errors.Is(err, fs.ErrNotExist) { // somebody who sweeps was faster
+	if err := os.Remove(work); err != nil && !errors.Is(err, fs.ErrNotExist) { // a concurrent sweep was faster
 		return err
 	}
 	return nil
 }
 
-// sweep removes from a folder what processes left in it that were killed. What cannot be removed, that of
-// other users above all, does not hinder us.
+// sweep removes the temporary folders of killed processes. Folders that cannot be removed, such as those of other
+// users, are ignored.
 func sweep(parent string) {
 	locks := func(e fs.DirEntry) string {
 		if !e.IsDir() || !strings.HasPrefix(e.Name(), workPrefix) || !strings.HasSuffix(e.Name(), workSuffix) {
@@ -115,13 +115,13 @@ func sweep(parent string) {
 	_ = lockfile.Sweep(context.Background(), parent, locks, func(name string, lock *os.File) error {
 		work := filepath.Join(parent, name)
 		if lock == nil {
-			return os.Remove(work) // it is empty, or not ours
+			return os.Remove(work) // fails unless it is empty
 		}
 		return removeLocked(work, lock)
 	})
 }
 
-// writeFile writes a small file in one step, in place of what has its name.
+// writeFile writes a small file atomically, replacing an existing one.
 func writeFile(dir, name string, b []byte) (err error) {
 	out, err := newOutput(dir, name)
 	if err != nil {
@@ -134,7 +134,7 @@ func writeFile(dir, name string, b []byte) (err error) {
 	return out.commit(true)
 }
 
-// mkdirAll is os.MkdirAll that remembers what it made.
+// mkdirAll is os.MkdirAll, but records the folders that it creates.
 func (o *output) mkdirAll(dir string) error {
 	if st, err := os.Stat(dir); err == nil {
 		if !st.IsDir() {
@@ -156,8 +156,8 @@ func (o *output) mkdirAll(dir string) error {
 	return nil
 }
 
-// commit syncs the file and gives it its name. With replace false it fails with fs.ErrExist when the
-// name is taken.
+// commit syncs the file and renames it to its final name. Unless replace is set, it fails with fs.ErrExist if the name
+// exists.
 func (o *output) commit(replace bool) error {
 	if err := o.file.Sync(); err != nil {
 		return explain(err)
@@ -181,7 +181,7 @@ func (o *output) commit(replace bool) error {
 		}
 		o.done = true
 	} else {
-		// A link refuses to replace, which rename cannot be told to do everywhere.
+		// Link fails if the name exists; rename has no such option on all systems.
 		if err := os.Link(tmp, path); err != nil {
 			return err
 		}
@@ -190,7 +190,7 @@ func (o *output) commit(replace bool) error {
 	return errors.Join(o.removeWork(), atomicfile.SyncDir(o.dir), atomicfile.SyncDir(filepath.Dir(o.dir)))
 }
 
-// abandon removes what was made, unless it was committed. It may be called more than once.
+// abandon removes everything that was created, unless it was committed. It is idempotent.
 func (o *output) abandon() error {
 	if o.done || o.file == nil {
 		return nil
@@ -203,8 +203,7 @@ func (o *output) abandon() error {
 	return errors.Join(closeErr, o.removeWork(), o.removeMade())
 }
 
-// removeMade removes the folders that were made, as far as they are empty: somebody else may have
-// put something there meanwhile.
+// removeMade removes the created folders as long as they are empty: another process may have put something there.
 func (o *output) removeMade() error {
 	for i := len(o.made) - 1; i >= 0; i-- {
 		if err := os.Remove(o.made[i]); err != nil {
@@ -218,7 +217,7 @@ func (o *output) removeMade() error {
 	return nil
 }
 
-// explain adds the remedy to errors that the user can mend.
+// explain adds a remedy to errors that the user can fix.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC):

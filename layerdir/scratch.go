@@ -16,33 +16,33 @@ import (
 // ScratchName is the name of the disk in a scratch folder.
 const ScratchName = "sandbox.vhdx"
 
-// DefaultScratchSize is the size of a scratch when ScratchOptions.Size is 0. It is the size that
-// Windows hosts give a scratch; the file grows with what is written.
+// DefaultScratchSize is the size of a scratch if ScratchOptions.Size is 0, the same as on Windows hosts. The file
+// grows as data is written.
 const DefaultScratchSize = 20 << 30
 
 const (
 	minScratchSize   = 16 << 20
-	maxScratchSize   = 16 << 40 // of ext4 with blocks of 4 KiB and 32-bit block numbers
+	maxScratchSize   = 16 << 40 // ext4 with 4 KiB blocks and 32-bit block numbers
 	scratchSizeUnit  = 1 << 20  // VHDX block size
-	templateRevision = 1        // part of the template's name: raise it when the options below change
+	templateRevision = 1        // part of the template's name: increment it if the options below change
 )
 
-// ScratchOptions says what CreateScratch makes.
+// ScratchOptions are the options of CreateScratch.
 type ScratchOptions struct {
-	Dir  string // the scratch folder: made when it does not exist
-	Size int64  // of the disk in bytes, a multiple of 1 MiB; 0: DefaultScratchSize
-	// CacheDir keeps one template per size, which later scratches are cloned from (by reflink where
-	// the file system can, else by a copy that keeps holes). Empty: no template is kept.
+	Dir  string // the scratch folder; created if needed
+	Size int64  // size of the disk in bytes, a multiple of 1 MiB; 0: DefaultScratchSize
+	// CacheDir stores one template per size, from which further scratches are cloned (by reflink if the file system
+	// can, else by a sparse copy). Empty: no template.
 	CacheDir string
-	// Unformatted leaves the disk empty: the guest formats it when it is first mounted, for which it has to
-	// have mkfs.ext4 (Linux guests of 2021 do not format). It needs no programs here, and so works on Windows.
+	// Unformatted leaves the disk empty: the guest formats it when it is first mounted, and must have mkfs.ext4 (Linux
+	// guests of 2021 do not format). It needs no programs on the host and works on Windows.
 	Unformatted bool
 }
 
-// CreateScratch makes Dir/sandbox.vhdx: a dynamic VHDX with an empty ext4 file system in it, without a
-// journal because a scratch does not outlive a crash of its machine. It needs the programs mkfs.ext4
-// and qemu-img unless it is to be Unformatted, but no rights. An existing disk is never overwritten: the error
-// then matches fs.ErrExist. Several processes may call it at once, with the same CacheDir too.
+// CreateScratch creates Dir/sandbox.vhdx: a dynamic VHDX with an empty ext4 file system, without a journal because a
+// scratch is not used after a crash of its machine. It needs the programs mkfs.ext4 and qemu-img unless Unformatted is
+// set, but no privileges. If the disk exists, the error matches fs.ErrExist. Several processes may call it
+// concurrently, with the same CacheDir too.
 func CreateScratch(ctx context.Context, o ScratchOptions) (path string, err error) {
 	if o.Size == 0 {
 		o.Size = DefaultScratchSize
@@ -91,9 +91,8 @@ func CreateScratch(ctx context.Context, o ScratchOptions) (path string, err erro
 	return path, nil
 }
 
-// scratchTemplate returns the path of the template for a size and makes it when it is missing. Two
-// processes that make it at once both succeed: the later rename wins, and both files are the same
-// but for their ids.
+// scratchTemplate returns the path of the template for a size and creates it if needed. If two processes create it
+// concurrently, the last rename wins; the files are equivalent.
 func scratchTemplate(ctx context.Context, cacheDir string, size int64) (path string, err error) {
 	cacheDir, err = filepath.Abs(cacheDir)
 	if err != nil {
@@ -115,8 +114,8 @@ func scratchTemplate(ctx context.Context, cacheDir string, size int64) (path str
 	return path, out.commit(true)
 }
 
-// formatScratch writes a VHDX with an empty ext4 file system to the existing file at path, which is
-// absolute: mkfs.ext4 formats a sparse raw file beside it, and qemu-img converts that.
+// formatScratch writes a VHDX with an empty ext4 file system to the existing file at path, which must be absolute:
+// mkfs.ext4 formats a sparse raw file next to it, which qemu-img converts.
 func formatScratch(ctx context.Context, path string, size int64) (err error) {
 	raw, err := os.CreateTemp(filepath.Dir(path), ".raw-*.tmp")
 	if err != nil {
@@ -126,8 +125,8 @@ func formatScratch(ctx context.Context, path string, size int64) (err error) {
 	if err := errors.Join(raw.Truncate(size), raw.Close()); err != nil {
 		return err
 	}
-	// Absolute paths begin with a slash, so that neither program takes one for an option, and
-	// qemu-img takes none for a protocol such as "nbd:".
+	// Absolute paths start with a slash: neither program takes one for an option, and qemu-img does not take one for a
+	// protocol such as "nbd:".
 	err = runTool(ctx, "mkfs.ext4", "e2fsprogs", "-q", "-F", "-b", "4096", "-m", "0",
 		"-E", "lazy_itable_init=0,root_owner=0:0", "-O", "^has_journal,sparse_super2,^resize_inode", raw.Name())
 	if err != nil {
@@ -154,8 +153,7 @@ func runTool(ctx context.Context, program, debianPackage string, args ...string)
 	return nil
 }
 
-// lookTool finds a program in PATH, or where administrators' programs live: users often have no
-// sbin in their PATH.
+// lookTool finds a program in PATH or in the sbin directories, which users often do not have in their PATH.
 func lookTool(program string) (string, error) {
 	bin, err := exec.LookPath(program)
 	if err == nil {

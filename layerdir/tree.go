@@ -16,17 +16,16 @@ import (
 	"github.com/stratavm/strata/internal/userns"
 )
 
-// idsName is the name of the record beside a tree of the ids that its user namespace had.
+// idsName is the name of the file next to a tree that records the id map of its user namespace.
 const idsName = "layer.dir.ids"
 
-const maxIDs = 1 << 20 // bytes of that record
+const maxIDs = 1 << 20 // maximum size of that file, in bytes
 
-// ErrOtherIDs says that a tree was made in a user namespace with other ids.
-var ErrOtherIDs = errors.New("the layer was made in a user namespace with other ids")
+// ErrOtherIDs says that a tree was created in a user namespace with another id map.
+var ErrOtherIDs = errors.New("the layer was created in a user namespace with other ids")
 
-// convertTree creates a layer that is a directory tree; see the comment of the package. Where the kernel
-// mounts disks a tree has no use, and its set-user-ID programs would be root's: outside of a user
-// namespace the error matches errors.ErrUnsupported.
+// convertTree creates a layer that is a directory tree; see the package comment. Outside of a user namespace the error
+// matches errors.ErrUnsupported: there disks can be mounted, and the tree's set-user-ID programs would run as root.
 func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res Result, err error) {
 	if o.Verity {
 		return res, fmt.Errorf("a hash tree for a directory tree: %w", errors.ErrUnsupported)
@@ -43,7 +42,7 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 	if _, err := os.Lstat(path); err == nil {
 		return res, fmt.Errorf("%s: %w: remove it first, or choose another folder", path, fs.ErrExist)
 	}
-	// As with the other formats the contents come first: only the end of the tar tells what a name is.
+	// As with the other formats, contents are unpacked first: the final tree is known only at the end of the tar.
 	data, err := newOutput(dir, Tree.FileName())
 	if err != nil {
 		return res, err
@@ -62,7 +61,7 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 		return res, err
 	}
 	made := filepath.Join(data.work, "tree")
-	// Nobody else gets at the tree, which has set-user-ID programs: not while it is made, and not after.
+	// The tree is private, both while it is created and afterwards, as it contains set-user-ID programs.
 	if res.Bytes, err = unpack(ctx, tree, data.file, made, ids.One); err != nil {
 		return res, err
 	}
@@ -72,7 +71,7 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return res, err
 	}
-	// The record comes first, so that no tree is seen without one.
+	// The record is written first, so that a tree is never visible without it.
 	if err := writeFile(dir, idsName, []byte(ids.Text)); err != nil {
 		return res, err
 	}
@@ -80,8 +79,8 @@ func convertTree(ctx context.Context, in io.Reader, dir string, o Options) (res 
 	return res, errors.Join(os.Rename(made, path), atomicfile.SyncDir(dir), atomicfile.SyncDir(filepath.Dir(dir)))
 }
 
-// CheckTree makes sure that the files of the tree in dir have the owners here that they were given: an
-// error matches ErrOtherIDs when it was made in a user namespace with other ids than this one.
+// CheckTree checks that the files of the tree in dir have the owners that they were created with. If the tree was
+// created in a user namespace with another id map, the error matches ErrOtherIDs.
 func CheckTree(dir string) error {
 	b, err := regfile.Read(filepath.Join(dir, idsName), maxIDs)
 	if err != nil {

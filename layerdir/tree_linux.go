@@ -16,23 +16,23 @@ import (
 	"github.com/stratavm/strata/internal/format/layertree"
 )
 
-// copyPiece is how much is copied between two looks at the context.
+// copyPiece is how many bytes are copied between two checks of the context.
 const copyPiece = 64 << 20
 
-// unpacker is an unpack under way.
+// unpacker is the state of an unpack.
 type unpacker struct {
 	root  *os.Root
 	data  *os.File
 	one   bool
-	first map[*layertree.Node]string // the first name of a file with several
+	first map[*layertree.Node]string // the first name of a file with several hard links
 	bytes int64
 }
 
-// unpack creates the tree at dir, which must not exist yet, with the contents in data, and syncs it. one
-// says that everything belongs to one user. It returns the size of all files.
+// unpack creates the tree at dir, which must not exist, with the contents in data, and syncs it. With one, all files
+// belong to a single user. It returns the total size of the files.
 //
-// Nobody else works in dir, and below it names are only ever used in a directory that is open, so that
-// nothing in the tree can lead out of it and no path is too long.
+// No other process works in dir, and names are always resolved relative to an open directory, so that nothing in the
+// tree can lead out of it and no path is too long.
 func unpack(ctx context.Context, tree *layertree.Tree, data *os.File, dir string, one bool) (int64, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return 0, err
@@ -41,7 +41,7 @@ func unpack(ctx context.Context, tree *layertree.Tree, data *os.File, dir string
 	if err != nil {
 		return 0, err
 	}
-	defer root.Close() // it was only searched
+	defer root.Close() // only used for lookups
 	u := &unpacker{root: root, data: data, one: one, first: map[*layertree.Node]string{}}
 	type folder struct {
 		path string
@@ -66,8 +66,8 @@ func unpack(ctx context.Context, tree *layertree.Tree, data *os.File, dir string
 			return 0, err
 		}
 	}
-	// Directories last, the deepest first: each entry changes the time of its directory, and an ACL
-	// would be passed on.
+	// Set the attributes of directories last, deepest first: adding an entry changes the directory's mtime, and a
+	// default ACL would be inherited.
 	for _, d := range slices.Backward(folders) {
 		err := u.in(d.path, func(at string) error { return u.attributes(at+".", d.node) })
 		if err != nil {
@@ -83,17 +83,17 @@ func unpack(ctx context.Context, tree *layertree.Tree, data *os.File, dir string
 	})
 }
 
-// in calls f with a prefix for names in a directory of the tree.
+// in calls f with a path prefix for the names in a directory of the tree.
 func (u *unpacker) in(dir string, f func(at string) error) error {
 	d, err := u.root.Open(dir)
 	if err != nil {
 		return err
 	}
-	defer d.Close() // it was only searched
+	defer d.Close() // only used for lookups
 	return f(fmt.Sprintf("/proc/self/fd/%d/", d.Fd()))
 }
 
-// bare leaves out the path by way of a descriptor, which says nothing to people.
+// bare removes the /proc/self/fd path from an error, which is useless to the user.
 func bare(err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok && err == error(pe) {
 		return fmt.Errorf("%s: %w", pe.Op, pe.Err)
@@ -101,7 +101,7 @@ func bare(err error) error {
 	return err
 }
 
-// add creates the file n at at; its name in the tree is p.
+// add creates node n at path at; p is its path in the tree.
 func (u *unpacker) add(ctx context.Context, at, p string, n *layertree.Node) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
@@ -148,7 +148,7 @@ func (u *unpacker) file(ctx context.Context, at string, n *layertree.Node) (err 
 			if err := errors.Join(err, err2); err != nil {
 				return err
 			}
-			// The kernel copies, or shares blocks, where the file system can.
+			// copy_file_range copies in the kernel, or shares blocks, if the file system can.
 			done, err := io.CopyN(f, u.data, min(left, copyPiece))
 			if err != nil {
 				return err
@@ -160,7 +160,7 @@ func (u *unpacker) file(ctx context.Context, at string, n *layertree.Node) (err 
 	return f.Truncate(n.Size)
 }
 
-// attributes sets owner, permissions, attributes and time, in the order in which none undoes another.
+// attributes sets owner, mode, extended attributes and mtime, in an order in which none resets another.
 func (u *unpacker) attributes(at string, n *layertree.Node) error {
 	uid, gid := int(n.UID), int(n.GID)
 	if u.one {
@@ -194,7 +194,7 @@ func (u *unpacker) attributes(at string, n *layertree.Node) error {
 	return nil
 }
 
-// xattr returns the name that an attribute has in a user namespace, if it can be had there.
+// xattr returns the name of an extended attribute in a user namespace; ok is false if it cannot be set there.
 func (u *unpacker) xattr(n *layertree.Node, name string) (string, bool) {
 	switch {
 	case name == layertree.OpaqueXattr:
@@ -209,7 +209,7 @@ func (u *unpacker) xattr(n *layertree.Node, name string) (string, bool) {
 	return "", false
 }
 
-// moreIDs is the remedy where the kernel does not know an id.
+// moreIDs returns a remedy for the kernel's error about an unmapped id.
 func moreIDs(err error) string {
 	if !errors.Is(err, unix.EINVAL) {
 		return ""

@@ -13,22 +13,22 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// VerityFileName is the name of the record of a hash tree beside its layer.
+// VerityFileName returns the name of the record of a layer's hash tree, next to the layer file.
 func (f Format) VerityFileName() string { return f.FileName() + veritySuffix }
 
 const veritySuffix = ".verity.json"
 
-// ReadVerity reads the record of the hash tree of the layer in dir. Without one the error matches
-// fs.ErrNotExist. The record is as trustworthy as the folder: who does not trust it has to know the
-// root digest from elsewhere.
+// ReadVerity reads the record of the hash tree of the layer in dir. If there is none, the error matches
+// fs.ErrNotExist. The record is only as trustworthy as the folder: if the folder is not trusted, get the root digest
+// from elsewhere.
 func ReadVerity(dir string, f Format) (verity.Info, error) {
 	return ReadVerityOf(filepath.Join(dir, f.FileName()))
 }
 
-// maxVerityRecord bounds the record of a hash tree; it has a few hundred bytes.
+// maxVerityRecord bounds the size of the record of a hash tree, which has a few hundred bytes.
 const maxVerityRecord = 64 << 10
 
-// ReadVerityOf is ReadVerity for an image file, whatever it is called.
+// ReadVerityOf is ReadVerity for the image file with the given path.
 func ReadVerityOf(image string) (verity.Info, error) {
 	var info verity.Info
 	path := image + veritySuffix
@@ -45,8 +45,7 @@ func ReadVerityOf(image string) (verity.Info, error) {
 	return info, nil
 }
 
-// writeVerity writes the record of a layer that is about to appear, or removes that of its
-// predecessor.
+// writeVerity writes the record of a layer that is about to be committed, or removes that of its predecessor.
 func writeVerity(dir string, f Format, info *verity.Info) error {
 	if info == nil {
 		if err := os.Remove(filepath.Join(dir, f.VerityFileName())); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -11,9 +11,9 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// Places in images, in bytes.
+// Offsets in images, in bytes, and magic numbers.
 const (
-	superBlockAt = 1024 // of ext4 and of EROFS
+	superBlockAt = 1024 // in ext4 and EROFS
 	superBlocks  = superBlockAt + 1024
 
 	ext4Magic  = 0xef53
@@ -21,9 +21,9 @@ const (
 	ext4Wide   = 0x80 // the incompatible feature "64bit"
 )
 
-// VerityInImage returns what the hash tree that follows the file system in an image says of itself, as other
-// tools leave it without a record. Without a tree, or without an image, the error matches fs.ErrNotExist. The digest
-// is as trustworthy as the image: the tree finds damage, not a forger.
+// VerityInImage reads the parameters of the hash tree that follows the file system in an image, as other tools append
+// it without a record. If there is no hash tree or no image, the error matches fs.ErrNotExist. The digest is only as
+// trustworthy as the image: the tree detects damage, but not forgery.
 func VerityInImage(image string) (verity.Info, error) {
 	f, _, err := regfile.Open(image)
 	if err != nil {
@@ -42,23 +42,23 @@ func VerityInImage(image string) (verity.Info, error) {
 	}
 	info, err := verity.Read(f, size)
 	if err != nil {
-		return verity.Info{}, fmt.Errorf("%s: the hash tree in it is of no use: %w", image, err)
+		return verity.Info{}, fmt.Errorf("%s: invalid hash tree: %w", image, err)
 	}
 	stat, err := f.Stat()
 	if err != nil {
 		return verity.Info{}, err
 	}
 	if end := info.DataBytes + info.TreeBytes; end > stat.Size() {
-		return verity.Info{}, fmt.Errorf("%s: the hash tree in it ends at %d, the file at %d (truncated?)",
+		return verity.Info{}, fmt.Errorf("%s: the hash tree ends at byte %d, but the file has %d bytes (truncated?)",
 			image, end, stat.Size())
 	}
 	return info, nil
 }
 
-// fileSystemSize is the size in bytes that an ext4 or EROFS super block says, or 0 for another.
+// fileSystemSize returns the size in bytes according to an ext4 or EROFS super block, or 0 for anything else.
 func fileSystemSize(b []byte) int64 {
 	le := binary.LittleEndian
-	const maxBits, maxBlocks = 16, 1 << 40 // their product fits
+	const maxBits, maxBlocks = 16, 1 << 40 // their product does not overflow
 	var blocks uint64
 	var bits uint32
 	switch {

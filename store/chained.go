@@ -9,12 +9,12 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// A layer is the same over all others, but for three kinds of entries: one in a directory without an entry of its
-// own, where the layers below have a symbolic link, a hard link to a file below, and a whiteout in a directory that
-// they do not have. A layer that depends on the layers below it is kept for its chain, by the chain's id; one that
-// is another over nothing by an id of its own; the others are kept once.
+// Almost all layers are the same over any other layers. Exceptions are three kinds of entries: one below a directory
+// without an entry in this layer that is a symbolic link in a lower layer, a hard link to a file of a lower layer, and
+// a whiteout in a directory that the lower layers do not have. A layer that depends on the layers below is stored per
+// chain, under the chain's id (a base layer under an id of its own); other layers are stored once.
 
-// chainLayers finds out which layers of an image depend on those below, makes these, and notes them in img.
+// chainLayers finds the layers of an image that depend on those below, converts them, and marks them in img.
 func (s *Store) chainLayers(ctx context.Context, r Request, img *Image, f Format) error {
 	stack := img.stack()
 	var below layerdir.Below
@@ -36,14 +36,14 @@ func (s *Store) chainLayers(ctx context.Context, r Request, img *Image, f Format
 		obj := img.object(p, f)
 		if ok, err := s.has(obj); err != nil {
 			return err
-		} else if ok { // one that is not mounted may be missing
+		} else if ok { // a layer that is not mounted may be missing
 			below.Add(s.path(string(obj), f.File.FileName()), s.path(string(obj), outlineName))
 		}
 	}
 	return nil
 }
 
-// chainLayer reports whether a layer depends on those below it, and makes it then.
+// chainLayer reports whether a layer depends on those below it, and converts it if so.
 func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, o layerdir.Options) (bool, error) {
 	chained := layerObject(p.ownID, f)
 	if ok, err := s.has(chained); ok || err != nil {
@@ -55,7 +55,7 @@ func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, o 
 		return false, err
 	}
 	if ok {
-		// Outlines need not be read where it was found out before.
+		// Outlines need not be read if an existing chain has answered the question.
 		if settled, err := s.fits(ctx, chainObject(p.chainID, f), obj, f); settled || err != nil {
 			return false, err
 		}
@@ -64,7 +64,7 @@ func (s *Store) chainLayer(ctx context.Context, r Request, p place, f Format, o 
 			return false, nil
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			s.o.Logger.Warn("a layer was made by an earlier version, so that links of the layers below are not followed",
+			s.o.Logger.Warn("a layer is of an earlier version: symbolic links of lower layers are not followed",
 				"layer", p.diffID)
 			return false, nil
 		}

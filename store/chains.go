@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// putChains creates the folders of an image's layers, base first.
+// putChains creates the chain folders of an image, base first.
 func (s *Store) putChains(ctx context.Context, img Image, f Format) error {
 	stack := img.stack()
 	for i, p := range stack {
@@ -38,8 +38,8 @@ func (s *Store) putChains(ctx context.Context, img Image, f Format) error {
 	return nil
 }
 
-// fits reports whether a chain is there and leads to a layer. One that leads to another layer is discarded: its
-// layer has turned out to depend on those below.
+// fits reports whether a chain exists and links to the layer. If it links to another one, it is discarded: its layer
+// turned out to depend on those below.
 func (s *Store) fits(ctx context.Context, chain, layer object, f Format) (bool, error) {
 	if ok, err := s.has(chain); !ok || err != nil {
 		return false, err
@@ -88,7 +88,7 @@ func (s *Store) putChain(ctx context.Context, chain, layer object, parents []str
 		s.step("chain")
 		err = commit(out, s.path(string(chain)))
 		if err != nil {
-			// Another process may have been quicker: its folder is the same.
+			// Another process may have been faster: its folder is the same.
 			if ok, herr := s.has(chain); ok && herr == nil {
 				return nil
 			}
@@ -99,8 +99,8 @@ func (s *Store) putChain(ctx context.Context, chain, layer object, parents []str
 	})
 }
 
-// link creates a symbolic link to a file of the store, relative to where the link will be in the end; on
-// Windows, where users may not make such links, a hard link.
+// link creates a symbolic link to a file of the store, relative to the link's final location; on Windows, where users
+// may not create symbolic links, a hard link.
 func (s *Store) link(target, at string, chain object) error {
 	if runtime.GOOS == "windows" {
 		return os.Link(s.path(target), at)

@@ -18,26 +18,26 @@ import (
 
 const maxLayerRecord = 1 << 20 // bytes
 
-// Problem is one thing that Check found wrong.
+// Problem is a fault that Check found.
 type Problem struct {
 	Object string   `json:"object"`           // relative to the store
-	Reason string   `json:"reason"`           // for people
-	Images []string `json:"images,omitempty"` // that need it
+	Reason string   `json:"reason"`           // human-readable
+	Images []string `json:"images,omitempty"` // images that need the object
 
 	obj object
 }
 
-// Report is what Check found.
+// Report is the result of Check.
 type Report struct {
-	Layers   int       `json:"layers"` // that were read
+	Layers   int       `json:"layers"` // layers read
 	Bytes    int64     `json:"bytes"`
 	Images   int       `json:"images"`
 	Problems []Problem `json:"problems"`
 }
 
-// Check reads every layer and compares it with the digest taken when it was made, looks whether each
-// image has all of its layers and whether the chains are what they should be. Problems are in the
-// report; an error says that Check could not look.
+// Check reads every layer and compares it with the digest computed when it was imported, and checks that each image
+// has all of its layers and that the chains are valid. Problems are in the report; an error says that the check could
+// not be completed.
 func (s *Store) Check(ctx context.Context) (Report, error) {
 	r := Report{Problems: []Problem{}}
 	fail := func(err error) (Report, error) { return r, fmt.Errorf("check the store %s: %w", s.dir, err) }
@@ -89,11 +89,11 @@ func (s *Store) Check(ctx context.Context) (Report, error) {
 		}
 		if err := found[i].err; err != nil {
 			if ok, herr := s.has(o); herr == nil && !ok {
-				continue // collected meanwhile
+				continue // garbage collected in the meantime
 			}
 			p := Problem{string(o), err.Error(), users[o], o}
 			if errors.Is(err, layerdir.ErrOtherIDs) {
-				p.obj, p.Images = "", nil // whole, as far as anybody here can tell: nothing to repair
+				p.obj, p.Images = "", nil // not damaged, as far as can be told here: nothing to repair
 			}
 			r.Problems = append(r.Problems, p)
 		}
@@ -101,8 +101,8 @@ func (s *Store) Check(ctx context.Context) (Report, error) {
 	for _, img := range images {
 		for _, o := range img.objects() {
 			if !there[o] {
-				there[o] = true // once is enough
-				r.Problems = append(r.Problems, Problem{string(o), "it is missing", users[o], o})
+				there[o] = true // report it once
+				r.Problems = append(r.Problems, Problem{string(o), "missing", users[o], o})
 			}
 		}
 	}
@@ -116,7 +116,7 @@ func (s *Store) checkObject(ctx context.Context, o object) (int64, error) {
 	return 0, s.checkChain(s.path(string(o)))
 }
 
-// readRecord reads the record of the layer in a folder.
+// readRecord reads the record of the layer in dir.
 func readRecord(dir string) (rec record, err error) {
 	b, err := regfile.Read(filepath.Join(dir, recordName), maxLayerRecord)
 	if err == nil {
@@ -149,7 +149,7 @@ func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
 		} else if err != nil {
 			return 0, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		size = rec.Bytes // the digest says more
+		size = rec.Bytes // covered by the digest
 	}
 	if size != rec.Bytes {
 		return 0, fmt.Errorf("%w: %s has %d bytes and had %d", ErrDamaged, f.File.FileName(), size, rec.Bytes)
@@ -171,7 +171,7 @@ func (s *Store) checkLayer(ctx context.Context, dir string) (int64, error) {
 		}
 	}
 	if f.Verity {
-		// Who changes this record changes what a guest takes for the truth.
+		// The record has the root digest that guests trust.
 		sum, err := hashFile(ctx, filepath.Join(dir, f.File.VerityFileName()))
 		if err != nil {
 			return size, fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -212,7 +212,7 @@ func (s *Store) checkChain(dir string) error {
 	if f, err := ParseFormat(filepath.Base(dir)); err != nil {
 		return err
 	} else if f.Verity {
-		// Without it the layer would be mounted unchecked.
+		// Without it the layer would be mounted without verification.
 		if _, err := os.Stat(filepath.Join(dir, f.File.VerityFileName())); err != nil {
 			return fmt.Errorf("%w: its hash tree's record is missing: %w", ErrDamaged, err)
 		}
@@ -220,9 +220,8 @@ func (s *Store) checkChain(dir string) error {
 	return nil
 }
 
-// Repair throws away what Check found damaged and has the images that need it imported again. A virtual
-// machine that has a damaged layer mounted keeps the file it has. It attempts everything and joins the
-// errors.
+// Repair removes the damaged objects that Check found and calls reimport for the images that need them. A virtual
+// machine that has a damaged layer mounted keeps its open file. It tries everything and joins the errors.
 func (s *Store) Repair(ctx context.Context, r Report, reimport func(context.Context, Image) error) error {
 	var errs []error
 	again := map[string]bool{}
@@ -253,7 +252,7 @@ func (s *Store) Repair(ctx context.Context, r Report, reimport func(context.Cont
 	return nil
 }
 
-// discard removes an object, also one that images need.
+// discard removes an object, even if images need it.
 func (s *Store) discard(ctx context.Context, o object) (err error) {
 	t, err := s.newTemp()
 	if err != nil {

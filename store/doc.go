@@ -1,27 +1,27 @@
-// Package store keeps converted layers on disk, by content, for any number of images, goroutines and
-// processes at once.
+// Package store stores converted layers on disk, content-addressed. Any number of images, goroutines and processes may
+// use it concurrently.
 //
-//	lock                              held shared to take a reference, exclusively to collect garbage
+//	lock                              held shared to add a reference, exclusively to collect garbage
 //	layers/sha256/<diffID>/<format>/  layer.erofs, layer.vhd or layer.dir, record.json, outline
-//	layers/sha256/<chainID>/<format>/ the same of a layer that is another one over other layers, or over none
+//	layers/sha256/<chainID>/<format>/ the same, for a layer that depends on the layers below it
 //	chains/sha256/<chainID>/<format>/ links to the layer's files, layerchain.json with the parents
 //	images/<hash of the name>.json    name, source, configuration, layers
-//	leases/<id>.json                  what somebody works with just now
-//	locks/<diffID>-<format>           who converts a layer
+//	leases/<id>.json                  objects in use
+//	locks/<diffID>-<format>           held while a layer is converted
 //	templates/                        scratch disks to clone
-//	tmp/<id>/, tmp/<id>.lock          what is being made or thrown away
+//	tmp/<id>/, tmp/<id>.lock          objects being created or deleted
 //
-// A layer is converted once, however many ask for it, and is the same file for every image: a virtual
-// machine that has it does not get it again. What depends on the layers below, layerchain.json, is kept
-// apart from it, in a folder for each chain; these folders are what package layers mounts.
+// A layer is converted once, even if requested concurrently, and all images share the file: a virtual machine that has
+// it attached does not get it again. layerchain.json, which depends on the layers below, is stored separately, in a
+// folder for each chain; package layers mounts these folders.
 //
-// Some layers depend on those below: an entry lib/x without one for lib/, where lib is a symbolic link below,
-// belongs where the link leads to, and a hard link may name a file below. Such a layer is made by itself first; the
-// outlines, the layers' names without contents, then tell that it would be another one, and it is made again for its
-// chain. So a layer is served to an image only where it is the same.
+// Some layers depend on those below: an entry lib/x without an entry lib/, where lib is a symbolic link in a lower
+// layer, belongs to the link's target, and a hard link may refer to a file of a lower layer. Such a layer is first
+// converted on its own; the outlines (trees without contents) then show that it depends on the lower layers, and it is
+// converted again for its chain. So images share a layer only if it is the same for them.
 //
-// Folders are made below tmp, synced, and renamed to their place, so that a crash at any point leaves the
-// whole thing or nothing. The owner of a folder below tmp holds a lock on it; what has lost its owner the
-// next Open removes. References are leases: Import takes one before it looks what is there already, so
-// that GC cannot take away what an import is about to use.
+// Folders are created below tmp, synced, and renamed to their final place, so that a crash leaves either a complete
+// object or none. The owner of a folder below tmp holds a lock on it; the next Open removes folders without owner.
+// Leases are references: Import takes one before it looks up existing layers, so that GC cannot remove what it is
+// about to use.
 package store

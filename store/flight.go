@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// flights lets goroutines that want the same thing share one call.
+// flights deduplicates concurrent calls for the same key.
 type flights struct {
 	mu    sync.Mutex
 	calls map[object]*flight
@@ -15,12 +15,11 @@ type flight struct {
 	users  int
 	cancel context.CancelFunc
 	done   chan struct{}
-	err    error // valid when done is closed
+	err    error // valid once done is closed
 }
 
-// do runs f, unless it is running for key already: then it waits for that. A caller whose ctx ends leaves;
-// when the last one does, the call is cancelled and waited for. A call that failed for another caller,
-// whose source may be worse than ours, is made again.
+// do runs f, or waits for the result of a call in progress for key. A caller whose ctx ends returns at once; the last
+// one cancels the call and waits for it. If a call of another caller failed, do runs f itself, as its source may work.
 func (g *flights) do(ctx context.Context, key object, f func(context.Context) error) error {
 	for {
 		if ctx.Err() != nil {
@@ -68,14 +67,14 @@ func (g *flights) once(ctx context.Context, key object, f func(context.Context) 
 	c.users--
 	last := c.users == 0
 	if last && g.calls[key] == c {
-		delete(g.calls, key) // the next caller begins anew
+		delete(g.calls, key) // the next caller starts a new call
 	}
 	g.mu.Unlock()
 	if last {
 		c.cancel()
 		<-c.done
 		if c.err == nil {
-			return mine, nil // it was done in time after all
+			return mine, nil // it completed just in time
 		}
 	}
 	return mine, context.Cause(ctx)

@@ -14,16 +14,16 @@ import (
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
-// Removed reports what GC took away, or with a dry run would.
+// Removed lists what GC removed or, with dryRun, would remove.
 type Removed struct {
 	Objects []string `json:"objects"` // relative to the store
-	Bytes   int64    `json:"bytes"`   // that the disk gets back
-	// Held are objects that no image needs, and who uses them.
+	Bytes   int64    `json:"bytes"`   // disk space freed
+	// Held are objects that no image needs but that are in use, with their users.
 	Held map[string]string `json:"held,omitempty"`
 }
 
-// GC removes layers that no image needs, nobody holds a lease on and no virtual machine has mounted. The
-// lock of the store is held only while it looks and renames, and not while it deletes.
+// GC removes layers that no image needs, that no lease refers to, and that no virtual machine has mounted. It holds
+// the lock of the store only while it finds and renames them, not while it deletes them.
 func (s *Store) GC(ctx context.Context, dryRun bool) (Removed, error) {
 	r, err := s.gc(ctx, dryRun)
 	if err != nil {
@@ -58,7 +58,7 @@ func (s *Store) gc(ctx context.Context, dryRun bool) (out Removed, err error) {
 				if err := os.Rename(s.path(string(obj)), filepath.Join(t.dir, fmt.Sprint(i))); err != nil {
 					return err
 				}
-				// The folder of the digest goes with its last format.
+				// Remove the digest's folder with its last format.
 				_ = os.Remove(filepath.Dir(s.path(string(obj))))
 			}
 			out.Objects = append(out.Objects, string(obj))
@@ -73,11 +73,11 @@ func (s *Store) gc(ctx context.Context, dryRun bool) (out Removed, err error) {
 	return out, err
 }
 
-// dead lists what can go. Chains come before layers: a chain must never link to nothing.
+// dead returns the objects that can be removed. Chains come before layers: a chain must never have dangling links.
 func (s *Store) dead(ctx context.Context) (dead []object, heldBy map[string]string, err error) {
 	images, err := s.Images()
 	if err != nil {
-		return nil, nil, fmt.Errorf("an image cannot be read, so that nothing can be said to be unused: %w", err)
+		return nil, nil, fmt.Errorf("an image cannot be read, so no layer is known to be unused: %w", err)
 	}
 	needed := map[object]bool{}
 	for _, img := range images {
@@ -119,8 +119,8 @@ func (s *Store) dead(ctx context.Context) (dead []object, heldBy map[string]stri
 	return dead, heldBy, nil
 }
 
-// objectsOf returns the objects that a host path lies in: as it is spelt, and with its links resolved. A
-// chain that is in use keeps its layer; its parents are in use by themselves.
+// objectsOf returns the objects that contain a host path, as given and with links resolved. A chain in use includes
+// its layer; its parents are in use on their own.
 func (s *Store) objectsOf(path string) []object {
 	var out []object
 	add := func(p string) {
@@ -156,7 +156,7 @@ func (s *Store) objectsOf(path string) []object {
 	return out
 }
 
-// hardLinked returns the layers that have the file at path, too: on Windows a chain's links are hard ones.
+// hardLinked returns the layers that also have the file at path: on Windows, chains have hard links.
 func (s *Store) hardLinked(path string) (out []object) {
 	if runtime.GOOS != "windows" {
 		return nil
@@ -165,7 +165,7 @@ func (s *Store) hardLinked(path string) (out []object) {
 	if err != nil {
 		return nil
 	}
-	layers, _ := s.list(layersDir) // collecting garbage lists them again, and reports the error
+	layers, _ := s.list(layersDir) // dead lists them again, and reports the error
 	for _, o := range layers {
 		if there, err := os.Lstat(s.path(string(o), filepath.Base(path))); err == nil && os.SameFile(info, there) {
 			out = append(out, o)
@@ -174,7 +174,7 @@ func (s *Store) hardLinked(path string) (out []object) {
 	return out
 }
 
-// list gives all objects of a kind.
+// list returns all objects of a kind.
 func (s *Store) list(kind string) ([]object, error) {
 	var out []object
 	top := filepath.Join(kind, "sha256")
@@ -201,13 +201,13 @@ func (s *Store) list(kind string) ([]object, error) {
 func (s *Store) dropLocks(ctx context.Context) error {
 	return lockfile.Sweep(ctx, s.path(locksDir), fs.DirEntry.Name, func(_ string, lock *os.File) error {
 		if lock == nil {
-			return nil // removed just now
+			return nil // removed in the meantime
 		}
 		return lockfile.Drop(lock)
 	})
 }
 
-// diskUsage adds up the files of an object. Symbolic links count nothing.
+// diskUsage returns the disk space of an object's files. Symbolic links are not counted.
 func diskUsage(dir string) (n int64, err error) {
 	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {

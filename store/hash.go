@@ -17,10 +17,10 @@ import (
 
 const hashBlock = 64 << 10
 
-// sumsPrefix is what the digests of sumFile begin with. Records of earlier versions have those of hashFile for all.
+// sumsPrefix is the prefix of digests of sumFile. Records of earlier versions only have digests of hashFile.
 const sumsPrefix = "crc32:"
 
-// hashLayer returns the digest of a layer.
+// hashLayer returns the digest of a layer in format f.
 func hashLayer(ctx context.Context, f Format, path string) (string, error) {
 	if f.File == layerdir.Tree {
 		return hashTree(ctx, path)
@@ -28,7 +28,7 @@ func hashLayer(ctx context.Context, f Format, path string) (string, error) {
 	return sumFile(ctx, path)
 }
 
-// checkFile reports whether a layer of the format, or a file beside it, has a digest, of either kind.
+// checkFile reports whether a layer, or a file next to it, has the digest want, of either kind.
 func checkFile(ctx context.Context, f Format, path, want string) (same bool, err error) {
 	var got string
 	if f.File == layerdir.Tree || strings.HasPrefix(want, sumsPrefix) {
@@ -39,9 +39,8 @@ func checkFile(ctx context.Context, f Format, path, want string) (same bool, err
 	return got == want, err
 }
 
-// sumFile returns a digest by which is found what a disk or a program has damaged, in less time than hashFile takes.
-// Who means to deceive could find another file with it, but could as well change the record beside the file. Of each
-// block the digest is over two sums, of different polynomials.
+// sumFile returns a digest that detects accidental damage and is faster than hashFile: a hash of two CRCs of different
+// polynomials per block. It does not detect forgery, but a forger could as well change the record next to the file.
 func sumFile(ctx context.Context, path string) (string, error) {
 	castagnoli := crc32.MakeTable(crc32.Castagnoli)
 	sum, err := digestFile(ctx, path, func(h hash.Hash, block []byte) {
@@ -53,14 +52,14 @@ func sumFile(ctx context.Context, path string) (string, error) {
 	return sumsPrefix + sum, err
 }
 
-// hashFile returns a digest that no other file has, whoever makes it.
+// hashFile returns a cryptographic digest.
 func hashFile(ctx context.Context, path string) (string, error) {
 	sum, err := digestFile(ctx, path, func(h hash.Hash, block []byte) { h.Write(block) })
 	return digestPrefix + sum, err
 }
 
-// digestFile returns a digest of a file's blocks that are not zero, each with its place, and of its size:
-// holes cost nothing, and a copy without holes has the same digest.
+// digestFile returns a digest of the size of a file and of its non-zero blocks with their offsets: holes are not read,
+// and a copy without holes has the same digest.
 func digestFile(ctx context.Context, path string, add func(hash.Hash, []byte)) (digest string, err error) {
 	f, size, err := regfile.Open(path)
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hashTree returns the digest of a directory tree: of all names in byte order, a directory before what is
-// in it, each with type, permissions, owner, time, attributes and content. A further name of a file says
-// which was the first. The size of directories is left out: it depends on the file system.
+// hashTree returns the digest of a directory tree: of all names in byte order, directories before their contents, each
+// with type, mode, owner, mtime, extended attributes and content. Further names of a hard-linked file refer to the
+// first. The size of directories is left out, as it depends on the file system.
 func hashTree(ctx context.Context, dir string) (digest string, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -42,11 +42,11 @@ func hashTree(ctx context.Context, dir string) (digest string, err error) {
 
 type treeHash struct {
 	h     hash.Hash
-	first map[[2]uint64]string // the first name of a file with several, by device and inode
+	first map[[2]uint64]string // the first name of a hard-linked file, by device and inode
 	buf   []byte
 }
 
-// entries adds what is in a directory and returns the directories among it.
+// entries adds the entries of a directory and returns its subdirectories.
 func (t *treeHash) entries(ctx context.Context, root *os.Root, dir string) (below []string, err error) {
 	f, err := root.Open(dir)
 	if err != nil {
@@ -60,7 +60,7 @@ func (t *treeHash) entries(ctx context.Context, root *os.Root, dir string) (belo
 	slices.SortFunc(list, func(a, b os.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	for _, e := range list {
 		p := path.Join(dir, e.Name())
-		// Through the descriptor no name is too long, and no link is followed.
+		// By way of the descriptor no path is too long, and no link is followed.
 		if err := t.add(ctx, fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), e.Name()), p); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Name(), err)
 		}
@@ -111,7 +111,7 @@ func (t *treeHash) add(ctx context.Context, at, name string) error {
 	return err
 }
 
-// maxXattrs is the most that the kernel gives: of names, and of a value.
+// maxXattrs is the kernel's limit on the list of names and on a value, in bytes.
 const maxXattrs = 64 << 10
 
 func (t *treeHash) xattrs(at string) error {
@@ -123,7 +123,7 @@ func (t *treeHash) xattrs(at string) error {
 	slices.Sort(names)
 	for _, name := range names {
 		if name == "" || strings.HasPrefix(name, "security.") && name != "security.capability" {
-			continue // such as the labels that the host gives to all files
+			continue // such as security labels that the host sets on all files
 		}
 		n, err := unix.Lgetxattr(at, name, t.buf)
 		if err != nil {

@@ -18,21 +18,21 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// Image is what the store knows of an image.
+// Image is the record of an image in the store.
 type Image struct {
 	Name     string          `json:"name"`
 	Digest   string          `json:"digest"`
-	Source   string          `json:"source"`   // where it came from, to import it again
+	Source   string          `json:"source"`   // where it was imported from, to import it again
 	Platform string          `json:"platform"` // OS/ARCH[/VARIANT]
 	Created  time.Time       `json:"created,omitzero"`
 	Imported time.Time       `json:"imported,omitzero"`
 	Manifest json.RawMessage `json:"manifest,omitempty"`
 	Config   json.RawMessage `json:"config,omitempty"`
 	Layers   []ImageLayer    `json:"layers"`  // base first
-	Formats  []string        `json:"formats"` // that it is kept in
+	Formats  []string        `json:"formats"` // formats in which it is stored
 }
 
-// same reports whether all but the time of the import is the same.
+// same reports whether the images are equal except for the time of the import.
 func (i Image) same(other Image) bool {
 	other.Imported = i.Imported
 	a, err := json.Marshal(i)
@@ -40,30 +40,29 @@ func (i Image) same(other Image) bool {
 	return err == nil && berr == nil && bytes.Equal(a, b)
 }
 
-// ImageLayer is a layer of an image in the store, as its record says: a Layer that was imported, and what became of it.
+// ImageLayer is the record of a layer of an image.
 type ImageLayer struct {
 	DiffID    string `json:"diffID"`
 	Digest    string `json:"digest,omitempty"`
 	MediaType string `json:"mediaType,omitempty"`
-	Size      int64  `json:"size"` // of the blob; -1: not known
-	// Chained are the formats in which the layer is kept for its place in this image alone, because it is another
-	// one over other layers.
+	Size      int64  `json:"size"` // size of the blob in bytes; -1: unknown
+	// Chained are the formats in which the layer depends on those below it and is stored for this chain only.
 	Chained []string `json:"chained,omitempty"`
 }
 
-// place is a layer in the stack that is mounted.
+// place is the position of a layer in the stack of mounted layers.
 type place struct {
 	layer   int // index in Image.Layers
 	diffID  string
-	chainID string // of the layer with all below it
-	ownID   string // under which the layer is kept if it depends on those below it
+	chainID string // id of the chain up to this layer
+	ownID   string // id under which the layer is stored if it depends on those below it
 }
 
-// stack lists the layers as they are mounted, base first: of a layer that comes twice the lower one is left out.
-// All that it has the upper one has too, and overlayfs refuses a directory that comes twice.
+// stack returns the layers to mount, base first. If a layer occurs twice, the lower one is omitted: the upper one
+// hides it completely, and overlayfs refuses duplicate directories.
 //
-// The id of a chain is that of the OCI image specification. Where a layer is left out it is one of our own: what
-// the others are may depend on it, and their parents do.
+// Chain ids are those of the OCI image specification. If a layer is omitted, the id is our own, as the converted
+// layers and their parents may depend on the omitted one.
 func (i Image) stack() []place {
 	all := make([]string, len(i.Layers))
 	for n, l := range i.Layers {
@@ -85,15 +84,14 @@ func (i Image) stack() []place {
 		} else {
 			out[k].chainID = digestPrefix + hexSum(whole[n]+" mounted as "+id)
 		}
-		if out[k].ownID = out[k].chainID; k == 0 { // which may be the layer's
+		if out[k].ownID = out[k].chainID; k == 0 { // the base's chain id equals its diff id
 			out[k].ownID = digestPrefix + hexSum(out[k].chainID+" over nothing")
 		}
 	}
 	return out
 }
 
-// chainIDs returns the id of each layer with those below it, base first, as the OCI image specification
-// defines it.
+// chainIDs returns the chain id of each layer, base first, as defined by the OCI image specification.
 func chainIDs(diffIDs []string) []string {
 	out := make([]string, len(diffIDs))
 	for i, d := range diffIDs {
@@ -110,7 +108,7 @@ func hexSum(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// object is that of a layer in a format.
+// object returns the object of a layer in a format.
 func (i Image) object(p place, f Format) object {
 	if slices.Contains(i.Layers[p.layer].Chained, f.String()) {
 		return layerObject(p.ownID, f)
@@ -118,14 +116,14 @@ func (i Image) object(p place, f Format) object {
 	return layerObject(p.diffID, f)
 }
 
-// objects lists what the image needs of the store.
+// objects returns the objects that the image needs.
 func (i Image) objects() []object {
 	var out []object
 	stack := i.stack()
 	for _, name := range i.Formats {
 		f, err := ParseFormat(name)
 		if err != nil {
-			continue // of a later version of this program
+			continue // written by a later version of this program
 		}
 		for _, p := range stack {
 			out = append(out, i.object(p, f), chainObject(p.chainID, f))
@@ -134,7 +132,7 @@ func (i Image) objects() []object {
 	return out
 }
 
-// possible lists what the image may need before it is known which of its layers depend on those below.
+// possible returns objects, and those that the image needs in addition if layers turn out to depend on those below.
 func (i Image) possible() []object {
 	out := i.objects()
 	for _, name := range i.Formats {
@@ -147,7 +145,7 @@ func (i Image) possible() []object {
 	return out
 }
 
-// Folders returns the layer folders of an image in one format, topmost first: what package layers mounts.
+// Folders returns the layer folders of an image in one format, top layer first, for package layers.
 func (s *Store) Folders(img Image, f Format) ([]string, error) {
 	if !slices.Contains(img.Formats, f.String()) {
 		return nil, fmt.Errorf("image %s: %w in format %s, but in %s; import it again with that format",
@@ -161,8 +159,8 @@ func (s *Store) Folders(img Image, f Format) ([]string, error) {
 	return out, nil
 }
 
-// Size returns how many bytes the layers of an image have in the store, in all the formats that it is kept in. Layers
-// that it shares with other images count in full.
+// Size returns the size in bytes of the layers of an image in all its formats. Layers shared with other images count
+// in full.
 func (s *Store) Size(img Image) (int64, error) {
 	var n int64
 	seen := map[object]bool{}
@@ -182,8 +180,8 @@ func (s *Store) Size(img Image) (int64, error) {
 
 func (s *Store) imagePath(name string) string { return s.path(imagesDir, hexSum(name)+".json") }
 
-// Images lists the images by name. One whose record cannot be read is left out and named in the error,
-// which does not keep the others from being listed.
+// Images returns the images, sorted by name. If a record cannot be read, the error names it and the other images are
+// still returned.
 func (s *Store) Images() ([]Image, error) {
 	list, err := os.ReadDir(s.path(imagesDir))
 	if err != nil {
@@ -227,7 +225,7 @@ func readImage(path string) (img Image, err error) {
 
 const shortestDigest = 6
 
-// Find returns the image of a name, or of a digest, which may be cut short when it fits one image only.
+// Find returns the image with the given name, or digest, or unique prefix of a digest of at least six digits.
 func (s *Store) Find(ref string) (Image, error) {
 	img, err := readImage(s.imagePath(ref))
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
@@ -255,7 +253,7 @@ func (s *Store) Find(ref string) (Image, error) {
 	return found[0], nil
 }
 
-// Remove takes an image out of the list. Its layers stay until GC.
+// Remove removes an image's record. Its layers stay until GC.
 func (s *Store) Remove(ctx context.Context, name string) error {
 	err := s.with(ctx, true, func() error {
 		if err := os.Remove(s.imagePath(name)); err != nil {
@@ -272,13 +270,13 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// Tag gives an image one name more and returns it under that name, which another image loses that had it. The
-// image's Source stays that which it was imported from.
+// Tag gives an image another name and returns it under that name. An image that had the name loses it. The new image
+// has the same Source.
 func (s *Store) Tag(ctx context.Context, name, tag string) (img Image, err error) {
 	if tag == "" {
 		return img, fmt.Errorf("tag image %q: %w: the new name is empty", name, ErrInvalid)
 	}
-	err = s.with(ctx, true, func() error { // so that its layers are not collected just now
+	err = s.with(ctx, true, func() error { // the shared lock keeps its layers from being collected
 		if img, err = readImage(s.imagePath(name)); err != nil {
 			return err
 		}
@@ -294,7 +292,7 @@ func (s *Store) Tag(ctx context.Context, name, tag string) (img Image, err error
 	return img, nil
 }
 
-// putImage writes the record of an image in one step.
+// putImage writes the record of an image atomically.
 func (s *Store) putImage(img Image) (err error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)

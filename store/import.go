@@ -23,20 +23,20 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// Layer is a layer to import: an image.Layer, or whatever else can be read as a tar. See ImageLayer.
+// Layer is a layer to import: an image.Layer, or anything else that can be read as a tar. See ImageLayer.
 type Layer struct {
-	DiffID    string // digest of the tar
-	Digest    string // of the blob it comes in; may be empty
+	DiffID    string // digest of the uncompressed tar
+	Digest    string // digest of the blob; may be empty
 	MediaType string
-	Size      int64 // of the blob; -1: not known
-	// Open returns the tar, uncompressed. The stream must return io.EOF only when it was found to be the tar
-	// of DiffID: that is what makes the store commit it. progress is to be told the bytes of the blob read.
+	Size      int64 // size of the blob in bytes; -1: unknown
+	// Open returns the uncompressed tar. The stream must verify DiffID: it must return io.EOF only if the digest
+	// matches, as the store then commits the layer. progress must be called with the number of bytes read of the blob.
 	Open func(ctx context.Context, progress func(int64)) (io.ReadCloser, error)
 }
 
-// Request says what Import imports.
+// Request describes an image to import.
 type Request struct {
-	Name     string // what the image is called in the store; one of the same name is replaced
+	Name     string // name in the store; an image of that name is replaced
 	Digest   string
 	Source   string
 	Platform string
@@ -44,52 +44,52 @@ type Request struct {
 	Manifest []byte // JSON, or empty
 	Config   []byte // JSON, or empty
 	Layers   []Layer
-	// Formats that the layers are wanted in. None: EROFS.
+	// Formats to convert the layers to. None: EROFS.
 	Formats []Format
-	// MaxLayerBytes limits the unpacked size of each layer; 0: the converter's limit.
+	// MaxLayerBytes bounds the unpacked size of each layer; 0: the converter's limit.
 	MaxLayerBytes int64
-	// MaxImageBytes limits the unpacked size of all layers together, in each format; 0:
-	// layerdir.DefaultMaxImageBytes, or MaxLayerBytes where that is more.
+	// MaxImageBytes bounds the unpacked size of all layers together, in each format; 0:
+	// layerdir.DefaultMaxImageBytes, or MaxLayerBytes if that is larger.
 	MaxImageBytes int64
-	// Progress is told of every layer. It may be called concurrently, and must not take long.
+	// Progress, if not nil, is called with events of the layers. It may be called concurrently, and must not block.
 	Progress func(Event)
 }
 
-// State is how far a layer has come.
+// State is the state of a layer's import.
 type State string
 
-// The states that events tell.
+// The states of an Event.
 const (
-	Reading State = "reading" // Done of Size bytes of the blob were read and converted
-	Done    State = "done"    // it was converted
-	Present State = "present" // it was there already, or somebody else converted it
+	Reading State = "reading" // Done of Size bytes of the blob have been read and converted
+	Done    State = "done"    // the layer has been converted
+	Present State = "present" // the layer existed already, or another caller has converted it
 )
 
-// Event reports of one layer.
+// Event is a progress report about one layer.
 type Event struct {
 	Layer  int // index, base first
-	Count  int // of layers
+	Count  int // number of layers
 	DiffID string
 	Digest string
 	State  State
 	Done   int64
-	Size   int64 // -1: not known
+	Size   int64 // -1: unknown
 }
 
-// record is what is kept beside the file of a layer.
+// record is the metadata stored with a layer.
 type record struct {
 	DiffID   string    `json:"diffID"`
 	Format   string    `json:"format"`
 	Bytes    int64     `json:"bytes"`
 	Hash     string    `json:"hash"`              // see sumFile and hashTree
-	Verity   string    `json:"verity,omitempty"`  // the same of the record of the hash tree
-	Outline  string    `json:"outline,omitempty"` // the same of the outline
+	Verity   string    `json:"verity,omitempty"`  // digest of the hash tree's record, see hashFile
+	Outline  string    `json:"outline,omitempty"` // digest of the outline, see sumFile
 	Imported time.Time `json:"imported"`
 }
 
-// Import puts an image into the store. Layers that are there already are not read; others are converted
-// in parallel, each by one goroutine of one process. When it fails nothing of what it was making is
-// left; layers that were complete stay until GC, so that the next attempt need not make them again.
+// Import imports an image. Layers that are already in the store are not read; others are converted in parallel, each
+// by one goroutine of one process. On failure, incomplete layers are removed; complete ones stay until GC, so that the
+// next attempt need not convert them again.
 func (s *Store) Import(ctx context.Context, r Request) (Image, error) {
 	ctx, sp := span.Start(ctx, "strata.import", attribute.String("strata.image", r.Name))
 	img, err := s.doImport(ctx, r)
@@ -154,10 +154,10 @@ func (s *Store) doImport(ctx context.Context, r Request) (img Image, err error) 
 	if old, err := readImage(s.imagePath(img.Name)); err == nil && old.Digest == img.Digest {
 		img.keepFormats(old)
 	}
-	// Under the lock: what is kept from before must not be collected just now.
+	// Under the lock, so that objects kept from before are not collected in the meantime.
 	if err := s.with(ctx, true, func() error {
 		if old, err := readImage(s.imagePath(img.Name)); err == nil && old.same(img) {
-			img = old // as for each run of an image outside of the store: nothing is to be written and synced
+			img = old // as for each run of an image from another store: skip writing and syncing
 			return nil
 		}
 		return s.putImage(img)
@@ -168,7 +168,7 @@ func (s *Store) doImport(ctx context.Context, r Request) (img Image, err error) 
 	return img, nil
 }
 
-// keepFormats keeps the image available in the formats that it had.
+// keepFormats keeps the formats in which the image was already stored.
 func (i *Image) keepFormats(old Image) {
 	for n, l := range old.Layers {
 		for _, f := range l.Chained {
@@ -182,8 +182,7 @@ func (i *Image) keepFormats(old Image) {
 	i.Formats = slices.Compact(i.Formats)
 }
 
-// importLayers creates the layers that are missing, each by itself. Those that need the layers below it are left
-// to chainLayers.
+// importLayers converts the missing layers on their own. Those that need the layers below are left to chainLayers.
 func (s *Store) importLayers(ctx context.Context, r Request, img Image) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(s.o.Jobs)
@@ -218,14 +217,14 @@ func (s *Store) importLayers(ctx context.Context, r Request, img Image) error {
 	return g.Wait()
 }
 
-// tell reports how far layer n has come.
+// tell reports the progress of layer n.
 func (r Request) tell(n int, st State, done int64) {
 	l := r.Layers[n]
 	r.Progress(Event{Layer: n, Count: len(r.Layers), DiffID: l.DiffID, Digest: l.Digest,
 		State: st, Done: done, Size: l.Size})
 }
 
-// importLayer creates one layer, if it is missing.
+// importLayer converts one layer if it is missing.
 func (s *Store) importLayer(ctx context.Context, r Request, n int, obj object, o layerdir.Options) error {
 	l := r.Layers[n]
 	tell := func(st State, done int64) { r.tell(n, st, done) }
@@ -250,7 +249,7 @@ func (s *Store) has(obj object) (bool, error) {
 	return err == nil, err
 }
 
-// putLayer makes sure that the layer is there, and reports whether it was made here.
+// putLayer converts a layer if it is missing, and reports whether this call did.
 func (s *Store) putLayer(ctx context.Context, obj object, l Layer, o layerdir.Options,
 	tell func(State, int64)) (bool, error) {
 	if ok, err := s.has(obj); ok || err != nil {
@@ -274,7 +273,7 @@ func (s *Store) putLayer(ctx context.Context, obj object, l Layer, o layerdir.Op
 	return made.Load(), err
 }
 
-// makeLayer converts a layer in a folder of its own and renames that to its place.
+// makeLayer converts a layer in a temporary folder and renames it to its final place.
 func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, o layerdir.Options,
 	progress func(int64)) (err error) {
 	s.step("layer")
@@ -288,7 +287,7 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, o layerdir.O
 	if err != nil {
 		return err
 	}
-	// A bare or sloppily written tar may lack its end; here the digest says whether it is whole.
+	// Accept a tar without its end marker: the digest tells whether it is complete.
 	o.Tar, o.Dir, o.AllowUnterminated, o.Share = in, filepath.Join(t.dir, "layer"), true, s.o.Share
 	outline := filepath.Join(t.dir, outlineName)
 	res, err := s.convert(ctx, o, outline)
@@ -327,7 +326,7 @@ func (s *Store) makeLayer(ctx context.Context, obj object, l Layer, o layerdir.O
 	return nil
 }
 
-// convert creates the layer and its outline, if the converter knows outlines.
+// convert creates the layer and its outline; there is no outline if the converter does not write one.
 func (s *Store) convert(ctx context.Context, o layerdir.Options, outline string) (res layerdir.Result, err error) {
 	f, err := os.OpenFile(outline, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -348,7 +347,7 @@ func (s *Store) convert(ctx context.Context, o layerdir.Options, outline string)
 	return res, nil
 }
 
-// newRecord takes the digests of what was made.
+// newRecord returns the record of a converted layer, with its digests.
 func newRecord(ctx context.Context, l Layer, o layerdir.Options, res layerdir.Result) (record, error) {
 	f := Format{File: o.Format, Verity: o.Verity}
 	rec := record{DiffID: l.DiffID, Format: f.String(), Bytes: res.Bytes, Imported: now()}
@@ -368,8 +367,7 @@ func newRecord(ctx context.Context, l Layer, o layerdir.Options, res layerdir.Re
 	return rec, nil
 }
 
-// drain reads the rest of the stream: its io.EOF is the verdict on all of it, and a converter need not
-// have waited for that.
+// drain reads the rest of the stream: it verifies the digest at its end, which a converter need not read.
 func drain(r io.Reader) error {
 	_, err := io.Copy(io.Discard, r)
 	return err

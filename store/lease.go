@@ -16,22 +16,22 @@ import (
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
-// Lease keeps objects of the store from garbage collection: as long as the process that took it lives,
-// and after Detach as long as the path it was given exists.
+// Lease protects objects of the store from garbage collection as long as the process that took it lives or, after
+// Detach, as long as a path exists.
 type Lease struct {
 	f *os.File
 }
 
-// leaseFile is the content of a lease's file, whose lock its owner holds.
+// leaseFile is the content of a lease's file. The owner holds a lock on the file.
 type leaseFile struct {
-	Owner   string    `json:"owner"`           // for people
-	While   string    `json:"while,omitempty"` // a path; the lease lives while it exists
+	Owner   string    `json:"owner"`           // human-readable
+	While   string    `json:"while,omitempty"` // a path; the lease is valid as long as it exists
 	Taken   time.Time `json:"taken"`
 	Objects []object  `json:"objects"`
 }
 
-// hold takes a lease on objects, whether they exist yet or not. The lock of the store is held meanwhile,
-// so that a garbage collection either sees the lease or is over.
+// hold takes a lease on objects, which need not exist yet. It holds the lock of the store, so that a garbage
+// collection either sees the lease or is finished.
 func (s *Store) hold(ctx context.Context, owner, while string, objects []object) (l *Lease, err error) {
 	b, err := json.Marshal(leaseFile{Owner: owner, While: while, Taken: now(), Objects: objects})
 	if err != nil {
@@ -50,7 +50,7 @@ func (s *Store) hold(ctx context.Context, owner, while string, objects []object)
 			return errors.Join(explain(err), lockfile.Drop(f))
 		}
 		if while != "" {
-			// Such a lease outlives us, and must outlive a crash of the machine too.
+			// This lease outlives the process, and must also survive a crash of the host.
 			if err := errors.Join(f.Sync(), atomicfile.SyncDir(s.path(leasesDir))); err != nil {
 				return errors.Join(explain(err), lockfile.Drop(f))
 			}
@@ -64,8 +64,8 @@ func (s *Store) hold(ctx context.Context, owner, while string, objects []object)
 	return l, nil
 }
 
-// Lease keeps the layers of an image from garbage collection, for an owner named for people. With while,
-// a path, the lease can be detached from this process: it then lives as long as the path exists.
+// Lease protects the layers of an image from garbage collection. owner is a human-readable name. With a path while,
+// the lease can be detached from this process: it is then valid as long as the path exists.
 func (s *Store) Lease(ctx context.Context, img Image, owner, while string) (*Lease, error) {
 	if while != "" {
 		abs, err := filepath.Abs(while)
@@ -78,7 +78,7 @@ func (s *Store) Lease(ctx context.Context, img Image, owner, while string) (*Lea
 	if err != nil {
 		return nil, err
 	}
-	// The image may have been removed and collected just before.
+	// The image may have been removed and garbage collected just before.
 	for _, o := range img.objects() {
 		if _, err := os.Stat(s.path(string(o))); err != nil {
 			return nil, errors.Join(fmt.Errorf("image %s: %s: %w; import it again", img.Name, o, ErrNotFound), l.Release())
@@ -87,7 +87,7 @@ func (s *Store) Lease(ctx context.Context, img Image, owner, while string) (*Lea
 	return l, nil
 }
 
-// Release ends the lease. It may be called again, and on nil.
+// Release ends the lease. It is idempotent; l may be nil.
 func (l *Lease) Release() error {
 	if l == nil || l.f == nil {
 		return nil
@@ -97,7 +97,7 @@ func (l *Lease) Release() error {
 	return lockfile.Drop(f)
 }
 
-// Detach leaves the lease to live as long as the path that it was taken with.
+// Detach detaches the lease from this process: it is valid as long as the path that it was taken with exists.
 func (l *Lease) Detach() error {
 	if l == nil || l.f == nil {
 		return nil
@@ -107,8 +107,8 @@ func (l *Lease) Detach() error {
 	return f.Close()
 }
 
-// leased returns the objects of the leases that live and removes those that do not. The lock of the store
-// must be held exclusively.
+// leased returns the objects of valid leases and removes the others. The caller must hold the lock of the store
+// exclusively.
 func (s *Store) leased() (map[object]string, error) {
 	held := map[object]string{}
 	list, err := os.ReadDir(s.path(leasesDir))
@@ -119,13 +119,13 @@ func (s *Store) leased() (map[object]string, error) {
 		path := s.path(leasesDir, e.Name())
 		b, err := lockfile.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // released just now
+			continue // released in the meantime
 		}
 		if err != nil {
 			return nil, err
 		}
 		var lf leaseFile
-		torn := json.Unmarshal(b, &lf) != nil // its owner was killed while taking it
+		torn := json.Unmarshal(b, &lf) != nil // the owner was killed while writing it
 		f, err := lockfile.Try(path, false, 0)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err

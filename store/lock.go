@@ -15,7 +15,7 @@ import (
 	"github.com/stratavm/strata/internal/lockfile"
 )
 
-// with runs f while holding the lock of the store.
+// with runs f while holding the lock of the store, shared or exclusively.
 func (s *Store) with(ctx context.Context, shared bool, f func() error) (err error) {
 	l, err := lockfile.Wait(ctx, s.path(lockName), shared)
 	if err != nil {
@@ -25,7 +25,7 @@ func (s *Store) with(ctx context.Context, shared bool, f func() error) (err erro
 	return f()
 }
 
-// temp is a folder below tmp. The lock says that its owner lives.
+// temp is a folder below tmp. Its lock is held as long as the owner lives.
 type temp struct {
 	dir  string
 	lock *os.File
@@ -35,7 +35,7 @@ func (s *Store) newTemp() (*temp, error) {
 	for {
 		id := strings.ToLower(rand.Text()[:16])
 		path := s.path(tmpDir, id+".lock")
-		// Somebody who sweeps may take the lock between its creation and ours: then take another.
+		// A concurrent sweep may take the lock right after its creation: then try another id.
 		f, err := lockfile.Try(path, false, os.O_CREATE|os.O_EXCL)
 		if err != nil {
 			return nil, explain(err)
@@ -51,8 +51,8 @@ func (s *Store) newTemp() (*temp, error) {
 	}
 }
 
-// TempDir creates a folder on the file system of the store for what an import needs for a while. remove
-// removes it with all that is in it; after the end of this process, however it came, the next Open does.
+// TempDir creates a temporary folder on the file system of the store. The caller must call remove, which removes it
+// with its contents; if the process dies, the next Open does.
 func (s *Store) TempDir() (dir string, remove func() error, err error) {
 	t, err := s.newTemp()
 	if err != nil {
@@ -61,7 +61,7 @@ func (s *Store) TempDir() (dir string, remove func() error, err error) {
 	return t.dir, t.remove, nil
 }
 
-// remove removes the folder, then the lock, so that no folder is ever without one.
+// remove removes the folder, then the lock, so that no folder is ever without a lock.
 func (t *temp) remove() error {
 	if err := removeAll(t.dir); err != nil {
 		return errors.Join(err, t.lock.Close())
@@ -69,8 +69,8 @@ func (t *temp) remove() error {
 	return lockfile.Drop(t.lock)
 }
 
-// removeAll is os.RemoveAll, but on Windows waits a little: there a name goes only when nobody has its file
-// open any more, and the files of a chain are those of a layer, which somebody may be reading just then.
+// removeAll is os.RemoveAll, but retries for up to two seconds on Windows: there a file cannot be removed while it is
+// open, and the files of a chain are those of a layer, which another process may be reading.
 func removeAll(dir string) error {
 	for attempt := 0; ; attempt++ {
 		err := os.RemoveAll(dir)
@@ -81,7 +81,7 @@ func removeAll(dir string) error {
 	}
 }
 
-// sweep removes the folders below tmp whose owners are gone.
+// sweep removes the folders below tmp whose owners have died.
 func (s *Store) sweep(ctx context.Context) error {
 	locks := func(e fs.DirEntry) string {
 		if !strings.HasSuffix(e.Name(), ".lock") {
@@ -91,10 +91,10 @@ func (s *Store) sweep(ctx context.Context) error {
 	}
 	return lockfile.Sweep(ctx, s.path(tmpDir), locks, func(name string, lock *os.File) error {
 		if lock == nil {
-			return nil // removed just now
+			return nil // removed in the meantime
 		}
 		id := strings.TrimSuffix(name, ".lock")
-		s.o.Logger.Info("removing what a process left half done", "folder", filepath.Join(tmpDir, id))
+		s.o.Logger.Info("removing the temporary folder of a process that died", "folder", filepath.Join(tmpDir, id))
 		return (&temp{dir: s.path(tmpDir, id), lock: lock}).remove()
 	})
 }

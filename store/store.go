@@ -17,34 +17,34 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// Errors that errors of this package match.
+// Errors of this package match these with errors.Is.
 var (
-	// ErrNotFound: there is no such image or layer in the store.
+	// ErrNotFound: the image or layer is not in the store.
 	ErrNotFound = errors.New("not in the store")
-	// ErrAmbiguous: a shortened digest fits several images.
+	// ErrAmbiguous: several images match a shortened digest.
 	ErrAmbiguous = errors.New("several images fit")
-	// ErrInvalid: what was asked for makes no sense.
+	// ErrInvalid: the argument is invalid.
 	ErrInvalid = errors.New("invalid")
-	// ErrDamaged: what is on disk is not what was put there.
+	// ErrDamaged: an object on disk has changed or is incomplete.
 	ErrDamaged = errors.New("damaged")
 )
 
-// Converter creates the file of a layer in a folder that exists; layerdir.Convert is one.
+// Converter creates a layer in o.Dir; layerdir.Convert is one.
 type Converter func(ctx context.Context, o layerdir.Options) (layerdir.Result, error)
 
-// Options are the optional parts of Open.
+// Options are the options of Open.
 type Options struct {
 	Convert Converter    // nil: layerdir.Convert
-	Logger  *slog.Logger // nil: silent
-	// InUse returns the host paths of layer folders or files that virtual machines have mounted, which may
-	// lie outside of the store. GC takes none of them, and nothing at all when InUse fails.
+	Logger  *slog.Logger // nil: nothing is logged
+	// InUse returns the host paths of layer folders or files that virtual machines have mounted; they may be outside
+	// of the store. GC does not remove them; if InUse fails, GC removes nothing.
 	InUse func(ctx context.Context) ([]string, error)
 	// Share is [layerdir.Options.Share] for all layers.
 	Share func(ctx context.Context, file string) error
-	// Jobs is how many layers are converted at once; 0: one for each processor.
+	// Jobs is how many layers are converted concurrently; 0: one per processor.
 	Jobs int
-	// Step, when set, is called before each step of what changes the store. It is for tests that kill
-	// the process at each of them.
+	// Step, if not nil, is called before each step that changes the store. It is for tests that kill the process at
+	// each step.
 	Step func(name string)
 }
 
@@ -70,10 +70,9 @@ const (
 	outlineName  = "outline" // of the layer: see layerdir.Options.Outline
 )
 
-// Open opens the store in dir, which is made when it does not exist, and removes what processes that
-// were killed left half done. The store is for nobody but its owner: folders have the mode 0700 and files 0600, those
-// of layers 0644, which nobody else gets at in such folders. Virtual machines and user namespaces that run as others
-// are given descriptors.
+// Open opens the store in dir, creating it if needed, and removes what killed processes left incomplete. The store is
+// private: folders have mode 0700 and files 0600; layer files have 0644, which the folders protect. Virtual machines
+// and user namespaces that run as other users are passed descriptors.
 func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -97,18 +96,18 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	if err := private(abs); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", abs, err)
 	}
-	// Links are resolved so that paths of the store compare with those that machines report.
+	// Resolve links, so that paths of the store can be compared with those that machines report.
 	if s.dir, err = filepath.EvalSymlinks(abs); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", abs, err)
 	}
 	if err := s.sweep(ctx); err != nil {
-		return nil, fmt.Errorf("open store %s: remove what was left half done: %w", abs, err)
+		return nil, fmt.Errorf("open store %s: remove temporary folders: %w", abs, err)
 	}
 	return s, nil
 }
 
-// private takes the folder of a store away from others: its layers have set-user-ID programs and secrets, its
-// records say what is mounted. An earlier version left it to the umask.
+// private makes the folder of a store private: layers contain set-user-ID programs and secrets, records say what is
+// mounted. Earlier versions left its mode to the umask.
 func private(dir string) error {
 	st, err := os.Stat(dir)
 	if err != nil || runtime.GOOS == "windows" || st.Mode().Perm()&0o077 == 0 {
@@ -117,7 +116,7 @@ func private(dir string) error {
 	return explain(os.Chmod(dir, 0o700))
 }
 
-// Dir is the folder of the store.
+// Dir returns the folder of the store.
 func (s *Store) Dir() string { return s.dir }
 
 func (s *Store) path(elem ...string) string {
@@ -130,7 +129,7 @@ func (s *Store) step(name string) {
 	}
 }
 
-// Format is a form that layers are kept in.
+// Format is a format in which layers are stored.
 type Format struct {
 	File   layerdir.Format
 	Verity bool // with a dm-verity hash tree
@@ -138,7 +137,7 @@ type Format struct {
 
 const veritySuffix = "+verity"
 
-// String is the format's name, which is part of paths.
+// String returns the format's name, which is part of paths.
 func (f Format) String() string {
 	if f.Verity {
 		return string(f.File) + veritySuffix
@@ -146,7 +145,7 @@ func (f Format) String() string {
 	return string(f.File)
 }
 
-// ParseFormat reads what String gives.
+// ParseFormat parses the result of String.
 func ParseFormat(s string) (Format, error) {
 	file, v := strings.CutSuffix(s, veritySuffix)
 	f := Format{File: layerdir.Format(file), Verity: v}
@@ -159,7 +158,7 @@ func ParseFormat(s string) (Format, error) {
 
 const digestPrefix = "sha256:"
 
-// checkDigest makes sure that a digest may be part of a path.
+// checkDigest returns an error unless d is a valid digest, which may be part of a path.
 func checkDigest(d string) error {
 	h, ok := strings.CutPrefix(d, digestPrefix)
 	if !ok || len(h) != 64 || strings.Trim(h, "0123456789abcdef") != "" {
@@ -168,7 +167,7 @@ func checkDigest(d string) error {
 	return nil
 }
 
-// object is a thing that garbage collection looks at: its path relative to the store.
+// object is a unit of garbage collection: its path relative to the store.
 type object string
 
 func layerObject(diffID string, f Format) object { return newObject(layersDir, diffID, f) }
@@ -178,12 +177,12 @@ func newObject(kind, digest string, f Format) object {
 	return object(filepath.Join(kind, "sha256", strings.TrimPrefix(digest, digestPrefix), f.String()))
 }
 
-// lockName is the name of the lock of who makes a layer.
+// lockName returns the name of the lock that is held while the layer is converted.
 func (o object) lockName() string {
 	return filepath.Base(filepath.Dir(string(o))) + "-" + filepath.Base(string(o))
 }
 
-// explain adds the remedy to errors that the user can mend.
+// explain adds a remedy to errors that the user can fix.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC):
@@ -194,7 +193,7 @@ func explain(err error) error {
 	return err
 }
 
-// writeFile writes and syncs a file.
+// writeFile creates, writes and syncs a file.
 func writeFile(path string, b []byte) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -207,7 +206,7 @@ func writeFile(path string, b []byte) (err error) {
 	return explain(f.Sync())
 }
 
-// commit gives a folder or a file its place, for good.
+// commit renames a folder or a file to its final place and syncs the parents.
 func commit(from, to string) error {
 	parent := filepath.Dir(to)
 	for attempt := 0; ; attempt++ {
@@ -223,13 +222,13 @@ func commit(from, to string) error {
 			return explain(err)
 		}
 	}
-	// The folders above may be new as well: layers/sha256/<id>.
+	// The parent folders may be new as well: layers/sha256/<id>.
 	return errors.Join(atomicfile.SyncDir(parent), atomicfile.SyncDir(filepath.Dir(parent)),
 		atomicfile.SyncDir(filepath.Dir(filepath.Dir(parent))))
 }
 
-// Scratch creates a scratch folder, from a template that the store keeps; on Windows, which has no tool for
-// ext4, one that the guest formats. See layerdir.CreateScratch.
+// Scratch creates a scratch folder from a template in the store; on Windows, which has no tool for ext4, a scratch
+// that the guest formats. See layerdir.CreateScratch.
 func (s *Store) Scratch(ctx context.Context, dir string, size int64) (string, error) {
 	return layerdir.CreateScratch(ctx, layerdir.ScratchOptions{
 		Dir: dir, Size: size, CacheDir: s.path(templatesDir), Unformatted: runtime.GOOS == "windows",
