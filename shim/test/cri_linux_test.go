@@ -28,12 +28,18 @@ type kube struct {
 // handlers are the runtimes that a kubelet may have.
 var handlers = []string{"strata", "strata-shim"}
 
+// call is a call of crictl.
+func (k kube) call(ctx context.Context, args ...string) *exec.Cmd {
+	flags := []string{"--config", os.DevNull, "--timeout", limit.String(), "--runtime-endpoint",
+		"unix://" + k.daemon.dir + "/c.sock"}
+	return exec.CommandContext(ctx, k.bin+"/crictl", append(flags, args...)...)
+}
+
 // try calls crictl, which has to end with a code.
 func (k kube) try(code int, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, k.bin+"/crictl", append([]string{"--config", os.DevNull, "--timeout", limit.String(),
-		"--runtime-endpoint", "unix://" + k.daemon.dir + "/c.sock"}, args...)...)
+	cmd := k.call(ctx, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); cmd.ProcessState.ExitCode() != code {
@@ -256,6 +262,8 @@ func testPod(t *testing.T, k kube) {
         "value": "0"`) {
 		t.Errorf("stats: %s", out)
 	}
+	k.measured(t, sandbox)
+	k.attaches(t, sandbox, pod)
 	if b, err := os.ReadFile(k.dir + "/second.log"); !strings.Contains(string(b), "stdout F said\n") {
 		t.Errorf("the log is %q: %v", b, err)
 	}
@@ -354,9 +362,7 @@ func TestPodKilledStarting(t *testing.T) {
 			pod := k.podDocument(t)
 			ended := make(chan error, 1)
 			go func() {
-				cmd := exec.Command(k.bin+"/crictl", "--config", os.DevNull, "--timeout", limit.String(),
-					"--runtime-endpoint", "unix://"+k.daemon.dir+"/c.sock", "runp", "--runtime", k.handler, pod)
-				ended <- cmd.Run()
+				ended <- k.call(context.Background(), "runp", "--runtime", k.handler, pod).Run()
 			}()
 			for killed := false; !killed; time.Sleep(time.Millisecond) {
 				for _, comm := range k.processes(t) {

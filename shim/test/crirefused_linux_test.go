@@ -3,8 +3,6 @@ package test
 import (
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 )
@@ -32,8 +30,7 @@ func testPodRefused(t *testing.T, k kube) {
 		pod := k.document(t, "refused", object{"metadata": object{"name": fmt.Sprint("p", i), "namespace": "default",
 			"uid": fmt.Sprint("u", i), "attempt": 1}, "log_directory": k.dir, "linux": tt.linux, "annotations": tt.more})
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
-		out, err := exec.CommandContext(ctx, k.bin+"/crictl", "--config", os.DevNull, "--timeout", limit.String(),
-			"--runtime-endpoint", "unix://"+k.daemon.dir+"/c.sock", "runp", "--runtime", k.handler, pod).CombinedOutput()
+		out, err := k.call(ctx, "runp", "--runtime", k.handler, pod).CombinedOutput()
 		cancel()
 		if err == nil || !strings.Contains(string(out), tt.want) {
 			t.Errorf("%v, want an error with %q: %s", err, tt.want, out)

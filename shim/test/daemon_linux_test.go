@@ -142,6 +142,7 @@ pod_annotations = ["io.stratavm.*"]
 runtime_type = "io.containerd.strata.v1"
 sandboxer = "shim"
 disable_pause_image_pull = true
+privileged_without_host_devices = true
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.strata-misspelt]
 runtime_type = "io.containerd.strata.v1"
 options = {memroy = 300}

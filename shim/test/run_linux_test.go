@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -102,7 +103,9 @@ func TestLife(t *testing.T) {
 	if r := exec(1, "e2", "/no/such"); !strings.Contains(r.stderr, "/no/such") {
 		t.Errorf("a program that does not exist: %s", r.stderr)
 	}
-	terminal(t, d)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	terminal(ctx, t, d.command(ctx, "task", "exec", "--exec-id", "tty", "--tty", "life", "sh"), 3)
 	if r := d.must(t, 0, "task", "ps", "life"); strings.Count(r.stdout, "\n") < 3 { // the VM, and a program at least
 		t.Errorf("task ps: %s", r.stdout)
 	}
@@ -137,8 +140,9 @@ func TestLife(t *testing.T) {
 	d.must(t, 0, "container", "rm", "life")
 }
 
-// terminal runs a program with a terminal in the container and changes its size.
-func terminal(t *testing.T, d *daemon) {
+// terminal talks to a shell of a container by a command's terminal, whose size it changes; the command ends with a code
+// where the shell does with 3.
+func terminal(ctx context.Context, t *testing.T, cmd *exec.Cmd, code int) {
 	t.Helper()
 	master, path, err := console.NewPty()
 	if err != nil {
@@ -152,9 +156,6 @@ func terminal(t *testing.T, d *daemon) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	cmd := d.command(ctx, "task", "exec", "--exec-id", "tty", "--tty", "life", "sh")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	err = cmd.Start()
@@ -205,8 +206,8 @@ func terminal(t *testing.T, d *daemon) {
 	say("until stty size | grep '22 77'; do sleep 0.1; done; echo is-\"changed\"\n")
 	expect("is-changed")
 	say("exit 3\n")
-	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 3 {
-		t.Errorf("the end of the shell: %v, want exit code 3: %q", err, all)
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != code {
+		t.Errorf("the end of the shell: %v, want exit code %d: %q", err, code, all)
 	}
 }
 
