@@ -301,14 +301,14 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	}
 	req.Network = in.network
 	in.held.keepLayers(req.Layers)
+	if err := in.checkLayers(cmd, folders); err != nil {
+		return err
+	}
 	// A read-only root needs a scratch too: mount points that the image lacks are created in it.
 	if req.Scratch == "" && (!cmd.Bool("read-only") || cmd.String("guest") == string(vmm.Linux)) {
 		if req.Scratch, err = e.runScratch(ctx, cmd, r, in); err != nil {
 			return err
 		}
-	}
-	if err := checkLayers(cmd, folders); err != nil {
-		return err
 	}
 	if r != nil && runtime.GOOS == "linux" {
 		if err := in.findPrograms(cmd); err != nil {
@@ -334,9 +334,9 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	return in.fillVolumes(ctx, vm, m, req.Volumes)
 }
 
-// checkLayers returns an error for a directory without a layer, before a VM is started. It does not check layers of
-// Windows guests, which have no fixed file name.
-func checkLayers(cmd *cli.Command, folders []string) error {
+// checkLayers returns an error for a directory without a layer, or a mount whose destination the image does not allow,
+// before a VM is started. It does not check layers of Windows guests, which have no fixed file name.
+func (in *runInput) checkLayers(cmd *cli.Command, folders []string) error {
 	if cmd.String("guest") == string(vmm.Windows) {
 		return nil
 	}
@@ -347,5 +347,8 @@ func checkLayers(cmd *cli.Command, folders []string) error {
 				"to make a layer of a tar: strata import TAR DIR", printable(dir))
 		}
 	}
-	return nil
+	if in.held.again() || cmd.IsSet("scratch") { // a program has changed the files of the image
+		return nil
+	}
+	return strata.CheckPlaces(in.spec.Spec, folders)
 }

@@ -76,10 +76,7 @@ func open(r io.ReaderAt, size int64, memory *budget) (*layertree.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	im := &image{r: newWindows(r, int64(s.blocks)*blockSize), super: s, memory: memory,
-		unread: int64(s.blocks) * blockSize, known: make(map[uint64]*layertree.Node),
-		shared: make(map[uint32]layertree.Xattr)}
-	tree, err := im.tree()
+	tree, err := newImage(s, newWindows(r, int64(s.blocks)*blockSize), memory).tree()
 	if err != nil {
 		return nil, fmt.Errorf("erofs: %w", err)
 	}
@@ -99,6 +96,11 @@ type image struct {
 	unread int64 // bytes of metadata that were not read yet, see read
 }
 
+func newImage(s super, r *windows, memory *budget) *image {
+	return &image{r: r, super: s, memory: memory, unread: r.size, known: make(map[uint64]*layertree.Node),
+		shared: make(map[uint32]layertree.Xattr)}
+}
+
 // raw is an inode without its contents.
 type raw struct {
 	node   *layertree.Node
@@ -112,13 +114,19 @@ func (im *image) corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
-func (im *image) tree() (*layertree.Tree, error) {
+// top reads the directory that holds all others.
+func (im *image) top() (raw, error) {
 	root, err := im.inode(im.root)
+	if err == nil && !root.node.IsDir() {
+		err = im.corrupt("the root is no directory")
+	}
+	return root, err
+}
+
+func (im *image) tree() (*layertree.Tree, error) {
+	root, err := im.top()
 	if err != nil {
 		return nil, err
-	}
-	if !root.node.IsDir() {
-		return nil, im.corrupt("the root is no directory")
 	}
 	im.known[im.root] = root.node
 	type item struct {

@@ -61,6 +61,37 @@ func TestReadBack(t *testing.T) {
 	if d := treetest.Diff(describe(t, want), describe(t, got)); d != "" {
 		t.Error(d)
 	}
+	checkAlong(t, img, got)
+}
+
+// checkAlong holds what is found on the way to each path to the whole tree.
+func checkAlong(t *testing.T, img []byte, whole *layertree.Tree) {
+	t.Helper()
+	r, err := erofs.NewReader(bytes.NewReader(img), int64(len(img)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := whole.Walk(func(path string, n *layertree.Node) error {
+		tree, err := r.Along(path + "/none")
+		if err != nil {
+			return err
+		}
+		at := tree.Root
+		for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+			if name == "" {
+				continue
+			}
+			if at = at.Child(name); at == nil {
+				return fmt.Errorf("%s: %q is not found", path, name)
+			}
+		}
+		if at.Mode != n.Mode || at.Target != n.Target || at.IsOpaque() != n.IsOpaque() || at.Len() > 0 {
+			return fmt.Errorf("%s: found is %+v, want %+v", path, at, n)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestDamaged(t *testing.T) {
@@ -99,6 +130,9 @@ func FuzzOpen(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if r, err := erofs.NewReader(bytes.NewReader(b), int64(len(b))); err == nil {
+			_, _ = r.Along("d/e/f") // it ends, whatever is there
+		}
 		tree, err := erofs.Open(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			return

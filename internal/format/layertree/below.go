@@ -68,6 +68,20 @@ func (l lowNode) child(name string) lowNode {
 	return out
 }
 
+// Seen returns what the layers show at a slash-separated path, which leads through directories alone. Nil: nothing.
+func (b *Below) Seen(path string) *Node {
+	at := b.root()
+	for name := range strings.SplitSeq(path, "/") {
+		if name != "" {
+			at = at.child(name)
+		}
+	}
+	if len(at) == 0 {
+		return nil
+	}
+	return at[0].node
+}
+
 // inheritBelow copies the attributes of the directory low to n, which has no entry of its own.
 func (n *Node) inheritBelow(low lowNode) {
 	for _, p := range low {

@@ -233,7 +233,7 @@ func processSpec(root rootDir, cmd command, like *specs.Process) (*specs.Process
 // one of mounts cannot be checked yet.
 func checkDir(root rootDir, cmd command, mounts []specs.Mount) error {
 	dir := filepath.Clean("/" + cmd.Dir)
-	if covered(dir, mounts) {
+	if ocispec.Covered(dir, mounts) {
 		return nil
 	}
 	var err error
@@ -249,13 +249,4 @@ func checkDir(root rootDir, cmd command, mounts []specs.Mount) error {
 		return fmt.Errorf("working directory %q: no such directory in the root: %w", cmd.Dir, gcsserver.ErrNotFound)
 	}
 	return fmt.Errorf("working directory %q: %w", cmd.Dir, err)
-}
-
-// covered reports whether a path is at or below one of mounts.
-func covered(path string, mounts []specs.Mount) bool {
-	path = filepath.Clean(path)
-	return slices.ContainsFunc(mounts, func(m specs.Mount) bool {
-		to := filepath.Clean("/" + m.Destination)
-		return path == to || strings.HasPrefix(path, to+"/")
-	})
 }

@@ -50,7 +50,7 @@ func (i *instance) etcFiles(root rootDir, spec *specs.Spec, etc *ocispec.Etc, ne
 		if slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return ocispec.SamePlace(m.Destination, to) }) {
 			continue
 		}
-		if place, err := root.leadsTo(to); err == nil && systemPlace(place) {
+		if place, err := root.leadsTo(to); err == nil && ocispec.SystemPlace(place) {
 			continue // an image that has /etc/resolv.conf lead to /dev/null wants it so
 		}
 		if root.readOnly() && !root.has(to) {

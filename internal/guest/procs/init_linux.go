@@ -38,7 +38,7 @@ func (t *Table) addInit(root rootDir, spec *specs.Spec, cmd command) error {
 // checkProgram checks that a program exists in a root and is executable. One below one of mounts cannot be checked yet.
 func (r rootDir) checkProgram(cmd command, mounts []specs.Mount) error {
 	names := cmd.candidates()
-	if slices.ContainsFunc(names, func(name string) bool { return covered(name, mounts) }) {
+	if slices.ContainsFunc(names, func(name string) bool { return ocispec.Covered(name, mounts) }) {
 		return nil
 	}
 	if f := r.find(cmd); f != nil {

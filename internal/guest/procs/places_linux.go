@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -15,40 +13,12 @@ import (
 	"github.com/stratavm/strata/internal/ocispec"
 )
 
-// maxLinks is the kernel's limit of symbolic links in a path.
-const maxLinks = 40
-
 // leadsTo resolves the symbolic links of a path in a root in which nothing is mounted yet. Missing components are kept
 // as they are.
-func (r rootDir) leadsTo(path string) (string, error) { return follow(path, r.link) }
+func (r rootDir) leadsTo(path string) (string, error) { return ocispec.Follow(path, r.Link) }
 
-// follow is leadsTo with the links that link returns.
-func follow(path string, link func(at string) (string, error)) (string, error) {
-	at, rest := "/", path
-	for links := 0; rest != ""; {
-		var name string
-		name, rest, _ = strings.Cut(rest, "/")
-		at = filepath.Join(at, name)
-		to, err := link(at)
-		switch {
-		case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || err == nil && to == "":
-			continue
-		case err != nil:
-			return "", err
-		}
-		if links++; links > maxLinks {
-			return "", &os.PathError{Op: "follow the links of", Path: path, Err: unix.ELOOP}
-		}
-		if at = filepath.Dir(at); filepath.IsAbs(to) {
-			at = "/"
-		}
-		rest = to + "/" + rest
-	}
-	return at, nil
-}
-
-// link returns the target of a symbolic link, or "" if path is not one.
-func (r rootDir) link(path string) (string, error) {
+// Link returns the target of a symbolic link, or "" if path is not one.
+func (r rootDir) Link(path string) (string, error) {
 	f, err := r.open(path, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return "", err
@@ -63,13 +33,7 @@ func (r rootDir) link(path string) (string, error) {
 	return string(buf[:max(n, 0)]), err
 }
 
-// systemPlace reports whether a resolved path is in /proc, /sys or /dev.
-func systemPlace(path string) bool {
-	top, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-	return top == "proc" || top == "sys" || top == "dev"
-}
-
-// linkIn is link for a path at or below the destination of a bind mount, looked up in the mount's source.
+// linkIn is Link for a path at or below the destination of a bind mount, looked up in the mount's source.
 func linkIn(m specs.Mount, path string) (string, error) {
 	if !ocispec.IsBind(m) {
 		return "", nil
@@ -79,74 +43,27 @@ func linkIn(m specs.Mount, path string) (string, error) {
 		return "", nil
 	}
 	defer source.close()
-	return source.link("/" + strings.TrimPrefix(path, m.Destination))
+	return source.Link("/" + strings.TrimPrefix(path, m.Destination))
 }
 
-// checkPlaces returns an error for a mount whose destination leads, by symbolic links of the image or a volume, to the
-// root or into a kernel file system: it would hide these, and the masks in them. Destinations without links were
-// checked before. A directory can be mounted only over a directory, anything else only over something else.
-func (r rootDir) checkPlaces(mounts []specs.Mount) error {
-	var before []specs.Mount // with resolved destinations
-	for _, m := range mounts {
-		images := true // the destination is in the image, not in an earlier mount
-		place, err := follow(m.Destination, func(at string) (string, error) {
-			for _, over := range slices.Backward(before) {
-				if covered(at, []specs.Mount{over}) {
-					images = false
-					if slices.Contains(over.Options, "tmpcopyup") { // it is filled from the image
-						return r.link(at)
-					}
-					return linkIn(over, at)
-				}
-			}
-			return r.link(at)
-		})
-		if err == nil && images {
-			err = r.sameKind(m, place)
-		}
-		if err != nil {
-			return fmt.Errorf("mount at %q: %w", m.Destination, err)
-		}
-		placed := m
-		placed.Destination = place
-		before = append(before, placed)
-		if place == filepath.Clean("/"+m.Destination) {
-			continue
-		}
-		if place == "/" || place == "/dev" || systemPlace(place) && !strings.HasPrefix(place, "/dev/") {
-			return fmt.Errorf("mount at %q: links of the image or a volume lead to %q, where nothing can be mounted: %w",
-				m.Destination, place, gcsserver.ErrInvalid)
-		}
-	}
-	return nil
-}
-
-// sameKind returns an error for a directory mounted over a file of the image, or the reverse. Missing paths are left to
-// the runtime.
-func (r rootDir) sameKind(m specs.Mount, place string) error {
-	folder := true
-	if ocispec.IsBind(m) {
-		fi, err := os.Stat(m.Source)
-		if err != nil {
-			return nil
-		}
-		folder = fi.IsDir()
-	}
-	f, err := r.open(place, unix.O_PATH|unix.O_NOFOLLOW)
+// Folder reports whether there is a directory at a path.
+func (r rootDir) Folder(path string) (bool, error) {
+	f, err := r.open(path, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
-		return nil
+		return false, err
 	}
 	defer f.Close()
 	fi, err := f.Stat()
-	switch {
-	case err != nil:
-		return err
-	case folder && !fi.IsDir():
-		return fmt.Errorf("a folder cannot be mounted over the image's file %q: %w", place, gcsserver.ErrInvalid)
-	case !folder && fi.IsDir():
-		return fmt.Errorf("a file cannot be mounted over the image's folder %q: %w", place, gcsserver.ErrInvalid)
+	return err == nil && fi.IsDir(), err
+}
+
+// checkPlaces is ocispec.CheckPlaces for this root.
+func (r rootDir) checkPlaces(mounts []specs.Mount) error {
+	err := ocispec.CheckPlaces(mounts, r, linkIn)
+	if errors.Is(err, ocispec.ErrPlace) {
+		err = fmt.Errorf("%w: %w", err, gcsserver.ErrInvalid)
 	}
-	return nil
+	return err
 }
 
 // openRegular opens a regular file for reading. Anything else is never opened: it may be a device node that the

@@ -92,6 +92,7 @@ func TestKindsOfPlaces(t *testing.T) {
 		{[]specs.Mount{memory("/srv/data"), bind(folder, "/srv/data/in")}, ""},
 		{[]specs.Mount{memory("/srv/data"), bind(folder, "/note")}, ""},
 		{[]specs.Mount{bind(folder, "/note"), memory("/srv/data")}, overFile},
+		{[]specs.Mount{bind(folder, "/note/new/a")}, `below the image's file "/srv/data/file"`},
 	} {
 		err := root.checkPlaces(c.mounts)
 		if (err == nil) != (c.want == "") || err != nil &&
