@@ -17,6 +17,7 @@ import (
 	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/internal/hostmount"
 	"github.com/stratavm/strata/test/leaktest"
+	"github.com/stratavm/strata/test/nettest"
 )
 
 // TestUserNamespaceScripts runs the scripts that mount layers as root of a user namespace.
@@ -29,11 +30,16 @@ func TestUserNamespaceScripts(t *testing.T) {
 			}
 			leaktest.Check(t)
 			cmds := maps.Clone(commands)
+			maps.Copy(cmds, networkCommands)
 			cmds["killsupervisor"] = lifeCommands["killsupervisor"]
 			testscript.Run(t, testscript.Params{Dir: "testdata/userns", Cmds: cmds, RequireExplicitExec: true,
 				WorkdirRoot: t.TempDir(),
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("BUSYBOX", busybox)
+					env.Setenv("HOSTIP", nettest.HostAddress(t))
+					for i := range 2 {
+						env.Setenv(fmt.Sprintf("PORT%d", i+1), fmt.Sprint(nettest.UnusedPort(t)))
+					}
 					env.Defer(func() { removeAll(t, env.Getenv("STRATA_STATE_DIR"), env.Getenv("STRATA")) })
 					return setup(env)
 				}})

@@ -39,11 +39,15 @@ func run(enter, do func() error) error {
 	return <-result
 }
 
-// runHere must be called in a goroutine of its own. Its thread returns to the original namespace, because the main
-// thread does not end with a goroutine and would keep the namespace. A thread that cannot return stays locked, so that
-// no other goroutine uses it.
+// runHere runs in a goroutine of its own. Its thread goes back; one that cannot, as the own namespace belongs to another
+// user namespace, stays locked and ends with the goroutine. The first thread of the process would not end, and keep the
+// namespace: it is kept busy while another one does this.
 func runHere(enter, do func() error) error {
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		defer runtime.UnlockOSThread()
+		return run(enter, do)
+	}
 	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		runtime.UnlockOSThread()
@@ -55,9 +59,11 @@ func runHere(enter, do func() error) error {
 		return fmt.Errorf("enter the network namespace: %w", err)
 	}
 	err = do()
-	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
-		return errors.Join(err, fmt.Errorf("go back to the own network namespace: %w", back))
+	switch back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); {
+	case back == nil:
+		runtime.UnlockOSThread()
+	case !errors.Is(back, unix.EPERM):
+		err = errors.Join(err, fmt.Errorf("go back to the own network namespace: %w", back))
 	}
-	runtime.UnlockOSThread()
 	return err
 }
