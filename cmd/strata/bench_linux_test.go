@@ -23,7 +23,23 @@ const benchRounds = 20
 // a bundle with the same document and a plain folder as root: the time until the first output, and until the
 // command has ended, which for strata includes taking the container away. Each ratio is the median of the rounds', with
 // the first and third quartile.
-func BenchmarkRunProcess(b *testing.B) {
+func BenchmarkRunProcess(b *testing.B) { benchRun(b, nil, nil) }
+
+// BenchmarkRunProcessWhole is BenchmarkRunProcess with limits, a folder of the host and a network. That of strata's
+// container has a way out; the runtimes' has none.
+func BenchmarkRunProcessWhole(b *testing.B) {
+	treetest.Need(b, inPath("slirp4netns"), "slirp4netns", "apt-get install slirp4netns")
+	benchRun(b, []string{"-m", "512m", "--cpus", "1", "--pids-limit", "100", "-v", b.TempDir() + ":/data"},
+		[]string{"--network", "user"})
+}
+
+func inPath(program string) bool {
+	_, err := exec.LookPath(program)
+	return err == nil
+}
+
+// benchRun is BenchmarkRunProcess with flags of the document, and of strata run alone.
+func benchRun(b *testing.B, document, run []string) {
 	treetest.NeedRoot(b, "to run containers")
 	busybox, err := exec.LookPath("busybox")
 	treetest.Need(b, err == nil, "busybox", "apt-get install busybox-static")
@@ -38,26 +54,10 @@ func BenchmarkRunProcess(b *testing.B) {
 		b.Fatal(err)
 	}
 	env := append(os.Environ(), "STRATA_STATE_DIR="+filepath.Join(work, "state"))
-	bundle := benchBundle(b, strata, tar, work, env)
-	n := 0
-	commands := map[string]func() []string{
-		"strata": func() []string {
-			return []string{strata, "run", "--isolation=process", tar, "/bin/busybox", "echo", "x"}
-		},
-	}
-	for _, runtime := range []string{"runc", "crun"} {
-		if path, err := exec.LookPath(runtime); err == nil {
-			commands[runtime] = func() []string {
-				n++
-				run := []string{path, "run", "--bundle", bundle, fmt.Sprintf("bench-%d-%d", os.Getpid(), n)}
-				// crun refuses a host with cgroups of both versions, unless it does not see those of the second.
-				if runtime == "crun" && exists("/sys/fs/cgroup/unified") {
-					run = append([]string{"unshare", "-m", "sh", "-c", `umount /sys/fs/cgroup/unified; exec "$@"`, "-"}, run...)
-				}
-				return run
-			}
-		}
-	}
+	bundle := benchBundle(b, work, tar, env, slices.Concat([]string{strata, "spec"}, document, benchProgram(tar)))
+	ours := slices.Concat([]string{strata, "run", "--isolation=process"}, document, run, benchProgram(tar))
+	commands := map[string]func() []string{"strata": func() []string { return ours }}
+	addRuntimes(commands, bundle)
 	type taken struct{ first, whole time.Duration }
 	times := map[string][]taken{}
 	for b.Loop() {
@@ -83,6 +83,28 @@ func BenchmarkRunProcess(b *testing.B) {
 	}
 }
 
+func benchProgram(tar string) []string { return []string{tar, "/bin/busybox", "echo", "x"} }
+
+// addRuntimes adds the commands that run a bundle by the runtimes of this system.
+func addRuntimes(commands map[string]func() []string, bundle string) {
+	n := 0
+	for _, runtime := range []string{"runc", "crun"} {
+		path, err := exec.LookPath(runtime)
+		if err != nil {
+			continue
+		}
+		commands[runtime] = func() []string {
+			n++
+			run := []string{path, "run", "--bundle", bundle, fmt.Sprintf("bench-%d-%d", os.Getpid(), n)}
+			// crun refuses a host with cgroups of both versions, unless it does not see those of the second.
+			if runtime == "crun" && exists("/sys/fs/cgroup/unified") {
+				run = append([]string{"unshare", "-m", "sh", "-c", `umount /sys/fs/cgroup/unified; exec "$@"`, "-"}, run...)
+			}
+			return run
+		}
+	}
+}
+
 // reportQuartiles reports the median of ratios, and the quartiles.
 func reportQuartiles(b *testing.B, unit string, ratios []float64) {
 	slices.Sort(ratios)
@@ -91,10 +113,10 @@ func reportQuartiles(b *testing.B, unit string, ratios []float64) {
 	b.ReportMetric(ratios[len(ratios)*3/4], unit+"-q3")
 }
 
-// benchBundle makes a bundle of the document that strata makes, as far as a runtime alone takes it.
-func benchBundle(b *testing.B, strata, tar, work string, env []string) string {
+// benchBundle makes a bundle of the document that a command prints, as far as a runtime alone takes it.
+func benchBundle(b *testing.B, work, tar string, env, spec []string) string {
 	b.Helper()
-	cmd := exec.Command(strata, "spec", tar, "/bin/busybox", "echo", "x")
+	cmd := exec.Command(spec[0], spec[1:]...)
 	cmd.Env = env
 	text, err := cmd.Output()
 	if err != nil {
