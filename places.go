@@ -18,8 +18,8 @@ import (
 var ErrPlace = ocispec.ErrPlace
 
 // CheckPlaces refuses mounts of a document that the container could not be started with: a folder over a file of the
-// image or the reverse, below a file, or where links of the image lead to what the system shows. Layers are folders, the
-// top-most first. Where one of them is no EROFS layer, or compressed, nothing
+// image or the reverse, below a file, or where links of the image lead to what the system shows. Layers are folders,
+// the top-most first. Where one of them is no EROFS layer, or compressed, nothing
 // is known, and the container's start tells.
 func CheckPlaces(s *specs.Spec, layers []string) error {
 	if s == nil {

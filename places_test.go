@@ -33,7 +33,8 @@ func TestCheckPlaces(t *testing.T) {
 	}
 	layers := []string{
 		layer(dir("a/"), file("a/.wh.gone"), file("a/turned"), dir("b/"), file("b/.wh..wh..opq"), sym("to", "up/../a")),
-		layer(dir("a/"), file("a/gone"), dir("a/turned/"), dir("b/"), file("b/hidden"), dir("up/"), sym("loop", "loop")),
+		layer(dir("a/"), file("a/gone"), dir("a/turned/"), dir("b/"), file("b/hidden"), dir("up/"),
+			sym("loop", "loop")),
 		layer(dir("a/"), file("a/base"), dir("b/deep/")),
 	}
 	volume := t.TempDir()
@@ -42,8 +43,8 @@ func TestCheckPlaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ source, to, want string }{
-		{volume, "/a", ""}, {volume, "/a/gone", ""}, {volume, "/b/hidden", ""}, {one, "/b/deep", ""}, {volume, "/to", ""},
-		{volume, "/new/x", ""}, {one, "/a/base", ""}, {one, "/a/turned", ""},
+		{volume, "/a", ""}, {volume, "/a/gone", ""}, {volume, "/b/hidden", ""}, {one, "/b/deep", ""},
+		{volume, "/to", ""}, {volume, "/new/x", ""}, {one, "/a/base", ""}, {one, "/a/turned", ""},
 		{volume, "/a/base", `over the image's file "/a/base"`}, {volume, "/a/turned", `file "/a/turned"`},
 		{volume, "/to/base", `file "/a/base"`}, {one, "/to", `over the image's folder "/a"`},
 		{one, "/up", `folder "/up"`}, {volume, "/a/base/x/y", `below the image's file "/a/base"`},

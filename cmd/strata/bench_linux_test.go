@@ -49,8 +49,8 @@ func benchRun(b *testing.B, document, run []string) {
 	}
 	strata, work := bootimagetest.Strata(b), b.TempDir()
 	tar := filepath.Join(work, "root.tar")
-	if err := os.WriteFile(tar, treetest.Tar(b, treetest.Entry{Name: "bin/busybox", Mode: 0o755, Body: string(program)}),
-		0o600); err != nil {
+	root := treetest.Tar(b, treetest.Entry{Name: "bin/busybox", Mode: 0o755, Body: string(program)})
+	if err := os.WriteFile(tar, root, 0o600); err != nil {
 		b.Fatal(err)
 	}
 	env := append(os.Environ(), "STRATA_STATE_DIR="+filepath.Join(work, "state"))
@@ -98,7 +98,8 @@ func addRuntimes(commands map[string]func() []string, bundle string) {
 			run := []string{path, "run", "--bundle", bundle, fmt.Sprintf("bench-%d-%d", os.Getpid(), n)}
 			// crun refuses a host with cgroups of both versions, unless it does not see those of the second.
 			if runtime == "crun" && exists("/sys/fs/cgroup/unified") {
-				run = append([]string{"unshare", "-m", "sh", "-c", `umount /sys/fs/cgroup/unified; exec "$@"`, "-"}, run...)
+				hide := []string{"unshare", "-m", "sh", "-c", `umount /sys/fs/cgroup/unified; exec "$@"`, "-"}
+				run = append(hide, run...)
 			}
 			return run
 		}

@@ -39,9 +39,9 @@ func run(enter, do func() error) error {
 	return <-result
 }
 
-// runHere runs in a goroutine of its own. Its thread goes back; one that cannot, as the own namespace belongs to another
-// user namespace, stays locked and ends with the goroutine. The first thread of the process would not end, and keep the
-// namespace: it is kept busy while another one does this.
+// runHere must be called in a goroutine of its own. Its thread returns to the original namespace. A thread that may
+// not, because that belongs to another user namespace, stays locked and ends with the goroutine. The main thread would
+// not end and would keep the namespace: it is kept busy while another thread does this.
 func runHere(enter, do func() error) error {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {

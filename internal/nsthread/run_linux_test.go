@@ -73,9 +73,9 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestNoWayBack takes the right to change namespaces from the thread, as it is where the own network namespace belongs to
-// another user namespace: what was to be done is done, and the thread is not used again. It is never the first thread of
-// the process, which would not end.
+// TestNoWayBack takes the right to change namespaces from the thread, as if the original network namespace belonged
+// to another user namespace: the call succeeds, and the thread is not used again. It is never the main thread, which
+// would not end.
 func TestNoWayBack(t *testing.T) {
 	treetest.NeedRoot(t, "to make network namespaces")
 	own := namespaceOf(t, "/proc/self/ns/net")

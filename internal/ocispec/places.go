@@ -28,8 +28,8 @@ type RootFiles interface {
 // maxLinks is the kernel's limit of symbolic links in a path.
 const maxLinks = 40
 
-// Follow resolves the symbolic links of a path in a root: those that link returns, or "". Missing components are kept as
-// they are.
+// Follow resolves the symbolic links of a path in a root: those that link returns, or "". Missing components are kept
+// as they are.
 func Follow(to string, link func(at string) (string, error)) (string, error) {
 	at, rest := "/", to
 	for links := 0; rest != ""; {
@@ -102,15 +102,15 @@ func CheckPlaces(mounts []specs.Mount, root RootFiles, linkIn func(m specs.Mount
 			continue
 		}
 		if place == "/" || place == "/dev" || SystemPlace(place) && !strings.HasPrefix(place, "/dev/") {
-			return fmt.Errorf("mount at %q: links of the image or a volume lead to %q, where nothing can be mounted: %w",
-				m.Destination, place, ErrPlace)
+			return fmt.Errorf("mount at %q: links of the image or a volume lead to %q, where nothing can be mounted: "+
+				"%w", m.Destination, place, ErrPlace)
 		}
 	}
 	return nil
 }
 
-// sameKind returns an error for a directory mounted over a file of the image, or the reverse. A missing source becomes a
-// directory.
+// sameKind returns an error for a directory mounted over a file of the image, or the reverse. A missing source becomes
+// a directory.
 func sameKind(m specs.Mount, place string, root RootFiles) error {
 	folder := true
 	if IsBind(m) {
