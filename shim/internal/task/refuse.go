@@ -71,7 +71,7 @@ func checkPropagation(mounts []specs.Mount) error {
 var (
 	kernelDirs  = []string{"/dev", "/proc", "/sys"}
 	kernelTypes = []string{"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs",
-		"efivarfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs"}
+		"efivarfs", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs"}
 )
 
 // sharedMemory is allowed although it is in one of kernelDirs: it only holds files.

@@ -13,8 +13,10 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/stratavm/strata/internal/format/layertree/treetest"
 	"github.com/stratavm/strata/test/leaktest"
 )
 
@@ -112,6 +114,29 @@ func TestHostRefused(t *testing.T) {
 		s.Root.Path = "/"
 		refuses(t, s, nil, "root file system", "/ is, holds or is in /dev")
 	})
+}
+
+// TestNamespaceFile: a file that is a namespace of the host, as in /run/netns, is refused, and a folder with one.
+func TestNamespaceFile(t *testing.T) {
+	treetest.NeedRoot(t, "to mount a namespace")
+	dir := t.TempDir()
+	file := filepath.Join(dir, "web")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("/proc/self/ns/net", file, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(file, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, source := range []string{file, dir} {
+		s := spec()
+		s.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: source, Options: []string{"rbind"}}}
+		refuses(t, s, nil, file+", where the kernel shows this host", "hostPath")
+	}
 }
 
 // TestApart: what only looks like it is no reason to refuse a mount.
