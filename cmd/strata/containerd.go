@@ -49,7 +49,8 @@ func containerdCommands(e *env) []*cli.Command {
 	return []*cli.Command{{
 		Name: "containerd", Usage: "settings for containerd and Kubernetes",
 		Description: "containerd runs containers in VMs by containerd-shim-strata-v1. strata doctor --containerd says\n" +
-			"what a node lacks for it. Its VMs are seen by strata --state-dir /run/strata/shim/NAMESPACE vm ls.",
+			"what a node lacks for it. Its VMs are seen by strata --state-dir /run/strata/shim/NAMESPACE vm ls.\n" +
+			"What VMs are like is said by options of the runtime, which the file of config has as comments.",
 		Commands: []*cli.Command{{
 			Name: "config", Usage: "print a file for /etc/containerd/conf.d, or with --runtime-class one for kubectl apply",
 			Description: examples("strata containerd config >/etc/containerd/conf.d/strata.toml",
