@@ -83,7 +83,12 @@ func (e *env) stopIn(ctx context.Context, cmd *cli.Command, name, dir string, ti
 	if err != nil {
 		return err
 	}
-	if err := strata.StopVM(limited, vm, dir, func(message string) { e.say("strata: %s", message) }); err != nil {
+	done := e.status("stopping VM %s ...", name)
+	defer done()
+	if err := strata.StopVM(limited, vm, dir, func(message string) {
+		done()
+		e.say("strata: %s", message)
+	}); err != nil {
 		return fmt.Errorf("stop VM %q: %w", name, err)
 	}
 	return nil
