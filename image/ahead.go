@@ -10,15 +10,15 @@ const (
 	chunksAhead = 4
 )
 
-// ahead runs a producer of chunks in a goroutine, a few chunks in front of its reader.
+// ahead runs a producer of chunks in a goroutine, a few chunks ahead of its reader.
 type ahead struct {
 	chunks chan []byte
-	free   chan []byte // chunks that were read, to be filled again
+	free   chan []byte // chunks that were read, for reuse
 	quit   chan struct{}
 	gone   chan struct{}
-	chunk  []byte // being read
+	chunk  []byte // chunk being read
 	pos    int
-	err    error // valid when chunks is closed
+	err    error // valid once chunks is closed
 }
 
 func newAhead(produce func(*ahead) error) *ahead {
@@ -32,7 +32,7 @@ func newAhead(produce func(*ahead) error) *ahead {
 	return a
 }
 
-// buffer gives the producer an empty chunk to fill.
+// buffer returns an empty chunk for the producer to fill.
 func (a *ahead) buffer() []byte {
 	select {
 	case b := <-a.free:
@@ -42,10 +42,10 @@ func (a *ahead) buffer() []byte {
 	}
 }
 
-// errNoReader ends a producer whose reader does not want any more.
+// errNoReader ends a producer whose reader has stopped.
 var errNoReader = errors.New("nobody reads")
 
-// copy is a producer of what r gives. Its error is that of r, or errNoReader.
+// copy is a producer of the data of r. It returns the error of r, or errNoReader.
 func (a *ahead) copy(r io.Reader) (err error) {
 	for err == nil {
 		buf := a.buffer()
@@ -86,7 +86,7 @@ func (a *ahead) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// stop ends the producer and waits for it. It may be called again, but not concurrently.
+// stop ends the producer and waits for it. It is idempotent, but must not be called concurrently.
 func (a *ahead) stop() {
 	select {
 	case <-a.quit:

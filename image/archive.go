@@ -12,7 +12,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// dockerEntry is one image of the manifest.json of a docker archive.
+// dockerEntry is one image in the manifest.json of a docker archive.
 type dockerEntry struct {
 	Config       string                    `json:"Config"`
 	RepoTags     []string                  `json:"RepoTags"`
@@ -20,8 +20,8 @@ type dockerEntry struct {
 	LayerSources map[string]*v1.Descriptor `json:"LayerSources"`
 }
 
-// openDocker opens an image of a docker archive. The archive has no digests of blobs, so that the
-// diffIDs alone say whether a layer is right; they and the configuration make the image's digest.
+// openDocker opens an image of a docker archive. The archive has no digests of blobs, so only the diffIDs verify the
+// layers; the image's digest is that of its configuration, which has them.
 func openDocker(ctx context.Context, s Source, t *tarFiles, o Options) (*Image, error) {
 	raw, err := readFile(t, "manifest.json", maxManifest)
 	if err != nil {
@@ -88,7 +88,7 @@ func readFile(t *tarFiles, name string, limit int64) ([]byte, error) {
 	return readAll(rc, name, v1.Descriptor{}, limit)
 }
 
-// pickDocker finds the image by one of its names.
+// pickDocker finds the image with the given name.
 func pickDocker(list []dockerEntry, want string) (dockerEntry, string, error) {
 	var all []named[dockerEntry]
 	for _, e := range list {
@@ -100,15 +100,14 @@ func pickDocker(list []dockerEntry, want string) (dockerEntry, string, error) {
 	}
 	for _, e := range found {
 		if e.Config != found[0].Config {
-			return dockerEntry{}, "", fmt.Errorf("%w: several are called %s", ErrAmbiguous, oneLine(name))
+			return dockerEntry{}, "", fmt.Errorf("%w: several have the name %s", ErrAmbiguous, oneLine(name))
 		}
 	}
 	return found[0], name, nil
 }
 
-// openRootFS creates an image of a bare tar. The tar is read once here, for its diffID: that is what the
-// layer is kept under, and a tar that was imported before need not be converted again. What it holds is looked at
-// on the way.
+// openRootFS returns an image for a bare tar. It reads the tar once to compute its diffID, under which the layer is
+// stored: a tar that was imported before need not be converted again. On the way it checks what the tar contains.
 func openRootFS(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -143,7 +142,7 @@ func openRootFS(ctx context.Context, s Source, f *os.File, o Options) (*Image, e
 		Platform: Platform{OS: "linux"}, Layers: []Layer{l}, closer: f, ownName: true}, nil
 }
 
-// checkRoot refuses what is more likely something else than a root file system.
+// checkRoot refuses what is probably not a root file system.
 func (l *listing) checkRoot(s Source, o Options) error {
 	switch {
 	case l.isArchive():

@@ -14,12 +14,11 @@ import (
 	"sync"
 )
 
-// session adds to requests what the registry wants to see, and answers its challenges: that of the first
-// request as well as one that comes later, when a token has expired or was not wanted before.
+// session adds credentials to requests and answers the registry's challenges, of the first request and of later ones,
+// for example when a token has expired.
 //
-// The credentials go to the registry itself or to the token server that it names, and never along with a
-// redirection. A server that a request is redirected to may ask for a token of its own; it is fetched without
-// credentials.
+// Credentials are sent only to the registry itself or to the token server that it names, never along with a redirect.
+// A server that a request is redirected to may demand a token of its own, which is requested without credentials.
 type session struct {
 	home  origin // the registry
 	scope string
@@ -30,13 +29,13 @@ type session struct {
 	logins map[origin]*login
 }
 
-// origin is where a request goes.
+// origin is the scheme and host of a request.
 type origin struct{ scheme, host string }
 
 func originOf(u *url.URL) origin { return origin{u.Scheme, u.Host} }
 
-// login is what is known of one origin. Its lock is held while a token is fetched, so that one is fetched for
-// all requests that wait for it.
+// login is the authentication state of one origin. The lock is held while a token is requested, so that concurrent
+// requests share one token.
 type login struct {
 	mu     sync.Mutex
 	header string // Authorization; empty: none
@@ -59,8 +58,8 @@ func (l *login) get() string {
 	return l.header
 }
 
-// maxLogins is how often one request is sent again with another login: a token that other requests share may
-// expire more than once meanwhile.
+// maxLogins is how often one request is repeated with another login: a shared token may expire more than once in the
+// meantime.
 const maxLogins = 2
 
 func (s *session) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -90,14 +89,14 @@ func (s *session) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// answer logs in as an origin asks. used is what it was shown; again reports whether there is something else to
-// show.
+// answer authenticates as the challenges of an origin demand. used is the header of the rejected request; again
+// reports whether there is another one to try.
 func (s *session) answer(ctx context.Context, at origin, used string, list []challenge) (again bool, err error) {
 	l := s.login(at)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.header != used {
-		return true, nil // another request has logged in meanwhile
+		return true, nil // another request has logged in in the meantime
 	}
 	c, ok := choose(list)
 	if !ok {
@@ -132,7 +131,7 @@ func (c Credentials) basic() string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password))
 }
 
-// token fetches a token as https://distribution.github.io/distribution/spec/auth/token describes it.
+// token requests a token as specified in https://distribution.github.io/distribution/spec/auth/token.
 func (s *session) token(ctx context.Context, at origin, c challenge, creds Credentials) (string, error) {
 	const step = "token"
 	realm, err := url.Parse(c.params["realm"])
@@ -155,7 +154,7 @@ func (s *session) token(ctx context.Context, at origin, c challenge, creds Crede
 		if !errors.As(err, &se) || se.code != http.StatusNotFound && se.code != http.StatusMethodNotAllowed {
 			return token, err
 		}
-		// Not every token server knows OAuth 2.
+		// Not every token server supports OAuth 2.
 	}
 	q := realm.Query()
 	q["scope"] = scopes
@@ -174,7 +173,7 @@ func (s *session) token(ctx context.Context, at origin, c challenge, creds Crede
 	return s.fetchToken(req, at)
 }
 
-// refresh fetches a token for a refresh token.
+// refresh requests a token with a refresh token.
 func (s *session) refresh(ctx context.Context, at origin, realm *url.URL, service string, scopes []string,
 	token string) (string, error) {
 	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {token}, "client_id": {userAgent},
@@ -215,7 +214,7 @@ func (s *session) fetchToken(req *http.Request, at origin) (string, error) {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
 	}
-	// What is wrong with the answer is not shown: it may hold a token all the same.
+	// Do not show the response: it may contain a token.
 	if err := json.Unmarshal(b, &got); err != nil || got.Token == "" && got.AccessToken == "" {
 		return "", explain(at.host, "token", fmt.Errorf("%w: the answer of %s holds no token", ErrInvalid, req.URL.Host))
 	}
@@ -225,8 +224,8 @@ func (s *session) fetchToken(req *http.Request, at origin) (string, error) {
 	return got.Token, nil
 }
 
-// checkRealm refuses token servers that a registry must not send us to: over plain HTTP where the registry itself
-// is asked over TLS, and addresses of this machine or its network where the registry is not there too.
+// checkRealm refuses token servers that a registry must not send us to: over plain HTTP if the registry uses TLS, and
+// addresses of this machine or its network if the registry is not there, too.
 func checkRealm(u *url.URL, at origin) error {
 	if u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
 		return fmt.Errorf("%w: the registry wants a token, and %q is no address to fetch it from",
@@ -243,7 +242,7 @@ func checkRealm(u *url.URL, at origin) error {
 		ErrInvalid, oneLine(u.Host))
 }
 
-// isNear reports whether the host is an address of this machine or of its own network.
+// isNear reports whether the host is an address of this machine or of its local network.
 func isNear(u *url.URL) bool {
 	if isLoopback(u.Host) {
 		return true
@@ -253,7 +252,7 @@ func isNear(u *url.URL) bool {
 	return err == nil && (a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsUnspecified())
 }
 
-// isLoopback reports whether HOST[:PORT] is this machine.
+// isLoopback reports whether HOST[:PORT] is a loopback address or name.
 func isLoopback(host string) bool {
 	u := &url.URL{Host: host}
 	name := u.Hostname()

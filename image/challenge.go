@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// challenge is one way to log in that a server offers (RFC 9110, section 11.6.1).
+// challenge is an authentication challenge of a server (RFC 9110, section 11.6.1).
 type challenge struct {
 	scheme string            // lower case
 	params map[string]string // names in lower case
 }
 
-// challenges reads all WWW-Authenticate headers of an answer; several may stand in one header.
+// challenges parses the WWW-Authenticate headers of a response; one header may have several challenges.
 func challenges(h http.Header) []challenge {
 	var out []challenge
 	for _, text := range h.Values("WWW-Authenticate") {
@@ -43,7 +43,7 @@ func parseChallenges(text string) []challenge {
 	}
 }
 
-// challengeParser is the rest of a header.
+// challengeParser parses a header; rest is what is left of it.
 type challengeParser struct{ rest string }
 
 func (p *challengeParser) skip(set string) { p.rest = strings.TrimLeft(p.rest, set) }
@@ -56,7 +56,7 @@ func (p *challengeParser) take(c byte) bool {
 	return true
 }
 
-// token reads a token; what ends it stays. An address without quotes is none.
+// token parses a token and stops after it. An unquoted URL is not a token.
 func (p *challengeParser) token() string {
 	n := strings.IndexFunc(p.rest, func(r rune) bool {
 		return r <= ' ' || r >= 0x7f || strings.ContainsRune(`()<>@,;:\"/[]?={}`, r)
@@ -69,7 +69,7 @@ func (p *challengeParser) token() string {
 	return word
 }
 
-// value reads a token or a quoted string.
+// value parses a token or a quoted string.
 func (p *challengeParser) value() (string, bool) {
 	if !p.take('"') {
 		v := p.token()
@@ -93,7 +93,7 @@ func (p *challengeParser) value() (string, bool) {
 	return "", false
 }
 
-// choose returns the way to log in that is used: tokens before passwords, which then go to the token server alone.
+// choose returns the challenge to answer: bearer before basic, as the password is then sent to the token server only.
 func choose(list []challenge) (challenge, bool) {
 	for _, scheme := range []string{"bearer", "basic"} {
 		for _, c := range list {

@@ -14,29 +14,29 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// Credentials are what a registry is shown. The zero value stands for none.
+// Credentials are the credentials for a registry. The zero value means none.
 type Credentials struct {
 	Username, Password string
 	IdentityToken      string // a refresh token of OAuth 2, for the token server
 	RegistryToken      string // a bearer token, for the registry itself
 }
 
-// Keychain finds the credentials for a repository, which is named in full: docker.io/library/debian,
-// localhost:5000/team/app. Where there are none it returns the zero value. It is asked once for each image.
+// Keychain returns the credentials for a repository with a full name: docker.io/library/debian,
+// localhost:5000/team/app. If there are none, it returns the zero value. It is called once per image.
 //
-// An error does not keep an image from being read: the registry is asked without credentials, and the error
-// becomes part of that of a registry that denies access.
+// If it fails, the image is requested without credentials; if the registry denies access, its error includes that of
+// the Keychain.
 type Keychain func(ctx context.Context, repository string) (Credentials, error)
 
-// DefaultKeychain finds the credentials that docker login and podman login left: in the file named by
+// DefaultKeychain returns the credentials stored by docker login and podman login: in the file named by
 // REGISTRY_AUTH_FILE, docker's config.json (in DOCKER_CONFIG or ~/.docker) and podman's auth.json (below
-// XDG_RUNTIME_DIR, then XDG_CONFIG_HOME or ~/.config). The first file that has some for the repository decides,
-// and in it the longest key: the repository, its namespaces from the inner to the outer one, the registry.
-// Credentials of another namespace are never returned. Helpers (docker-credential-NAME) that a file names are
-// asked for the registry.
+// XDG_RUNTIME_DIR, then XDG_CONFIG_HOME or ~/.config). The first file with credentials for the repository is used, and
+// in it the longest matching key: the repository, its namespaces from inner to outer, the registry. Credentials of
+// another namespace are never returned. Credential helpers (docker-credential-NAME) configured in a file are asked for
+// the registry.
 //
-// A small reader of these files stands here, and not docker's library, since that knows no namespaces: for a
-// repository it picks among the keys of one host whichever the iteration over a map finds first.
+// It does not use docker's library, which does not support namespaces: among several keys for the same host it picks
+// one at random (map order).
 func DefaultKeychain(ctx context.Context, repository string) (Credentials, error) {
 	var errs []error
 	for _, path := range authFiles(os.Getenv) {
@@ -49,9 +49,9 @@ func DefaultKeychain(ctx context.Context, repository string) (Credentials, error
 	return Credentials{}, errors.Join(errs...)
 }
 
-// authFiles returns the files that may hold credentials, the one that counts most first.
+// authFiles returns the files that may have credentials, in order of precedence.
 func authFiles(getenv func(string) string) []string {
-	home, _ := os.UserHomeDir() // without one only what is named in the environment counts
+	home, _ := os.UserHomeDir() // on error, only files named in the environment are used
 	var out []string
 	add := func(dir string, elem ...string) {
 		if dir != "" {
@@ -75,7 +75,7 @@ func authFiles(getenv func(string) string) []string {
 
 const maxAuthFile = 4 << 20
 
-// authFile is config.json of docker, and auth.json of podman.
+// authFile is docker's config.json or podman's auth.json.
 type authFile struct {
 	Auths       map[string]authEntry `json:"auths"`
 	CredsStore  string               `json:"credsStore"`
@@ -108,7 +108,7 @@ func (e authEntry) credentials() (Credentials, error) {
 	return c, nil
 }
 
-// credentialsIn looks into one file. One that does not exist has none.
+// credentialsIn looks up the credentials in one file. A missing file has none.
 func credentialsIn(ctx context.Context, path, repository string) (Credentials, error) {
 	b, err := regfile.Read(path, maxAuthFile)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(strings.TrimSpace(string(b))) == 0 {
@@ -128,8 +128,7 @@ func credentialsIn(ctx context.Context, path, repository string) (Credentials, e
 	return c, nil
 }
 
-// find returns the credentials of the longest key that fits. What is wrong with one key does not keep a shorter
-// one from being used.
+// find returns the credentials of the longest matching key. If an entry is invalid, shorter keys are tried.
 func (a authFile) find(ctx context.Context, repository string) (Credentials, error) {
 	var errs []error
 	host, _, _ := strings.Cut(repository, "/")
@@ -156,12 +155,12 @@ func (a authFile) find(ctx context.Context, repository string) (Credentials, err
 	return Credentials{}, errors.Join(errs...)
 }
 
-// parent cuts the last element of a key; of a registry nothing is left.
+// parent removes the last element of a key; the parent of a registry is "".
 func parent(key string) string {
 	return key[:max(0, strings.LastIndexByte(key, '/'))]
 }
 
-// entry finds a key as it stands, and the key of a registry in the other forms that tools write too.
+// entry returns the entry of a key; for a registry it also finds the other spellings that tools use.
 func (a authFile) entry(key string) (authEntry, bool) {
 	if e, ok := a.Auths[key]; ok {
 		return e, true
@@ -169,7 +168,7 @@ func (a authFile) entry(key string) (authEntry, bool) {
 	if strings.Contains(key, "/") {
 		return authEntry{}, false
 	}
-	// Two forms of one registry in one file are told apart by their order, so that the answer is always the same.
+	// If several spellings of a registry match, use the first in sort order, so that the result is deterministic.
 	best := ""
 	for k := range a.Auths {
 		if registryOf(k) == key && (best == "" || k < best) {
@@ -179,8 +178,7 @@ func (a authFile) entry(key string) (authEntry, bool) {
 	return a.Auths[best], best != ""
 }
 
-// registryOf returns the registry that a key such as https://HOST/v1/ stands for, and nothing for that of a
-// namespace.
+// registryOf returns the registry of a key such as https://HOST/v1/, and "" for a key of a namespace.
 func registryOf(key string) string {
 	rest, scheme := strings.CutPrefix(key, "https://")
 	if !scheme {
@@ -197,7 +195,7 @@ func registryOf(key string) string {
 	return host
 }
 
-// helped asks the helper for a registry, if the file names one.
+// helped asks the credential helper for a registry, if one is configured.
 func (a authFile) helped(ctx context.Context, host string) (Credentials, error) {
 	name := a.CredHelpers[host]
 	server := host

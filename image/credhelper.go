@@ -13,21 +13,20 @@ import (
 )
 
 const (
-	helperTime  = time.Minute // it may ask the user something
-	maxHelper   = 1 << 20     // bytes of its answer
+	helperTime  = time.Minute // it may prompt the user
+	maxHelper   = 1 << 20     // maximum size of its output, in bytes
 	noneInStore = "credentials not found in native keychain"
 )
 
-// askHelper runs docker-credential-NAME. The protocol is short: the server is written to its standard input, and
-// its standard output is JSON. (The client package of docker-credential-helpers runs a program that nothing
-// ends, and keeps all that it prints.)
+// askHelper runs docker-credential-NAME. The server name is written to its standard input, and its standard output is
+// JSON. (The client package of docker-credential-helpers has neither a timeout nor a limit on the output.)
 func askHelper(ctx context.Context, name, server string) (Credentials, error) {
 	program := "docker-credential-" + name
 	fail := func(err error) (Credentials, error) {
 		return Credentials{}, fmt.Errorf("credential helper %s: %w", program, err)
 	}
 	if strings.ContainsAny(name, `/\`) {
-		return fail(fmt.Errorf("%w: a path is no name of a helper", ErrInvalid))
+		return fail(fmt.Errorf("%w: use the name of a helper, not a path", ErrInvalid))
 	}
 	ctx, cancel := context.WithTimeout(ctx, helperTime)
 	defer cancel()
@@ -48,7 +47,7 @@ func askHelper(ctx context.Context, name, server string) (Credentials, error) {
 	}
 	var got struct{ Username, Secret string }
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
-		return fail(fmt.Errorf("its answer is no JSON object")) // the text may hold a secret
+		return fail(fmt.Errorf("its output is no JSON object")) // do not show it: it may contain a secret
 	}
 	if got.Username == "<token>" {
 		return Credentials{IdentityToken: got.Secret}, nil
@@ -56,10 +55,10 @@ func askHelper(ctx context.Context, name, server string) (Credentials, error) {
 	return Credentials{Username: got.Username, Password: got.Secret}, nil
 }
 
-// oneLine makes a text that a stranger wrote fit for a message: one line, short, without control characters.
+// oneLine sanitizes untrusted text for a message: one line, short, without control characters.
 func oneLine(s string) string {
 	const most = 300
-	// Marks that change the direction of a text are left out as well.
+	// Also remove characters that change the text direction.
 	bad := func(r rune) bool {
 		return r <= ' ' || r >= 0x7f && r <= 0xa0 || r == '\ufffd' || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp)
 	}

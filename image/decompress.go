@@ -17,13 +17,13 @@ const (
 	maxXZDict     = 64 << 20  // what xz -9 needs
 )
 
-// otherPackers are how files begin that cannot be unpacked here.
+// otherPackers are the magic numbers of formats that are not supported.
 var otherPackers = map[string]string{
 	"lz4": "\x04\x22\x4d\x18", "lzip": "LZIP\x01", "compress": "\x1f\x9d", "lzop": "\x89LZO", "zip": "PK\x03\x04",
 	"7-Zip": "7z\xbc\xaf",
 }
 
-// decompress is Decompress in the goroutine of the reader.
+// decompress is Decompress without reading ahead in a goroutine.
 func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	magic, err := br.Peek(10)
@@ -39,7 +39,7 @@ func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error)
 		}
 		return io.NopCloser(z), true, nil
 	case isZstd(magic):
-		// One frame at a time and in this goroutine: layers are what is parallel.
+		// One frame at a time, without goroutines: layers are decompressed in parallel.
 		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {
@@ -64,7 +64,7 @@ func decompress(r io.Reader) (content io.ReadCloser, compressed bool, err error)
 	return io.NopCloser(br), false, nil
 }
 
-// isZstd knows frames and the skippable frames that may come first.
+// isZstd recognises frames, and skippable frames, which may come first.
 func isZstd(m []byte) bool {
 	return len(m) >= 4 && (m[0] == 0x28 && m[1] == 0xb5 && m[2] == 0x2f && m[3] == 0xfd ||
 		m[0]&0xf0 == 0x50 && m[1] == 0x2a && m[2] == 0x4d && m[3] == 0x18)

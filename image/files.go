@@ -15,14 +15,14 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// files is a folder of files: a directory, or a tar that can be read at any place.
+// files is a set of files: a directory, or a tar with random access.
 type files interface {
-	// open opens a regular file by its slash-separated name. A missing one matches ErrNotFound.
+	// open opens a regular file by its slash-separated name. If it does not exist, the error matches ErrNotFound.
 	open(name string) (io.ReadCloser, int64, error)
 	io.Closer
 }
 
-// dirFiles is a directory. Links never lead out of it.
+// dirFiles is a directory. Links that lead out of it are not followed.
 type dirFiles struct{ root *os.Root }
 
 func (d dirFiles) open(name string) (io.ReadCloser, int64, error) {
@@ -32,7 +32,7 @@ func (d dirFiles) open(name string) (io.ReadCloser, int64, error) {
 		return f, size, nil
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, 0, fmt.Errorf("%s: %w", name, ErrNotFound)
-	case strings.Contains(err.Error(), "path escapes"): // package os has no value for it
+	case strings.Contains(err.Error(), "path escapes"): // package os has no sentinel for it
 		return nil, 0, fmt.Errorf("%s: %w: it is a link that leads out of the layout, and such links are not followed; "+
 			"make a copy that holds the files themselves: cp -rL", name, ErrUnsupported)
 	}
@@ -49,17 +49,17 @@ type tarFiles struct {
 
 type tarEntry struct {
 	offset, size int64
-	link         string // of links: the name of the target
+	link         string // name of the link's target; empty: a regular file
 }
 
-// maxLinks is how many links in a row lead to a file: old docker archives link equal layers.
+// maxLinks is the maximum length of a chain of links: old docker archives link equal layers.
 const maxLinks = 8
 
-// maxArchiveNames is how many bytes the names in an archive with an image may have together: one name may
-// have a MiB, which a compressed archive can repeat without growing.
+// maxArchiveNames bounds the total size of the names in an archive, in bytes: a name may have 1 MiB, which a
+// compressed archive can repeat at almost no cost.
 const maxArchiveNames = 16 << 20
 
-// inArchive is the name of an entry below the root of the archive, which no name leads out of.
+// inArchive cleans the name of an archive entry: the result never leads out of the archive's root.
 func inArchive(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
 // indexTar reads the headers of f.
@@ -86,10 +86,10 @@ func indexTar(ctx context.Context, f *os.File) (*tarFiles, error) {
 				"bare root file system say tar:%s",
 				f.Name(), ErrTooLarge, int(maxArchive), maxArchiveNames, f.Name())
 		}
-		name := strings.Clone(inArchive(h.Name)) // the header's string may be part of a much longer one
+		name := strings.Clone(inArchive(h.Name)) // do not retain the whole header
 		switch h.Typeflag {
 		case tar.TypeReg:
-			// The reader takes whole blocks from the file and nothing ahead, so that this is where the content begins.
+			// The tar reader reads whole blocks and does not read ahead, so the content starts here.
 			off, err := f.Seek(0, io.SeekCurrent)
 			if err != nil {
 				return nil, err
@@ -197,7 +197,7 @@ func openTar(ctx context.Context, s Source, f *os.File, o Options) (*Image, erro
 	return img, err
 }
 
-// openCompressed unpacks an archive first: it is read here and there, which a compressed file does not allow.
+// openCompressed decompresses an archive to a temporary file first, as it needs random access.
 func openCompressed(ctx context.Context, s Source, f *os.File, o Options) (*Image, error) {
 	at, err := spool(ctx, f, o)
 	if err != nil {
@@ -234,8 +234,8 @@ func openArchive(ctx context.Context, s Source, f *os.File, o Options) (*Image, 
 	return nil, errNoArchive
 }
 
-// spooled is a temporary file that goes when it is closed, or where the system can earlier: then it has
-// no name any more, and goes with its descriptor however that ends.
+// spooled is a temporary file that is removed when it is closed or, if the system can remove open files, right after
+// its creation.
 type spooled struct {
 	*os.File
 	named bool
@@ -263,7 +263,7 @@ func spool(ctx context.Context, f *os.File, o Options) (out *spooled, err error)
 	if err != nil {
 		return nil, err
 	}
-	out = &spooled{File: file, named: os.Remove(file.Name()) != nil} // Windows removes no open file
+	out = &spooled{File: file, named: os.Remove(file.Name()) != nil} // Windows cannot remove open files
 	n, err := io.Copy(out, &ctxReader{ctx, io.LimitReader(content, o.MaxLayerBytes+1)})
 	if err == nil && n > o.MaxLayerBytes {
 		err = fmt.Errorf("%w: it unpacks to more than %d bytes; if the image is trusted, raise the limit", ErrTooLarge,

@@ -8,8 +8,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// gunzip reads the members of a gzip file, one after the other. Zeroes may follow them, as "gzip -d" ignores
-// them: some writers fill their output up to whole blocks. Anything else is an error.
+// gunzip decompresses all members of a gzip file. Like "gzip -d" it ignores trailing zeroes, with which some writers
+// pad their output. Other trailing data is an error.
 type gunzip struct {
 	r *bufio.Reader
 	z *gzip.Reader
@@ -38,11 +38,11 @@ func (g *gunzip) Read(b []byte) (int, error) {
 	}
 }
 
-// next goes to the next member; at the end of the last it returns io.EOF.
+// next advances to the next member; after the last it returns io.EOF.
 func (g *gunzip) next() error {
 	next, err := g.r.Peek(2)
 	if len(next) == 0 {
-		return err // io.EOF where it is the end
+		return err // io.EOF at the end
 	}
 	switch {
 	case next[0] == 0:
@@ -57,7 +57,7 @@ func (g *gunzip) next() error {
 	return nil
 }
 
-// zeroes reads to the end of the file and returns io.EOF when all that is left is zero.
+// zeroes reads to the end of the file and returns io.EOF if only zeroes are left.
 func (g *gunzip) zeroes() error {
 	for {
 		c, err := g.r.ReadByte()

@@ -12,13 +12,13 @@ import (
 	"syscall"
 )
 
-// ErrDenied: the registry wants (other) credentials.
+// ErrDenied: the registry requires (other) credentials.
 var ErrDenied = errors.New("the registry denies access")
 
-// statusError is an answer that is none.
+// statusError is an HTTP error response.
 type statusError struct {
 	code int
-	text string // what the registry says about it
+	text string // the registry's explanation
 }
 
 func (e *statusError) Error() string {
@@ -31,7 +31,7 @@ func (e *statusError) Error() string {
 
 const maxErrorBody = 64 << 10
 
-// checkStatus makes an error of an answer with another status than those wanted. The body stays open.
+// checkStatus returns an error if the status of a response is none of want. It does not close the body.
 func checkStatus(resp *http.Response, want ...int) error {
 	for _, code := range want {
 		if resp.StatusCode == code {
@@ -40,13 +40,13 @@ func checkStatus(resp *http.Response, want ...int) error {
 	}
 	b, err := readLimited(resp.Body, maxErrorBody)
 	e := &statusError{code: resp.StatusCode}
-	if err == nil { // the status says more than what went wrong with its explanation
+	if err == nil { // ignore an error here: the status matters more
 		e.text = errorText(resp.Header.Get("Content-Type"), b)
 	}
 	return e
 }
 
-// errorText is what an answer says of its reason: "CODE: message" of the registry's own format, or a short text.
+// errorText returns the explanation in an error response: "CODE: message" of the registry's format, or a short text.
 func errorText(contentType string, b []byte) string {
 	var doc struct {
 		Errors []struct{ Code, Message string }
@@ -64,13 +64,13 @@ func errorText(contentType string, b []byte) string {
 	return oneLine(string(b))
 }
 
-// explain says which step of which registry failed, with the cause and its remedy in front.
+// explain wraps an error with the registry and the step, and puts the cause and its remedy in front.
 func explain(registry, step string, err error) error {
 	if ue, ok := err.(*url.Error); ok {
-		err = ue.Err // the address says nothing that registry and step do not
+		err = ue.Err // the URL adds nothing to registry and step
 	}
 	if _, ok := errors.AsType[*stepError](err); ok {
-		return err // that of a step inside of this one says more
+		return err // a nested step is more specific
 	}
 	return &stepError{registry: registry, step: step, cause: cause(registry, err), err: err}
 }
@@ -78,7 +78,7 @@ func explain(registry, step string, err error) error {
 // stepError is the failure of one step: the first request, a token, a manifest, a blob.
 type stepError struct {
 	registry, step string
-	cause          error // nil: err says it all
+	cause          error // nil: err is enough
 	err            error
 }
 
@@ -97,7 +97,7 @@ func (e *stepError) Unwrap() []error {
 	return []error{e.cause, e.err}
 }
 
-// cause says in a few words what is wrong and what to do about it, or nil where err does.
+// cause returns a short description of what is wrong and its remedy, or nil if err is enough.
 func cause(registry string, err error) error {
 	if se, ok := errors.AsType[*statusError](err); ok {
 		switch se.code {
@@ -125,7 +125,7 @@ func cause(registry string, err error) error {
 	return nil
 }
 
-// readLimited reads at most limit bytes, and fails when there are more.
+// readLimited reads at most limit bytes, and fails if there are more.
 func readLimited(r io.Reader, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(b)) > limit {
@@ -134,5 +134,5 @@ func readLimited(r io.Reader, limit int64) ([]byte, error) {
 	return b, err
 }
 
-// wsaConnectionRefused is what Windows says instead of ECONNREFUSED.
+// wsaConnectionRefused is the equivalent of ECONNREFUSED on Windows.
 const wsaConnectionRefused = syscall.Errno(10061)

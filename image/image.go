@@ -16,54 +16,54 @@ import (
 	"github.com/stratavm/strata/internal/span"
 )
 
-// Limits on what an image may say of itself. All are far above what real images have.
+// Limits on untrusted images, far above the values of real ones.
 const (
 	maxManifest  = 4 << 20 // bytes of a manifest or an index
 	maxConfig    = 8 << 20 // bytes of a configuration
 	maxLayers    = 1000
-	maxDepth     = 4   // indexes in indexes
+	maxDepth     = 4   // nesting of indexes
 	maxDocuments = 64  // indexes read to find one image
-	maxArchive   = 1e5 // entries of an archive that holds an image
+	maxArchive   = 1e5 // entries of an archive with an image
 )
 
-// DefaultMaxLayerBytes is the limit on one layer's tar when Options.MaxLayerBytes is 0.
+// DefaultMaxLayerBytes is the limit on the size of a layer's tar if Options.MaxLayerBytes is 0.
 const DefaultMaxLayerBytes = 128 << 30
 
-// Errors that errors of this package match.
+// Errors of this package match these with errors.Is.
 var (
 	// ErrNotFound: the source, an image in it or a blob of the image is missing.
 	ErrNotFound = errors.New("not found")
-	// ErrCorrupt: what was read is not what the image says it is.
+	// ErrCorrupt: the content does not match its digest, size or format.
 	ErrCorrupt = errors.New("the content does not match the image's description")
-	// ErrInvalid: the image's description makes no sense.
+	// ErrInvalid: the image's manifest, index or configuration is invalid.
 	ErrInvalid = errors.New("the image is invalid")
-	// ErrUnsupported: a kind of image or layer that cannot be used here.
+	// ErrUnsupported: this kind of image or layer is not supported.
 	ErrUnsupported = errors.New("this image cannot be used")
-	// ErrTooLarge: a limit was hit.
+	// ErrTooLarge: a limit is exceeded.
 	ErrTooLarge = errors.New("the limit is exceeded")
-	// ErrPlatform: there is no image for the platform wanted.
+	// ErrPlatform: there is no image for the requested platform.
 	ErrPlatform = errors.New("no image for this platform")
-	// ErrAmbiguous: the source has several images, and no name was given.
+	// ErrAmbiguous: several images match.
 	ErrAmbiguous = errors.New("there are several images")
 )
 
-// Config is what the image says of the program to run in it.
+// Config is the part of the image's configuration that says how to run it.
 type Config struct {
 	Entrypoint []string          `json:"entrypoint,omitempty"`
 	Cmd        []string          `json:"cmd,omitempty"`
 	Env        []string          `json:"env,omitempty"`
 	WorkingDir string            `json:"workingDir,omitempty"`
-	User       string            `json:"user,omitempty"` // name or uid, perhaps with ":" and group or gid
+	User       string            `json:"user,omitempty"` // name or uid, optionally followed by ":" and group or gid
 	Labels     map[string]string `json:"labels,omitempty"`
-	// what ends the program: a name, with or without SIG, or a number
+	// signal that asks the program to end: a name, with or without SIG, or a number
 	StopSignal  string       `json:"stopSignal,omitempty"`
 	Volumes     []string     `json:"volumes,omitempty"`     // paths whose content outlives a container, sorted
-	Ports       []string     `json:"ports,omitempty"`       // PORT[/PROTOCOL] that it listens on, sorted
-	Shell       []string     `json:"shell,omitempty"`       // what commands in the form of a shell are given to
+	Ports       []string     `json:"ports,omitempty"`       // exposed PORT[/PROTOCOL], sorted
+	Shell       []string     `json:"shell,omitempty"`       // the shell that runs commands in shell form
 	Healthcheck *Healthcheck `json:"healthcheck,omitempty"` // nil: none
 }
 
-// Healthcheck says how to find out whether the program is well. Strata shows it and does not run it.
+// Healthcheck says how to check the health of the program. Strata shows it but does not run it.
 type Healthcheck struct {
 	Test        []string      `json:"test,omitempty"` // CMD and arguments, CMD-SHELL and a command, or NONE
 	Interval    time.Duration `json:"interval,omitempty"`
@@ -72,13 +72,14 @@ type Healthcheck struct {
 	Retries     int           `json:"retries,omitempty"`
 }
 
-// Image is one image for one platform, described. Its methods may be called concurrently.
+// Image is an open image for one platform. Its methods may be called concurrently.
 type Image struct {
-	// Name is what the source calls the image, or a name made of the file's; it may serve as name in a store.
+	// Name is the image's name in the source, or one derived from the file name; it can be used as its name in a
+	// store.
 	Name string
-	// Source is what it was opened from.
+	// Source is the source of the image.
 	Source Source
-	// Digest identifies the image: that of its manifest, or of its configuration where there is none.
+	// Digest identifies the image: the digest of its manifest, or of its configuration if it has no manifest.
 	Digest   string
 	Manifest []byte // empty for docker archives and bare root file systems
 	Platform Platform
@@ -90,13 +91,13 @@ type Image struct {
 	Layers []Layer
 
 	closer  io.Closer
-	ownName bool // Name is made of the file's
+	ownName bool // Name is derived from the file name
 }
 
-// Close releases the source. Streams must be closed before.
+// Close closes the source. Streams must be closed before.
 func (i *Image) Close() error { return i.closer.Close() }
 
-// CheckLinux refuses images whose layers are no Linux root, with a reason.
+// CheckLinux returns an error with the reason if the layers cannot be used as a Linux root.
 func (i *Image) CheckLinux() error {
 	switch os := i.Platform.OS; os {
 	case "linux", "":
@@ -110,22 +111,22 @@ func (i *Image) CheckLinux() error {
 	}
 }
 
-// Layer is one layer of an image, where the image is: what it is made of, and how to read it. Imported it is described
-// by store.Layer, kept as a store.ImageLayer, and mounted as a layers.Layer; the names of fields are the same.
+// Layer is one layer of an image in its source: its description, and how to read it. To import it, it is passed on as
+// a store.Layer; the store's record is a store.ImageLayer, and a mount uses a layers.Layer.
 type Layer struct {
 	MediaType string
-	Digest    string // of the blob; empty where the source does not say
-	DiffID    string // of the tar
-	Size      int64  // of the blob in bytes; -1 where the source does not say
+	Digest    string // digest of the blob; empty if unknown
+	DiffID    string // digest of the uncompressed tar
+	Size      int64  // size of the blob in bytes; -1 if unknown
 
-	refusal error // why it cannot be opened
+	refusal error // reason why it cannot be opened, or nil
 	raw     func(context.Context) (io.ReadCloser, error)
 	limit   int64
 }
 
-// Open returns the tar of the layer. The stream returns io.EOF only when digest, size and diffID have been
-// found right. progress, when set, is told the bytes of the blob read so far, from one goroutine at a
-// time. The stream reads ahead in goroutines of its own, until it is closed.
+// Open returns the layer's uncompressed tar. The stream returns io.EOF only after digest, size and diffID have been
+// verified. progress, if not nil, is called with the number of bytes of the blob read so far, never concurrently. The
+// stream reads ahead in goroutines; the caller must close it.
 func (l Layer) Open(ctx context.Context, progress func(int64)) (io.ReadCloser, error) {
 	if l.refusal != nil {
 		return nil, l.refusal
@@ -133,35 +134,33 @@ func (l Layer) Open(ctx context.Context, progress func(int64)) (io.ReadCloser, e
 	return newStream(ctx, l, progress)
 }
 
-// Options are the optional parts of Open.
+// Options are the options of Open.
 type Options struct {
-	// Platform is chosen where there are several; empty: linux on this machine's architecture. When it is
-	// given, an image for another platform is refused.
+	// Platform to choose if there are several; empty: linux on this machine's architecture. If set, an image for
+	// another platform is an error.
 	Platform Platform
-	// MaxLayerBytes limits the tar of each layer; 0: DefaultMaxLayerBytes.
+	// MaxLayerBytes bounds the size of each layer's tar; 0: DefaultMaxLayerBytes.
 	MaxLayerBytes int64
-	// AnyRoot accepts as a bare root file system also a tar that has none of the folders of one. A source of kind
-	// RootFS is always accepted.
+	// AnyRoot accepts a tar without any of the usual folders of a root file system as one. A source of kind RootFS is
+	// always accepted.
 	AnyRoot bool
-	// TempDir holds compressed archives, unpacked, while they are read; empty: the system's. On Windows they
-	// stay in it after Close.
+	// TempDir is the folder for decompressed archives while they are open; empty: the system's temporary directory.
 	TempDir string
-	// Keychain finds credentials; nil: DefaultKeychain, those of docker and podman.
+	// Keychain returns credentials; nil: DefaultKeychain, those of docker and podman.
 	Keychain Keychain
-	// PlainHTTP allows plain HTTP for any registry. It is allowed on this machine anyhow.
+	// PlainHTTP allows plain HTTP for any registry. It is always allowed for loopback addresses.
 	PlainHTTP bool
-	// Transport is what registries are asked through; nil: a transport like net/http's.
+	// Transport sends requests to registries; nil: one like http.DefaultTransport.
 	Transport http.RoundTripper
-	// Retries is how often a request is repeated that fails for a reason that may pass; 0: 5, negative:
-	// never. Bytes that arrive start the count anew.
+	// Retries is how often a request is retried after a transient failure; 0: 5, negative: never. Progress of a
+	// transfer resets the count.
 	Retries int
-	// Backoff is the pause before the first repetition, doubled each time; 0: 200 ms. A pause that the
-	// registry asks for (Retry-After) is kept, up to two minutes.
+	// Backoff is the delay before the first retry, doubled for each further one; 0: 200 ms. A delay that the registry
+	// asks for (Retry-After) is honoured, up to two minutes.
 	Backoff time.Duration
-	// OnRetry, when set, is told before a registry is asked again. It may be called concurrently, and must not take
-	// long.
+	// OnRetry, if not nil, is called before a retry. It may be called concurrently, and must not block.
 	OnRetry func(Retry)
-	// Stall is how long a registry may send nothing before the transfer is begun anew; 0: 1 minute.
+	// Stall is how long a registry may send nothing before the transfer is restarted; 0: 1 minute.
 	Stall time.Duration
 }
 
@@ -184,7 +183,7 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Open finds the image and reads its documents; layers are not read yet. Close the image after use.
+// Open finds the image and reads its documents, but not its layers. The caller must close the image.
 func Open(ctx context.Context, s Source, o Options) (*Image, error) {
 	ctx, sp := span.Start(ctx, "strata.image.open", attribute.String("strata.image", s.String()))
 	img, err := open(ctx, s, o.withDefaults())
@@ -202,7 +201,7 @@ func open(ctx context.Context, s Source, o Options) (*Image, error) {
 	return openFile(ctx, s, o)
 }
 
-// parseJSON reads one document and refuses what comes after it.
+// parseJSON decodes one document; trailing data is an error.
 func parseJSON(b []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	if err := d.Decode(into); err != nil {

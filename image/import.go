@@ -10,15 +10,15 @@ import (
 	"github.com/stratavm/strata/store"
 )
 
-// ImportOptions are the optional parts of Import.
+// ImportOptions are the options of Import.
 type ImportOptions struct {
-	Name          string         // in the store; empty: the image's own
+	Name          string         // name in the store; empty: the image's name
 	Formats       []store.Format // none: EROFS
-	MaxLayerBytes int64          // limit on the unpacked size of each layer; 0: the converter's
+	MaxLayerBytes int64          // limit on the unpacked size of each layer; 0: the converter's limit
 	Progress      func(store.Event)
 }
 
-// Import puts the image into a store. See store.Import.
+// Import imports the image into a store. See store.Import.
 func (i *Image) Import(ctx context.Context, st *store.Store, o ImportOptions) (store.Image, error) {
 	if err := i.CheckLinux(); err != nil {
 		return store.Image{}, err
@@ -31,7 +31,7 @@ func (i *Image) Import(ctx context.Context, st *store.Store, o ImportOptions) (s
 		Manifest: i.Manifest, Config: i.RawConfig, Formats: o.Formats, MaxLayerBytes: o.MaxLayerBytes, Progress: o.Progress,
 	}
 	if len(i.Layers) == 0 {
-		// An image may have no layers; what is mounted for it is an empty one.
+		// An image may have no layers; it is imported with an empty one.
 		r.Layers = append(r.Layers, emptyLayer())
 	}
 	for _, l := range i.Layers {
@@ -41,8 +41,8 @@ func (i *Image) Import(ctx context.Context, st *store.Store, o ImportOptions) (s
 	return st.Import(ctx, r)
 }
 
-// freeName returns the name for the image, with more of its path in front when that of its file alone is what an
-// image of another file is called in the store.
+// freeName returns a name for the image. If a name derived from the file name is used by an image of another file, it
+// is prefixed with more of the path.
 func (i *Image) freeName(st *store.Store) string {
 	if !i.ownName {
 		return i.Name
@@ -60,7 +60,7 @@ func (i *Image) freeName(st *store.Store) string {
 	return i.Source.String()
 }
 
-// endedOpen opens the tar of a layer. A layer without a byte is one without files; what ends a tar is added to it.
+// endedOpen returns a function that opens the tar of a layer. A layer of zero bytes becomes an empty tar.
 func endedOpen(l Layer) func(context.Context, func(int64)) (io.ReadCloser, error) {
 	return func(ctx context.Context, progress func(int64)) (io.ReadCloser, error) {
 		rc, err := l.Open(ctx, progress)
@@ -71,10 +71,10 @@ func endedOpen(l Layer) func(context.Context, func(int64)) (io.ReadCloser, error
 	}
 }
 
-// tarEnd is a tar that holds nothing.
+// tarEnd is an empty tar.
 var tarEnd = make([]byte, 1024)
 
-// ended is a stream, or tarEnd when the stream is empty.
+// ended is a stream, or tarEnd if the stream is empty.
 type ended struct {
 	io.ReadCloser
 	begun bool
@@ -87,14 +87,14 @@ func (e *ended) Read(b []byte) (int, error) {
 	}
 	n, err := e.ReadCloser.Read(b)
 	e.begun = e.begun || n > 0
-	if err == io.EOF && !e.begun { // the verdict on the stream
+	if err == io.EOF && !e.begun { // the empty stream has been verified
 		e.end = bytes.NewReader(tarEnd)
 		return e.end.Read(b)
 	}
 	return n, err
 }
 
-// emptyLayer is a layer without files.
+// emptyLayer returns a layer without files.
 func emptyLayer() store.Layer {
 	return store.Layer{DiffID: fmt.Sprintf("sha256:%x", sha256.Sum256(tarEnd)), Size: int64(len(tarEnd)),
 		Open: func(context.Context, func(int64)) (io.ReadCloser, error) {
@@ -102,8 +102,8 @@ func emptyLayer() store.Layer {
 		}}
 }
 
-// ParseConfig reads the part of a configuration document that says how to run the image. An empty
-// document, that of a bare root file system, returns an empty Config.
+// ParseConfig parses the part of a configuration document that says how to run the image. For an empty document, as of
+// a bare root file system, it returns an empty Config.
 func ParseConfig(raw []byte) (Config, error) {
 	if len(raw) == 0 {
 		return Config{}, nil

@@ -11,10 +11,10 @@ import (
 
 var errNoLayout = fmt.Errorf("%w: it is no OCI layout: there is no index.json", ErrUnsupported)
 
-// refNames are the annotations that name the images of a layout, the fullest name first.
+// refNames are the annotations with the names of images in a layout, the fullest name first.
 var refNames = []string{"io.containerd.image.name", "org.opencontainers.image.ref.name"}
 
-// layoutBlobs returns the blobs of a layout.
+// layoutBlobs are the blobs of a layout.
 type layoutBlobs struct{ files }
 
 func (l layoutBlobs) document(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
@@ -22,7 +22,7 @@ func (l layoutBlobs) document(ctx context.Context, d v1.Descriptor) (io.ReadClos
 }
 
 func (l layoutBlobs) blob(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-	// A hash that was parsed holds nothing but letters and digits.
+	// A parsed hash contains only letters and digits.
 	if d.Digest.Hex == "" {
 		return nil, fmt.Errorf("%w: a descriptor has no digest", ErrInvalid)
 	}
@@ -71,8 +71,8 @@ func openLayout(ctx context.Context, s Source, fs files, o Options) (*Image, err
 	return img, nil
 }
 
-// pickNamed returns the manifests of a layout that have the name, which may be left out when there is only one image.
-// Where both annotations name an image, the one of containerd is the whole name and the other the tag.
+// pickNamed returns the manifests of a layout with the given name, which may be empty if there is only one image. If
+// an image has both annotations, containerd's is the full name and the other the tag.
 func pickNamed(list []v1.Descriptor, name string) ([]v1.Descriptor, string, error) {
 	var all []named[v1.Descriptor]
 	for _, d := range list {

@@ -15,15 +15,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// blobs is what holds the parts of an image: a layout or a registry.
+// blobs is the source of an image's parts: a layout or a registry.
 type blobs interface {
-	// document opens a manifest or an index, blob anything else. What they give is not checked yet.
+	// document opens a manifest or an index, blob anything else. The content is not verified yet.
 	document(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error)
 	blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error)
 	io.Closer
 }
 
-// readAll reads a document of at most limit bytes and checks it against its descriptor.
+// readAll reads a document of at most limit bytes and verifies it against its descriptor.
 func readAll(rc io.ReadCloser, what string, d v1.Descriptor, limit int64) (b []byte, err error) {
 	defer func() { err = errors.Join(err, rc.Close()) }()
 	if d.Size > limit {
@@ -46,7 +46,7 @@ func readAll(rc io.ReadCloser, what string, d v1.Descriptor, limit int64) (b []b
 	return io.ReadAll(c)
 }
 
-// document reports what a document is without trusting its media type alone.
+// document has the fields that tell the type of a document, as its media type alone is not reliable.
 type document struct {
 	MediaType types.MediaType   `json:"mediaType"`
 	Layers    []json.RawMessage `json:"layers"`
@@ -54,7 +54,7 @@ type document struct {
 	FSLayers  []json.RawMessage `json:"fsLayers"`
 }
 
-// classify says whether b is an index (else it is a manifest).
+// classify reports whether b is an index; otherwise it is a manifest.
 func classify(b []byte) (index bool, err error) {
 	var d document
 	if err := parseJSON(b, &d); err != nil {
@@ -74,17 +74,17 @@ func classify(b []byte) (index bool, err error) {
 	return false, fmt.Errorf("%w: media type %q is neither a manifest nor an index", ErrUnsupported, d.MediaType)
 }
 
-// finder goes through indexes to the one manifest that is wanted.
+// finder resolves indexes to the manifest for a platform.
 type finder struct {
 	b         blobs
 	want      Platform
-	explicit  bool // the user said which platform
-	unique    bool // in the first list, one platform must not stand for several images
+	explicit  bool // the user gave the platform
+	unique    bool // at depth 0, several images for the platform are an error
 	documents int
 	seen      map[v1.Hash]bool
 }
 
-// find follows d, whose content may be given, to a manifest.
+// find resolves d to a manifest. content is the document of d, if already read.
 func (f *finder) find(ctx context.Context, d v1.Descriptor, content []byte, depth int) (v1.Descriptor, []byte, error) {
 	if depth > maxDepth {
 		return d, nil, fmt.Errorf("%w: more than %d indexes inside each other", ErrInvalid, maxDepth)
@@ -119,10 +119,10 @@ func (f *finder) find(ctx context.Context, d v1.Descriptor, content []byte, dept
 	return f.choose(ctx, m.Manifests, depth)
 }
 
-// choose takes the manifest for the platform, or goes into the indexes of an index.
+// choose returns the manifest for the platform, descending into nested indexes.
 func (f *finder) choose(ctx context.Context, list []v1.Descriptor, depth int) (v1.Descriptor, []byte, error) {
 	images := slices.DeleteFunc(slices.Clone(list), func(d v1.Descriptor) bool {
-		return d.Platform != nil && d.Platform.OS == "unknown" || // what buildkit attests of a build
+		return d.Platform != nil && d.Platform.OS == "unknown" || // buildkit's attestations
 			!d.MediaType.IsImage() && !d.MediaType.IsIndex() && d.MediaType != "" || d.ArtifactType != ""
 	})
 	fitting := f.fitting(images)
@@ -152,7 +152,7 @@ func (f *finder) choose(ctx context.Context, list []v1.Descriptor, depth int) (v
 	return v1.Descriptor{}, nil, fmt.Errorf("%w %s: there are %s", ErrPlatform, f.want, strings.Join(have, ", "))
 }
 
-// fitting are the images for the platform: those that serve it best.
+// fitting returns the images that match the platform best.
 func (f *finder) fitting(images []v1.Descriptor) []v1.Descriptor {
 	for _, c := range []closeness{exactly, similar, runnable} {
 		out := slices.DeleteFunc(slices.Clone(images), func(d v1.Descriptor) bool {
@@ -165,7 +165,7 @@ func (f *finder) fitting(images []v1.Descriptor) []v1.Descriptor {
 	return nil
 }
 
-// choosePlain chooses among manifests without a platform, which say it in their configuration.
+// choosePlain chooses among manifests without a platform, by the platform in their configuration.
 func (f *finder) choosePlain(ctx context.Context, plain []v1.Descriptor, depth int) (v1.Descriptor, []byte, error) {
 	var errs []error
 	var found []v1.Descriptor
@@ -198,7 +198,7 @@ func (f *finder) choosePlain(ctx context.Context, plain []v1.Descriptor, depth i
 	return found[0], first, oneOf(found)
 }
 
-// oneOf refuses several images where one is meant.
+// oneOf returns an error if the descriptors are of different images.
 func oneOf(list []v1.Descriptor) error {
 	var digests []string
 	for _, d := range list {
@@ -263,7 +263,7 @@ func parseConfig(raw []byte) (*v1.ConfigFile, error) {
 	return &cf, nil
 }
 
-// assemble creates the image of a manifest that was found.
+// describe sets the fields that come from the configuration.
 func (f *finder) assemble(ctx context.Context, s Source, name string, d v1.Descriptor, content []byte,
 	o Options) (*Image, error) {
 	var m v1.Manifest

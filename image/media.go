@@ -7,17 +7,17 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// layerTypes are the media types of layers that can be read. How a blob is compressed its first bytes
-// tell: tools are known to write one thing and say another, and the digests decide anyhow.
+// layerTypes are the supported media types of layers. The compression is detected from the first bytes of the blob:
+// the media type may be wrong, and the digests are verified anyway.
 var layerTypes = map[types.MediaType]bool{
 	types.OCILayer:                true,
 	types.OCILayerZStd:            true,
 	types.OCIUncompressedLayer:    true,
 	types.DockerLayer:             true,
 	types.DockerUncompressedLayer: true,
-	// Written by buildkit and older containerd, though never registered.
+	// Used by buildkit and older containerd, but never registered.
 	"application/vnd.docker.image.rootfs.diff.tar.zstd": true,
-	// What may not be distributed may be here all the same.
+	// Non-distributable layers may be present nevertheless.
 	types.OCIRestrictedLayer:             true,
 	types.OCIUncompressedRestrictedLayer: true,
 	restrictedZstd:                       true,
@@ -26,17 +26,17 @@ var layerTypes = map[types.MediaType]bool{
 
 const restrictedZstd types.MediaType = "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
 
-// isForeign reports whether registries need not hold layers of this type.
+// isForeign reports whether registries may lack layers of this type.
 func isForeign(t types.MediaType) bool { return !t.IsDistributable() || t == restrictedZstd }
 
-// missingForeign says why such a layer is missing.
+// missingForeign wraps the error about a missing foreign layer.
 func missingForeign(t types.MediaType, digest string, err error) error {
 	return fmt.Errorf("layer %s: %w: %s is a foreign layer, whose licence may forbid to distribute it, so that "+
 		"registries and archives "+
 		"need not hold it", digest, err, t)
 }
 
-// refuseLayer says why a layer of this type cannot be read, or nil.
+// refuseLayer returns an error if layers of this type cannot be read.
 func refuseLayer(t types.MediaType, digest string) error {
 	switch {
 	case layerTypes[t]:
@@ -48,7 +48,7 @@ func refuseLayer(t types.MediaType, digest string) error {
 	return fmt.Errorf("layer %s: %w: unknown media type %q", digest, ErrUnsupported, t)
 }
 
-// configTypes are the media types of image configurations.
+// refuseConfig returns an error if t is not the media type of an image configuration.
 func refuseConfig(t types.MediaType) error {
 	if t.IsConfig() || t == "" || t == "application/octet-stream" { // the last from old docker registries
 		return nil

@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// named is an image in a file with several.
+// named is one of several images in a file.
 type named[T any] struct {
 	item  T
-	id    string   // what tells it from others
-	names []string // all that it is called, the fullest first
+	id    string   // digest or file name
+	names []string // all its names, the fullest first
 }
 
-// name is the image's name in full, or nothing: a file may hold one image for several platforms without any.
+// name returns the image's full name, or "": a file may have a single image without a name.
 func (n named[T]) name() string {
 	if len(n.names) > 0 {
 		return n.names[0]
@@ -22,9 +22,9 @@ func (n named[T]) name() string {
 	return ""
 }
 
-// pick returns the images of a name, which may be left out when there is only one, and the name in full. A name is
-// one that a file gives an image, its digest, or another spelling of the same reference: app for
-// docker.io/library/app:latest. One that stands for images with different names is refused.
+// pick returns the images with the given name, which may be empty if there is only one, and their full name. The name
+// is one in the file, a digest, or another spelling of the same reference: app for docker.io/library/app:latest. If it
+// matches images with different names, the error matches ErrAmbiguous.
 func pick[T any](list []named[T], want, what string) (found []T, name string, err error) {
 	fits := []func(named[T]) bool{
 		func(n named[T]) bool { return slices.Contains(n.names, want) || n.id == want },
@@ -55,7 +55,7 @@ func pick[T any](list []named[T], want, what string) (found []T, name string, er
 	return nil, "", fmt.Errorf("%w: the %s holds no image %q; it has: %s", ErrNotFound, what, want, labels(list))
 }
 
-// labels lists what images are called, those without a name by their digest.
+// labels returns the names of images, or the digests of those without a name.
 func labels[T any](list []named[T]) string {
 	var out []string
 	for _, n := range list {
@@ -75,7 +75,7 @@ func sameReference(a, b string) bool {
 	return errX == nil && errY == nil && x == y
 }
 
-// isFullName reports whether an image in a file is called by a reference, and not by a tag alone.
+// isFullName reports whether ref is a complete reference, not only a tag.
 func isFullName(ref string) bool {
 	if !strings.ContainsAny(ref, "/:") {
 		return false
@@ -84,8 +84,7 @@ func isFullName(ref string) bool {
 	return err == nil
 }
 
-// imageName makes a name for an image in a file: its reference if it has one in full, else of the file's
-// name and the tag.
+// imageName returns a name for an image in a file: its reference if complete, else the file name and the tag.
 func imageName(s Source, ref string) string {
 	if isFullName(ref) {
 		if src, err := registrySource(ref); err == nil {
@@ -105,8 +104,7 @@ func imageName(s Source, ref string) string {
 	return base + ":" + ref
 }
 
-// longerNames are names for the image of a file whose first one another file's image has: with the folder that it
-// is in, the folder above, and so on.
+// longerNames returns further candidates for the name, prefixed with one folder of the path, with two, and so on.
 func longerNames(s Source, name string) []string {
 	var out []string
 	for dir := filepath.Dir(s.Path); ; dir = filepath.Dir(dir) {

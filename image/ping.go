@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// ping is the answer of a registry to the first request.
+// ping is the registry's response to the first request.
 type ping struct {
 	scheme     string
 	challenges []challenge
 	err        error
 }
 
-// plainHTTPAfter is how long TLS alone is tried where plain HTTP will do.
+// plainHTTPAfter is how long only TLS is tried if plain HTTP is allowed, too.
 const plainHTTPAfter = 300 * time.Millisecond
 
-// findScheme asks the registry for /v2/: over TLS, and where plain HTTP is allowed over that too as soon as TLS
-// fails or takes long. The first of them that answers is used.
+// findScheme requests /v2/ from the registry: over TLS and, if plain HTTP is allowed, also over that once TLS has
+// failed or takes long. The first response wins.
 func findScheme(ctx context.Context, host string, inner http.RoundTripper, o Options) (ping, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -37,13 +37,13 @@ func findScheme(ctx context.Context, host string, inner http.RoundTripper, o Opt
 		p := <-results
 		return p, p.err
 	}
-	// A failure of TLS is repeated only in so far as plain HTTP is.
+	// Do not retry TLS on its own: retries are those of plain HTTP.
 	once := o
 	once.Retries = -1
 	start("https", once)
 	timer := time.NewTimer(plainHTTPAfter)
 	defer timer.Stop()
-	var errs [2]error // of TLS, of plain HTTP
+	var errs [2]error // of TLS and of plain HTTP
 	plain := false
 	for left := 1; left > 0; {
 		select {
@@ -68,7 +68,8 @@ func findScheme(ctx context.Context, host string, inner http.RoundTripper, o Opt
 	return ping{}, worse(errs[0], errs[1])
 }
 
-// worse joins what went wrong over TLS and over plain HTTP. A server that answered one of them is judged by that.
+// worse combines the errors over TLS and over plain HTTP. If the server responded to one of them, that error is
+// returned.
 func worse(tls, plain error) error {
 	if _, ok := errors.AsType[*statusError](plain); ok {
 		return plain
@@ -98,14 +99,14 @@ func pingOnce(ctx context.Context, scheme, host string, rt http.RoundTripper) pi
 		return fail(err)
 	}
 	defer resp.Body.Close()
-	// Not every registry has an answer to this one. What it wants of those that matter it will say then.
+	// Not every registry implements this endpoint. Later requests bring their own challenges.
 	err = checkStatus(resp, http.StatusOK, http.StatusUnauthorized, http.StatusNotFound, http.StatusMethodNotAllowed)
 	if err != nil {
 		return fail(err)
 	}
 	p := ping{scheme: scheme}
 	if at := originOf(resp.Request.URL); at == (origin{"https", host}) {
-		p.scheme = "https" // plain HTTP may have led there
+		p.scheme = "https" // plain HTTP may have been redirected
 	}
 	if originOf(resp.Request.URL) == (origin{p.scheme, host}) && resp.StatusCode == http.StatusUnauthorized {
 		p.challenges = challenges(resp.Header)

@@ -9,7 +9,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// Platform is what an image is made for.
+// Platform is the platform that an image is built for.
 type Platform struct {
 	OS           string `json:"os"`
 	Architecture string `json:"architecture"`
@@ -17,12 +17,12 @@ type Platform struct {
 	OSVersion    string `json:"osVersion,omitempty"`
 }
 
-// String is the platform as OS/ARCH[/VARIANT].
+// String returns the platform as OS/ARCH[/VARIANT].
 func (p Platform) String() string {
 	return v1.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}.String()
 }
 
-// The names of Go for systems and processors, which images use as well.
+// GOOS and GOARCH values, which images use as well.
 var (
 	systems = strings.Fields("aix android darwin dragonfly freebsd illumos js linux netbsd openbsd plan9 solaris " +
 		"wasip1 windows")
@@ -30,13 +30,13 @@ var (
 		"s390x wasm")
 )
 
-// spellings are other names of processors, as containerd knows them.
+// spellings are other names of architectures that containerd accepts.
 var spellings = map[string]struct{ architecture, variant string }{
 	"i386": {"386", ""}, "x86_64": {"amd64", ""}, "x86-64": {"amd64", ""},
 	"aarch64": {"arm64", ""}, "armhf": {"arm", "v7"}, "armel": {"arm", "v6"},
 }
 
-// normalize returns the platform in the usual spelling. What is not known stays as it is.
+// normalize returns the platform in canonical spelling. Unknown values are kept.
 func (p Platform) normalize() Platform {
 	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
 	if p.OS == "macos" {
@@ -58,8 +58,8 @@ func platformOf(p v1.Platform) Platform {
 	return Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}.normalize()
 }
 
-// ParsePlatform reads OS/ARCH[/VARIANT], ARCH alone (of Linux) or OS alone (on this machine's architecture), in any
-// spelling that containerd knows: amd64, x86_64, linux/aarch64, armhf.
+// ParsePlatform parses OS/ARCH[/VARIANT], only ARCH (of Linux) or only OS (on this machine's architecture), in any
+// spelling that containerd accepts: amd64, x86_64, linux/aarch64, armhf.
 func ParsePlatform(s string) (Platform, error) {
 	bad := fmt.Errorf("platform %q: give OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64", s)
 	text, version, _ := strings.Cut(strings.TrimSpace(s), ":")
@@ -85,29 +85,29 @@ func ParsePlatform(s string) (Platform, error) {
 	return Platform{}, bad
 }
 
-// older are the processors whose programs another one runs too, as a rule.
+// older are the 32-bit architectures whose programs usually run on a 64-bit one.
 var older = map[string]string{"amd64": "386", "arm64": "arm"}
 
-// RunsOn reports whether a machine of the architecture runs programs of the platform as a rule: its own, those
-// of the 32-bit processor before it, and what does not say what it is for.
+// RunsOn reports whether a machine of the architecture can usually run programs of the platform: those of its own
+// architecture, of its 32-bit predecessor, and of an unspecified one.
 func (p Platform) RunsOn(architecture string) bool {
 	a := p.normalize().Architecture
 	return a == "" || a == architecture || a == older[architecture]
 }
 
-// defaultVariant is the variant that is meant where none is said.
+// defaultVariant is the variant of an architecture if none is given.
 var defaultVariant = map[string]string{"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
-// closeness is how well an image's platform serves the one that is wanted.
+// closeness is how well an image's platform matches the requested one.
 type closeness int
 
 const (
 	exactly  closeness = iota
-	similar            // made for an older machine of its kind
-	runnable           // made for the 32-bit machine before it, which nobody asked for
+	similar            // for an older machine of the same architecture
+	runnable           // for the 32-bit predecessor, if no platform was requested
 )
 
-// serves reports whether p can serve what is wanted, at least that closely.
+// serves reports whether a platform matches the requested one, at least that closely.
 func (f *finder) serves(raw v1.Platform, c closeness) bool {
 	p, w := platformOf(raw), f.want
 	if p.OS != w.OS || w.OSVersion != "" && !strings.HasPrefix(p.OSVersion, w.OSVersion) {

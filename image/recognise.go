@@ -11,14 +11,14 @@ import (
 	"strings"
 )
 
-// ErrNotRoot: a tar is no image and does not look like a root file system either. Options.AnyRoot, or the prefix
-// tar:, accepts it.
+// ErrNotRoot: a tar is not an image and does not look like a root file system. Options.AnyRoot, or the prefix tar:,
+// accepts it nevertheless.
 var ErrNotRoot = errors.New("this does not look like a root file system")
 
-// errIsArchive says that a bare root was looked for and an image was found.
+// errIsArchive says that an image was found where a bare root file system was expected.
 var errIsArchive = errors.New("it is an archive with an image")
 
-// rootNames are what stands at the top of a root file system.
+// rootNames are the usual names at the top of a root file system.
 var rootNames = func() map[string]bool {
 	m := map[string]bool{}
 	for name := range strings.FieldsSeq(
@@ -29,12 +29,12 @@ var rootNames = func() map[string]bool {
 	return m
 }()
 
-// listing is what the names in a tar say of it.
+// listing summarizes the names in a tar.
 type listing struct {
 	entries                        int
 	index, layout, blobs, manifest bool  // index.json, oci-layout, blobs/, manifest.json
 	root                           bool  // a name of rootNames
-	broken                         error // why it was not read to its end
+	broken                         error // error that ended the listing early
 }
 
 func (l *listing) add(h *tar.Header) {
@@ -59,12 +59,12 @@ func (l *listing) add(h *tar.Header) {
 	}
 }
 
-// isArchive reports whether the tar holds an image. A root file system may have a file of such a name.
+// isArchive reports whether the tar is an image archive. A root file system may have files with such names.
 func (l *listing) isArchive() bool {
 	return l.index && (l.layout || l.blobs) && (!l.root || l.layout && l.blobs) || l.manifest && !l.root
 }
 
-// scan lists a tar. What cannot be read is an error at its beginning only: whoever reads on finds out about the rest.
+// scan lists a tar. It fails only if the first entry cannot be read; later errors are in listing.broken.
 func scan(ctx context.Context, r io.Reader) (*listing, error) {
 	if f, ok := r.(*os.File); ok {
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -91,11 +91,11 @@ func scan(ctx context.Context, r io.Reader) (*listing, error) {
 	}
 }
 
-// archiveEntry is what entries of image archives are often called.
+// archiveEntry matches the usual names of entries of image archives.
 var archiveEntry = regexp.MustCompile(`^(oci-layout|index\.json|manifest\.json|repositories|blobs(/.*)?|` +
 	`(sha256:)?[0-9a-f]{64}([./].*)?)$`)
 
-// beginning is what the first bytes of a file say. archive is a guess, which saves reading a compressed file twice.
+// beginning is what the start of a file tells. archive is a guess, which saves reading a compressed file twice.
 type beginning struct{ compressed, archive bool }
 
 func sniff(f *os.File) (b beginning, err error) {
@@ -112,7 +112,7 @@ func sniff(f *os.File) (b beginning, err error) {
 	for range 16 {
 		h, err := r.Next()
 		if err != nil {
-			return b, nil // whoever reads on finds out
+			return b, nil // a later reader reports it
 		}
 		if name := inArchive(h.Name); name != "" {
 			b.archive = archiveEntry.MatchString(name)

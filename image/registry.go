@@ -21,14 +21,14 @@ const (
 	maxRedirects = 10
 )
 
-// acceptManifests is what we understand, as a request says it.
+// acceptManifests is the Accept header of requests for manifests.
 var acceptManifests = strings.Join([]string{
 	string(types.OCIImageIndex), string(types.DockerManifestList),
 	string(types.OCIManifestSchema1), string(types.DockerManifestSchema2),
 }, ", ")
 
-// acceptBlobs is what a request for a blob accepts. It stays with a request that is sent elsewhere, and
-// tells what is streamed.
+// acceptBlobs is the Accept header of requests for blobs. It is kept in redirected requests, and tells retrier which
+// responses are streamed.
 const acceptBlobs = "application/octet-stream, */*"
 
 // registryBlobs are the blobs of one repository.
@@ -37,7 +37,7 @@ type registryBlobs struct {
 	repo         string // without the registry
 	client       *http.Client
 	idle         func() // closes idle connections
-	credsErr     error  // why there are no credentials, if that is no wish
+	credsErr     error  // error of the Keychain, or nil
 	o            Options
 }
 
@@ -57,7 +57,7 @@ func openRegistry(ctx context.Context, s Source, o Options) (*Image, error) {
 	return img, nil
 }
 
-// connect finds out how the registry is reached, and logs in if it asks for that at once.
+// connect finds out how to reach the registry, and authenticates if it asks for that at once.
 func connect(ctx context.Context, repo name.Repository, o Options) (*registryBlobs, error) {
 	r := &registryBlobs{host: repo.RegistryStr(), repo: repo.RepositoryStr(), idle: func() {}, o: o}
 	inner := o.Transport
@@ -92,10 +92,10 @@ func connect(ctx context.Context, repo name.Repository, o Options) (*registryBlo
 	return r, nil
 }
 
-// denied adds to a denial why there were no credentials.
+// denied adds the error of the Keychain to a denial.
 func (r *registryBlobs) denied(err error) error {
 	if r.credsErr != nil && errors.Is(err, ErrDenied) {
-		return fmt.Errorf("%w; it was asked without credentials: %w", err, r.credsErr)
+		return fmt.Errorf("%w; no credentials were used: %w", err, r.credsErr)
 	}
 	return err
 }
@@ -128,8 +128,8 @@ func (r *registryBlobs) find(ctx context.Context, s Source, ref name.Reference) 
 	return f.assemble(ctx, s, s.Name, d, content, r.o)
 }
 
-// manifest reads what a tag or a digest names. Its digest is computed here; d says what it must be, if
-// that is known.
+// manifest reads the manifest of a tag or a digest and returns its computed digest. d is its descriptor, as far as
+// known.
 func (r *registryBlobs) manifest(ctx context.Context, id string, d v1.Descriptor) ([]byte, v1.Hash, error) {
 	resp, err := r.get(ctx, "manifests/"+id, acceptManifests, 0, "manifest "+id)
 	if err != nil {
@@ -169,7 +169,7 @@ func (r *registryBlobs) blob(ctx context.Context, d v1.Descriptor) (io.ReadClose
 	return b, nil
 }
 
-// get asks for a part of the repository, from a byte on. Its answer's status is 200 or 206.
+// get requests a resource of the repository, starting at byte from. The status of the response is 200 or 206.
 func (r *registryBlobs) get(ctx context.Context, path, accept string, from int64, step string) (*http.Response, error) {
 	url := r.scheme + "://" + r.host + "/v2/" + r.repo + "/" + path
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -178,7 +178,7 @@ func (r *registryBlobs) get(ctx context.Context, path, accept string, from int64
 	}
 	req.Header.Set("User-Agent", userAgent)
 	req.Header.Set("Accept", accept)
-	// Digests are of the bytes that are stored; the transport must not unpack them on the way.
+	// Digests are those of the stored bytes; the transport must not decompress them.
 	req.Header.Set("Accept-Encoding", "identity")
 	want := []int{http.StatusOK}
 	if from > 0 {
@@ -192,8 +192,8 @@ func (r *registryBlobs) get(ctx context.Context, path, accept string, from int64
 	if err := checkStatus(resp, want...); err != nil {
 		return nil, explain(r.host, step, errors.Join(err, resp.Body.Close()))
 	}
-	// A manifest that a server packs although it was asked not to is meant as it is inside. A blob is not: there
-	// the header often says only that the layer itself is compressed.
+	// Decompress a manifest that the server compressed although it was asked not to. Not a blob: its header often only
+	// says that the layer itself is compressed.
 	if accept == acceptManifests && resp.Header.Get("Content-Encoding") == "gzip" {
 		z, err := gzip.NewReader(resp.Body)
 		if err != nil {
@@ -204,7 +204,7 @@ func (r *registryBlobs) get(ctx context.Context, path, accept string, from int64
 	return resp, nil
 }
 
-// unzipped is the content of a body that is closed with it.
+// unzipped is a decompressed response body; closing it closes the body.
 type unzipped struct {
 	io.Reader
 	io.Closer

@@ -22,17 +22,17 @@ const (
 	maxRetryAfter = 2 * time.Minute
 )
 
-// Retry says that a registry is going to be asked again.
+// Retry describes a retry that is about to be made.
 type Retry struct {
 	Registry string
-	Step     string // what is asked for: "manifest v1", "blob sha256:..."
-	Err      error  // why
+	Step     string // what is requested: "manifest v1", "blob sha256:..."
+	Err      error  // why the last attempt failed
 	Pause    time.Duration
-	Attempt  int // the one that comes, from 2 on
-	Attempts int // that are made at most
+	Attempt  int // number of the next attempt, from 2
+	Attempts int // maximum number of attempts
 }
 
-// stepOf says what the path of a request asks for.
+// stepOf describes what the path of a request is for.
 func stepOf(path string) string {
 	for _, kind := range []string{"manifest", "blob"} {
 		if _, id, ok := strings.Cut(path, "/"+kind+"s/"); ok {
@@ -45,10 +45,10 @@ func stepOf(path string) string {
 	return "token"
 }
 
-// wait waits before repetition number n (from 0 on), or as long as asked; ctx ends it.
+// wait waits before retry n (from 0), or as long as the registry asked for; it returns early when ctx ends.
 func (o Options) wait(ctx context.Context, n int, asked time.Duration, say Retry) error {
 	d := min(o.Backoff<<min(n, 16), maxBackoff)
-	d += rand.N(d/4 + 1) // so that many clients do not come back at once
+	d += rand.N(d/4 + 1) // jitter, so that many clients do not return at once
 	if asked > 0 {
 		d = min(asked, maxRetryAfter)
 	}
@@ -66,15 +66,15 @@ func (o Options) wait(ctx context.Context, n int, asked time.Duration, say Retry
 	}
 }
 
-// retrier repeats requests whose answer does not come, breaks off or says to come again. The body of a blob
-// is the caller's to resume; all other answers are small and are read here.
+// retrier retries requests that fail, are interrupted or that the registry asks to repeat. Bodies of blobs are
+// streamed, and the caller resumes them; other responses are small and are read completely here.
 type retrier struct {
 	inner    http.RoundTripper
 	o        Options
 	registry string
 }
 
-// passing are the answers that may be others next time.
+// passing are the statuses of transient failures.
 var passing = map[int]bool{
 	http.StatusRequestTimeout: true, http.StatusTooManyRequests: true, http.StatusInternalServerError: true,
 	http.StatusBadGateway: true, http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true,
@@ -113,7 +113,7 @@ func (r *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// once asks one time. It and the body that it gives end with errStalled when nothing comes for too long.
+// once sends a request once. It, and reading the body, fails with errStalled if nothing arrives for too long.
 func (r *retrier) once(req *http.Request) (*http.Response, error) {
 	w := newWatch(req.Context(), r.o.Stall)
 	w.timer.Reset(w.limit)
@@ -128,7 +128,7 @@ func (r *retrier) once(req *http.Request) (*http.Response, error) {
 	if req.Header.Get("Accept") == acceptBlobs && resp.StatusCode < http.StatusMultipleChoices {
 		return resp, nil
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1)) // one more tells that it is too large
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1)) // one byte more shows that it is too large
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (r *retrier) once(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// retryAfter reads the header's seconds or date; 0 when there is nothing sensible.
+// retryAfter parses the seconds or date of a Retry-After header; 0 if there is none or it is invalid.
 func retryAfter(h string) time.Duration {
 	if s, err := strconv.Atoi(h); err == nil && s > 0 {
 		return min(time.Duration(min(s, 3600))*time.Second, maxRetryAfter)
@@ -147,7 +147,7 @@ func retryAfter(h string) time.Duration {
 	return 0
 }
 
-// mayPass reports whether a failure of the network may be over at the next attempt.
+// mayPass reports whether a network failure may be transient.
 func mayPass(err error) bool {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
@@ -164,30 +164,30 @@ func mayPass(err error) bool {
 			return true
 		}
 	}
-	text := err.Error() // net/http has no values for these
+	text := err.Error() // net/http has no sentinels for these
 	return strings.Contains(text, "server closed idle connection") || strings.Contains(text, "connection broken")
 }
 
 var errStalled = errors.New("the registry stopped sending")
 
-// resumer reads a blob of a registry; when the connection breaks it goes on where it was.
+// resumer reads a blob of a registry and resumes when the connection breaks.
 type resumer struct {
 	ctx   context.Context
 	r     *registryBlobs
 	d     v1.Descriptor
 	body  io.ReadCloser
 	off   int64
-	tries int  // failures since the last byte
-	whole bool // the registry refuses to send a part
+	tries int  // failures since the last byte was received
+	whole bool // the registry refuses range requests
 	err   error
 }
 
-// connect asks for the rest of the blob.
+// connect requests the rest of the blob.
 func (b *resumer) connect() error {
 	resp, err := b.get()
 	se, ok := errors.AsType[*statusError](err)
 	if ok && se.code == http.StatusRequestedRangeNotSatisfiable && b.off > 0 && !b.whole {
-		b.whole = true // from the start again: what was read is skipped
+		b.whole = true // start over and skip what was read
 		resp, err = b.get()
 	}
 	if err != nil {
@@ -203,7 +203,7 @@ func (b *resumer) connect() error {
 		err = fmt.Errorf("blob %s: %w: it has %d bytes, announced were %d", b.d.Digest, ErrCorrupt, from+n, b.d.Size)
 	}
 	if err == nil && from < b.off {
-		// A registry without ranges sends all again.
+		// A registry without range requests sends everything again.
 		_, err = io.CopyN(io.Discard, resp.Body, b.off-from)
 	}
 	if err != nil {
@@ -221,7 +221,7 @@ func (b *resumer) get() (*http.Response, error) {
 	return b.r.get(b.ctx, "blobs/"+digest, acceptBlobs, off, "blob "+digest)
 }
 
-// rangeStart reads "bytes FIRST-LAST/TOTAL".
+// rangeStart returns FIRST of "bytes FIRST-LAST/TOTAL".
 func rangeStart(h string) (int64, error) {
 	first, _, ok := strings.Cut(strings.TrimPrefix(h, "bytes "), "-")
 	n, err := strconv.ParseInt(first, 10, 64)
@@ -242,7 +242,7 @@ func (b *resumer) Read(p []byte) (int, error) {
 			switch {
 			case n > 0:
 				b.tries = 0
-				return n, nil // an error comes again with the next call
+				return n, nil // the next call gets the error again
 			case err == nil:
 				continue
 			case err == io.EOF && b.off >= b.d.Size:
@@ -263,7 +263,7 @@ func (b *resumer) Read(p []byte) (int, error) {
 	}
 }
 
-// again decides whether a failure is worth another attempt, and waits for it.
+// again waits before another attempt, or returns an error if there is none.
 func (b *resumer) again(err error) error {
 	if b.ctx.Err() != nil {
 		return context.Cause(b.ctx)
@@ -282,7 +282,7 @@ func (b *resumer) again(err error) error {
 
 func (b *resumer) drop() {
 	if b.body != nil {
-		_ = b.body.Close() // of a connection that is broken
+		_ = b.body.Close() // the connection is broken anyway
 		b.body = nil
 	}
 }
@@ -292,7 +292,7 @@ func (b *resumer) Close() error {
 	return nil
 }
 
-// watch ends a request when nothing comes for too long.
+// watch cancels a request when nothing arrives for too long.
 type watch struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -304,7 +304,7 @@ func newWatch(parent context.Context, limit time.Duration) *watch {
 	ctx, cancel := context.WithCancelCause(parent)
 	w := &watch{ctx: ctx, cancel: cancel, limit: limit}
 	w.timer = time.AfterFunc(limit, func() { cancel(errStalled) })
-	w.timer.Stop() // until somebody waits
+	w.timer.Stop() // until a reader waits
 	return w
 }
 
@@ -313,7 +313,7 @@ func (w *watch) stop() {
 	w.cancel(context.Canceled)
 }
 
-// cause says why a request ended, when that was our own doing.
+// cause returns errStalled if the watch ended the request, else err.
 func (w *watch) cause(err error) error {
 	if errors.Is(context.Cause(w.ctx), errStalled) {
 		return errStalled
@@ -321,7 +321,7 @@ func (w *watch) cause(err error) error {
 	return err
 }
 
-// watched runs the watch while somebody waits for bytes: a slow reader is no stalled registry.
+// watched is a body whose watch runs only during Read: a slow reader does not count as a stalled registry.
 type watched struct {
 	io.ReadCloser
 	w *watch

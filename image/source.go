@@ -10,29 +10,29 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 )
 
-// Kind is where an image comes from.
+// Kind is the kind of an image source.
 type Kind string
 
-// The kinds of sources.
+// The kinds of image sources.
 const (
 	Registry      Kind = "registry"
 	Layout        Kind = "oci"            // an OCI layout, directory or tar
 	DockerArchive Kind = "docker-archive" // a tar of "docker save"
 	RootFS        Kind = "tar"            // a bare root file system
-	File          Kind = "file"           // one of the three above: the content tells
+	File          Kind = "file"           // one of the three above, detected by content
 )
 
-// ErrSource says that a text does not name an image source.
+// ErrSource says that a string is not a valid image source.
 var ErrSource = errors.New("this does not name an image")
 
-// Source names an image: Path and within it Name for files, Name alone for registries.
+// Source names an image: a file by Path, and an image in it by Name; an image in a registry by Name only.
 type Source struct {
 	Kind Kind
 	Path string // absolute
-	Name string // a reference of a registry, or the name of one image in a file with several; may be empty
+	Name string // a registry reference, or the name of one of several images in a file; may be empty
 }
 
-// String is the source in the form that ParseSource reads.
+// String returns the source in the syntax of ParseSource.
 func (s Source) String() string {
 	switch {
 	case s.Kind == Registry:
@@ -43,7 +43,7 @@ func (s Source) String() string {
 	return string(s.Kind) + ":" + s.Path + ":" + s.Name
 }
 
-// prefixes are the ways to say what a source is; they are those of skopeo and buildah.
+// prefixes are the prefixes for the kinds of sources; they are those of skopeo and buildah.
 var prefixes = []struct {
 	text string
 	kind Kind
@@ -56,11 +56,11 @@ var prefixes = []struct {
 	{"file:", File},
 }
 
-// fileSuffixes are the ends of names that people mean as files even when there is none.
+// fileSuffixes are suffixes that mean a file even if it does not exist.
 var fileSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2",
 	".oci"}
 
-// ParseSource reads an image source:
+// ParseSource parses an image source:
 //
 //	debian:12, ghcr.io/org/app@sha256:…, docker://localhost:5000/app   a registry
 //	oci:DIR[:TAG], oci-archive:FILE[:TAG]                             an OCI layout
@@ -68,7 +68,7 @@ var fileSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".ta
 //	tar:FILE                                                          a bare root file system
 //	FILE or DIR                                                       any of these: the content tells
 //
-// A path without a prefix must exist or begin with a slash or a dot.
+// A path without a prefix must exist, or start with a slash or a dot.
 func ParseSource(text string) (Source, error) {
 	if text == "" {
 		return Source{}, fmt.Errorf("%w: it is empty", ErrSource)
@@ -115,7 +115,7 @@ func registrySource(text string) (Source, error) {
 	return Source{Kind: Registry, Name: canonical(ref)}, nil
 }
 
-// canonical is the reference in full, with the name that people know the default registry by.
+// canonical returns the full reference, with docker.io as the name of the default registry.
 func canonical(ref interface{ Name() string }) string {
 	full := ref.Name()
 	if rest, ok := strings.CutPrefix(full, name.DefaultRegistry+"/"); ok {
@@ -136,8 +136,8 @@ func fileSource(kind Kind, text string) (Source, error) {
 	return Source{Kind: kind, Path: abs, Name: inner}, nil
 }
 
-// splitName cuts PATH:NAME. The path is the longest one that exists, for names and paths may hold colons; where none
-// does it ends at the first colon, that of a drive letter of Windows excepted.
+// splitName splits PATH:NAME. The path is the longest one that exists, as names and paths may contain colons; if none
+// does, it ends at the first colon, except for that of a Windows drive letter.
 func splitName(text string) (path, inner string) {
 	if exists(text) {
 		return text, ""

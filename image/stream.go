@@ -14,21 +14,21 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// checked reads a blob and compares digest and size with what was announced before it says io.EOF.
+// checked reads a blob and verifies its digest and size before it returns io.EOF.
 type checked struct {
 	r        io.Reader
 	what     string
-	want     string    // digest; empty: not known
-	size     int64     // -1: not known
-	sum      hash.Hash // nil where the digest is not known
+	want     string    // expected digest; empty: unknown
+	size     int64     // expected size; -1: unknown
+	sum      hash.Hash // nil if the digest is unknown
 	n        int64
 	limit    int64 // 0: none
 	limitErr error
-	progress *throttle // nil: nobody asks
+	progress *throttle // nil: no progress reports
 	err      error
 }
 
-// newHash returns the hash of a digest such as sha256:…, and nil for none: nobody would look at the sum.
+// newHash returns the hash function of a digest such as sha256:…, and nil for an empty one.
 func newHash(digest string) (hash.Hash, error) {
 	if digest == "" {
 		return nil, nil
@@ -78,13 +78,13 @@ func (c *checked) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	c.err = err
-	if err == io.EOF { // and not an error that wraps it: a connection that broke
+	if err == io.EOF { // not an error that wraps it, such as of a broken connection
 		c.err = c.verdict()
 	}
 	return n, c.err
 }
 
-// verdict is io.EOF when all is as announced.
+// verdict returns io.EOF if size and digest are as expected.
 func (c *checked) verdict() error {
 	if c.size >= 0 && c.n != c.size {
 		return fmt.Errorf("%s: %w: it ends after %d of %d bytes", c.what, ErrCorrupt, c.n, c.size)
@@ -106,11 +106,10 @@ func (c *checked) digest() string {
 	return algorithm + hex.EncodeToString(c.sum.Sum(nil))
 }
 
-// Decompress returns the content of r, whose first bytes say what it is: gzip, zstd, xz, bzip2, or anything else,
-// which is returned as it is. Memory is bounded: of zstd, windows of up to 128 MiB are accepted, of xz
-// dictionaries of up to 64 MiB. What is compressed
-// is unpacked in a goroutine of its own, a little ahead of the reader, until the content is closed; that
-// does not close r.
+// Decompress returns the decompressed content of r, whose first bytes tell the format: gzip, zstd, xz, bzip2, or
+// anything else, which is returned unchanged. Memory is bounded: zstd windows of up to 128 MiB and xz dictionaries of
+// up to 64 MiB are accepted. A goroutine decompresses a little ahead of the reader. The caller must close the content;
+// this does not close r.
 func Decompress(r io.Reader) (io.ReadCloser, error) {
 	content, compressed, err := decompress(r)
 	if err != nil || !compressed {
@@ -129,11 +128,11 @@ func (u *unpacked) Close() error {
 	return u.content.Close()
 }
 
-// stream is the tar of a layer. One goroutine reads, checks and decompresses the blob, one checks the tar,
-// and what the caller makes of it is done in a third: three cores work on one layer.
+// stream is the tar of a layer. One goroutine reads, verifies and decompresses the blob, one verifies the tar, and the
+// caller consumes it in a third: one layer uses three cores.
 type stream struct {
-	blob   *ahead // unpacked
-	tar    *ahead // checked as well
+	blob   *ahead // decompressed
+	tar    *ahead // decompressed and verified
 	raw    io.Closer
 	cancel context.CancelFunc
 }
@@ -173,7 +172,7 @@ func newStream(ctx context.Context, l Layer, progress func(int64)) (io.ReadClose
 	return s, nil
 }
 
-// unpack decompresses the blob and makes sure that it was read and checked to its end.
+// unpack decompresses the blob and makes sure that it is read and verified to its end.
 func unpack(blob *checked, what string, out *ahead) error {
 	content, compressed, err := decompress(blob)
 	if err != nil {
@@ -187,7 +186,7 @@ func unpack(blob *checked, what string, out *ahead) error {
 		return blame(blob, what, err)
 	}
 	if compressed {
-		// The decompressor stops at the end of its data; the blob's verdict comes at the end of the blob.
+		// The decompressor stops at the end of its data; the blob is verified at its own end.
 		if _, err := io.Copy(io.Discard, blob); err != nil {
 			return err
 		}
@@ -198,7 +197,7 @@ func unpack(blob *checked, what string, out *ahead) error {
 	return io.EOF
 }
 
-// blame prefers what is wrong with the blob to what the decompressor makes of it.
+// blame returns the error of the blob if there is one, rather than the decompressor's.
 func blame(blob *checked, what string, err error) error {
 	if blob.err != nil && blob.err != io.EOF {
 		return blob.err
@@ -211,7 +210,7 @@ func blame(blob *checked, what string, err error) error {
 
 func (s *stream) Read(b []byte) (int, error) { return s.tar.Read(b) }
 
-// Close ends the reading ahead, the first of it first since the other waits for that, and closes the blob.
+// Close stops the goroutines, blob first as tar waits for it, and closes the source.
 func (s *stream) Close() error {
 	s.cancel()
 	s.blob.stop()

@@ -2,14 +2,14 @@ package image
 
 import "time"
 
-// tellEvery is how often progress is reported where it does not get on by a percent.
+// tellEvery is the minimum time between two progress reports.
 const tellEvery = 100 * time.Millisecond
 
-// throttle passes on how far a stream has come: at most once for each percent or, where that comes first, ten times
-// a second, and at the end.
+// throttle limits progress reports to ten per second, and to one per second while less than a percent is added. The
+// last one is always reported.
 type throttle struct {
 	tell func(int64)
-	step int64 // bytes that are a percent; 0: not known
+	step int64 // bytes of one percent; 0: unknown
 	now  func() time.Time
 
 	told  int64

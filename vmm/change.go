@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// Op says what a Change does.
+// Op is the operation of a Change.
 type Op uint8
 
-// The three things that can be done to a machine.
+// The operations.
 const (
 	Add Op = iota + 1
 	Remove
@@ -24,7 +24,7 @@ func (o Op) String() string {
 	return fmt.Sprintf("Op(%d)", uint8(o))
 }
 
-// MarshalText writes the operation by name.
+// MarshalText returns the name of the operation.
 func (o Op) MarshalText() ([]byte, error) {
 	if _, ok := opNames[o]; !ok {
 		return nil, fmt.Errorf("vmm: invalid operation %d", uint8(o))
@@ -32,7 +32,7 @@ func (o Op) MarshalText() ([]byte, error) {
 	return []byte(o.String()), nil
 }
 
-// UnmarshalText reads the name of an operation.
+// UnmarshalText parses the name of an operation.
 func (o *Op) UnmarshalText(b []byte) error {
 	for op, name := range opNames {
 		if name == string(b) {
@@ -43,15 +43,15 @@ func (o *Op) UnmarshalText(b []byte) error {
 	return fmt.Errorf("vmm: unknown operation %q", b)
 }
 
-// Change is one thing done to a machine. At least one half is present.
+// Change is one change of a machine. At least one half is set.
 type Change struct {
 	Op     Op
 	Device Device // what the host attaches or detaches; nil when only the guest acts
-	Mount  Mount  // what the guest mounts after, or unmounts before; nil when only the host acts
+	Mount  Mount  // what the guest mounts afterwards, or unmounts before; nil when only the host acts
 }
 
-// Inverse is the Change that takes c back: Add becomes Remove and the reverse. An Update has no
-// inverse of its own and is returned as it is.
+// Inverse returns the Change that undoes c: Add becomes Remove and vice versa. An Update has no inverse and is
+// returned unchanged.
 func (c Change) Inverse() Change {
 	switch c.Op {
 	case Add:
@@ -62,17 +62,17 @@ func (c Change) Inverse() Change {
 	return c
 }
 
-// HostOnly is c without its guest half.
+// HostOnly returns c without its guest half.
 func (c Change) HostOnly() Change { c.Mount = nil; return c }
 
-// GuestOnly is c without its host half.
+// GuestOnly returns c without its host half.
 func (c Change) GuestOnly() Change { c.Device = nil; return c }
 
-// Empty reports whether neither half is present.
+// Empty reports whether neither half is set.
 func (c Change) Empty() bool { return c.Device == nil && c.Mount == nil }
 
-// String is one line for logs and dry runs, such as
-// "add scsi 0:3 /layers/7/layer.vhd (ro) + mount /run/mounts/m4".
+// String returns one line for logs and dry runs, such as "add scsi 0:3 /layers/7/layer.vhd (ro) + mount
+// /run/mounts/m4".
 func (c Change) String() string {
 	parts := make([]string, 0, 2)
 	if c.Device != nil {
@@ -84,25 +84,25 @@ func (c Change) String() string {
 	return c.Op.String() + " " + strings.Join(parts, " + ")
 }
 
-// Device is the closed set of things a host attaches to a machine: [SCSIDisk], [VPMEMDevice],
-// [VSMBShare], [Plan9Share], [VirtioFSShare], [NIC], [WritableLayer].
+// Device is the closed set of things that a host attaches to a machine: [SCSIDisk], [VPMEMDevice], [VSMBShare],
+// [Plan9Share], [VirtioFSShare], [NIC], [WritableLayer].
 type Device interface {
 	fmt.Stringer
-	// Addr is where the device sits in the machine, such as "scsi 0:3" or "vpmem 2". Two devices
-	// with the same address exclude each other.
+	// Addr returns the address of the device in the machine, such as "scsi 0:3" or "vpmem 2". Two devices with the
+	// same address exclude each other.
 	Addr() string
 	device()
 }
 
-// Mount is the closed set of things a guest does with devices: [MappedDisk], [MappedPMEM],
-// [MappedDirectory], [MappedVirtioFS], [NetworkInterface], [CombinedLayers], [BlockCIMs], [CIMVolume].
+// Mount is the closed set of actions of a guest: [MappedDisk], [MappedPMEM], [MappedDirectory], [MappedVirtioFS],
+// [NetworkInterface], [CombinedLayers], [BlockCIMs], [CIMVolume].
 type Mount interface {
 	fmt.Stringer
-	// Target is the place in the guest that the action is for: a mount path, or a volume GUID for
-	// BlockCIMs. It is empty for a MappedDisk that is not mounted.
+	// Target returns the mount point in the guest, or the volume GUID of BlockCIMs and CIMVolume. It is empty for a
+	// MappedDisk that is not mounted.
 	Target() string
-	// Key names what the action occupies in a guest of the given operating system: two actions with the
-	// same key exclude each other. It is empty for a MappedDisk that is not mounted.
+	// Key identifies what the action occupies in a guest with the given operating system: two actions with the same
+	// key exclude each other. It is empty for a MappedDisk that is not mounted.
 	Key(os OS) string
 	mount()
 }

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// DiskKind is how the host opens what stands behind a SCSI disk. The values are those of HCS.
+// DiskKind is how the host opens the source of a SCSI disk. The values are those of HCS.
 type DiskKind string
 
 // The kinds of SCSI attachments.
@@ -15,32 +15,31 @@ const (
 	ExtensibleVirtualDisk DiskKind = "ExtensibleVirtualDisk" // evd://<type>/<path>
 )
 
-// Access is the right to a file that the machine needs before it can open it. Only Windows hosts
-// act on it.
+// Access is the access right to a file that the machine needs before it can open it. It is used on Windows hosts only.
 type Access uint8
 
-// How access is granted.
+// Ways to grant access.
 const (
-	AccessNone       Access = iota // the file is readable by the VM group already (read-only layers)
-	AccessGroup                    // grant the VM group
-	AccessIndividual               // grant this VM (scratch disks)
+	AccessNone       Access = iota // the VM group can already read the file (read-only layers)
+	AccessGroup                    // grant access to the VM group
+	AccessIndividual               // grant access to this VM (scratch disks)
 )
 
 // DiskFormat is the format of the file behind a disk.
 type DiskFormat string
 
-// Disk formats. The empty format means: tell by the extension of the path (.vhd, .vhdx), anything
-// else is raw. The content is never probed.
+// Disk formats. If empty, the extension of the path (.vhd, .vhdx) determines the format; any other is raw. The content
+// is never probed.
 const (
 	FormatByName DiskFormat = ""
-	FormatVHD    DiskFormat = "vhd" // fixed VHD: the content, then a 512-byte footer
+	FormatVHD    DiskFormat = "vhd" // fixed VHD: the content, followed by a 512-byte footer
 	FormatVHDX   DiskFormat = "vhdx"
 	FormatRaw    DiskFormat = "raw"
 )
 
-// Extent is a run of bytes of a composite disk. All lengths and offsets are multiples of 512.
+// Extent is a range of bytes of a composite disk. All lengths and offsets are multiples of 512.
 type Extent struct {
-	Path   string `json:"path,omitempty"`   // a file of the host; empty: zeroes
+	Path   string `json:"path,omitempty"`   // host file; empty: zeroes
 	Offset int64  `json:"offset,omitempty"` // in the file
 	Length int64  `json:"length"`
 }
@@ -49,19 +48,19 @@ type Extent struct {
 type SCSIDisk struct {
 	Controller uint8      `json:"controller,omitempty"`
 	LUN        uint8      `json:"lun,omitempty"`
-	Path       string     `json:"path,omitempty"` // host path; for a composite disk, a name for logs
+	Path       string     `json:"path,omitempty"` // host path; for a composite disk a name for logs
 	ReadOnly   bool       `json:"readOnly,omitempty"`
 	Kind       DiskKind   `json:"kind,omitempty"` // empty means VirtualDisk
 	Format     DiskFormat `json:"format,omitempty"`
 	// ExtensibleType is the <type> of an evd:// source.
 	ExtensibleType string `json:"extensibleType,omitempty"`
 	Access         Access `json:"access,omitempty"`
-	// Extents makes the disk a read-only concatenation of runs of files. It needs
-	// [Limits.CompositeDisks]; the driver makes what its VMM wants for it and throws it away on Remove.
+	// Extents makes the disk a read-only concatenation of file ranges, if [Limits.CompositeDisks] is set. The driver
+	// creates what its VMM needs for this and removes it on Remove.
 	Extents []Extent `json:"extents,omitempty"`
 }
 
-// VPMEMDevice is a whole file as a persistent-memory device. It is always read-only to the guest.
+// VPMEMDevice is a whole file as a persistent-memory device. It is always read-only in the guest.
 type VPMEMDevice struct {
 	Slot   uint32     `json:"slot,omitempty"`
 	Path   string     `json:"path"`
@@ -81,7 +80,7 @@ type VSMBOptions struct {
 	SingleFileMapping   bool `json:",omitempty"`
 }
 
-// VSMBShare is a folder of a Windows host shared into a Windows guest.
+// VSMBShare is a folder of a Windows host shared with a Windows guest.
 type VSMBShare struct {
 	Name         string      `json:"name"`
 	Path         string      `json:"path,omitempty"`
@@ -89,7 +88,7 @@ type VSMBShare struct {
 	AllowedFiles []string    `json:"allowedFiles,omitempty"` // full host paths; empty: the whole folder
 }
 
-// Plan9Share is a folder of the host shared into a Linux guest.
+// Plan9Share is a folder of the host shared with a Linux guest over 9P.
 type Plan9Share struct {
 	Name         string   `json:"name"`
 	Path         string   `json:"path,omitempty"`
@@ -97,22 +96,22 @@ type Plan9Share struct {
 	AllowedFiles []string `json:"allowedFiles,omitempty"` // names in Path; empty: the whole folder
 }
 
-// VirtioFSShare is a folder, or a single file, of the host shared into a Linux guest by a virtiofs device, each by a
-// server of its own. That of a file shows a folder with the file in it, called VirtioFSFile.
+// VirtioFSShare is a host folder or file shared with a Linux guest by a virtiofs device with a server process of its
+// own. A file is shared as a folder with one file, named VirtioFSFile.
 type VirtioFSShare struct {
 	Slot     uint32 `json:"slot,omitempty"`
 	Path     string `json:"path,omitempty"`
 	File     bool   `json:"file,omitempty"`     // Path is a file
-	ReadOnly bool   `json:"readOnly,omitempty"` // the host lets nothing be written
+	ReadOnly bool   `json:"readOnly,omitempty"` // the server on the host refuses writes
 }
 
 // VirtioFSFile is the name of the only file in a VirtioFSShare of a file.
 const VirtioFSFile = "file"
 
-// Tag is the name by which the guest mounts the share.
+// Tag returns the virtiofs tag, by which the guest mounts the share.
 func (d VirtioFSShare) Tag() string { return fmt.Sprintf("strata%d", d.Slot) }
 
-// WritableLayer is the scratch folder of a container on a Windows host itself, which is the machine. Attached,
+// WritableLayer is a container's scratch folder on a machine that is the Windows host itself. While it is attached,
 // its disk is a volume of the host.
 type WritableLayer struct {
 	Path string `json:"path"`
@@ -125,7 +124,7 @@ func (Plan9Share) device()    {}
 func (VirtioFSShare) device() {}
 func (WritableLayer) device() {}
 
-// SCSIAddr is the address of a SCSI slot as Addr gives it.
+// SCSIAddr returns the address of a SCSI slot, as Addr returns it.
 func SCSIAddr(controller, lun uint8) string { return fmt.Sprintf("scsi %d:%d", controller, lun) }
 
 // Addr implements Device.
@@ -143,7 +142,7 @@ func (d Plan9Share) Addr() string { return "plan9 " + d.Name }
 // Addr implements Device.
 func (d VirtioFSShare) Addr() string { return fmt.Sprintf("virtiofs %d", d.Slot) }
 
-// Addr implements Device. A folder is attached once.
+// Addr implements Device. A folder can be attached only once.
 func (d WritableLayer) Addr() string { return "layer " + d.Path }
 
 func describe(addr, path string, readOnly bool) string {

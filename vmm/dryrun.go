@@ -6,27 +6,27 @@ import (
 	"fmt"
 )
 
-// ErrDryRun is matched by the errors of what a dry run cannot do, such as running a program.
+// ErrDryRun is matched by errors of calls that a dry run cannot do, such as running a program.
 var ErrDryRun = errors.New("this is a dry run")
 
-// DryRun describes a machine that makes no changes.
+// DryRun describes a machine that applies no changes.
 type DryRun struct {
 	ID          string
 	OS          OS
 	Limits      Limits
-	Observation Observation // what is in it; Changes do not alter that
-	// Report is called with each Change that would be made, one call at a time only where the caller sees to
-	// it. When it fails, so does Apply. Nil: nothing is reported.
+	Observation Observation // what Observe returns; Changes do not alter it
+	// Report, if not nil, is called with each Change that would be applied; concurrently, if Apply is. If it fails,
+	// Apply does.
 	Report func(Change) error
 }
 
-// NewDryRun returns a Machine that makes no changes: Apply reports them and succeeds, Observe returns what the
-// machine was described with, and programs cannot be run.
+// NewDryRun returns a Machine that applies no changes: Apply reports them and succeeds, Observe returns d.Observation,
+// and programs cannot be run.
 func NewDryRun(d DryRun) Machine { return &dryMachine{d: d, done: make(chan struct{})} }
 
 type dryMachine struct {
 	d    DryRun
-	done chan struct{} // never closed: it does not end
+	done chan struct{} // never closed: the machine does not end
 }
 
 func (m *dryMachine) ID() string     { return m.d.ID }

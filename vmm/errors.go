@@ -5,54 +5,53 @@ import (
 	"fmt"
 )
 
-// Sentinels that drivers' errors match with errors.Is.
+// Errors of drivers match these sentinels with errors.Is.
 var (
-	// ErrGone: the machine has exited or its VMM died. What was in it is gone too.
+	// ErrGone: the machine has exited, or its VMM has died. Everything in it is gone, too.
 	ErrGone = errors.New("the virtual machine is gone")
-	// ErrBusy: the guest could not release something that is in use. The text names the holder
-	// where the guest can tell.
+	// ErrBusy: the guest could not release something that is in use. The text names the user, if the guest knows it.
 	ErrBusy = errors.New("in use")
-	// ErrOccupied: something else sits at the address.
+	// ErrOccupied: something else is at the address.
 	ErrOccupied = errors.New("address is occupied")
-	// ErrInvalid: the guest finds no sense in what it was asked, such as mounting a disk without a file system.
+	// ErrInvalid: the guest refused an invalid request, such as mounting a disk without a file system.
 	ErrInvalid = errors.New("refused by the guest as invalid")
-	// ErrGuestUnreachable: the machine runs but its agent does not answer.
+	// ErrGuestUnreachable: the machine is running, but its agent does not respond.
 	ErrGuestUnreachable = errors.New("the guest agent does not answer")
-	// ErrProtocol: the guest sent what its agent never sends, so the connection to it was closed. Errors that match it
-	// match ErrGuestUnreachable too.
+	// ErrProtocol: the guest violated the protocol, so the connection to it was closed. Errors that match it also
+	// match ErrGuestUnreachable.
 	ErrProtocol = errors.New("the guest broke the protocol")
-	// ErrNotPluggable: the machine cannot take a device of this size, kind or access right; a device of
-	// another kind may do.
+	// ErrNotPluggable: the machine cannot attach a device of this size, kind or access right; another kind of device
+	// may work.
 	ErrNotPluggable = errors.New("cannot be attached this way")
-	// ErrHostFull: the file system of the host is full that a disk of the machine is on.
+	// ErrHostFull: the host file system with a disk of the machine is full.
 	ErrHostFull = errors.New("the host's disk is full")
-	// ErrAccessDenied: the host may not open the file or do the operation.
+	// ErrAccessDenied: this host process may not open the file or perform the operation.
 	ErrAccessDenied = errors.New("access denied")
-	// ErrProgramNotFound: Exec found no such program, or not the interpreter that it names.
+	// ErrProgramNotFound: the program of Exec, or the interpreter that it names, does not exist.
 	ErrProgramNotFound = errors.New("program not found")
-	// ErrNotExecutable: the program that Exec found cannot be executed: its mode, or its format.
+	// ErrNotExecutable: the program of Exec cannot be executed because of its mode or format.
 	ErrNotExecutable = errors.New("program cannot be executed")
-	// ErrNoProcess: FindProcess found no such process. It never was, or it ended too long ago.
+	// ErrNoProcess: FindProcess found no such process: it never existed, or ended too long ago.
 	ErrNoProcess = errors.New("no such process in the machine")
 	// ErrNoVM: a state directory holds no machine.
 	ErrNoVM = errors.New("there is no utility VM")
-	// ErrRunning: a state directory holds a machine that runs already.
+	// ErrRunning: a state directory holds a running machine.
 	ErrRunning = errors.New("the utility VM runs already")
 )
 
-// Outcome is what is known about one half of a Change after Apply.
+// Outcome is the outcome of one half of a Change.
 type Outcome uint8
 
-// The three outcomes.
+// The outcomes.
 const (
-	NotDone Outcome = iota // certainly had no effect, or was undone by the driver
-	Done                   // certainly took effect
+	NotDone Outcome = iota // had no effect, or was undone by the driver
+	Done                   // took effect
 	Unknown                // may have taken effect
 )
 
 func (o Outcome) String() string { return [...]string{"not done", "done", "unknown"}[o%3] }
 
-// ApplyError is the error of Machine.Apply. Halves that the Change does not have are NotDone.
+// ApplyError is the error of Machine.Apply. Halves that are not set in the Change are NotDone.
 type ApplyError struct {
 	Change Change
 	Host   Outcome
@@ -60,7 +59,7 @@ type ApplyError struct {
 	Err    error // the cause
 }
 
-// Error names the change, what is known of its halves, and the cause.
+// Error returns the change, the outcomes of its halves, and the cause.
 func (e *ApplyError) Error() string {
 	state := ""
 	if e.Change.Device != nil {
@@ -78,8 +77,8 @@ func (e *ApplyError) Error() string {
 // Unwrap returns the cause.
 func (e *ApplyError) Unwrap() error { return e.Err }
 
-// Outcomes reports what is known of the halves of c after Apply returned err. A nil error means both
-// are done; an error that is no ApplyError means nothing is known.
+// Outcomes returns the outcomes of the halves of c after Apply returned err. A nil error means that both are done, an
+// error other than an ApplyError that both are unknown.
 func Outcomes(c Change, err error) (host, guest Outcome) {
 	known := func(present bool, o Outcome) Outcome {
 		if !present {

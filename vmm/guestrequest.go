@@ -8,15 +8,15 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 )
 
-// Plan9Port is the port that the Plan9 server of a machine listens on.
+// Plan9Port is the port of a machine's Plan9 server.
 const Plan9Port = 564
 
 var requestTypes = map[Op]hcsschema.RequestType{
 	Add: hcsschema.RequestAdd, Remove: hcsschema.RequestRemove, Update: hcsschema.RequestUpdate,
 }
 
-// GuestRequest is the guest half of a Change as a guest request for the operating system os. It
-// fails for what that system does not know.
+// GuestRequest returns the guest half of a Change as a guest request for operating system os. It fails for mounts that
+// the system does not support.
 func GuestRequest(op Op, g Mount, os OS) (hcsschema.GuestRequest, error) {
 	encode := linuxSettings
 	if os == Windows {
@@ -32,8 +32,7 @@ func GuestRequest(op Op, g Mount, os OS) (hcsschema.GuestRequest, error) {
 func linuxSettings(op Op, g Mount) (hcsschema.ResourceType, any) {
 	switch g := g.(type) {
 	case MappedDisk:
-		// Removal repeats the whole configuration: guests look at ReadOnly and Encrypted to find
-		// the mappings they have to take down.
+		// Remove repeats all settings: guests use ReadOnly and Encrypted to find the device mappings to remove.
 		return hcsschema.ResourceMappedVirtualDisk, hcsschema.LCOWMappedVirtualDisk{
 			MountPath: g.MountPath, Controller: g.Controller, Lun: g.LUN, Partition: g.Partition,
 			ReadOnly: g.ReadOnly, Options: g.Options, Filesystem: g.Filesystem,
@@ -101,7 +100,7 @@ func networkSettings(g NetworkInterface) hcsschema.LCOWNetworkAdapter {
 	return s
 }
 
-// textOf is the address, or nothing.
+// textOf returns the address as text; empty if it is not valid.
 func textOf(a netip.Addr) string {
 	if !a.IsValid() {
 		return ""

@@ -2,8 +2,8 @@ package vmm
 
 import "fmt"
 
-// Verity says that the read-only file system on a device is followed by a dm-verity hash tree, and
-// what its root must be. The guest refuses to mount when the tree does not match.
+// Verity says that a dm-verity hash tree follows the read-only file system on a device, and which root digest it must
+// have. If the hash tree does not match, the guest refuses to mount it.
 type Verity struct {
 	DataBytes  int64  `json:"dataBytes"`           // size of the protected file system
 	RootDigest string `json:"rootDigest"`          // lower-case hex
@@ -13,9 +13,8 @@ type Verity struct {
 	SuperBlock bool   `json:"superBlock,omitempty"`
 }
 
-// MappedDisk mounts a SCSI disk, or one partition of it. The guest finds the disk by controller and
-// LUN. With an empty MountPath nothing is mounted: the guest only waits for the disk, or on removal
-// only releases it.
+// MappedDisk mounts a SCSI disk or one of its partitions. The guest finds the disk by controller and LUN. With an
+// empty MountPath nothing is mounted: the guest only waits for the disk, or on Remove releases it.
 type MappedDisk struct {
 	MountPath        string   `json:"mountPath,omitempty"`
 	Controller       uint8    `json:"controller,omitempty"`
@@ -24,13 +23,13 @@ type MappedDisk struct {
 	ReadOnly         bool     `json:"readOnly,omitempty"`
 	Options          []string `json:"options,omitempty"`
 	Filesystem       string   `json:"filesystem,omitempty"`       // empty: what the guest detects
-	EnsureFilesystem bool     `json:"ensureFilesystem,omitempty"` // format unless it is Filesystem already
+	EnsureFilesystem bool     `json:"ensureFilesystem,omitempty"` // format the disk unless it has Filesystem
 	Encrypted        bool     `json:"encrypted,omitempty"`
 	BlockDev         bool     `json:"blockDev,omitempty"` // a symlink to the device instead of a mount
 	Verity           *Verity  `json:"verity,omitempty"`
 }
 
-// MappedPMEM mounts a persistent-memory device, or with Size a window of it, read-only.
+// MappedPMEM mounts a persistent-memory device, or with Size a range of it, read-only.
 type MappedPMEM struct {
 	Slot      uint32  `json:"slot,omitempty"`
 	MountPath string  `json:"mountPath"`
@@ -53,13 +52,13 @@ type MappedVirtioFS struct {
 	ReadOnly  bool   `json:"readOnly,omitempty"`
 }
 
-// GuestLayer is a layer that is mounted (or shared) in the guest.
+// GuestLayer is a layer that is mounted or shared in the guest.
 type GuestLayer struct {
 	ID   string `json:"id,omitempty"` // layer GUID; Windows only
 	Path string `json:"path"`         // guest path
 }
 
-// CombinedLayers creates one root of layers, top-most first, and a scratch. On a Windows host itself RootPath is
+// CombinedLayers creates a root from layers, top layer first, and a scratch. On the Windows host itself, RootPath is
 // the scratch folder, a WritableLayer, and the root is its volume.
 type CombinedLayers struct {
 	ContainerID string       `json:"containerID,omitempty"`
@@ -75,8 +74,7 @@ type BlockCIM struct {
 	LUN  uint8  `json:"lun"`
 }
 
-// BlockCIMs mounts composite images in a Windows guest: the merged one first, then its parents,
-// top-most first.
+// BlockCIMs mounts composite images in a Windows guest: the merged one first, then its parents, top layer first.
 type BlockCIMs struct {
 	VolumeGUID  string     `json:"volumeGUID"` // chosen by the host
 	CIMs        []BlockCIM `json:"cims"`
@@ -84,7 +82,7 @@ type BlockCIMs struct {
 	ContainerID string     `json:"containerID,omitempty"`
 }
 
-// CIMKind says where composite images on a Windows host are.
+// CIMKind says where composite images are stored on a Windows host.
 type CIMKind string
 
 // The kinds of composite images.
@@ -100,8 +98,8 @@ type CIMImage struct {
 	Name string `json:"name"`
 }
 
-// CIMVolume mounts composite images on a Windows host itself as one volume: the image, and where that was merged,
-// what it was merged from, top-most first.
+// CIMVolume mounts composite images on the Windows host itself as one volume: the image, followed by the images that
+// it was merged from, if any, top layer first.
 type CIMVolume struct {
 	VolumeGUID string     `json:"volumeGUID"` // chosen by the caller
 	Kind       CIMKind    `json:"kind,omitempty"`
@@ -145,8 +143,8 @@ func (g MappedVirtioFS) Key(OS) string { return g.Target() }
 // Target implements Mount.
 func (g CombinedLayers) Target() string { return g.RootPath }
 
-// Key implements Mount. In a Windows guest the layers are a filter on the very folder that the scratch is
-// mounted at, and do not get in its way.
+// Key implements Mount. In a Windows guest the layers are a filter on the folder at which the scratch is mounted, and
+// do not exclude that mount.
 func (g CombinedLayers) Key(os OS) string {
 	if os == Windows {
 		return "filter on " + g.RootPath
@@ -166,7 +164,7 @@ func (g CIMVolume) Target() string { return g.VolumeGUID }
 // Key implements Mount.
 func (g CIMVolume) Key(OS) string { return g.Target() }
 
-// RestsOn is the address of the device that a guest action needs, or "".
+// RestsOn returns the address of the device that a mount is on, or "".
 func RestsOn(g Mount) string {
 	switch g := g.(type) {
 	case MappedDisk:

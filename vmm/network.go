@@ -6,57 +6,57 @@ import (
 	"net/netip"
 )
 
-// NIC is a network interface of the machine, alone on a network that a program of the host's own serves: what is sent
-// there to other hosts is sent on as that program's, so that neither side needs rights. The host's loopback addresses
-// are not reached. Whoever uses it has the addresses of [UserNetwork].
+// NIC is a network interface of the machine. It is alone on a network that a host process emulates: that process
+// forwards connections to other hosts as its own, so no privileges are needed. The host's loopback addresses are not
+// reachable. Addresses are those of [UserNetwork].
 //
-// With a Namespace it takes the place of a network interface there instead: what comes to Link goes to the machine, and
-// what the machine sends leaves by Link. On a machine that is the host itself there is no Link: who uses the NIC is in
-// the namespace.
+// With a Namespace, the NIC instead replaces an interface of that network namespace: packets that arrive on Link go to
+// the machine, and packets of the machine leave by Link. If the machine is the host itself, there is no Link: the
+// container joins the namespace.
 type NIC struct {
 	Slot  uint32        `json:"slot,omitempty"`
 	Ports []PortForward `json:"ports,omitempty"` // not with a Namespace
-	// Subnet is that of the served network: see UserNetwork.
+	// Subnet of the emulated network: see UserNetwork.
 	Subnet netip.Prefix `json:"subnet,omitzero"`
-	// Namespace is the file of an existing network namespace of the host.
+	// Namespace is the path of an existing network namespace of the host.
 	Namespace string `json:"namespace,omitempty"`
 	Link      *Link  `json:"link,omitempty"`
 }
 
-// Link is a network interface of an existing namespace.
+// Link is a network interface of an existing network namespace.
 type Link struct {
 	Name      string         `json:"name"`
-	MAC       string         `json:"mac"` // which the machine's interface has, too
+	MAC       string         `json:"mac"` // the machine's interface has the same
 	MTU       uint32         `json:"mtu"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	Routes    []Route        `json:"routes,omitempty"`
 }
 
-// Route is a route by a Link.
+// Route is a route over a Link.
 type Route struct {
 	To      netip.Prefix `json:"to"`
-	Gateway netip.Addr   `json:"gateway,omitzero"` // not valid: whoever is meant is on the link
-	OnLink  bool         `json:"onLink,omitempty"` // the gateway is, whatever the addresses say
+	Gateway netip.Addr   `json:"gateway,omitzero"` // not valid: the destination is on the link
+	OnLink  bool         `json:"onLink,omitempty"` // the gateway is on the link, whatever the addresses
 	Source  netip.Addr   `json:"source,omitzero"`
 	Metric  uint32       `json:"metric,omitempty"`
 }
 
-// PortForward makes a port of the host one of the container's.
+// PortForward forwards a port of the host to a container.
 type PortForward struct {
 	Protocol  string `json:"protocol"`         // "tcp" or "udp"
-	HostIP    string `json:"hostIP,omitempty"` // an IPv4 address; empty: all that the host has
+	HostIP    string `json:"hostIP,omitempty"` // an IPv4 address; empty: all addresses of the host
 	HostPort  uint16 `json:"hostPort"`
 	GuestPort uint16 `json:"guestPort"`
 }
 
-// UserAddresses are the addresses on a network that the host serves.
+// UserAddresses are the addresses on an emulated network.
 type UserAddresses struct {
-	Address      netip.Prefix // of whoever uses the NIC
+	Address      netip.Prefix // of the container
 	Gateway, DNS netip.Addr
 }
 
-// UserNetwork are the addresses on the network of a NIC that the host serves, in a subnet of IPv4 of at least 128
-// addresses; its zero value is 10.0.2.0/24.
+// UserNetwork returns the addresses on the emulated network of a NIC. subnet is an IPv4 subnet of at least 128
+// addresses; the zero value is 10.0.2.0/24.
 func UserNetwork(subnet netip.Prefix) UserAddresses {
 	if !subnet.IsValid() {
 		subnet = DefaultSubnet
@@ -69,30 +69,30 @@ func UserNetwork(subnet netip.Prefix) UserAddresses {
 	return UserAddresses{Address: netip.PrefixFrom(at(100), subnet.Bits()), Gateway: at(2), DNS: at(3)}
 }
 
-// DefaultSubnet is that of a NIC that names none.
+// DefaultSubnet is the subnet of an emulated network if none is given.
 var DefaultSubnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 2, 0}), 24)
 
-// CheckSubnet returns an error unless a NIC can have a subnet.
+// CheckSubnet returns an error unless p is valid as the subnet of an emulated network.
 func CheckSubnet(p netip.Prefix) error {
 	if p.IsValid() && (!p.Addr().Is4() || p.Bits() > 25 || p.Bits() < 8 || p != p.Masked()) {
-		return fmt.Errorf("subnet %s: give one of IPv4 with 8 to 25 bits, such as %s", p, DefaultSubnet)
+		return fmt.Errorf("subnet %s: use an IPv4 subnet with 8 to 25 bits, such as %s", p, DefaultSubnet)
 	}
 	return nil
 }
 
-// NetworkInterface gives the container a network namespace with a NIC in it, and a file for its /etc/resolv.conf.
+// NetworkInterface creates a network namespace for the container with a NIC in it, and a resolv.conf.
 type NetworkInterface struct {
 	ContainerID string       `json:"containerID"`
 	Slot        uint32       `json:"slot,omitempty"`   // of the NIC
-	Search      []string     `json:"search,omitempty"` // domains that names are looked up in
+	Search      []string     `json:"search,omitempty"` // DNS search domains
 	Subnet      netip.Prefix `json:"subnet,omitzero"`  // of the NIC
-	// Link is that of the NIC, if it has one. A container can have several, the first of which makes the namespace.
+	// Link is the Link of the NIC, if any. A container can have several; the first creates the namespace.
 	Link *Link `json:"link,omitempty"`
-	// DNS are name servers of the network of an existing namespace.
+	// DNS are the name servers of an existing namespace's network.
 	DNS []netip.Addr `json:"dns,omitempty"`
 }
 
-// MAC is the hardware address by which the guest finds a NIC.
+// MAC returns the hardware address, by which the guest finds a NIC.
 func (d NIC) MAC() string {
 	if d.Link != nil {
 		return d.Link.MAC
@@ -119,7 +119,7 @@ func (d NIC) String() string {
 
 func (NIC) device() {}
 
-// Host is where the host listens: an address and a port.
+// Host returns the address and port on which the host listens.
 func (p PortForward) Host() string {
 	ip := p.HostIP
 	if ip == "" {
@@ -128,12 +128,12 @@ func (p PortForward) Host() string {
 	return fmt.Sprintf("%s:%d", ip, p.HostPort)
 }
 
-// String writes a forward as docker does: 0.0.0.0:8080->80/tcp.
+// String formats a forward as docker does: 0.0.0.0:8080->80/tcp.
 func (p PortForward) String() string {
 	return fmt.Sprintf("%s->%d/%s", p.Host(), p.GuestPort, p.Protocol)
 }
 
-// CheckPorts returns an error unless each forward is complete and no two of them want one port of the host.
+// CheckPorts returns an error unless every forward is valid and no two use the same host port.
 func CheckPorts(ports []PortForward) error {
 	var errs []error
 	for i, p := range ports {
@@ -144,7 +144,7 @@ func CheckPorts(ports []PortForward) error {
 		case p.HostPort == 0 || p.GuestPort == 0:
 			errs = append(errs, fmt.Errorf("port %s: a port is 1 to 65535", p))
 		case p.Protocol == "udp" && ip.IsLoopback():
-			errs = append(errs, fmt.Errorf("port %s: answers over UDP do not reach a loopback address: "+
+			errs = append(errs, fmt.Errorf("port %s: UDP replies do not reach a loopback address: "+
 				"give another address of the host, or none", p))
 		case p.HostIP != "" && (err != nil || !ip.Is4()):
 			errs = append(errs, fmt.Errorf("port %s: %q is no IPv4 address", p, p.HostIP))
@@ -164,7 +164,7 @@ func (p PortForward) overlaps(q PortForward) bool {
 		(p.HostIP == q.HostIP || all(p.HostIP) || all(q.HostIP))
 }
 
-// networkDir is where a guest has the networks of its containers.
+// networkDir is the guest folder with the networks of containers.
 const networkDir = "/run/network/"
 
 func (NetworkInterface) mount() {}

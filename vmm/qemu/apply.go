@@ -19,7 +19,7 @@ func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	return m.engine.Run(ctx, c, m.halves)
 }
 
-// halves says how a Change is done here: the host half over QMP, the guest half by the agent.
+// halves returns the two halves of a Change: the host half over QMP, the guest half by the agent.
 func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 	if c.Device != nil {
 		half, err := m.hostHalf(c.Op, c.Device)
@@ -44,7 +44,7 @@ func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 	return h, nil
 }
 
-// explained puts the end of the machine before an error that came of it.
+// explained wraps a half so that its errors are preceded by the end of the machine, if that caused them.
 func (m *Machine) explained(half applyengine.Half) applyengine.Half {
 	return func(ctx context.Context) (vmm.Outcome, error) {
 		outcome, err := half(ctx)

@@ -22,7 +22,7 @@ func pmemID(slot uint32) string           { return fmt.Sprintf("vpmem%d", slot) 
 
 func (m *Machine) attachedDir() string { return filepath.Join(m.dir, attachedDir) }
 
-// record notes what a device is, before it is attached: QEMU cannot tell all of it.
+// record writes the record of a device before it is attached, as QEMU cannot report all of it.
 func (m *Machine) record(id string, d vmm.Device) (name string, err error) {
 	b, err := json.Marshal(vmm.Change{Op: vmm.Add, Device: d})
 	if err != nil {
@@ -34,8 +34,8 @@ func (m *Machine) record(id string, d vmm.Device) (name string, err error) {
 	return nodeName(id, b), writeFile(filepath.Join(m.attachedDir(), id+".json"), b)
 }
 
-// namesOf returns the name of a device's node as its record tells it. Without one QEMU is asked for all the
-// nodes it has, which may be many.
+// namesOf returns the node names of a device, from its record. Without a record it asks QEMU for all nodes, of which
+// there may be many.
 func (m *Machine) namesOf(ctx context.Context, id string) ([]string, error) {
 	b, err := regfile.ReadState(filepath.Join(m.attachedDir(), id+".json"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -44,8 +44,7 @@ func (m *Machine) namesOf(ctx context.Context, id string) ([]string, error) {
 	return []string{nodeName(id, b)}, err
 }
 
-// recorded reads the record of the device called id, if it is that of the node called name. dir is
-// that of the records.
+// recorded reads the record of device id, if it is for the node called name. dir is the folder of the records.
 func recorded(dir, id, name string) vmm.Device {
 	b, err := regfile.ReadState(filepath.Join(dir, id+".json"))
 	if err != nil || nodeName(id, b) != name {
@@ -67,7 +66,7 @@ func (m *Machine) forget(id string) error {
 	return err
 }
 
-// undone returns the outcome of a half that failed and was taken back by undo.
+// undone returns the outcome of a failed half after rolling it back with undo.
 func undone(err error, undo ...error) (vmm.Outcome, error) {
 	if undoErr := errors.Join(undo...); undoErr != nil {
 		return vmm.Unknown, errors.Join(err, fmt.Errorf("and it could not be taken back: %w", undoErr))
@@ -75,7 +74,7 @@ func undone(err error, undo ...error) (vmm.Outcome, error) {
 	return vmm.NotDone, err
 }
 
-// known reports whether a command that failed certainly had no effect.
+// known reports whether a failed command certainly had no effect.
 func known(err error) bool {
 	_, refused := errors.AsType[*QMPError](err)
 	return refused || errors.Is(err, errNotSent)
@@ -90,7 +89,7 @@ func (m *Machine) attachSCSI(ctx context.Context, d vmm.SCSIDisk) (vmm.Outcome, 
 	if err != nil {
 		return undone(err, m.forget(id))
 	}
-	// What QEMU was lent and does not use ends with this connection, at the latest.
+	// Descriptors that QEMU was passed but does not use are closed, at the latest, when this connection ends.
 	node, err := diskNode(d, name, m.qmp.lender(ctx, name))
 	if err != nil {
 		return undone(err, m.qmp.takeBack(ctx, name), m.forget(id))
@@ -115,7 +114,7 @@ func (m *Machine) attachSCSI(ctx context.Context, d vmm.SCSIDisk) (vmm.Outcome, 
 	return undone(err, m.deleteNode(ctx, name), m.forget(id))
 }
 
-// deleteNode closes the file of a disk. The device may hold it for a moment after it is gone.
+// deleteNode closes the file of a disk. The device may still use it for a moment after its removal.
 func (m *Machine) deleteNode(ctx context.Context, name string) error {
 	for {
 		err := m.qmp.do(ctx, "blockdev-del", map[string]any{"node-name": name}, nil)
@@ -133,8 +132,8 @@ func (m *Machine) deleteNode(ctx context.Context, name string) error {
 	}
 }
 
-// ejectTime bounds how long a guest may take to release a disk that nothing in it uses. When it does
-// not answer the disk is pulled all the same.
+// ejectTime bounds how long a guest may take to release an unused disk. If it does not respond in time, the disk is
+// detached nevertheless.
 const ejectTime = 10 * time.Second
 
 func (m *Machine) detachSCSI(ctx context.Context, controller, lun uint8) (vmm.Outcome, error) {
@@ -164,8 +163,8 @@ func (m *Machine) detachSCSI(ctx context.Context, controller, lun uint8) (vmm.Ou
 	return vmm.Done, nil
 }
 
-// eject makes the guest release a disk. Only a guest that says that the disk is in use stops us: one
-// that knows no such request, or does not answer, must not keep the host from its disk.
+// eject makes the guest release a disk. It fails only if the guest says that the disk is in use: a guest that does not
+// support the request or does not respond must not keep the disk attached.
 func (m *Machine) eject(ctx context.Context, controller, lun uint8) error {
 	limited, cancel := context.WithTimeout(ctx, ejectTime)
 	defer cancel()
@@ -185,7 +184,7 @@ func (m *Machine) eject(ctx context.Context, controller, lun uint8) error {
 	return nil
 }
 
-// unplug takes a device away and waits until QEMU says that it is gone.
+// unplug removes a device and waits for QEMU's DEVICE_DELETED event.
 func (m *Machine) unplug(ctx context.Context, id string) error {
 	gone := make(chan struct{})
 	m.mu.Lock()
@@ -243,7 +242,7 @@ func (m *Machine) attachPMEM(ctx context.Context, d vmm.VPMEMDevice) (vmm.Outcom
 	if err != nil && !known(err) {
 		return vmm.Unknown, err
 	}
-	back := m.qmp.takeBack(ctx, name) // it is mapped
+	back := m.qmp.takeBack(ctx, name) // it is mapped now
 	if err != nil {
 		return undone(fmt.Errorf("map %s: %w", d.Path, err), back, m.forget(id))
 	}
@@ -260,7 +259,7 @@ func (m *Machine) attachPMEM(ctx context.Context, d vmm.VPMEMDevice) (vmm.Outcom
 	return undone(err, m.qmp.do(ctx, "object-del", map[string]any{"id": name}, nil), m.forget(id))
 }
 
-// checkPMEM refuses files that cannot be persistent memory of this machine.
+// checkPMEM refuses files that cannot be used as persistent memory of this machine.
 func (m *Machine) checkPMEM(d vmm.VPMEMDevice, f hostFile) error {
 	switch {
 	case f.isDevice:
@@ -274,7 +273,7 @@ func (m *Machine) checkPMEM(d vmm.VPMEMDevice, f hostFile) error {
 		return fmt.Errorf("%s: %d bytes are more than the %d that a device of this machine may have: %w; attach it as a "+
 			"SCSI disk",
 			d.Path, f.size, m.Limits().VPMEMMaxBytes, vmm.ErrNotPluggable)
-	case m.desc.UID != 0 && f.mode&0o004 == 0: // QEMU opens it once more, by the descriptor
+	case m.desc.UID != 0 && f.mode&0o004 == 0: // QEMU reopens it by its descriptor
 		return fmt.Errorf("%s: QEMU runs as user %d, who may not read it: %w; attach it as a SCSI disk",
 			d.Path, m.desc.UID, vmm.ErrNotPluggable)
 	}

@@ -23,14 +23,14 @@ const (
 	sectorSize = 512
 )
 
-// blockNode is a block device of QEMU, in the form of blockdev-add. Keys are QEMU's.
+// blockNode is a block device of QEMU, as an argument of blockdev-add.
 type blockNode map[string]any
 
-// lend lends an open file to QEMU and returns the name under which QEMU opens it.
+// lend passes an open file to QEMU and returns the name by which QEMU opens it.
 type lend func(*os.File) (name string, err error)
 
-// diskNode returns the node that a disk reads and writes, called name. QEMU gets the files as open
-// descriptors: it needs no right to open them by itself, and what was looked at is what it uses.
+// diskNode returns the block node of a disk, called name. QEMU gets open descriptors: it needs no permission to open
+// the files, and uses exactly the files that were checked.
 func diskNode(d vmm.SCSIDisk, name string, lend lend) (blockNode, error) {
 	if d.Extents != nil {
 		return compositeNode(d, name, lend)
@@ -62,12 +62,12 @@ func diskNode(d vmm.SCSIDisk, name string, lend lend) (blockNode, error) {
 	case vmm.FormatVHDX:
 		node["driver"] = "vhdx"
 	case vmm.FormatVHD:
-		node["size"] = f.size // without the footer
+		node["size"] = f.size // without the VHD footer
 	}
 	for _, n := range []blockNode{node, protocol} {
 		n["read-only"] = d.ReadOnly
 		if d.ReadOnly {
-			// Otherwise QEMU would lock the file, and a second VM could not read it at the same time.
+			// Otherwise QEMU would lock the file, and a second VM could not read it.
 			n["force-share"] = true
 			n["auto-read-only"] = false
 		} else {
@@ -77,7 +77,7 @@ func diskNode(d vmm.SCSIDisk, name string, lend lend) (blockNode, error) {
 	return node, nil
 }
 
-// formatOf is the format of a disk, told by the name where it is not given.
+// formatOf returns the format of a disk, derived from its name if not given.
 func formatOf(path string, f vmm.DiskFormat) vmm.DiskFormat {
 	if f != vmm.FormatByName {
 		return f
@@ -91,7 +91,7 @@ func formatOf(path string, f vmm.DiskFormat) vmm.DiskFormat {
 	return vmm.FormatRaw
 }
 
-// checkPath refuses what the records of devices, which are JSON, could not hold.
+// checkPath refuses paths that cannot be stored in the records of devices, which are JSON.
 func checkPath(path string) error {
 	switch {
 	case !filepath.IsAbs(path):
@@ -104,20 +104,20 @@ func checkPath(path string) error {
 	return nil
 }
 
-// hostFile is a file behind a disk, open.
+// hostFile is an open file of a disk.
 type hostFile struct {
 	*os.File
 	isDevice bool
-	size     int64 // of the content, in bytes; 0 for a device
+	size     int64 // size of the content in bytes; 0 for a device
 	mode     fs.FileMode
 }
 
-// openFile opens the file behind a disk and checks its content. A pipe or a socket is not waited for.
+// openFile opens the file of a disk and checks its content. It does not block on a pipe or a socket.
 func openFile(path string, format vmm.DiskFormat, write bool) (_ hostFile, err error) {
 	if err := checkPath(path); err != nil {
 		return hostFile{}, err
 	}
-	// Opening a device can have effects, and opening a pipe waits: they are told by their names first.
+	// Check the type by name first: opening a device may have side effects, and opening a pipe blocks.
 	fi, err := os.Stat(path)
 	if err != nil {
 		return hostFile{}, accessError(err)
@@ -141,7 +141,7 @@ func openFile(path string, format vmm.DiskFormat, write bool) (_ hostFile, err e
 	if fi, err = f.Stat(); err != nil {
 		return hostFile{}, err
 	}
-	if err := checkKind(path, fi, format); err != nil { // it may be another file by now
+	if err := checkKind(path, fi, format); err != nil { // the file may have been replaced
 		return hostFile{}, err
 	}
 	d := hostFile{File: f, isDevice: isBlockDevice(fi), mode: fi.Mode()}
@@ -175,7 +175,7 @@ func checkKind(path string, fi fs.FileInfo, format vmm.DiskFormat) error {
 	return nil
 }
 
-// contentSize reads the headers of a VHD or VHDX. QEMU would refuse what is neither, but says little.
+// contentSize reads the headers of a VHD or VHDX. QEMU would refuse invalid ones, but with a poor message.
 func contentSize(f *os.File, fileSize int64, format vmm.DiskFormat) (int64, error) {
 	if format == vmm.FormatVHD {
 		footer, err := vhd.Validate(f, fileSize)
@@ -198,8 +198,8 @@ func accessError(err error) error {
 	return err
 }
 
-// compositeNode writes a VMDK descriptor whose extents are the files. Zeroes come from a file with a
-// hole. Neither that nor the descriptor has a name in any folder.
+// compositeNode writes a VMDK descriptor with the files as extents. Zeroes come from a sparse file. Both it and the
+// descriptor are unnamed.
 func compositeNode(d vmm.SCSIDisk, name string, lend lend) (_ blockNode, err error) {
 	if !d.ReadOnly {
 		return nil, fmt.Errorf("%s: a disk of extents is read-only", d.Path)
@@ -221,7 +221,7 @@ func compositeNode(d vmm.SCSIDisk, name string, lend lend) (_ blockNode, err err
 		return nil, err
 	}
 	var text strings.Builder
-	// No empty line: QEMU reads past one into the next line, and takes the extent there twice.
+	// No empty line: QEMU's parser skips into the next line, and adds the extent there twice.
 	text.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n" +
 		"createType=\"twoGbMaxExtentFlat\"\n")
 	for _, e := range d.Extents {
@@ -245,8 +245,8 @@ func compositeNode(d vmm.SCSIDisk, name string, lend lend) (_ blockNode, err err
 	return node, nil
 }
 
-// extentFiles opens what the extents of a composite disk read, each file once, by path. All zeroes of a
-// disk come from one file, whose path is empty. What is open when it fails is returned too.
+// extentFiles opens the files of a composite disk, each once, by path. All zeroes come from one file with an empty
+// path. On failure it also returns the files that are open.
 func extentFiles(d vmm.SCSIDisk) (map[string]hostFile, error) {
 	files := map[string]hostFile{}
 	for i, e := range d.Extents {
@@ -275,7 +275,7 @@ func extentFiles(d vmm.SCSIDisk) (map[string]hostFile, error) {
 	return files, nil
 }
 
-// zeroFile returns a file that is as long as the longest run of zeroes.
+// zeroFile returns a sparse file as long as the longest range of zeroes.
 func zeroFile(extents []vmm.Extent) (hostFile, error) {
 	var zeroes int64
 	for _, e := range extents {
@@ -287,7 +287,7 @@ func zeroFile(extents []vmm.Extent) (hostFile, error) {
 	return hostFile{File: f, size: zeroes}, err
 }
 
-// lendAll lends files without waiting for each in turn, and returns their names by path.
+// lendAll passes files to QEMU concurrently, and returns their names by path.
 func lendAll(files map[string]hostFile, lend lend) (map[string]string, error) {
 	names := make(map[string]string, len(files))
 	var mu sync.Mutex
@@ -304,8 +304,8 @@ func lendAll(files map[string]hostFile, lend lend) (map[string]string, error) {
 	return names, group.Wait()
 }
 
-// nodeName names the node of a device. What the device is goes into it, so that a record that an
-// interrupted process left behind is not taken for the device that is there.
+// nodeName returns the name of a device's node. It includes a hash of the record, so that the record of an interrupted
+// process is not mistaken for that of the attached device.
 func nodeName(prefix string, record []byte) string {
 	h := fnv.New64a()
 	h.Write(record) // never fails

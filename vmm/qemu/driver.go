@@ -10,8 +10,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Driver is the driver of this package for package strata's table: its methods are the functions of the
-// same names.
+// Driver implements vmm.Driver: its methods are the functions of this package with the same names.
 type Driver struct{}
 
 var _ interface {
@@ -53,7 +52,7 @@ func (Driver) Open(ctx context.Context, dir string, o vmm.OpenOptions) (vmm.Mach
 	return machine(Open(ctx, dir, o.Logger))
 }
 
-// machine keeps a nil *Machine from becoming an interface that is not nil.
+// machine converts a nil *Machine to a nil interface.
 func machine(m *Machine, err error) (vmm.Machine, error) {
 	if err != nil {
 		return nil, err

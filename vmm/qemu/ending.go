@@ -10,16 +10,16 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// endGrace is how long QEMU may live on after it has closed its control socket.
+// endGrace bounds how long QEMU may keep running after it has closed its control socket.
 const endGrace = 10 * time.Second
 
-// errKilled says that QEMU did not end by itself: it is nobody's fault but that of who ended it.
+// errKilled says that QEMU was killed by a signal from outside.
 var errKilled = errors.New("ended by a signal from outside")
 
-// killedEnding is the ending of a process that was killed, as the host does too when it runs out of memory.
+// killedEnding is the suffix for a killed process; the host's out-of-memory killer kills it in the same way.
 const killedEnding = " (SIGKILL)"
 
-// gone is the error of a QEMU that has ended.
+// gone returns the error of a QEMU process that has ended.
 func (p *process) gone(shutdown string) error {
 	if p.ending == killedEnding || shutdown == hostSignal {
 		return fmt.Errorf("%w: %w", vmm.ErrGone, errKilled)
@@ -27,11 +27,11 @@ func (p *process) gone(shutdown string) error {
 	return vmm.ErrGone
 }
 
-// hostSignal is QEMU's word for a signal that told it to end.
+// hostSignal is QEMU's shutdown reason for a signal from the host.
 const hostSignal = "host-signal"
 
-// endedMeanwhile puts vmm.ErrGone before an error of connecting to a QEMU that is on its way out: its sockets go
-// before the process does.
+// endedMeanwhile prefixes the error of connecting to a QEMU that is exiting with vmm.ErrGone: its sockets are closed
+// before the process ends.
 func endedMeanwhile(ctx context.Context, proc *process, err error) error {
 	select {
 	case <-proc.exited:
@@ -42,11 +42,11 @@ func endedMeanwhile(ctx context.Context, proc *process, err error) error {
 	return err
 }
 
-// watch notices the end of QEMU: by its process, or by its control connection, whichever is first.
+// watch waits for the end of QEMU: of its process or of its control connection, whichever is first.
 func (m *Machine) watch() {
 	select {
 	case <-m.proc.exited:
-		// What it said last is still in the socket.
+		// The last events may still be in the socket.
 		select {
 		case <-m.qmp.done:
 		case <-time.After(endGrace):
@@ -76,7 +76,7 @@ func (m *Machine) watch() {
 	m.end(err)
 }
 
-// reason says why QEMU ended. m.mu is held.
+// reason returns why QEMU ended. m.mu is held.
 func (m *Machine) reason() string {
 	switch {
 	case m.killed:
@@ -102,7 +102,7 @@ func (m *Machine) reason() string {
 	return "QEMU ended: " + m.shutdown + logTail(m.dir)
 }
 
-// end marks the machine as gone. Work under way sees it.
+// end marks the machine as gone, which ends calls in progress.
 func (m *Machine) end(err error) {
 	m.mu.Lock()
 	if m.err == nil {
@@ -115,7 +115,7 @@ func (m *Machine) end(err error) {
 	_ = m.port.close() // the other end is gone
 }
 
-// explain puts the end of the machine before an error that came of it.
+// explain prefixes an error with the end of the machine, if that caused it.
 func (m *Machine) explain(err error) error {
 	if err == nil {
 		return nil
@@ -126,10 +126,10 @@ func (m *Machine) explain(err error) error {
 	return err
 }
 
-// settleTime is how long a broken connection may be ahead of the news that the machine is gone.
+// settleTime bounds how long after a broken connection the machine may be found to be gone.
 const settleTime = 500 * time.Millisecond
 
-// goneSoon returns the machine's error. A connection that broke is often the first sign of the end.
+// goneSoon returns the machine's error, waiting for it: a broken connection is often the first sign of the end.
 func (m *Machine) goneSoon(err error) error {
 	if errors.Is(err, vmm.ErrGuestUnreachable) || errors.Is(err, errQMPClosed) || errors.Is(err, io.EOF) {
 		select {

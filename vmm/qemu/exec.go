@@ -21,8 +21,8 @@ type ExecSession struct {
 	room      sessionWatch
 }
 
-// OpenExec connects to the guest of the machine in dir. Its error matches ErrPortsTaken when the guest
-// is reached by serial ports and none becomes free within ten seconds, vmm.ErrNoVM, or vmm.ErrGone.
+// OpenExec connects to the guest of the machine in dir. Errors match vmm.ErrNoVM, vmm.ErrGone, and ErrPortsTaken if
+// the guest is reached by serial ports and none becomes free within ten seconds.
 func OpenExec(ctx context.Context, dir string, log *slog.Logger) (*ExecSession, error) {
 	return openExec(ctx, dir, log, connectGCS)
 }
@@ -53,7 +53,7 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 			return nil, err
 		}
 	}
-	// A machine that dies meanwhile would keep us waiting for its agent.
+	// If the machine dies in the meantime, stop waiting for its agent.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -78,11 +78,11 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 	return s, nil
 }
 
-// portPatience is how long a program waits for one of the others to end: most take less.
+// portPatience is how long OpenExec waits for a free port.
 const portPatience = 10 * time.Second
 
-// waitPort takes a port of the guest as soon as one is free. It gives up with an error matching ErrPortsTaken after
-// portPatience or when ctx ends.
+// waitPort takes a port of the guest as soon as one is free. After portPatience, or when ctx ends, the error matches
+// ErrPortsTaken.
 func waitPort(ctx context.Context, dir string, ports int) (*portLock, int, error) {
 	ctx, cancel := context.WithTimeout(ctx, portPatience)
 	defer cancel()
@@ -112,7 +112,7 @@ func freePort(dir string, ports int) (*portLock, int, error) {
 	return nil, 0, fmt.Errorf("qemu: %w: %d programs run already; wait for one to end", ErrPortsTaken, ports)
 }
 
-// Exec starts a program. It ends with the session.
+// Exec starts a program. It is killed when the session ends.
 func (s *ExecSession) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	return s.g.Exec(ctx, spec)
 }
@@ -149,7 +149,7 @@ func (s *ExecSession) ResumeContainer(ctx context.Context, containerID string) e
 	return g.ResumeContainer(ctx, containerID)
 }
 
-// UpdateContainer implements vmm.ContainerController. A limit that is more than the machine has is an error.
+// UpdateContainer implements vmm.ContainerController. Limits beyond the machine's capacity are an error.
 func (s *ExecSession) UpdateContainer(ctx context.Context, containerID string, r specs.LinuxResources) error {
 	g, err := s.controller()
 	if err != nil {
@@ -170,10 +170,10 @@ func (s *ExecSession) controller() (vmm.ContainerController, error) {
 	return g, nil
 }
 
-// Done is closed when the connection to the agent is gone, with the machine or without.
+// Done is closed when the connection to the agent is lost, whether or not the machine is gone.
 func (s *ExecSession) Done() <-chan struct{} { return s.g.Done() }
 
-// Close ends the connection, and gives the port back if it took one.
+// Close closes the connection, and releases its port, if any.
 func (s *ExecSession) Close() error {
 	s.room.stop()
 	err := s.g.Close()

@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// guest is the agent at the other end of a port.
+// guest is a connection to the guest agent.
 type guest interface {
 	Modify(ctx context.Context, req hcsschema.GuestRequest) error
 	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
@@ -26,7 +26,7 @@ type guest interface {
 	Close() error
 }
 
-// connectFunc connects to the agent over conn, which belongs to the guest afterwards, also on failure.
+// connectFunc connects to the agent over conn, of which it takes ownership even on failure.
 type connectFunc func(ctx context.Context, conn net.Conn, log *slog.Logger) (guest, error)
 
 type gcsGuest struct{ *gcs.Client }
@@ -39,7 +39,7 @@ func connectGCS(ctx context.Context, conn net.Conn, log *slog.Logger) (guest, er
 	return gcsGuest{c}, nil
 }
 
-// Mounts returns what is mounted, as far as the guest can tell: where, and from which device.
+// Mounts returns the guest's mounts with their devices, as far as the guest knows them.
 func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 	mounts, err := g.Observe(ctx)
 	if err != nil {
@@ -73,10 +73,10 @@ func (g gcsGuest) Mounts(ctx context.Context) ([]vmm.Mount, error) {
 	return out, nil
 }
 
-// errNoGuest says that there was no agent to ask: the request had no effect.
+// errNoGuest says that there was no connection to an agent: the request had no effect.
 var errNoGuest = fmt.Errorf("%w: %w", vmm.ErrGuestUnreachable, gcs.ErrNotSent)
 
-// noGuest is errNoGuest with its cause, which says by itself when it is the guest that broke the protocol.
+// noGuest returns errNoGuest with its cause, unless the cause is a protocol violation of the guest.
 func noGuest(cause error) error {
 	if errors.Is(cause, vmm.ErrProtocol) {
 		return fmt.Errorf("%w: %w", gcs.ErrNotSent, cause)
@@ -84,10 +84,10 @@ func noGuest(cause error) error {
 	return fmt.Errorf("%w: %w", errNoGuest, cause)
 }
 
-// reachFunc returns a connection to where the agent listens.
+// reachFunc opens a connection to the port on which the agent listens.
 type reachFunc func(ctx context.Context) (net.Conn, error)
 
-// reach is how the agent is reached: over vsock, or by a serial port.
+// reach returns the function that connects to the agent: over vsock, or by a serial port.
 func (d description) reach(dir string, port int) reachFunc {
 	if d.Transport == TransportVSock {
 		return func(ctx context.Context) (net.Conn, error) { return gcs.DialVSock(ctx, d.CID, d.Token) }
@@ -95,19 +95,19 @@ func (d description) reach(dir string, port int) reachFunc {
 	return func(ctx context.Context) (net.Conn, error) { return dialSocket(ctx, dir, portSocket(port)) }
 }
 
-// guestPort keeps the connection to the agent, and makes a new one after the agent was restarted.
+// guestPort holds the connection to the agent, and reconnects after the agent was restarted.
 type guestPort struct {
 	reach   reachFunc
 	connect connectFunc
 	log     *slog.Logger
 
 	mu      sync.Mutex
-	dialing chan struct{} // closed when the dial under way has ended
+	dialing chan struct{} // closed when the dial in progress has ended
 	live    guest
 	closed  bool
 }
 
-// get returns the agent, connecting if need be for as long as ctx allows. Its errors match those of errNoGuest.
+// get returns a connection to the agent, connecting if necessary until ctx ends. Errors match those of errNoGuest.
 func (p *guestPort) get(ctx context.Context) (guest, error) {
 	for {
 		p.mu.Lock()
@@ -170,7 +170,7 @@ func (p *guestPort) dial(ctx context.Context, reach reachFunc) (guest, error) {
 	return p.connect(ctx, conn, p.log)
 }
 
-// move makes another way the one by which the agent is reached, if it answers on a connection made so.
+// move switches to another way to reach the agent, if the agent responds on conn.
 func (p *guestPort) move(ctx context.Context, conn net.Conn, reach reachFunc) error {
 	g, err := p.connect(ctx, conn, p.log)
 	if err != nil {
@@ -190,7 +190,7 @@ func (p *guestPort) move(ctx context.Context, conn net.Conn, reach reachFunc) er
 	return nil
 }
 
-// close ends the connection and all that is under way on it, for good.
+// close closes the connection for good and cancels calls in progress.
 func (p *guestPort) close() error {
 	p.mu.Lock()
 	p.closed = true
@@ -198,7 +198,7 @@ func (p *guestPort) close() error {
 	return p.hangUp()
 }
 
-// hangUp ends the connection. The next one who asks for the agent makes a new one.
+// hangUp closes the connection. The next get opens a new one.
 func (p *guestPort) hangUp() error {
 	p.mu.Lock()
 	g := p.live

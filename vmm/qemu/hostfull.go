@@ -14,26 +14,26 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// When a disk cannot be written because the host's file system is full, QEMU pauses the guest and keeps
-// the write. That loses nothing, where an error would cost the guest its file system; but QEMU resumes only
-// when it is told to. Whoever works with the machine does so: the process that has it open, those that run
-// programs in it, and the next one that opens it.
+// When a disk cannot be written because the host's file system is full, QEMU pauses the guest and keeps the write.
+// Nothing is lost, whereas an error would damage the guest's file system; but QEMU resumes the guest only on request.
+// Every process that uses the machine does that: the one that has it open, those that run programs in it, and the next
+// one that opens it.
 
-// statusSocket is a second control connection, for questions: the first one is taken by the process that
-// has the machine open. Each user connects, asks and closes.
+// statusSocket is a second control socket, for queries: the first one is in use by the process that has the machine
+// open. Each client connects, queries and disconnects.
 const statusSocket = "status.sock"
 
 const (
-	// roomToResume is how much must be free before a paused guest goes on, and before a writable disk
-	// is attached, in bytes.
+	// roomToResume is how many bytes must be free before a paused guest is resumed, and before a writable disk is
+	// attached.
 	roomToResume = 16 << 20
-	// fullPoll is the time between two looks at a machine that may be paused.
+	// fullPoll is the interval between two checks whether a machine is paused.
 	fullPoll = time.Second
-	// statusTime bounds a question over statusSocket.
+	// statusTime bounds a query over statusSocket.
 	statusTime = 2 * time.Second
 )
 
-// fullDisk is a disk whose writes wait for room on the host.
+// fullDisk is a disk whose writes wait for space on the host.
 type fullDisk struct {
 	path string
 	free uint64 // bytes
@@ -44,7 +44,7 @@ func (f fullDisk) err() error {
 		vmm.ErrHostFull, f.path, f.free>>20)
 }
 
-// waitingForRoom reports whether the guest is paused because of a full host, and for which disk.
+// waitingForRoom reports whether the guest is paused because of a full host file system, and for which disk.
 func waitingForRoom(ctx context.Context, q *qmpClient, attached string) (disk fullDisk, paused bool, err error) {
 	var state struct {
 		Status string `json:"status"`
@@ -75,7 +75,7 @@ func waitingForRoom(ctx context.Context, q *qmpClient, attached string) (disk fu
 		if err != nil {
 			return disk, true, fmt.Errorf("look for room at %s: %w", path, err)
 		}
-		if !paused || free < disk.free { // the fullest one decides
+		if !paused || free < disk.free { // report the disk with the least space
 			disk = fullDisk{path, free}
 		}
 		paused = true
@@ -83,8 +83,8 @@ func waitingForRoom(ctx context.Context, q *qmpClient, attached string) (disk fu
 	return disk, paused, nil
 }
 
-// resumeIfRoom lets a guest go on that is paused because of a full host when there is room by now.
-// Otherwise it returns the disk that waits.
+// resumeIfRoom resumes a guest that is paused because of a full host if there is space again. Otherwise it returns the
+// waiting disk.
 func resumeIfRoom(ctx context.Context, q *qmpClient, attached string) (waiting *fullDisk, resumed bool, err error) {
 	disk, paused, err := waitingForRoom(ctx, q, attached)
 	if err != nil || !paused {
@@ -96,7 +96,7 @@ func resumeIfRoom(ctx context.Context, q *qmpClient, attached string) (waiting *
 	return nil, true, q.do(ctx, "cont", nil, nil)
 }
 
-// askStatus connects to the machine in dir, which another process may have open, and asks.
+// askStatus connects to the status socket of the machine in dir, which another process may have open, and calls ask.
 func askStatus(ctx context.Context, dir string, ask func(context.Context, *qmpClient) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, statusTime, errors.New("QEMU does not answer"))
 	defer cancel()
@@ -115,19 +115,18 @@ func askStatus(ctx context.Context, dir string, ask func(context.Context, *qmpCl
 	return ask(ctx, q)
 }
 
-// roomWatch looks now and then whether a machine waits for room on the host, reports it once each time and
-// resumes the machine.
+// roomWatch checks repeatedly whether a machine waits for space on the host, logs it once each time and resumes the
+// machine.
 type roomWatch struct {
 	log      *slog.Logger
-	reported bool      // that the machine waits
-	resumed  time.Time // by this watch, last
+	reported bool      // the wait has been logged
+	resumed  time.Time // when this watch last resumed it
 }
 
-// soonAgain is the time in which a second pause says that the room that there seems to be is none, as with
-// a quota.
+// soonAgain is the time in which a second pause means that the free space cannot be used, as with a quota.
 const soonAgain = 10 * time.Second
 
-// look does so once, over a connection or, with nil, the status socket.
+// look checks once, over q or, if nil, the status socket.
 func (w *roomWatch) look(ctx context.Context, q *qmpClient, dir string) {
 	var waiting *fullDisk
 	var resumed bool
@@ -160,14 +159,14 @@ func (w *roomWatch) look(ctx context.Context, q *qmpClient, dir string) {
 	}
 }
 
-// watchRoom looks until ctx ends.
+// watchRoom checks until ctx ends.
 func watchRoom(ctx context.Context, q *qmpClient, dir string, log *slog.Logger, wake <-chan struct{}) {
 	w := roomWatch{log: log}
 	tick := time.NewTicker(fullPoll)
 	defer tick.Stop()
 	for {
-		// Where events tell there is nothing to poll for, but a resumed machine is not looked at at once: it
-		// may be paused again and again.
+		// With events there is no need to poll, but do not check a resumed machine at once: it may be paused again and
+		// again.
 		next := tick.C
 		if wake != nil && !w.reported && time.Since(w.resumed) > soonAgain {
 			next = nil
@@ -185,7 +184,7 @@ func watchRoom(ctx context.Context, q *qmpClient, dir string, log *slog.Logger, 
 	}
 }
 
-// sessionWatch runs watchRoom for a process that has no control connection.
+// sessionWatch runs watchRoom for a process without a control connection.
 type sessionWatch struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
@@ -204,7 +203,7 @@ func (s *sessionWatch) stop() {
 	}
 }
 
-// checkRoom refuses a writable disk on a full file system, before the guest finds out.
+// checkRoom refuses a writable disk on a full file system, before the guest uses it.
 func checkRoom(d vmm.SCSIDisk) error {
 	if d.ReadOnly || d.Extents != nil {
 		return nil
@@ -223,8 +222,8 @@ func checkRoom(d vmm.SCSIDisk) error {
 	return nil
 }
 
-// pausedBecause says why the guest of the machine in dir stands still; empty: it runs, or is of an earlier
-// version that cannot be asked.
+// pausedBecause returns why the guest of the machine in dir is paused; empty: it is running, or the machine is of an
+// earlier version without a status socket.
 func pausedBecause(dir string) (reason string) {
 	err := askStatus(context.Background(), dir, func(ctx context.Context, q *qmpClient) error {
 		disk, paused, err := waitingForRoom(ctx, q, filepath.Join(dir, attachedDir))

@@ -21,7 +21,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// inDir calls do with a short path for the directory: that of a socket may have 107 bytes only.
+// inDir calls do with a short path for the directory: the path of a socket is limited to 107 bytes.
 func inDir(dir string, do func(short string) error) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -51,8 +51,8 @@ func listenSocket(dir, name string) (*os.File, error) {
 	return f, nil
 }
 
-// dialSocket connects to a socket of QEMU, which takes no connection while it is stopped. Once those that
-// wait fill the queue the next one fails instead of waiting; it is to wait as well, until ctx ends.
+// dialSocket connects to a socket of QEMU, which does not accept connections while it is stopped. If the backlog is
+// full, connect fails instead of blocking; dialSocket then retries until ctx ends.
 func dialSocket(ctx context.Context, dir, name string) (conn net.Conn, err error) {
 	for {
 		err = inDir(dir, func(short string) error {
@@ -79,12 +79,12 @@ const dialPause = 50 * time.Millisecond
 
 const qemuProgram = "qemu-system-x86_64"
 
-// launch starts QEMU, detached from us, as the user given (0: as we are), and returns the process. The
-// state directory holds nothing of an earlier one.
+// launch starts QEMU, detached from this process, as user uid (0: the current user), and returns the process. The
+// state directory must not have files of an earlier one.
 func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err error) {
 	program := c.Program
 	if program == "" {
-		// The devices and the boot image are those of a PC; other processors have other machines.
+		// The devices and the boot image are those of a PC; other architectures have other machines.
 		if runtime.GOARCH != "amd64" {
 			return nil, fmt.Errorf("qemu: a %s host: %w", runtime.GOARCH, errors.ErrUnsupported)
 		}
@@ -122,8 +122,8 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	child, err := startIn(c.Namespace, shell, append([]string{shell, "-c", begin, shell, program}, args...),
 		&os.ProcAttr{
 			Dir: "/", Files: append([]*os.File{null, log, log}, files...),
-			// A session of its own: Ctrl-C at our terminal is not for the machine. (QEMU's own way to
-			// detach is not possible inside its sandbox.)
+			// A session of its own: Ctrl-C on our terminal must not end the machine. (QEMU's -daemonize does not work
+			// in its sandbox.)
 			Sys: &syscall.SysProcAttr{Setsid: true, Credential: credentials(uid)},
 		})
 	if err != nil {
@@ -133,7 +133,7 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	if err := child.Release(); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	// Nobody else waits for it, so that the number is still ours even if it has ended already.
+	// Only we wait for the process, so its id is not reused even if it has already ended.
 	start, err := processStart(pid)
 	if err == nil {
 		err = writeFile(filepath.Join(c.Dir, "pid"), fmt.Appendf(nil, "%d %d\n", pid, start))
@@ -150,7 +150,7 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	return p, nil
 }
 
-// startIn starts a program in a network namespace of vmm.StartOptions.
+// startIn starts a program in the network namespace of vmm.StartOptions.Namespace.
 func startIn(namespace, program string, args []string, attr *os.ProcAttr) (child *os.Process, err error) {
 	switch namespace {
 	case "":
@@ -175,9 +175,9 @@ func startIn(namespace, program string, args []string, attr *os.ProcAttr) (child
 	return child, err
 }
 
-// QEMU begins as a shell that raises the soft limit on open files to the hard one: a disk takes a
-// descriptor for each of its extents, and the soft limit of most systems is 1024. From outside only a
-// privilege that root in a container lacks could do so once QEMU runs as another user.
+// QEMU is started by a shell that raises the soft limit on open files to the hard limit: a composite disk needs a
+// descriptor for each of its extents, and the usual soft limit is 1024. It cannot be raised from outside once QEMU
+// runs as another user, as root in a container lacks the capability.
 const (
 	shell          = "/bin/sh"
 	raiseFileLimit = `ulimit -n "$(ulimit -H -n)"; `
@@ -185,7 +185,7 @@ const (
 	execIdle       = `exec nice -n 19 "$@"`
 )
 
-// kvmUsable reports why KVM cannot run a machine here, as far as can be seen from outside.
+// kvmUsable returns why KVM cannot be used here, as far as can be told without trying.
 func kvmUsable() error {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
@@ -199,7 +199,7 @@ func kvmUsable() error {
 	return kvmFlags(string(info))
 }
 
-// processorKind is what /proc/cpuinfo says of the first processor that a guest under KVM sees of it.
+// processorKind returns what /proc/cpuinfo says of the first processor, as far as a KVM guest sees it.
 func processorKind(cpuinfo string) string {
 	var kind []string
 	first, _, _ := strings.Cut(cpuinfo, "\n\n")
@@ -213,7 +213,7 @@ func processorKind(cpuinfo string) string {
 	return strings.Join(kind, "")
 }
 
-// kvmFlags looks for hardware virtualisation in /proc/cpuinfo: /dev/kvm may be there without.
+// kvmFlags checks /proc/cpuinfo for hardware virtualisation: /dev/kvm may exist without it.
 func kvmFlags(cpuinfo string) error {
 	for line := range strings.Lines(cpuinfo) {
 		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "flags" {

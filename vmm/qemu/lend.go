@@ -8,19 +8,19 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// lentFile is a descriptor inside QEMU, in a set of its own.
+// lentFile is a descriptor in an fd set of QEMU.
 type lentFile struct {
 	Set    int `json:"fdset-id"`
 	Number int `json:"fd"`
 }
 
-// lendFile hands an open file over to QEMU. owner names what it is for: the node or object that uses it.
+// lendFile passes an open file to QEMU. owner is the node or object that uses it.
 func (q *qmpClient) lendFile(ctx context.Context, owner string, f *os.File) (lent lentFile, err error) {
 	err = q.doWith(ctx, "add-fd", map[string]any{"opaque": owner}, &lent, f)
 	return lent, err
 }
 
-// lender returns a function that lends files to a block node.
+// lender returns a function that passes files to QEMU for a block node.
 func (q *qmpClient) lender(ctx context.Context, owner string) lend {
 	return func(f *os.File) (string, error) {
 		lent, err := q.lendFile(ctx, owner, f)
@@ -28,8 +28,8 @@ func (q *qmpClient) lender(ctx context.Context, owner string) lend {
 	}
 }
 
-// takeBack closes in QEMU what owner was lent. Nothing there is no error. What is still in use stays open
-// until it is not.
+// takeBack closes the descriptors that were passed to QEMU for owner. Those still in use stay open until they are not.
+// It is no error if there are none.
 func (q *qmpClient) takeBack(ctx context.Context, owner string) error {
 	var sets []struct {
 		ID  int `json:"fdset-id"`

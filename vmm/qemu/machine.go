@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Machine is a QEMU process that this process controls. It implements vmm.Machine.
+// Machine is a QEMU process under the control of this process. It implements vmm.Machine.
 type Machine struct {
 	dir  string
 	desc description
@@ -23,12 +23,12 @@ type Machine struct {
 	port *guestPort
 	lock *portLock
 
-	// base ends when the machine is gone or closed; work that nobody waits for any more ends with it.
+	// base is cancelled when the machine is gone or closed, and with it background work.
 	base   context.Context
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup // but for Changes
 	engine *applyengine.Engine
-	known  *applyengine.Known // the devices
+	known  *applyengine.Known // the attached devices
 	done   chan struct{}
 
 	mu        sync.Mutex
