@@ -21,9 +21,6 @@ BenchmarkOneDisk/index/layers=1-2          	       1	         0 ns/op	       150
 BenchmarkOneDisk/index/layers=100-2        	       1	         0 ns/op	       190 ms/mount	  1.27 ×mount
 BenchmarkOneDisk/separate/layers=100-2     	       1	         0 ns/op	     12100 ms/mount	  35 ×mount
 BenchmarkBootSteps/kernel-2                	       5	         0 ns/op	       100 ms-from	  900 ms-to
-pkg: github.com/stratavm/strata/cmd/strata
-BenchmarkManyVMs/vms=1-2                   	       5	         0 ns/op	       150 MiB/VM	  300 ms-start
-BenchmarkManyVMs/vms=50-2                  	       5	         0 ns/op	        30 MiB/VM	  320 ms-start
 pkg: github.com/stratavm/strata
 BenchmarkOneDisk/index/layers=1-2          	       1	         3 ns/op
 --- BENCH: something else
@@ -61,7 +58,7 @@ func TestFigures(t *testing.T) {
 	if got := out.String(); !strings.Contains(got, "2 ×time") || strings.Contains(got, "zstd/strata") {
 		t.Errorf("the table of ratios is\n%s", got)
 	}
-	for _, name := range []string{"layers.svg", "import-zstd.svg", "boot.svg", "memory.svg"} {
+	for _, name := range []string{"layers.svg", "import-zstd.svg", "boot.svg"} {
 		b, err := os.ReadFile(filepath.Join(dir, "plots", name))
 		if err != nil {
 			t.Fatal(err)

@@ -19,7 +19,7 @@ type bar struct {
 
 // plotsOf makes the plots for which there are benchmarks.
 func plotsOf(all []*result) (plots []plot) {
-	lines, memory := map[string][][2]float64{}, map[string][][2]float64{}
+	lines := map[string][][2]float64{}
 	imports := map[string][]bar{}
 	var cases []string
 	var steps []bar
@@ -30,11 +30,6 @@ func plotsOf(all []*result) (plots []plot) {
 			n, err := strconv.ParseFloat(strings.TrimPrefix(part[2], "layers="), 64)
 			if ms, ok := r.median("ms/mount"); ok && err == nil {
 				lines[part[1]] = append(lines[part[1]], [2]float64{n, ms})
-			}
-		case part[0] == "ManyVMs" && len(part) == 2:
-			n, err := strconv.ParseFloat(strings.TrimPrefix(part[1], "vms="), 64)
-			if mib, ok := r.median("MiB/VM"); ok && err == nil {
-				memory["template"] = append(memory["template"], [2]float64{n, mib})
 			}
 		case part[0] == "ImportImage" && len(part) == 3:
 			if s, ok := r.median("s"); ok {
@@ -53,10 +48,6 @@ func plotsOf(all []*result) (plots []plot) {
 	if len(lines) > 0 {
 		title := "Mounting layers that the VM does not have, ms by their number"
 		plots = append(plots, plot{"layers.svg", title, curves(title, lines)})
-	}
-	if len(memory) > 0 {
-		title := "Memory of the host that each VM has, MiB by how many run"
-		plots = append(plots, plot{"memory.svg", title, curves(title, memory)})
 	}
 	for _, c := range cases {
 		title := "Importing an image, and what others take for it, s: " + c
