@@ -185,23 +185,34 @@ type busyError struct {
 	err    error
 }
 
-// user matches a process that uses a file system in the guest's error text.
-var user = regexp.MustCompile(`process (\d+) \(([^)]*)\)`)
+// user matches a process that uses a file system in the error text of the guest, or of a driver on this system.
+var user = regexp.MustCompile(`process (\d+) \(([^)]*)\)( in the container)?`)
 
 func (b *busyError) Unwrap() error { return b.err }
 
 func (b *busyError) Error() string {
-	var who []string
+	var own, others []string // by the numbers that ps shows in the container, and outside
 	for _, m := range user.FindAllStringSubmatch(b.err.Error(), -1) {
-		if p := m[1] + " (" + m[2] + ")"; !slices.Contains(who, p) {
-			who = append(who, p)
+		who := &others
+		if m[3] != "" {
+			who = &own
 		}
+		if p := m[1] + " (" + m[2] + ")"; !slices.Contains(*who, p) {
+			*who = append(*who, p)
+		}
+	}
+	var who []string
+	if len(own) > 0 {
+		who = append(who, "its process "+strings.Join(own, ", "))
+	}
+	if len(others) > 0 {
+		who = append(who, "process "+strings.Join(others, ", "))
 	}
 	if len(who) == 0 {
 		return fmt.Sprintf("container %q is in use: %v", b.id, b.err)
 	}
-	return fmt.Sprintf("container %q is in use by process %s; to end what runs in it: strata unmount --vm %s --force %s",
-		b.id, strings.Join(who, ", "), b.vm, b.id)
+	return fmt.Sprintf("container %q is in use by %s; to end what runs in it: strata unmount --vm %s --force %s",
+		b.id, strings.Join(who, " and "), b.vm, b.id)
 }
 
 func (e *env) unmount(ctx context.Context, cmd *cli.Command) error {

@@ -228,6 +228,9 @@ func TestBusy(t *testing.T) {
 		{"/run/x is in use: process 12 (sh) by root directory /, process 14 (sleep) by program /bin/sleep, process 12 " +
 			"(sh) by open file",
 			`container "web" is in use by process 12 (sh), 14 (sleep); to end what runs in it: strata unmount --vm big --force web`},
+		{"/run/x is in use: process 5 (sleep) in the container by root directory /, process 77 (cat) by open file /x",
+			`container "web" is in use by its process 5 (sleep) and process 77 (cat); ` +
+				`to end what runs in it: strata unmount --vm big --force web`},
 		{"nobody that can be named", `container "web" is in use: in use: nobody that can be named`},
 	} {
 		err := (&env{}).advise(fmt.Errorf("%w: %s", vmm.ErrBusy, tt.guest), "big", "web")

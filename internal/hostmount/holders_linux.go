@@ -32,12 +32,24 @@ func Holders(most int, skip, uses func(path string) bool, other func(proc string
 	return who
 }
 
-// ProcessName returns a printable description of the process with a directory in /proc.
+// ProcessName names the process with a directory in /proc, in a form that can be printed: with the number that it has
+// in its own PID namespace, which ps shows in a container. InContainer follows where that is not the one of /proc.
 func ProcessName(proc string) string {
 	comm, _ := os.ReadFile(proc + "/comm")
 	name := strconv.Quote(strings.TrimSpace(string(comm)))
-	return fmt.Sprintf("process %s (%s)", filepath.Base(proc), name[1:len(name)-1])
+	pid, where := filepath.Base(proc), ""
+	status, _ := os.ReadFile(proc + "/status")
+	if _, ids, ok := strings.Cut(string(status), "\nNSpid:"); ok {
+		ids, _, _ = strings.Cut(ids, "\n")
+		if all := strings.Fields(ids); len(all) > 1 {
+			pid, where = all[len(all)-1], InContainer
+		}
+	}
+	return fmt.Sprintf("process %s (%s)%s", pid, name[1:len(name)-1], where)
 }
+
+// InContainer marks a process whose number is that of a container.
+const InContainer = " in the container"
 
 // usedBy returns how a process uses something by one of its links, or "".
 func usedBy(proc string, uses func(link string) bool) string {

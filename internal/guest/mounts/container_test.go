@@ -250,9 +250,10 @@ func TestBusyNamesTheHolder(t *testing.T) {
 	for err != nil && strings.Contains(err.Error(), "(crun)") { // which the program has not taken the place of yet
 		err = remove()
 	}
-	if !errors.Is(err, gcsserver.ErrBusy) || !strings.Contains(err.Error(), "sleep") ||
-		!strings.Contains(err.Error(), "c1") {
-		t.Fatalf("while a process runs: %v", err)
+	pid, _ := r.output(t, gcsserver.Process{Container: "c1", Args: []string{"busybox", "pidof", "sleep"}}, "")
+	want := fmt.Sprintf("by container c1: process %s (sleep) in the container", strings.TrimSpace(pid))
+	if !errors.Is(err, gcsserver.ErrBusy) || !strings.Contains(err.Error(), want) {
+		t.Fatalf("while a process runs: %v, want %q", err, want)
 	}
 	if err := r.Signal(t.Context(), "c1", id, 9); err != nil {
 		t.Fatal(err)
