@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/stratavm/strata/internal/bootimage/bootimagetest"
 	"github.com/stratavm/strata/test/imagetest"
@@ -57,6 +58,7 @@ func TestVMScripts(t *testing.T) {
 			func(document map[string]any) { document["config"] = config }, layers...)
 		ts.Check(os.WriteFile(ts.MkAbs(args[0]), blobs.LayoutTar(t, imagetest.Tagged(image, "v1")), 0o644))
 	}
+	cmds["eventually"], cmds["smallfs"] = lifeCommands["eventually"], smallFS
 	for _, script := range scripts {
 		t.Run(filepath.Base(script), func(t *testing.T) {
 			work := t.TempDir()
@@ -96,4 +98,19 @@ func stopAll(t *testing.T, state, strata string) {
 		out, err := exec.Command(strata, "--state-dir", state, "vm", "stop", "--force", e.Name()).CombinedOutput()
 		t.Logf("the script left VM %s running: %v %s", e.Name(), err, out)
 	}
+}
+
+// smallFS makes a file system of so many MiB, or changes its size: smallfs DIR MIB.
+func smallFS(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: smallfs DIR MIB")
+	}
+	dir, size := ts.MkAbs(args[0]), "size="+args[1]+"M"
+	if fileExists(dir) {
+		ts.Check(unix.Mount("", dir, "", unix.MS_REMOUNT, size))
+		return
+	}
+	ts.Check(os.Mkdir(dir, 0o755))
+	ts.Check(unix.Mount("tmpfs", dir, "tmpfs", 0, size))
+	ts.Defer(func() { ts.Check(unix.Unmount(dir, unix.MNT_DETACH)) })
 }

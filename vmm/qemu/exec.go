@@ -46,6 +46,9 @@ func openExec(ctx context.Context, dir string, log *slog.Logger, connect connect
 	if err := awaitSaving(ctx, dir, Config{Logger: log, connect: connect}); err != nil {
 		return nil, err
 	}
+	if err := checkNotWaiting(ctx, dir); err != nil {
+		return nil, fmt.Errorf("qemu: machine %s: %w", desc.ID, err)
+	}
 	s := &ExecSession{dir: dir, memoryMiB: desc.MemoryMiB}
 	port := 0
 	if desc.Transport != TransportVSock {

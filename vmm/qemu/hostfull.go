@@ -115,6 +115,20 @@ func askStatus(ctx context.Context, dir string, ask func(context.Context, *qmpCl
 	return ask(ctx, q)
 }
 
+// checkNotWaiting returns an error matching vmm.ErrHostFull when the guest is paused because of a full host: its agent
+// would not answer. If there is space again it resumes the guest. A QEMU that cannot be asked is not an error here.
+func checkNotWaiting(ctx context.Context, dir string) error {
+	var waiting *fullDisk
+	_ = askStatus(ctx, dir, func(ctx context.Context, q *qmpClient) (err error) {
+		waiting, _, err = resumeIfRoom(ctx, q, filepath.Join(dir, attachedDir))
+		return err
+	})
+	if waiting != nil {
+		return waiting.err()
+	}
+	return nil
+}
+
 // roomWatch checks repeatedly whether a machine waits for space on the host, logs it once each time and resumes the
 // machine.
 type roomWatch struct {
