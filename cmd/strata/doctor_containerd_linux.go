@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -19,7 +18,7 @@ const shimName = "containerd-shim-strata-v1"
 // containerdQuestions are about a host whose containerd is to run containers in VMs.
 func containerdQuestions() []question {
 	return []question{
-		{"containerd", true, "install containerd 2 from https://github.com/containerd/containerd/releases", askContainerd},
+		{"containerd", true, "install containerd 2.3 or later from https://github.com/containerd/containerd/releases", askContainerd},
 		{"shim", true, "make install-shim, into a folder of the PATH that containerd has", askShim},
 		{"rights of containerd", true, "run containerd, and this command, as root", askRoot},
 		{"shared roots", true, "sudo apt-get install qemu-system-common (Debian 13: virtiofsd); " +
@@ -32,11 +31,12 @@ func containerdQuestions() []question {
 	}
 }
 
-// firstNumber is the first number in a version such as "v2.4.2", or 0.
-func firstNumber(version string) int {
-	major, _, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
-	n, _ := strconv.Atoi(major)
-	return n
+// startsShims reports whether containerd of a version such as "v2.4.2" starts shims in the way that ours is started, which
+// came with 2.3.
+func startsShims(version string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor)
+	return err == nil && (major > 2 || major == 2 && minor >= 3)
 }
 
 func askContainerd(ctx context.Context, e *env, cmd *cli.Command) (string, error) {
@@ -45,8 +45,8 @@ func askContainerd(ctx context.Context, e *env, cmd *cli.Command) (string, error
 		return "", err
 	}
 	words := strings.Fields(detail) // PATH: containerd REPOSITORY VERSION REVISION
-	if len(words) < 4 || firstNumber(words[3]) < 2 {
-		return "", fmt.Errorf("%s: it is older than 2.0", detail)
+	if len(words) < 4 || !startsShims(words[3]) {
+		return "", fmt.Errorf("%s: it is older than 2.3", detail)
 	}
 	return detail, nil
 }

@@ -76,7 +76,8 @@ func TestCritest(t *testing.T) {
 			}
 		}
 		if !differs {
-			t.Errorf("passes with runc, but not with the runtime: %s: %s", name, got[name])
+			t.Errorf("passes with runc, but not with the runtime: %s: %s", name,
+				cmp.Or(got[name], "it did not run"))
 		}
 	}
 	for part, why := range known {
@@ -94,11 +95,13 @@ func (k kube) critest(t *testing.T, runtime, focus string) map[string]string {
 	if !ok {
 		deadline = time.Now().Add(time.Hour)
 	}
-	ctx, cancel := context.WithDeadline(t.Context(), deadline.Add(-2*time.Minute)) // in which it cleans up, and we look
+	deadline = deadline.Add(-2 * time.Minute) // leaves time for cleanup and the report
+	ctx, cancel := context.WithDeadline(t.Context(), deadline)
 	defer cancel()
 	socket, kept := "unix://"+k.daemon.dir+"/c.sock", t.ArtifactDir()+"/"+runtime
 	cmd := exec.CommandContext(ctx, k.bin+"/critest", "-config", os.DevNull, "-runtime-endpoint", socket,
-		"-image-endpoint", socket, "-runtime-handler", runtime, "-test.timeout", "0", "-ginkgo.timeout", "1h",
+		"-image-endpoint", socket, "-runtime-handler", runtime, "-test.timeout", "0", "-ginkgo.timeout",
+		time.Until(deadline).Round(time.Second).String(),
 		"-ginkgo.seed", "1", "-ginkgo.no-color", "-ginkgo.focus", focus, "-ginkgo.json-report", kept+".json")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it reports what it has run so far
 	cmd.WaitDelay = time.Minute

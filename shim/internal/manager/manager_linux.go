@@ -343,7 +343,7 @@ func (Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	return task.ReadExit(bundle)
 }
 
-// mountsAnnotation tells containerd 2.2 and 2.3 the mount types that Start returns to later versions.
+// mountsAnnotation tells containerd 2.3 the mount types that Start returns to later versions.
 const mountsAnnotation = "containerd.io/runtime-allow-mounts"
 
 // Info describes the runtime.

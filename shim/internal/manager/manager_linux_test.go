@@ -255,7 +255,7 @@ func TestBundleGone(t *testing.T) {
 	}
 }
 
-// TestInfo: containerd 2.2 and 2.3 read from an annotation which mounts the shim takes as they are.
+// TestInfo: containerd 2.3 reads from an annotation which mounts the shim takes as they are.
 func TestInfo(t *testing.T) {
 	info, err := Manager{Version: "v"}.Info(t.Context(), nil)
 	want := "erofs,ext4,loop,format/*,mkdir/*"

@@ -15,11 +15,12 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// keptFile has the options of a pod, in its bundle: containerd says them when it starts the shim, and not when the pod
-// is created.
+// keptFile has the options of a pod, in its bundle: containerd passes them to the shim's start only, and not when the
+// pod is created.
 const keptFile = "strata-options"
 
-// Keep writes the options that a shim is started with into the bundle of its pod, if there are any.
+// Keep writes the options that a shim is started with into its bundle, if there are any. The last extension of a known
+// type counts.
 func Keep(bundle string, params *bootapi.BootstrapParams) error {
 	for _, e := range params.GetExtensions() {
 		a := e.GetValue()

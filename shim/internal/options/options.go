@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -28,14 +29,14 @@ const (
 // maxText bounds the text of options in bytes.
 const maxText = 64 << 10
 
-// Options are what a runtime's options say of VMs. The zero value says nothing.
+// Options are the parsed runtime options. Fields that are not set mean the default.
 type Options struct {
 	Kernel    string `toml:"kernel"`         // the file of the guest's kernel
 	Release   string `toml:"kernel_release"` // its release
 	Modules   string `toml:"modules"`        // the folder with a folder of modules per release
 	Init      string `toml:"init"`           // the program that carries the guest's agent
 	Accel     string `toml:"accel"`          // auto, kvm or tcg
-	MemoryMiB *int   `toml:"memory"`         // of a VM that nobody sizes, and the least of others
+	MemoryMiB *int   `toml:"memory"`         // default size, and the minimum where limits size the VM
 	CPUs      *int   `toml:"cpus"`           // the same
 	Template  *bool  `toml:"template"`       // VMs are loaded from templates
 	Debug     bool   `toml:"debug"`          // the shim's log says more
@@ -92,7 +93,7 @@ func read(given *runtimeoptions.Options) (Options, error) {
 	return parse(path, text)
 }
 
-// parse reads the text of options, which comes from somewhere.
+// parse parses the text of options; from names its source in errors.
 func parse(from string, text []byte) (Options, error) {
 	if len(text) > maxText {
 		return Options{}, fmt.Errorf("%s: the text is larger than %d bytes", from, maxText)
@@ -134,7 +135,7 @@ func (o Options) check() error {
 	default:
 		return fmt.Errorf("accel = %q: use auto, kvm or tcg", o.Accel)
 	}
-	if o.Release != filepath.Base(o.Release) && o.Release != "" {
+	if o.Release != filepath.Base(o.Release) && o.Release != "" || slices.Contains([]string{".", "..", "/"}, o.Release) {
 		return fmt.Errorf("kernel_release = %q: give the name of a folder of modules", o.Release)
 	}
 	for _, f := range []struct {

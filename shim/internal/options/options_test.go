@@ -82,6 +82,7 @@ func TestReadRefused(t *testing.T) {
 		"too many":        {body("cpus = 1025"), []string{"cpus = 1025", "from 1 to 1024"}},
 		"accel":           {body("accel = 'xen'"), []string{`"xen"`, "auto, kvm or tcg"}},
 		"release":         {body("kernel_release = '../x'"), []string{"kernel_release", "../x"}},
+		"release above":   {body("kernel_release = '..'"), []string{"kernel_release", ".."}},
 		"relative":        {body("kernel = 'vmlinuz'"), []string{"kernel", "absolute"}},
 		"gone":            {body("init = '/none/such'"), []string{"init", "/none/such", "that is there"}},
 		"a folder":        {body("kernel = '" + dir + "'"), []string{"kernel", "is no file"}},

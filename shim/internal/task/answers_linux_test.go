@@ -124,7 +124,12 @@ func TestUseAfterEnd(t *testing.T) {
 	p.mu.Lock()
 	p.memory = true
 	p.mu.Unlock()
+	p.output.Add(1)
 	p.exit(137, nil)
+	if cpu := f.use().GetCPU().GetUsageUsec(); cpu != 1e6 {
+		t.Errorf("%d us of processor time while its output is still being read, want 1000000", cpu)
+	}
+	p.output.Done()
 	if _, err := f.Wait(t.Context(), &taskapi.WaitRequest{ID: "a"}); err != nil {
 		t.Fatal(err)
 	}

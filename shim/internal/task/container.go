@@ -58,7 +58,7 @@ type container struct {
 	execs  map[string]*process
 	pids   []uint32           // guest PIDs as of the last successful query
 	used   vmm.ContainerStats // statistics as of the last successful query, without processes
-	ooms   uint64             // processes killed by the OOM killer
+	ooms   uint64             // processes that SIGKILL ended after OOM kills in the container
 }
 
 const (
@@ -78,10 +78,19 @@ func unmountLimit(ctx context.Context) time.Duration {
 
 // newContainer starts the container's VM, unless its pod has one, and mounts the root in it. On error everything is
 // undone.
-func (s *Service) newContainer(ctx context.Context, r *taskapi.CreateTaskRequest, o options.Options, holds bool,
+func (s *Service) newContainer(ctx context.Context, r *taskapi.CreateTaskRequest, holds bool,
 ) (_ *container, err error) {
-	doc, err := readDocument(r.Bundle, o)
+	doc, err := readDocument(r.Bundle)
 	if err != nil {
+		return nil, err
+	}
+	var o options.Options
+	if doc.sandbox == "" { // a member of a pod runs in a VM that was started with the options as they were then
+		if o, err = s.options(r); err != nil {
+			return nil, err
+		}
+	}
+	if err := doc.size(o); err != nil {
 		return nil, err
 	}
 	if err := checkSources(doc.spec.Mounts); err != nil { // before a VM is started for them

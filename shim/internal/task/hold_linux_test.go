@@ -3,6 +3,7 @@ package task
 import (
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -156,6 +157,30 @@ func TestPodFiles(t *testing.T) {
 	}
 }
 
+// TestOptionsOfMember: a container of a pod does not read the options again, whose file may have gone meanwhile.
+func TestOptionsOfMember(t *testing.T) {
+	f := newFixture(t)
+	path := filepath.Join(t.TempDir(), "shim.toml")
+	if err := os.WriteFile(path, []byte("memory = 300\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, err := typeurl.MarshalAnyToProto(&runtimeoptions.Options{ConfigPath: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sandbox, member := bundle(t, podSpec("sandbox")), bundle(t, memberSpec())
+	sandbox.Options, member.Options, member.ID = a, a, "b"
+	if _, err := f.Create(t.Context(), sandbox); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Create(t.Context(), member); err != nil || f.sizes.MemoryMiB != 300 {
+		t.Errorf("the pod's container: %v; the VM has %d MiB, want 300", err, f.sizes.MemoryMiB)
+	}
+}
+
 // TestOptions: options size the VM where annotations do not, and go to what starts it.
 func TestOptions(t *testing.T) {
 	limit, quota, period := int64(1<<30), int64(500000), uint64(100000)
@@ -169,6 +194,7 @@ func TestOptions(t *testing.T) {
 		memoryMiB, cpus int
 	}{
 		{"options", "memory = 300\ncpus = 1", func(*specs.Spec) {}, 300, 1},
+		{"less than a guest's overhead", "memory = 100", func(*specs.Spec) {}, 100, 0},
 		{"none that size", "accel = 'tcg'", func(*specs.Spec) {}, defaultMemoryMiB, 0},
 		{"a limit", "memory = 300\ncpus = 1", limited, 1024 + 32 + guestMiB, 5},
 		{"a small limit", "memory = 4096\ncpus = 8", limited, 4096, 8},

@@ -78,6 +78,20 @@ func (p *process) status() (s task.Status, code int, exited time.Time) {
 	return task.Status_CREATED, 0, time.Time{}
 }
 
+// hasExited reports whether a process has exited, even if its output is still being read.
+func (p *process) hasExited() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e, ok := p.proc.(interface{ Exited() <-chan struct{} }); ok {
+		select {
+		case <-e.Exited():
+			return true
+		default:
+		}
+	}
+	return p.ended
+}
+
 // start starts the process.
 func (p *process) start(ctx context.Context, exec func(context.Context, vmm.ProcessSpec) (vmm.Process, error)) error {
 	release, err := p.hold(ctx)
@@ -118,7 +132,7 @@ func noAnswer(ctx context.Context, limit time.Duration) (context.Context, contex
 
 // hold blocks until the process is not being started, signalled or deleted, and prevents that until release is called.
 func (p *process) hold(ctx context.Context) (release func(), err error) {
-	return Acquire(ctx, p.starting, "the process is being started")
+	return Acquire(ctx, p.starting, "the process is being started, signalled or deleted")
 }
 
 // Acquire acquires sem, a semaphore: a channel with a buffer of one. It blocks until the semaphore is free or ctx ends;

@@ -124,13 +124,6 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, hold
 	case !filepath.IsAbs(r.Bundle):
 		return nil, fmt.Errorf("bundle %q: give an absolute path: %w", r.Bundle, errdefs.ErrInvalidArgument)
 	}
-	o, err := options.Read(r.GetOptions())
-	if err != nil {
-		return nil, err
-	}
-	if o.Debug && s.Level != nil {
-		s.Level.Set(slog.LevelDebug)
-	}
 	s.mu.Lock()
 	if _, there := s.containers[r.ID]; there {
 		s.mu.Unlock()
@@ -138,7 +131,7 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, hold
 	}
 	s.containers[r.ID], s.down = nil, false
 	s.mu.Unlock()
-	c, err := s.newContainer(ctx, r, o, holds)
+	c, err := s.newContainer(ctx, r, holds)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -151,6 +144,15 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest, hold
 	c.send(&eventsapi.TaskCreate{ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: uint32(c.machine.PID()),
 		IO: &eventsapi.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}})
 	return c, nil
+}
+
+// options returns the runtime options of a container that gets a VM of its own, and logs as they say.
+func (s *Service) options(r *taskapi.CreateTaskRequest) (options.Options, error) {
+	o, err := options.Read(r.GetOptions())
+	if err == nil && o.Debug && s.Level != nil {
+		s.Level.Set(slog.LevelDebug)
+	}
+	return o, err
 }
 
 // Start starts the first process of a container, or an exec process.

@@ -17,7 +17,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"github.com/stratavm/strata/shim/internal/options"
 	"github.com/stratavm/strata/test/leaktest"
 	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
@@ -286,7 +285,7 @@ func TestOwnGroups(t *testing.T) {
 	s := spec()
 	s.Mounts = []specs.Mount{{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"rw"}}}
 	for range 2 {
-		d, err := readDocument(bundle(t, s).Bundle, options.Options{})
+		d, err := readDocument(bundle(t, s).Bundle)
 		if err != nil {
 			t.Fatal(err)
 		}

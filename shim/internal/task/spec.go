@@ -33,7 +33,7 @@ const (
 )
 
 const (
-	defaultMemoryMiB = 512 // of a VM without annotation, option or limit, and the least with a limit
+	defaultMemoryMiB = 512 // without annotation or option; a limit only raises it
 	guestMiB         = 192 // for the guest's kernel and agent, on top of the container's limit
 )
 
@@ -48,8 +48,9 @@ type document struct {
 	sandbox         string      // id of the pod's sandbox, whose VM it joins; empty: it gets its own VM
 }
 
-// readDocument reads and checks a bundle's config.json. A field that cannot be honoured is an error that names it.
-func readDocument(bundle string, o options.Options) (document, error) {
+// readDocument reads and checks a bundle's config.json. A field that cannot be honoured is an error that names it. The
+// size of the VM is left to size.
+func readDocument(bundle string) (document, error) {
 	var d document
 	f, err := os.Open(filepath.Join(bundle, "config.json"))
 	if err != nil {
@@ -104,7 +105,7 @@ func readDocument(bundle string, o options.Options) (document, error) {
 	for _, i := range shared {
 		d.spec.Linux.Namespaces[i].Path = ocispec.JoinPath(sandbox)
 	}
-	return d, d.size(o)
+	return d, nil
 }
 
 // commonDevices are the major and minor numbers that mean the same on every Linux: null, zero, full, random, urandom,
@@ -195,11 +196,13 @@ func (d *document) size(o options.Options) error {
 	case need > options.MaxMemoryMiB:
 		return fmt.Errorf("linux.resources.memory.limit is %d MiB: no VM is so large: %w", need, errdefs.ErrInvalidArgument)
 	case d.memoryMiB == 0:
-		least := defaultMemoryMiB
+		d.memoryMiB = defaultMemoryMiB
 		if o.MemoryMiB != nil {
-			least = *o.MemoryMiB
+			d.memoryMiB = *o.MemoryMiB
 		}
-		d.memoryMiB = max(least, int(need+need/32)+guestMiB)
+		if need > 0 {
+			d.memoryMiB = max(d.memoryMiB, int(need+need/32)+guestMiB)
+		}
 	}
 	switch {
 	case d.cpus > 0 && cpus > float64(d.cpus):

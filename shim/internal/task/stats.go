@@ -51,8 +51,8 @@ func (c *container) guestPIDs(ctx context.Context) []uint32 {
 	return slices.Clone(c.pids)
 }
 
-// Stats returns a container's resource usage as cgroup v2 metrics. For a container that has exited these are the
-// last known ones: CRI asks for them after the exit to learn whether the container was OOM-killed.
+// Stats returns a container's resource usage as cgroup v2 metrics. For a container that has exited these are those of
+// the last query, without memory and processes: CRI asks for them after the exit to learn whether it was OOM-killed.
 func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
 	return Answer(s.stats(ctx, r.ID))
 }
@@ -78,26 +78,22 @@ func (c *container) stats(ctx context.Context) (vmm.ContainerStats, error) {
 	defer cancel()
 	var st vmm.ContainerStats
 	var err error
-	if !c.hasExited() {
+	exited := c.init.hasExited()
+	if !exited {
 		st, err = c.machine.Stats(limited, c.id)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.hasExited() { // it may have exited meanwhile
+	if err == nil && !exited {
+		c.used = st
+		c.used.Processes = nil
+	}
+	if c.init.hasExited() { // it may have exited meanwhile
 		st = c.used
 		st.Memory, st.PIDs, st.OOMKills = 0, 0, max(st.OOMKills, c.ooms)
 		return st, nil
 	}
-	if err == nil {
-		c.used = st
-		c.used.Processes = nil
-	}
 	return st, err
-}
-
-func (c *container) hasExited() bool {
-	s, _, _ := c.init.status()
-	return s == task.Status_STOPPED
 }
 
 func metrics(st vmm.ContainerStats) *stats.Metrics {
