@@ -187,20 +187,20 @@ func (c *Container) Started(vm string, p vmm.Process, spec vmm.ProcessSpec, m Ru
 // Ended tells attached clients and the control socket that the program has ended: from now on requests for it fail.
 func (c *Container) Ended() { c.server.Ended() }
 
-// Finish records how the container ended, after its run has ended, and stops being its supervisor. words is an
+// Finish records how the container ended, after its run has ended, and stops being its supervisor. errText is an
 // error besides the exit code, or empty. The container is removed if it has AutoRemove set or if its program was
 // never started.
-func (c *Container) Finish(code int, words string) error {
+func (c *Container) Finish(code int, errText string) error {
 	for _, s := range c.out {
 		_ = s.Close() // see Log.Close
 	}
 	if c.log != nil {
-		if err := c.log.Close(); err != nil && words == "" {
-			words = err.Error()
+		if err := c.log.Close(); err != nil && errText == "" {
+			errText = err.Error()
 		}
 	}
-	err := c.recordExit(code, words)
-	c.server.Finish(supervise.Exit{Code: code, Error: words})
+	err := c.recordExit(code, errText)
+	c.server.Finish(supervise.Exit{Code: code, Error: errText})
 	return errors.Join(err, c.server.Close())
 }
 

@@ -90,7 +90,7 @@ func (cs *Containers) Find(ref string) (ContainerRecord, error) {
 	case len(found) == 1:
 		return found[0], nil
 	case len(found) > 1:
-		return ContainerRecord{}, fmt.Errorf("container %.70q: %d ids start so: give more digits", ref, len(found))
+		return ContainerRecord{}, fmt.Errorf("container %.70q: %d ids have this prefix: give more of it", ref, len(found))
 	case err != nil && ref != "":
 		return ContainerRecord{}, err
 	}

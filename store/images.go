@@ -84,7 +84,7 @@ func (i Image) stack() []place {
 		} else {
 			out[k].chainID = digestPrefix + hexSum(whole[n]+" mounted as "+id)
 		}
-		if out[k].ownID = out[k].chainID; k == 0 { // the base's chain id equals its diff id
+		if out[k].ownID = out[k].chainID; k == 0 { // the base's chain id may equal its diff id
 			out[k].ownID = digestPrefix + hexSum(out[k].chainID+" over nothing")
 		}
 	}

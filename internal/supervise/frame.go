@@ -19,7 +19,7 @@ const (
 	kindResize // a size
 	kindSignal // its number, one byte
 	kindExit   // an Exit
-	kindTaken  // acknowledges input: the number of bytes that the program has read, four bytes
+	kindTaken  // acknowledges input: the number of bytes handed to the program's input, four bytes
 )
 
 // maxFrame is the maximum payload of a frame in bytes.

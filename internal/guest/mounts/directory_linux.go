@@ -14,8 +14,8 @@ import (
 	"github.com/stratavm/strata/internal/guest/gcsserver"
 )
 
-// dialTime bounds how long the host's port is tried.
-const dialTime = 20 * time.Second
+// dialTimeout bounds dialling the host's port.
+const dialTimeout = 20 * time.Second
 
 // addDirectory mounts a Plan9 share that the host serves on a port. The kernel needs a file descriptor, but the
 // connection may be a stream of a multiplexer, so its bytes are relayed over a socket pair. When the host's session
@@ -36,7 +36,7 @@ func (t *Table) addDirectory(ctx context.Context, s hcsschema.LCOWMappedDirector
 	if s.Port <= 0 {
 		port = gcs.PortPlan9
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	t.load("9p")
 	t.load("9pnet_fd")
