@@ -43,14 +43,14 @@ func (e *env) templateGC(ctx context.Context, cmd *cli.Command, r *store.Removed
 	return err
 }
 
-// sweepTemplates takes away what the making of templates left that was killed.
+// sweepTemplates removes what processes left that were killed while they made templates.
 func (e *env) sweepTemplates(ctx context.Context, cmd *cli.Command) error {
 	dir, err := e.templateCache(cmd)
 	if err != nil {
 		return err
 	}
 	if _, err = qemu.RemoveTemplates(ctx, dir, time.Time{}, false); errors.Is(err, qemu.ErrTemplateBusy) {
-		return nil // somebody is at it
+		return nil // another process makes or removes templates
 	}
 	return err
 }

@@ -15,79 +15,79 @@ import (
 
 // Accelerators.
 const (
-	AccelAuto = "auto" // KVM where a VM truly runs with it, else TCG
+	AccelAuto = "auto" // KVM if a VM really runs with it, otherwise TCG
 	AccelKVM  = "kvm"
 	AccelTCG  = "tcg" // software emulation
 )
 
-// Transports: how bytes reach the guest's agent.
+// Transports: the channels to the guest agent.
 const (
-	TransportAuto   = "auto"   // vsock where host and guest have it, else serial ports
-	TransportVSock  = "vsock"  // any number of processes may work with the machine at a time
-	TransportSerial = "serial" // virtio-serial, a port for each process
+	TransportAuto   = "auto"   // vsock if host and guest support it, otherwise serial ports
+	TransportVSock  = "vsock"  // for any number of processes at a time
+	TransportSerial = "serial" // virtio-serial, one port per process
 )
 
-// Config says what machine to start.
+// Config configures a machine.
 type Config struct {
-	// Dir is the state directory, absolute. It is made with mode 0700 and must not hold a running
-	// machine. It may be as long as the file system allows.
+	// Dir is the absolute path of the state directory, of any length. It is created with mode 0700 and must not have a
+	// running machine.
 	Dir string
-	// ID names the machine: letters, digits, ".", "_" and "-", at most 64. Empty: the last part of Dir
-	// where that is a valid name, else "strata".
+	// ID names the machine: letters, digits, ".", "_" and "-", at most 64 of them. Empty: the last element of Dir if
+	// that is a valid name, otherwise "strata".
 	ID string
 
 	Kernel  string   // an ELF with a PVH entry boots fastest; a bzImage does too
 	Initrd  string   // may be empty
-	Cmdline []string // words for the kernel
+	Cmdline []string // kernel command line
 
 	MemoryMiB int    // 0: 256
 	CPUs      int    // 0: 1
-	NoShares  bool   // no folders of the host will be shared: the memory is not shared with who serves them
+	NoShares  bool   // no folders of the host will be shared, so virtiofsd need not share the memory
 	Accel     string // AccelAuto (or empty), AccelKVM, AccelTCG
-	// CacheDir is where AccelAuto remembers that KVM does not work here, until the next boot of the
-	// host. Empty: nothing is remembered.
+	// CacheDir is the directory for templates, and for AccelAuto to record, until the host reboots, that KVM does not
+	// work. Empty: neither is stored.
 	CacheDir string
-	// KVMTrial is how long a guest may take to get ready under AccelAuto before KVM is given up; 0: 20 s.
+	// KVMTrial is the boot timeout under KVM with AccelAuto, which then falls back to TCG; 0: 20 s.
 	KVMTrial time.Duration
-	// BootTime is how long a guest may take to get ready before it is given up; 0: 5 minutes.
+	// BootTime is the boot timeout; 0: 5 minutes.
 	BootTime  time.Duration
 	Transport string // TransportAuto (or empty), TransportVSock, TransportSerial
-	Namespace string // of vmm.StartOptions
-	// ExecPorts is how many processes at a time may work with the machine by OpenExec where it is
-	// reached by serial ports; 0: 16. Each takes half a MiB of the guest's memory.
+	Namespace string // see vmm.StartOptions
+	// ExecPorts is the maximum number of concurrent OpenExec sessions over serial ports; 0: 16. Each port takes half a
+	// MiB of the guest's memory.
 	ExecPorts int
-	// Program is the QEMU to run; empty: the one for this processor in PATH.
+	// Program is the path of QEMU; empty: qemu-system-x86_64 in PATH.
 	Program string
-	// Logger is nil for silence.
+	// Logger may be nil: nothing is logged.
 	Logger *slog.Logger
 
-	// Template has the machine loaded from one of its kind that was saved when it was idle; the first one of a kind boots
-	// and is saved, in CacheDir, before Start returns it. Where neither goes the machine just boots. Templates have no
-	// vsock: TransportAuto is TransportSerial.
+	// Template loads the machine from a template of its kind in CacheDir. If there is none, the machine boots and is
+	// saved as the template before Start returns. If it can be neither loaded nor saved, it just boots. A machine that
+	// is loaded or saved has no vsock: TransportAuto means TransportSerial.
 	Template bool
-	// TemplateMissing, where it is set, is called with Template when there is no template of the kind: the machine
-	// boots and is not saved, and it is for the caller to have one made by MakeTemplate.
+	// TemplateMissing, if set, is called if Template is set and there is no template of the kind. The machine then
+	// boots and is not saved; the caller may make a template with MakeTemplate.
 	TemplateMissing func()
-	// ImageID names the content of Kernel and Initrd. Empty: Template does nothing.
+	// ImageID identifies the content of Kernel and Initrd. Empty: Template has no effect.
 	ImageID string
 
-	// memory, where it is set, is the guest's.
+	// memory, if set, backs the guest's memory.
 	memory *guestMemory
-	// idle: the machine has what processor time others leave.
+	// idle gives the machine only processor time that is otherwise idle.
 	idle bool
 	// connect replaces the guest protocol in tests.
 	connect connectFunc
 	// rewrite changes the arguments of QEMU in tests.
 	rewrite func([]string) []string
-	// kvmUsable replaces the look at this host in tests.
+	// kvmUsable replaces the check of this host in tests.
 	kvmUsable func() error
 }
 
-// What a machine can hold.
+// The slots of a machine.
 const (
 	controllers = 4
 	lunsPerBus  = 64
-	// pmemFirst is the PCI device number of VPMEM slot 0; the slots go up to number 31.
+	// pmemFirst is the PCI device number of VPMEM slot 0; the slots end at number 31.
 	pmemFirst   = 16
 	pmemDevices = 16
 	// pmemAlign is the granularity of the memory map of a Linux guest: a sub-section of a memory section.
@@ -96,7 +96,7 @@ const (
 )
 
 var (
-	// ErrPortsTaken says that as many processes work with the machine as can.
+	// ErrPortsTaken is matched by the error when all serial ports of the machine are in use.
 	ErrPortsTaken = errors.New("all ports for running programs in the machine are in use")
 )
 
@@ -162,7 +162,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// description is machine.json: what Open has to know.
+// description is the content of machine.json, which Open needs.
 type description struct {
 	ID        string    `json:"id"`
 	Program   string    `json:"program"`
@@ -174,15 +174,15 @@ type description struct {
 	ExecPorts int       `json:"execPorts"`
 	Transport string    `json:"transport"`          // vsock or serial
 	CID       uint32    `json:"cid,omitempty"`      // the guest's address on vsock
-	Token     string    `json:"token,omitempty"`    // what a host shows to the guest there
-	UID       int       `json:"uid,omitempty"`      // whom QEMU runs as; 0: who started it
-	Template  string    `json:"template,omitempty"` // the key of what it was loaded from
-	Saved     bool      `json:"saved,omitempty"`    // as a template, when it had booted, or that was to be done
+	Token     string    `json:"token,omitempty"`    // with which the host authenticates to the guest
+	UID       int       `json:"uid,omitempty"`      // the user that QEMU runs as; 0: the user that started it
+	Template  string    `json:"template,omitempty"` // the key of the template it was loaded from
+	Saved     bool      `json:"saved,omitempty"`    // it was, or was to be, saved as a template after it had booted
 	Started   time.Time `json:"started"`
 }
 
-// Limits are those of a machine with so much memory, 0 meaning 256 MiB. A page of persistent memory costs the guest 64
-// bytes for its map: with all slots full of devices as large as the memory, a quarter of it.
+// Limits returns the limits of a machine with memoryMiB of memory; 0 means 256. Each page of persistent memory costs
+// the guest 64 bytes for its page map: if all slots have devices as large as the memory, a quarter of the memory.
 func Limits(memoryMiB int) vmm.Limits {
 	if memoryMiB == 0 {
 		memoryMiB = 256
@@ -196,7 +196,7 @@ func Limits(memoryMiB int) vmm.Limits {
 	}
 }
 
-// limits are Limits of a machine with which folders of the host may be shared, or not.
+// limits returns the Limits of a machine, without shares if noShares.
 func limits(memoryMiB int, noShares bool) vmm.Limits {
 	l := Limits(memoryMiB)
 	if noShares {
@@ -205,8 +205,8 @@ func limits(memoryMiB int, noShares bool) vmm.Limits {
 	return l
 }
 
-// memoryObject is QEMU's object for the guest's memory. That which is shared, with the processes that serve folders of the
-// host, has no huge pages, and costs a tenth of the processor time until the guest is ready.
+// memoryObject returns QEMU's object for the guest's memory. Memory that is shared with other processes, for shared
+// folders, has no huge pages; without NoShares a boot takes a tenth more processor time.
 func (c Config) memoryObject() string {
 	if c.memory != nil {
 		share := map[bool]string{true: "on", false: "off"}[c.memory.share]
@@ -219,8 +219,8 @@ func (c Config) memoryObject() string {
 	return fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", c.MemoryMiB)
 }
 
-// Descriptors that QEMU gets. It opens nothing by name, so that it needs no right to the files; sockets
-// listen already, so that nobody has to wait for them to appear. The length of paths does not matter.
+// Descriptors that QEMU inherits. It opens nothing by name, so it needs no permissions for the files, and the length of
+// paths does not matter. Its sockets are listening already, so nobody has to wait for them to appear.
 const (
 	firstFD  = 3
 	qmpFD    = firstFD
@@ -231,8 +231,8 @@ const (
 	portFD   = initrdFD + 1
 )
 
-// arguments of QEMU. The descriptors are inherited, in the order of the constants above: then the guest's
-// ports, then the vsock device or the memory, if there is one: never both.
+// arguments returns the arguments of QEMU. The descriptors are inherited in the order of the constants above, followed
+// by the guest's ports and then by the vsock device or the memory, if there is one; never both.
 func (c Config) arguments(accel string, v *vsockDevice) []string {
 	mem := c.MemoryMiB
 	args := []string{
@@ -241,7 +241,7 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		"-object", c.memoryObject(),
 		"-cpu", "max", "-accel", accelOptions(accel),
 		"-smp", processors(accel, c.CPUs),
-		// The address range above the memory is what devices of persistent memory are put in.
+		// The address range above the memory is for the persistent memory devices.
 		"-m", fmt.Sprintf("%dM,slots=%d,maxmem=%dM", mem, pmemDevices, mem+pmemDevices*(mem+2)),
 		"-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -249,7 +249,7 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=status,fd=%d,server=on,wait=off", statusFD),
 		"-mon", "chardev=status,mode=control",
-		// What the guest's kernel says stays in a ring: a hostile guest cannot fill the disk with it.
+		// The guest's console goes to a ring buffer: a hostile guest cannot fill the disk with it.
 		"-chardev", "ringbuf,id=console,size=65536", "-device", "isa-serial,chardev=console",
 		"-device", fmt.Sprintf("virtio-serial-pci,id=gcs,addr=2,max_ports=%d,disable-legacy=on", maxPorts),
 	}
@@ -267,7 +267,7 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,addr=%x,chassis_nr=%d,shpc=on", shareBus(i),
 			bridgeFirst+i, 1+i))
 	}
-	if c.memory != nil { // another number in each machine: a kernel that knows it draws new random numbers at once
+	if c.memory != nil { // unique to each machine: a kernel that supports it reseeds its random numbers at once
 		args = append(args, "-device", "vmgenid,guid=auto")
 	}
 	if c.memory != nil && c.memory.state != nil {
@@ -295,9 +295,9 @@ func (c Config) arguments(accel string, v *vsockDevice) []string {
 const machineOptions = "pc,graphics=off,usb=off,hpet=off,vmport=off,smbus=off,sata=off,i8042=off," +
 	"mem-merge=off,dump-guest-core=off"
 
-// processors are the options of the guest's CPUs. QEMU's emulation of a machine that can have one CPU only leaves out
-// memory barriers: the guest's driver of a virtio device would then miss that the device, a thread or process of its
-// own, is about to wait for a notification.
+// processors returns QEMU's option for the number of CPUs. TCG leaves out memory barriers in a machine that can have
+// only one CPU: then the guest's driver of a virtio device can miss that the device, which is another thread or
+// process, is about to wait for a notification.
 func processors(accel string, cpus int) string {
 	if accel == AccelTCG && cpus == 1 {
 		return "cpus=1,maxcpus=2"

@@ -13,7 +13,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Machine is a QEMU process under the control of this process. It implements vmm.Machine.
+// Machine is a QEMU process that this process controls. It implements vmm.Machine.
 type Machine struct {
 	dir  string
 	desc description
@@ -26,25 +26,25 @@ type Machine struct {
 	// base is cancelled when the machine is gone or closed, and with it background work.
 	base   context.Context
 	cancel context.CancelCauseFunc
-	work   sync.WaitGroup // but for Changes
+	work   sync.WaitGroup // except Changes
 	engine *applyengine.Engine
 	known  *applyengine.Known // the attached devices
 	done   chan struct{}
 
 	mu        sync.Mutex
-	err       error                    // why it is gone
+	err       error                    // why the machine is gone
 	shutdown  string                   // the reason that QEMU gave before it ended
-	panicked  bool                     // the guest's kernel said so
+	panicked  bool                     // the guest's kernel panicked
 	killed    bool                     // by us
 	closing   bool                     // Close was called: no new work
-	unplugged map[string]chan struct{} // by QEMU's id of the device that is going
-	servers   map[string]*process      // of NICs and shares that were plugged here, by QEMU's id of the device
-	stopped   chan struct{}            // holds a token when the guest was paused
+	unplugged map[string]chan struct{} // by QEMU's id of the device that is being unplugged
+	servers   map[string]*process      // of NICs and shares that this process has plugged, by QEMU's id of the device
+	stopped   chan struct{}            // receives when the guest was paused
 }
 
 var _ vmm.Machine = (*Machine)(nil)
 
-// connect takes control of a running QEMU. proc and lock belong to the machine, also on failure.
+// connect takes control of a running QEMU. It takes ownership of proc and lock, even on failure.
 func connect(ctx context.Context, dir string, desc description, proc *process, lock *portLock,
 	c Config) (*Machine, error) {
 	m := &Machine{dir: dir, desc: desc, log: c.Logger.With("vm", desc.ID), proc: proc, lock: lock,
@@ -83,7 +83,7 @@ func connect(ctx context.Context, dir string, desc description, proc *process, l
 	return m, nil
 }
 
-// event notes what QEMU tells. It is called from the goroutine that reads.
+// event handles an event of QEMU. It is called by the goroutine that reads them.
 func (m *Machine) event(name string, data json.RawMessage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -140,7 +140,7 @@ var errClosed = errors.New("the machine was closed in this process")
 
 func (m *Machine) closedErr() error { return fmt.Errorf("machine %s: %w", m.desc.ID, errClosed) }
 
-// begin starts work that Close waits for.
+// begin registers an operation, which Close then waits for. The caller calls m.work.Done.
 func (m *Machine) begin() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -154,7 +154,7 @@ func (m *Machine) begin() error {
 	return nil
 }
 
-// withGuest asks the agent, for as long as ctx and the machine last.
+// withGuest calls ask with a connection to the agent. The context of ask ends with ctx or the machine.
 func (m *Machine) withGuest(ctx context.Context, ask func(context.Context, guest) error) error {
 	if err := m.begin(); err != nil {
 		return err
@@ -171,8 +171,8 @@ func (m *Machine) withGuest(ctx context.Context, ask func(context.Context, guest
 	return m.explain(err)
 }
 
-// Exec implements vmm.Machine. The process lives on the control connection: it cannot be waited for
-// after Close. See OpenExec for programs of other processes than the controlling one.
+// Exec implements vmm.Machine. The process is attached to the control connection: after Close it cannot be waited for.
+// See OpenExec for processes that other programs than the controlling one start.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (p vmm.Process, err error) {
 	err = m.withGuest(ctx, func(ctx context.Context, g guest) error {
 		p, err = g.Exec(ctx, spec)
@@ -204,28 +204,28 @@ func (m *Machine) Stacks(ctx context.Context) (stacks string, err error) {
 	return stacks, err
 }
 
-// Ready waits until the guest's agent answers.
+// Ready waits until the guest agent answers.
 func (m *Machine) Ready(ctx context.Context) error {
 	return m.withGuest(ctx, func(context.Context, guest) error { return nil })
 }
 
-// Console returns the last 64 KiB of what the guest's kernel said since it was last asked for.
+// Console returns the guest's console output since the previous call, at most the last 64 KiB.
 func (m *Machine) Console(ctx context.Context) (string, error) {
 	var text string
 	err := m.qmp.do(ctx, "ringbuf-read", map[string]any{"device": "console", "size": 65536, "format": "utf8"}, &text)
 	return text, err
 }
 
-// terminateTime bounds what Shutdown takes after its context has ended: a process that is killed ends
-// at once unless it is inside the kernel.
+// terminateTime bounds what Shutdown does after its context has ended: a process that is killed exits at once unless it
+// is blocked in the kernel.
 const terminateTime = 10 * time.Second
 
-// unservedTime is how long a guest may take to power off that has lost the server of a share.
+// unservedTime bounds the shutdown of a guest if the server of a share has exited.
 const unservedTime = 5 * time.Second
 
-// Shutdown implements vmm.Machine. The files of the machine are removed when it is gone.
+// Shutdown implements vmm.Machine. It removes the machine's files once it has ended.
 func (m *Machine) Shutdown(ctx context.Context) error {
-	if m.anyServerDied() { // what waits for it keeps the guest from ending
+	if m.anyServerDied() { // processes that wait for it prevent a clean shutdown
 		limited, cancel := context.WithTimeoutCause(ctx, unservedTime, ErrServerDied)
 		defer cancel()
 		ctx = limited
@@ -236,7 +236,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 		case <-m.done:
 			if err = m.Err(); errors.Is(err, vmm.ErrGone) {
 				return m.tidy()
-			} // else it runs on, out of control
+			} // otherwise QEMU still runs, without a control connection
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
@@ -247,7 +247,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	return m.Terminate(limited)
 }
 
-// Terminate implements vmm.Machine. The files of the machine are removed when it is gone.
+// Terminate implements vmm.Machine. It removes the machine's files once it has ended.
 func (m *Machine) Terminate(ctx context.Context) error {
 	m.mu.Lock()
 	m.killed = m.err == nil
@@ -255,7 +255,7 @@ func (m *Machine) Terminate(ctx context.Context) error {
 	if err := m.proc.kill(); err != nil && m.Err() == nil {
 		return fmt.Errorf("terminate machine %s: %w", m.desc.ID, err)
 	}
-	// The process first: done alone may mean that control of it was lost.
+	// Wait for the process first: done alone may mean that control of it was lost.
 	for _, ended := range []<-chan struct{}{m.proc.exited, m.done} {
 		select {
 		case <-ended:
@@ -283,8 +283,8 @@ func (m *Machine) tidy() error {
 	return nil
 }
 
-// Close implements vmm.Machine: the machine runs on. What is under way in QEMU or in the guest comes
-// to rest there; Observe, after the machine is opened again, reports the result.
+// Close implements vmm.Machine: the machine keeps running. Operations in progress in QEMU or in the guest complete
+// there; after the machine is opened again, Observe reports their results.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	first := !m.closing
@@ -308,7 +308,7 @@ func (m *Machine) Close() error {
 // rest waits until all work has ended.
 func (m *Machine) rest() {
 	m.work.Wait()
-	if m.engine != nil { // nil: the machine was never whole
+	if m.engine != nil { // nil: connect failed
 		m.engine.Wait()
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Slots of network interfaces: device numbers of the PCI bus below those of persistent memory.
+// Network interfaces use the PCI device numbers below those of persistent memory.
 const (
 	nics     = 6
 	nicFirst = pmemFirst - nics
@@ -22,13 +22,13 @@ const (
 
 func nicID(slot uint32) string { return fmt.Sprintf("nic%d", slot) }
 
-// networkDir is the name of the folder in which the server of a NIC has its sockets while it starts.
+// networkDir is the name of the folder that has the sockets of a NIC's server while it starts.
 func networkDir(slot uint32) string { return nicID(slot) + ".tmp" }
 
-// lifeline names the descriptor of which QEMU holds one end, by whose closing the program that serves a NIC ends.
+// lifeline is QEMU's name for the descriptor that keeps a NIC's server running: the server exits when it is closed.
 func lifeline(name string) string { return name + ".life" }
 
-// checkNIC refuses what cannot be a NIC of this machine.
+// checkNIC returns an error unless d is valid as a NIC of this machine.
 func checkNIC(d vmm.NIC) error {
 	switch {
 	case d.Slot >= nics:
@@ -39,7 +39,7 @@ func checkNIC(d vmm.NIC) error {
 	return nil
 }
 
-// attachNIC starts the program that serves the network, or makes a tap, and plugs a NIC that is connected to it.
+// attachNIC starts the server of the network, or creates a tap device, and plugs a NIC that is connected to it.
 func (m *Machine) attachNIC(ctx context.Context, d vmm.NIC) (vmm.Outcome, error) {
 	id := nicID(d.Slot)
 	name, err := m.record(id, d)
@@ -66,8 +66,8 @@ func (m *Machine) attachNIC(ctx context.Context, d vmm.NIC) (vmm.Outcome, error)
 	return undone(err, m.dropNIC(ctx, id, name))
 }
 
-// attachTap plugs a NIC that takes the place of an interface of a network namespace. The tap ends with QEMU's
-// descriptor of it.
+// attachTap plugs a NIC that replaces an interface of a network namespace. The tap device is removed when QEMU closes
+// its descriptor.
 func (m *Machine) attachTap(ctx context.Context, d vmm.NIC, id, name string) (vmm.Outcome, error) {
 	tap, err := tapnet.Connect(d.Namespace, *d.Link)
 	if err != nil {
@@ -86,11 +86,11 @@ func (m *Machine) attachTap(ctx context.Context, d vmm.NIC, id, name string) (vm
 	if !known(err) {
 		return vmm.Unknown, err
 	}
-	tap.Close() // that of QEMU is the only one
+	tap.Close() // QEMU's copy is then the only one
 	return undone(err, m.dropNIC(ctx, id, name))
 }
 
-// disconnectNIC gives the interface in whose place a NIC was back to its namespace, once QEMU has no tap there.
+// disconnectNIC restores the interface that a NIC has replaced in its namespace, after QEMU has closed the tap device.
 func disconnectNIC(d vmm.NIC) error {
 	if d.Namespace == "" || d.Link == nil {
 		return nil
@@ -122,8 +122,8 @@ func (m *Machine) plugNIC(ctx context.Context, d vmm.NIC, id, name string) error
 	}, nil)
 }
 
-// dropNetdev ends the connection of a NIC that is not there any more, and with it the program that serves it. What is
-// gone already is no error.
+// dropNetdev removes the backend of a NIC that is unplugged, which ends the NIC's server. What does not exist is not an
+// error.
 func (m *Machine) dropNetdev(ctx context.Context, name string) error {
 	var errs []error
 	for _, c := range []struct{ command, argument, value string }{
@@ -140,7 +140,7 @@ func (m *Machine) dropNetdev(ctx context.Context, name string) error {
 
 func (m *Machine) detachNIC(ctx context.Context, d vmm.NIC) (vmm.Outcome, error) {
 	id := nicID(d.Slot)
-	if m.known.Device(d.Addr()) == nil && m.recordedName(id) == "" { // else some of it may be there
+	if m.known.Device(d.Addr()) == nil && m.recordedName(id) == "" { // otherwise parts of it may exist
 		return vmm.Done, nil
 	}
 	name, err := m.netdevOf(ctx, id)
@@ -159,20 +159,20 @@ func (m *Machine) detachNIC(ctx context.Context, d vmm.NIC) (vmm.Outcome, error)
 	if err := m.dropNIC(ctx, id, name); err != nil {
 		return vmm.Unknown, fmt.Errorf("%s is unplugged, but its network is still there: %w", d.Addr(), err)
 	}
-	if server := m.takeServer(id); server != nil { // else its parent is another process, which waits for it
+	if server := m.takeServer(id); server != nil { // otherwise it is the child of another process, which reaps it
 		server.end(ctx)
 	}
 	return vmm.Done, nil
 }
 
-// netdevOf asks QEMU what a NIC is connected to.
+// netdevOf returns the id of the backend that a NIC is connected to.
 func (m *Machine) netdevOf(ctx context.Context, id string) (name string, err error) {
 	err = m.qmp.do(ctx, "qom-get", map[string]any{"path": "/machine/peripheral/" + id, "property": "netdev"}, &name)
 	return name, err
 }
 
-// dropNIC ends the connection of a NIC that is not there any more, then what is left of it in a namespace and its
-// record, which stays for another try where something before fails.
+// dropNIC removes the backend of a NIC that is unplugged, then restores its namespace, then removes its record. If a
+// step fails, the record stays, so that it can be tried again.
 func (m *Machine) dropNIC(ctx context.Context, id, name string) error {
 	if err := m.dropNetdev(ctx, name); err != nil {
 		return err
@@ -183,7 +183,7 @@ func (m *Machine) dropNIC(ctx context.Context, id, name string) error {
 	return m.forget(id)
 }
 
-// disconnectRecorded takes away what is left in a network namespace of a recorded NIC without a tap.
+// disconnectRecorded calls disconnectNIC for a NIC by its record. If there is no record, it does nothing.
 func disconnectRecorded(machineDir, id string) error {
 	dir := filepath.Join(machineDir, attachedDir)
 	b, err := regfile.ReadState(filepath.Join(dir, id+".json"))
@@ -199,7 +199,7 @@ func disconnectRecorded(machineDir, id string) error {
 	return nil
 }
 
-// disconnectAll takes away what the NICs of a machine that does not run have left in network namespaces.
+// disconnectAll calls disconnectRecorded for all NICs of a machine that is not running.
 func disconnectAll(machineDir string) error {
 	var errs []error
 	for slot := range uint32(nics) {
@@ -208,7 +208,7 @@ func disconnectAll(machineDir string) error {
 	return errors.Join(errs...)
 }
 
-// recordedName is the name in the record of a device; empty where there is none.
+// recordedName returns the name in the record of a device, or "" if there is none.
 func (m *Machine) recordedName(id string) string {
 	b, err := regfile.ReadState(filepath.Join(m.attachedDir(), id+".json"))
 	if err != nil {
@@ -217,7 +217,7 @@ func (m *Machine) recordedName(id string) string {
 	return nodeName(id, b)
 }
 
-// nics are the network interfaces that are plugged. Each has a record, so that most machines are asked nothing.
+// nics returns the plugged network interfaces. It asks QEMU only about those with a record.
 func (m *Machine) nics(ctx context.Context) (out []vmm.Device, err error) {
 	for slot := range uint32(nics) {
 		id := nicID(slot)
@@ -238,7 +238,7 @@ func (m *Machine) nics(ctx context.Context) (out []vmm.Device, err error) {
 	return out, nil
 }
 
-// staleNICs drops what is left of NICs that are recorded and not plugged.
+// staleNICs removes what is left of NICs that are recorded but not plugged.
 func (m *Machine) staleNICs(ctx context.Context, plugged map[string]bool) error {
 	endUnconnected(m.dir)
 	var errs []error
@@ -251,7 +251,7 @@ func (m *Machine) staleNICs(ctx context.Context, plugged map[string]bool) error 
 	return errors.Join(errs...)
 }
 
-// watchNetwork keeps the program that serves a NIC, and says when it ends before the NIC does.
+// watchNetwork keeps the process that serves a NIC, and logs if it ends before the NIC is unplugged.
 func (m *Machine) watchNetwork(slot uint32, server *process) {
 	id := nicID(slot)
 	m.holdServer(id, server)

@@ -11,19 +11,19 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// network is the host's end of a NIC while it is being made.
+// network is the server of a NIC, with our ends of its connections until QEMU has them.
 type network struct {
 	*slirp.Server
 	server *process
 }
 
-// handOver closes our copies of what QEMU has.
+// handOver closes our copies of the descriptors that QEMU has.
 func (n *network) handOver() {
 	n.Socket.Close()
 	n.Life.Close()
 }
 
-// startNetwork starts the server of a NIC with all its ports.
+// startNetwork starts the server of a NIC, with all its port forwards.
 func startNetwork(ctx context.Context, machineDir string, uid int, d vmm.NIC) (*network, error) {
 	dir := filepath.Join(machineDir, networkDir(d.Slot))
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
@@ -35,7 +35,7 @@ func startNetwork(ctx context.Context, machineDir string, uid int, d vmm.NIC) (*
 		return nil, err
 	}
 	n := &network{Server: s}
-	start, err := processStart(s.PID) // nobody else waits for it: the number is still ours
+	start, err := processStart(s.PID) // it is not reaped yet, so the pid is still its own
 	if err == nil {
 		n.server, err = openProcess(s.PID, start, "")
 	}
@@ -51,6 +51,6 @@ func endUnconnected(machineDir string) {
 	for slot := range uint32(nics) {
 		dir := filepath.Join(machineDir, networkDir(slot))
 		slirp.Abandon(dir)
-		_ = os.RemoveAll(dir) // removeFiles says what keeps it
+		_ = os.RemoveAll(dir) // removeFiles reports what prevents it
 	}
 }

@@ -10,8 +10,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Observe implements vmm.Machine: the devices are those that QEMU names, the mounts those that the
-// guest names.
+// Observe implements vmm.Machine: the devices are those that QEMU reports, the mounts those that the guest reports.
 func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	var obs vmm.Observation
 	err := m.withGuest(ctx, func(ctx context.Context, g guest) (err error) {
@@ -27,7 +26,7 @@ func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	return obs, nil
 }
 
-// devices returns what QEMU has plugged.
+// devices returns the plugged devices, as QEMU reports them.
 func (m *Machine) devices(ctx context.Context) ([]vmm.Device, error) {
 	disks, err := m.disks(ctx)
 	if err != nil {
@@ -104,7 +103,7 @@ func (m *Machine) pmem(ctx context.Context) ([]vmm.Device, error) {
 	return out, nil
 }
 
-// nodes lists the block nodes whose names begin with prefix.
+// nodes returns the block nodes whose names begin with prefix.
 func (m *Machine) nodes(ctx context.Context, prefix string) ([]string, error) {
 	var all []struct {
 		Name string `json:"node-name"`
@@ -114,7 +113,7 @@ func (m *Machine) nodes(ctx context.Context, prefix string) ([]string, error) {
 	}
 	var out []string
 	for _, n := range all {
-		// The file below a node goes with it.
+		// The node of the file below a node is deleted with it.
 		if strings.HasPrefix(n.Name, prefix) {
 			out = append(out, n.Name)
 		}
@@ -122,8 +121,8 @@ func (m *Machine) nodes(ctx context.Context, prefix string) ([]string, error) {
 	return out, nil
 }
 
-// inventory returns what is attached, after it has removed what a process that died in the middle of a
-// change left open in QEMU without a device.
+// inventory returns the attached devices, after removing backends without a device that a process has left in QEMU when
+// it died during a change.
 func (m *Machine) inventory(ctx context.Context) ([]vmm.Device, error) {
 	devices, err := m.devices(ctx)
 	if err != nil {

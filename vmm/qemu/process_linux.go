@@ -20,22 +20,22 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// process is a QEMU that runs, held by a descriptor: what happens through it never hits another
-// process that got the same number.
+// process is a running process, QEMU or a server, referred to by a pidfd: signals never reach another process that got
+// the same pid.
 type process struct {
 	pid    int
 	pidfd  *os.File
 	exited chan struct{} // closed when the process has exited
-	ending string        // set before exited is closed: how it ended, where we are its parent
-	ended  chan struct{} // closed when watch has ended
+	ending string        // how it ended, if it is our child; set before exited is closed
+	ended  chan struct{} // closed when watch has returned
 	once   sync.Once
 }
 
-// errNoProcess says that the process is not there any more.
+// errNoProcess is matched by the error when the process is not running any more.
 var errNoProcess = errors.New("the QEMU process does not run any more")
 
-// openProcess takes hold of the process pid if it began at start, in the kernel's clock ticks; with
-// start 0 if it is a QEMU that has inherited the pid file given.
+// openProcess opens the process pid if it started at start, in clock ticks since the host booted; if start is 0, if it
+// is the QEMU that has inherited the given pid file.
 func openProcess(pid int, start uint64, pidfile string) (*process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
@@ -52,7 +52,7 @@ func openProcess(pid int, start uint64, pidfile string) (*process, error) {
 			err = errNoProcess
 		}
 	}
-	// A main thread that has ended says nothing: the others may still be on their way out.
+	// The state of the main thread is not sufficient: other threads may still be exiting.
 	dead := exited(fd)
 	if dead {
 		reap(fd)
@@ -69,7 +69,7 @@ func openProcess(pid int, start uint64, pidfile string) (*process, error) {
 	return p, nil
 }
 
-// watch waits for the end of the process, or for close.
+// watch waits for the exit of the process, or for close.
 func (p *process) watch() {
 	defer close(p.ended)
 	raw, err := p.pidfd.SyscallConn()
@@ -89,7 +89,7 @@ func (p *process) watch() {
 	}
 }
 
-// exited reports whether a process has exited with all its threads.
+// exited reports whether a process has exited, with all its threads.
 func exited(pidfd int) bool {
 	poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	for {
@@ -100,7 +100,7 @@ func exited(pidfd int) bool {
 	}
 }
 
-// reap collects the status of a process that has exited, if it is a child of ours.
+// reap collects the status of a process that has exited, and describes it if the process is our child.
 func reap(pidfd int) string {
 	var info unix.Siginfo
 	if unix.Waitid(unix.P_PIDFD, pidfd, &info, unix.WEXITED|unix.WNOHANG, nil) != nil {
@@ -117,14 +117,14 @@ func reap(pidfd int) string {
 	return ""
 }
 
-// What siginfo says of a child; see sigaction(2).
+// Codes and the offset of the status in siginfo; see sigaction(2).
 const (
 	cldExited, cldKilled, cldDumped = 1, 2, 3
 
 	statusOffset = 24
 )
 
-// kill ends the process at once, even when it is stopped.
+// kill kills the process with SIGKILL, which also works on a stopped process.
 func (p *process) kill() error {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
@@ -142,7 +142,7 @@ func (p *process) kill() error {
 	return killErr
 }
 
-// close releases the process.
+// close closes the pidfd. The process is unaffected.
 func (p *process) close() {
 	p.once.Do(func() { p.pidfd.Close() })
 	<-p.ended
@@ -158,13 +158,13 @@ func (p *process) waitExit(ctx context.Context) error {
 	}
 }
 
-// processStart reads when a process began, in clock ticks since the host booted.
+// processStart returns when a process started, in clock ticks since the host booted.
 func processStart(pid int) (start uint64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// The second field is the name, in parentheses, and may hold anything.
+	// The second field is the name, in parentheses, and may contain any character.
 	i := strings.LastIndexByte(string(b), ')')
 	f := strings.Fields(string(b[i+1:]))
 	if i < 0 || len(f) < 20 {
@@ -180,11 +180,10 @@ func isMachine(pid int, file os.FileInfo) bool {
 		return false
 	}
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return err == nil && strings.Contains(string(args), "\x00-sandbox\x00") // not the program that started it
+	return err == nil && strings.Contains(string(args), "\x00-sandbox\x00") // not a fork of the starter before exec
 }
 
-// searchMachine looks through all processes for the QEMU that has inherited the file, and returns its
-// number, or 0.
+// searchMachine searches all processes for the QEMU that has inherited the file at path. It returns its pid, or 0.
 func searchMachine(path string) (pid int, err error) {
 	file, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -205,10 +204,10 @@ func searchMachine(path string) (pid int, err error) {
 	return 0, nil
 }
 
-// pidfile is what tells a QEMU by its having it open.
+// pidfile returns the path of the file that a running QEMU keeps open and is identified by.
 func pidfile(dir string) string { return filepath.Join(dir, "qemu.pid") }
 
-// findProcess takes hold of the machine in a state directory. errNoProcess means that none runs.
+// findProcess opens the QEMU of the machine in a state directory. If none is running, the error is errNoProcess.
 func findProcess(dir string) (*process, error) {
 	if b, err := regfile.ReadState(filepath.Join(dir, "pid")); err == nil {
 		var pid int
@@ -217,7 +216,7 @@ func findProcess(dir string) (*process, error) {
 			return openProcess(pid, start, "")
 		}
 	}
-	// The starter was interrupted before it noted the number.
+	// The starter was interrupted before it wrote the pid.
 	path := pidfile(dir)
 	pid, err := searchMachine(path)
 	if err != nil {
@@ -229,7 +228,7 @@ func findProcess(dir string) (*process, error) {
 	return openProcess(pid, 0, path)
 }
 
-// freeBytes is how much a user without privileges can write to the file system that path is on.
+// freeBytes returns how much an unprivileged user can write to the file system of path.
 func freeBytes(path string) (uint64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
@@ -238,18 +237,18 @@ func freeBytes(path string) (uint64, error) {
 	return st.Bavail * uint64(st.Bsize), nil
 }
 
-// nonBlock keeps the opening of a pipe from waiting for its other end.
+// nonBlock makes opening a named pipe not wait for its other end.
 const nonBlock = unix.O_NONBLOCK
 
-// memoryFile returns a file without a name in any folder, with a content and then zeroes up to size. It is
-// open for reading only, as QEMU wants a file that it reads only.
+// memoryFile returns a file in memory (memfd) with the content, followed by zeroes up to size. It is open read-only, as
+// QEMU expects of a file that it only reads.
 func memoryFile(name string, content io.Reader, size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("file in memory: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	n, err := io.Copy(f, content) // inside the kernel, where the content is a file
+	n, err := io.Copy(f, content) // without copies in user space if content is a file
 	if err == nil && size > n {
 		err = f.Truncate(size)
 	}
@@ -263,7 +262,7 @@ func memoryFile(name string, content io.Reader, size int64) (*os.File, error) {
 	return os.NewFile(uintptr(reading), name), nil
 }
 
-// sendFile sends bytes with a descriptor. It may send fewer; the descriptor goes with the first.
+// sendFile sends b with a descriptor. It may send only a part of b; the descriptor goes with the first byte.
 func sendFile(conn net.Conn, b []byte, f *os.File) (int, error) {
 	c, ok := conn.(*net.UnixConn)
 	if !ok {

@@ -18,28 +18,28 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// maxQMPLine bounds one message of QEMU, in bytes. The list of block nodes, one of them for each extent
-// of a disk, takes about 550 bytes for each.
+// maxQMPLine bounds a message from QEMU, in bytes. The list of block nodes, of which each extent of a disk has one,
+// takes about 550 bytes per node.
 const maxQMPLine = 64 << 20
 
 var (
-	// errQMPClosed says that the control connection is gone. What became of a command that was under
-	// way is not known.
+	// errQMPClosed is matched when the control connection is closed. Whether a command in progress took effect is
+	// unknown.
 	errQMPClosed = errors.New("the control connection to QEMU is closed")
-	// errNotSent says that a command did not leave this process.
+	// errNotSent is matched when a command was not sent to QEMU.
 	errNotSent = errors.New("the command was not sent")
-	// errNoDevice is matched when QEMU does not know a device or node.
+	// errNoDevice is matched when QEMU has no such device or node.
 	errNoDevice = errors.New("QEMU knows no such device")
 )
 
-// QMPError is QEMU's refusal of a command: it had no effect.
+// QMPError is the error when QEMU rejects a command, which then had no effect.
 type QMPError struct {
 	Command string
 	Class   string
 	Desc    string
 }
 
-// Error gives QEMU's words, and where they are obscure what they mean.
+// Error returns QEMU's message, with an explanation if it is obscure.
 func (e *QMPError) Error() string {
 	s := fmt.Sprintf("QEMU refused %s: %s", e.Command, e.Desc)
 	if e.locked() {
@@ -81,12 +81,12 @@ type qmpMessage struct {
 	Data  json.RawMessage `json:"data"`
 }
 
-// qmpReader splits what QEMU sends into messages.
+// qmpReader reads QEMU's messages.
 type qmpReader struct{ r *bufio.Reader }
 
 func newQMPReader(r io.Reader) *qmpReader { return &qmpReader{bufio.NewReaderSize(r, 16<<10)} }
 
-// next returns the next message. It fails on a line that is too long or is no JSON object.
+// next returns the next message. A line that is too long or not a JSON object is an error.
 func (q *qmpReader) next() (qmpMessage, error) {
 	var line []byte
 	for {
@@ -112,11 +112,11 @@ func (q *qmpReader) next() (qmpMessage, error) {
 	}
 }
 
-// qmpClient is a control connection. Commands may be given concurrently; QEMU answers each.
+// qmpClient is a control connection. Commands may be issued concurrently.
 type qmpClient struct {
 	conn    net.Conn
 	onEvent func(name string, data json.RawMessage)
-	sending chan struct{} // holds one token: the right to write
+	sending chan struct{} // a semaphore of one: the right to write
 
 	mu      sync.Mutex
 	last    uint64
@@ -125,8 +125,8 @@ type qmpClient struct {
 	done    chan struct{}
 }
 
-// newQMPClient shakes hands on conn, which belongs to the client from then on. onEvent is called for
-// each event, in order, and must not block.
+// newQMPClient performs the handshake on conn, of which it takes ownership. onEvent is called for each event, in order,
+// and must not block.
 func newQMPClient(ctx context.Context, conn net.Conn, onEvent func(string, json.RawMessage)) (*qmpClient, error) {
 	q := &qmpClient{conn: conn, onEvent: onEvent, sending: make(chan struct{}, 1),
 		waiting: map[uint64]chan qmpMessage{}, done: make(chan struct{})}
@@ -199,7 +199,7 @@ func (q *qmpClient) read(r *qmpReader) {
 	close(q.done)
 }
 
-// close ends the connection. Commands under way fail with errQMPClosed.
+// close closes the connection. Commands in progress fail with errQMPClosed.
 func (q *qmpClient) close() { q.conn.Close() }
 
 func (q *qmpClient) closedErr() error {
@@ -208,13 +208,13 @@ func (q *qmpClient) closedErr() error {
 	return q.err
 }
 
-// do gives a command and waits for the answer, which goes into result unless that is nil. An error is
-// a *QMPError (no effect), matches errNotSent (no effect), or leaves the effect unknown.
+// do issues a command and waits for the response, which it decodes into result unless that is nil. An error is a
+// *QMPError (no effect), matches errNotSent (no effect), or leaves the effect unknown.
 func (q *qmpClient) do(ctx context.Context, command string, args, result any) error {
 	return q.doWith(ctx, command, args, result, nil)
 }
 
-// doWith is do with an open file that goes along with the command.
+// doWith is do with an open file that is sent along with the command, unless it is nil.
 func (q *qmpClient) doWith(ctx context.Context, command string, args, result any, f *os.File) error {
 	ch := make(chan qmpMessage, 1)
 	q.mu.Lock()
@@ -249,7 +249,7 @@ func (q *qmpClient) doWith(ctx context.Context, command string, args, result any
 		return fmt.Errorf("QEMU %s: no answer: %w", command, context.Cause(ctx))
 	case <-q.done:
 		select {
-		case m = <-ch: // it came just before the end
+		case m = <-ch: // it arrived just before the end
 		default:
 			return fmt.Errorf("QEMU %s: %w", command, q.closedErr())
 		}
@@ -266,8 +266,8 @@ func (q *qmpClient) doWith(ctx context.Context, command string, args, result any
 	return nil
 }
 
-// send writes one whole line, and hands over f unless that is nil. When ctx ends in the middle of it the connection
-// cannot be used any more and is closed.
+// send writes a line, with f unless that is nil. If ctx ends after a part of it was written, the connection is unusable
+// and send closes it.
 func (q *qmpClient) send(ctx context.Context, line []byte, f *os.File) error {
 	select {
 	case q.sending <- struct{}{}:

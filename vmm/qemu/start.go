@@ -17,8 +17,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Start starts a machine and returns when its guest answers, or with an error and nothing left
-// behind: each boot takes Config.BootTime at most. The machine outlives this process.
+// Start starts a machine and returns when its guest answers. On error nothing is left behind. Each boot takes at most
+// Config.BootTime. The machine outlives this process.
 func Start(ctx context.Context, c Config) (*Machine, error) {
 	c, err := c.withDefaults()
 	if err != nil {
@@ -42,18 +42,18 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	if m, err = start(ctx, c, AccelTCG); err != nil {
 		return nil, errors.Join(err, fmt.Errorf("before that, with KVM: %w", kvmErr))
 	}
-	// Only now it is certain that KVM was to blame.
+	// Only now is it certain that KVM was the cause.
 	kvmRemember(c, kvmErr)
 	return m, nil
 }
 
-// readyWithin is a context for a guest that boots.
+// readyWithin returns a context for waiting until a guest is ready.
 func readyWithin(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit,
 		fmt.Errorf("the guest was not ready within %s: %w", limit, context.DeadlineExceeded))
 }
 
-// start loads a machine from its template where that is wanted and goes, and else boots one.
+// start loads a machine from its template if requested and possible, and otherwise boots one.
 func start(ctx context.Context, c Config, accel string) (*Machine, error) {
 	if c.Template {
 		return startTemplated(ctx, c, accel)
@@ -61,7 +61,7 @@ func start(ctx context.Context, c Config, accel string) (*Machine, error) {
 	return boot(ctx, c, accel)
 }
 
-// boot starts a QEMU, whose guest boots, or, with the state of a template in c.memory, is loaded.
+// boot starts QEMU. The guest boots, or is loaded if c.memory has the state of a template.
 func boot(ctx context.Context, c Config, accel string) (m *Machine, err error) {
 	err = span.Do(ctx, "strata.boot", func(ctx context.Context) error {
 		m, err = bootOnce(ctx, c, accel)
@@ -133,7 +133,7 @@ func bootOnce(ctx context.Context, c Config, accel string) (_ *Machine, err erro
 	}); err != nil {
 		return nil, err
 	}
-	locked = nil // it belongs to the machine
+	locked = nil // the machine owns it now
 	var m *Machine
 	if err := span.Do(ctx, "strata.boot.qemu", func(ctx context.Context) (err error) {
 		m, err = connect(ctx, c.Dir, desc, proc, lock, c)
@@ -163,7 +163,7 @@ func bootOnce(ctx context.Context, c Config, accel string) (_ *Machine, err erro
 	return m, nil
 }
 
-// lastWordsTime bounds the question for what the guest's kernel said.
+// lastWordsTime bounds reading the guest's console for an error.
 const lastWordsTime = time.Second
 
 func (m *Machine) lastWords(ctx context.Context) string {
@@ -176,7 +176,7 @@ func (m *Machine) lastWords(ctx context.Context) string {
 	return quoteTail("the guest's console says", text)
 }
 
-// discard ends what was started in vain and removes its files.
+// discard kills what a failed start has started and removes its files.
 func discard(ctx context.Context, dir string) error {
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), terminateTime)
 	defer cancel()
@@ -189,9 +189,9 @@ func discard(ctx context.Context, dir string) error {
 	return nil
 }
 
-// Open takes control of a machine that another process, or this one before, started. It waits for
-// another process that controls it. It does not wait for the guest's agent: calls do. An error
-// matches vmm.ErrNoVM when there never was a machine in dir, and vmm.ErrGone when it has ended.
+// Open takes control of a running machine, which this or another process has started. If another process controls it,
+// Open waits. It does not wait for the guest agent; the methods of Machine do. If there never was a machine in dir, the
+// error matches vmm.ErrNoVM; if it has ended, vmm.ErrGone.
 func Open(ctx context.Context, dir string, log *slog.Logger) (*Machine, error) {
 	return open(ctx, dir, Config{Logger: log, connect: connectGCS})
 }
@@ -219,8 +219,8 @@ func open(ctx context.Context, dir string, c Config) (*Machine, error) {
 	return connect(ctx, dir, desc, proc, lock, c)
 }
 
-// Inspect tells about the machine in a state directory. An error matches vmm.ErrNoVM when there is
-// none; a machine that has ended without being tidied away is there and not running.
+// Inspect describes the machine in a state directory. If there is none, the error matches vmm.ErrNoVM. A machine that
+// has ended but whose files are still there is reported as not running.
 func Inspect(dir string) (vmm.Info, error) {
 	desc, err := readDescription(dir)
 	if err != nil {
@@ -242,9 +242,9 @@ func Inspect(dir string) (vmm.Info, error) {
 	return info, nil
 }
 
-// Kill ends the machine in a state directory at once, whoever controls it and whatever it does. It
-// succeeds when nothing runs there. Files stay, for they may be those of the next machine by now: Start
-// removes them, and so may whoever makes sure that nobody starts one meanwhile.
+// Kill kills the machine in a state directory, whichever process controls it. If none is running, it succeeds. It
+// leaves the files, which may already belong to the next machine: Start removes them, and so may a caller who makes
+// sure that no machine is started meanwhile.
 func Kill(ctx context.Context, dir string) error {
 	proc, err := findProcess(dir)
 	if err == nil {
@@ -264,10 +264,10 @@ func Kill(ctx context.Context, dir string) error {
 	return nil
 }
 
-// kvmFile is where it is remembered that KVM does not work.
+// kvmFile returns the path of the file that records that KVM does not work.
 func kvmFile(c Config) string { return filepath.Join(c.CacheDir, "kvm-does-not-work") }
 
-// kvmWorth reports why KVM need not be tried.
+// kvmWorth returns why KVM should not be tried, or nil.
 func kvmWorth(c Config) error {
 	if err := c.kvmUsable(); err != nil {
 		return err

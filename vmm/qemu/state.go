@@ -21,8 +21,8 @@ const (
 	logFile     = "qemu.log"
 	machineFile = "machine.json"
 	attachedDir = "attached"
-	// savingFile is there from before a machine boots of which a template is to be made, or that is loaded from one, until
-	// that is done: so long nobody but who starts it may talk to its guest, which is to be saved as it is.
+	// savingFile exists while a machine that is saved as a template, or loaded from one, is started. During that time
+	// only its starter may connect to the guest, which must not change before it is saved.
 	savingFile  = "saving"
 	controlPort = 0
 )
@@ -31,7 +31,7 @@ func portSocket(i int) string { return fmt.Sprintf("gcs.%d.sock", i) }
 
 func portLockName(i int) string { return fmt.Sprintf("port.%d.lock", i) }
 
-// writeFile replaces a file as a whole. What it says goes with a crash of the host, so nothing is synced.
+// writeFile replaces a file atomically. Its content is void after a crash of the host, so it does not sync.
 func writeFile(path string, b []byte) error { return atomicfile.Write(path, b, atomicfile.Options{}) }
 
 func readDescription(dir string) (d description, err error) {
@@ -59,19 +59,19 @@ func (d description) write(dir string) error {
 	return writeFile(filepath.Join(dir, machineFile), append(b, '\n'))
 }
 
-// runtimeFiles are the names of what a machine has in its directory.
+// runtimeFiles are the names of a machine's files in its directory.
 var runtimeFiles = []string{qmpSocket, statusSocket, "gcs.*.sock", "port.*.lock", "qemu.pid", "pid",
 	logFile, machineFile, savingFile, "nic*.tmp", "virtiofs.sock", atomicfile.Prefix + "*", attachedDir}
 
-// removeFiles takes the files of a machine that does not run out of its directory, but for the one
-// called keep. It tells how many other files there are.
+// removeFiles removes the files of a machine that is not running from its directory, except the file keep. It returns
+// the number of files that it leaves.
 func removeFiles(dir, keep string) (others int, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
 	endUnconnected(dir)
-	if err := disconnectAll(dir); err != nil { // what says so is among the files
+	if err := disconnectAll(dir); err != nil { // their records are among the files
 		return 0, err
 	}
 	errs := []error{err}
@@ -90,8 +90,7 @@ func removeFiles(dir, keep string) (others int, err error) {
 	return others, errors.Join(errs...)
 }
 
-// removeState takes away what a machine that does not run has left, and its directory when nothing
-// else is in it.
+// removeState removes what a machine that is not running has left, and its directory if it is then empty.
 func removeState(dir string) error {
 	others, err := removeFiles(dir, "")
 	if err != nil || others > 0 {
@@ -103,10 +102,10 @@ func removeState(dir string) error {
 	return nil
 }
 
-// maxTail bounds what an error quotes of QEMU's log.
+// maxTail bounds how much of QEMU's log an error quotes, in bytes.
 const maxTail = 2048
 
-// logTail is the end of QEMU's log, to be put behind an error; empty when there is nothing in it.
+// logTail returns the end of QEMU's log, to be appended to an error, or "" if the log is empty.
 func logTail(dir string) string {
 	f, _, err := regfile.Open(filepath.Join(dir, logFile))
 	if err != nil {
@@ -125,7 +124,7 @@ func logTail(dir string) string {
 	return quoteTail("QEMU says", string(b))
 }
 
-// quoteTail puts the end of a text that we do not trust behind an error.
+// quoteTail returns the end of an untrusted text, to be appended to an error.
 func quoteTail(who, text string) string {
 	text = strings.Map(func(r rune) rune {
 		if r == '\n' || r >= ' ' && r != 0x7f && (r < 0x80 || r >= 0xa0) {

@@ -16,40 +16,40 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// A template is a machine of a kind that was saved when its guest was ready and idle; others are loaded from it. It is
-// a file: the guest's memory, and behind it what QEMU writes of the devices. The first machine of a kind that boots is
-// saved before anybody has it, and goes on: no container, no host and no secret has ever been in a template. Its agent,
-// as that of the first one, does nothing more before it has been given random numbers and the time of the host
-// (hcsschema.ResourceTemplate).
+// A template is a saved machine; other machines of the same kind are loaded from it. It is a file with the guest's
+// memory, followed by the device state that QEMU writes. A machine is saved once it has booted and its guest is idle,
+// before any other process can use it: no container, host or secret has ever been in a template. The saved machine may
+// then resume. The agent of a saved or loaded machine does nothing more until the host has given it random numbers and
+// the time (hcsschema.ResourceTemplate).
 
-// guestMemory is the memory of a machine, where that is a file.
+// guestMemory is the file that backs the guest's memory, for machines that are saved as or loaded from a template.
 type guestMemory struct {
 	f *os.File
-	// share: what the machine writes is in the file. Otherwise it is the machine's own, and the file as it was.
+	// share makes the guest's writes go to the file. Otherwise its pages are copied on write and the file is unchanged.
 	share bool
-	key   string   // of the template that it is from; empty: a template is made of it
-	state *os.File // at the state that the machine is loaded from; nil: it boots
+	key   string   // of the template that it was loaded from; empty: the machine is to be saved as one
+	state *os.File // positioned at the device state to load; nil: the machine boots
 }
 
-// TemplateInfo is what is known of a template.
+// TemplateInfo describes a template.
 type TemplateInfo struct {
 	Key   string    `json:"key"`
 	Bytes int64     `json:"bytes"` // on disk
-	Used  time.Time `json:"used"`  // last
-	VMs   int       `json:"vms"`   // that run and share its memory
+	Used  time.Time `json:"used"`  // last time
+	VMs   int       `json:"vms"`   // running machines that share its memory
 }
 
-// ErrTemplateBusy says that another process makes a template at this time.
+// ErrTemplateBusy is matched by the error when another process is making or removing templates.
 var ErrTemplateBusy = errors.New("another process makes a template of a VM at this time")
 
-// errNotLoaded: the template is of no use.
+// errNotLoaded is matched by the error when the template cannot be loaded and should be removed.
 var errNotLoaded = errors.New("the machine cannot be loaded")
 
-// entropySize is what a guest that was loaded is given, in bytes.
+// entropySize is the number of random bytes sent to a saved or loaded guest.
 const entropySize = 64
 
-// connecting is connect for the machine: the guest of one that was loaded or saved is renewed first, by whoever is the
-// first to reach it then. Others ask in vain, as only the guest knows.
+// connecting returns the connectFunc of the machine. After connecting to a saved or loaded guest it renews it, if no
+// other process has done so. Only the guest knows whether that is needed, so it is requested on each connection.
 func (d description) connecting(connect connectFunc) connectFunc {
 	if d.Template == "" && !d.Saved {
 		return connect
@@ -60,7 +60,7 @@ func (d description) connecting(connect connectFunc) connectFunc {
 			return nil, err
 		}
 		r := hcsschema.TemplateRenewal{Entropy: make([]byte, entropySize)}
-		rand.Read(r.Entropy) // it does not fail
+		rand.Read(r.Entropy) // never fails
 		r.Time = time.Now().UnixNano()
 		err = g.Modify(ctx, hcsschema.GuestRequest{RequestType: hcsschema.RequestUpdate,
 			ResourceType: hcsschema.ResourceTemplate, Settings: r})
@@ -71,13 +71,14 @@ func (d description) connecting(connect connectFunc) connectFunc {
 	}
 }
 
-// stateTime bounds the saving and the loading of what is no memory, half a MiB.
+// stateTime bounds saving and loading the device state, which takes half a MiB.
 const stateTime = 20 * time.Second
 
-// statePoll is the time between two looks at QEMU's progress.
+// statePoll is the interval at which QEMU's progress is polled.
 const statePoll = 2 * time.Millisecond
 
-// moveState has QEMU begin to save or load its state, by the command given, and waits until ended says so.
+// moveState makes QEMU save its state to f or load it from there, with the given command, and waits until ended reports
+// true.
 func moveState(ctx context.Context, q *qmpClient, command string, f *os.File,
 	ended func(context.Context) (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, stateTime,
@@ -105,7 +106,8 @@ func moveState(ctx context.Context, q *qmpClient, command string, f *os.File,
 	return err
 }
 
-// load reads the state of a machine that is one of a template, and the machine goes on. When it is of no use QEMU ends.
+// load loads the state in g into the machine, which then runs; if it cannot be loaded, QEMU exits. If g is nil, load
+// calls goOn; if g has no state, the machine boots and load does nothing.
 func (m *Machine) load(ctx context.Context, g *guestMemory) error {
 	if g == nil {
 		return m.goOn(ctx)
@@ -127,8 +129,8 @@ func (m *Machine) load(ctx context.Context, g *guestMemory) error {
 	return nil
 }
 
-// goOn has a machine go on that was saved, or is being saved or loaded by a process that was killed meanwhile: QEMU does
-// so to the end. Where the loading had not begun the machine ends.
+// goOn resumes a machine that was saved, after waiting for the end of a save or load that an earlier process may have
+// been killed during: QEMU completes it by itself. If loading had not begun, goOn kills the machine.
 func (m *Machine) goOn(ctx context.Context) error {
 	if m.desc.Template == "" && !m.desc.Saved {
 		return nil
@@ -170,7 +172,7 @@ func (m *Machine) goOn(ctx context.Context) error {
 	return nil
 }
 
-// saved notes that the machine's state is neither saved nor loaded any more.
+// saved records that saving or loading the machine has ended.
 func (m *Machine) saved() error {
 	err := os.Remove(filepath.Join(m.dir, savingFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -179,7 +181,8 @@ func (m *Machine) saved() error {
 	return err
 }
 
-// awaitSaving waits while a machine is saved or loaded, and finishes that where who did it was killed.
+// awaitSaving waits while the machine in dir is being saved or loaded, and completes that if the process doing it was
+// killed.
 func awaitSaving(ctx context.Context, dir string, c Config) error {
 	if _, err := os.Stat(filepath.Join(dir, savingFile)); errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -23,18 +23,18 @@ const (
 	templatesDir   = "templates"
 	templateSuffix = ".template"
 	usersSuffix    = ".users"
-	makingLock     = "making.lock" // held by who makes one, or removes some
-	usersLock      = "users.lock"  // held by who notes that a machine uses one
-	// maxTemplates is how many are kept: those that were used last.
+	makingLock     = "making.lock" // held while making or removing templates
+	usersLock      = "users.lock"  // held while changing the list of machines that use a template
+	// maxTemplates is the number of templates kept: the most recently used ones.
 	maxTemplates = 4
-	// loadTime bounds how long a machine that is loaded may take until its guest answers.
+	// loadTime bounds the time until the guest of a loaded machine answers.
 	loadTime = 20 * time.Second
-	// writeTime bounds the writing of a template, while the machine that it is of stands still.
+	// writeTime bounds writing a template, during which the saved machine is paused.
 	writeTime = time.Minute
 )
 
-// startTemplated starts a machine from the template of its kind. Where there is none that can be loaded the machine
-// boots, and a template is made of it where that goes and the caller has no other made.
+// startTemplated starts a machine from the template of its kind. If there is none that can be loaded, it boots the
+// machine, and saves it as the template unless c.TemplateMissing leaves that to the caller.
 func startTemplated(ctx context.Context, c Config, accel string) (*Machine, error) {
 	t, err := c.template(accel)
 	if err != nil {
@@ -55,7 +55,7 @@ func startTemplated(ctx context.Context, c Config, accel string) (*Machine, erro
 	if err == nil || ctx.Err() != nil || errors.Is(err, vmm.ErrRunning) {
 		return m, err
 	}
-	if errors.Is(err, errNotLoaded) { // it is of no use to others either
+	if errors.Is(err, errNotLoaded) { // nor could others load it
 		err = errors.Join(err, t.remove())
 	}
 	return bootInstead(ctx, c, accel, err)
@@ -66,7 +66,7 @@ func bootInstead(ctx context.Context, c Config, accel string, reason error) (*Ma
 	return boot(ctx, c, accel)
 }
 
-// template returns the place of the template of a machine's kind. An error says why there can be none.
+// template returns the store of the template of a machine's kind. The error says why there cannot be one.
 func (c Config) template(accel string) (t templateStore, err error) {
 	switch {
 	case c.CacheDir == "" || c.ImageID == "":
@@ -103,9 +103,9 @@ func (c Config) template(accel string) (t templateStore, err error) {
 	return templateStore{dir: dir, key: key, memory: int64(c.MemoryMiB) << 20}, nil
 }
 
-// load starts a machine from the template, which it closes.
+// load starts a machine from the template in whole, and closes whole.
 func (t templateStore) load(ctx context.Context, c Config, accel string, whole *os.File) (_ *Machine, err error) {
-	defer whole.Close() // QEMU has its own
+	defer whole.Close() // QEMU has its own descriptor
 	if c.memory, err = t.use(ctx, whole, !c.NoShares); err != nil {
 		return nil, err
 	}
@@ -124,8 +124,8 @@ func (t templateStore) load(ctx context.Context, c Config, accel string, whole *
 	return m, nil
 }
 
-// bootAndSave boots a machine and makes a template of it, unless another process makes one at this time: its end is not
-// waited for. The machine goes on, whatever becomes of the template.
+// bootAndSave boots a machine and saves it as the template, unless another process is making one; it does not wait for
+// that. The machine runs on even if it could not be saved; if the attempt left it unusable, another one is booted.
 func (t templateStore) bootAndSave(ctx context.Context, c Config, accel string) (*Machine, error) {
 	lock, err := lockfile.Try(filepath.Join(t.dir, makingLock), false, os.O_CREATE)
 	if lock == nil {
@@ -174,11 +174,11 @@ func (t templateStore) bootAndSave(ctx context.Context, c Config, accel string) 
 	return bootInstead(ctx, c, accel, err)
 }
 
-// errMayHold: the guest may yet wait for its renewal, at a time that nobody knows.
+// errMayHold is matched by the error when it is unknown whether the agent is waiting for its renewal, or will be.
 var errMayHold = errors.New("it is not known whether the guest waits for its renewal")
 
-// save has the guest wait for its renewal, and makes a template of the machine's memory and state. The machine stands
-// still then.
+// save makes the agent wait for its renewal, and writes a template of the machine's memory and state. It leaves the
+// machine paused.
 func (t templateStore) save(ctx context.Context, m *Machine, memory *os.File) error {
 	settling, cancel := readyWithin(ctx, stateTime)
 	defer cancel()
@@ -209,7 +209,7 @@ func (t templateStore) save(ctx context.Context, m *Machine, memory *os.File) er
 	return errors.Join(t.write(writing, memory), memory.Truncate(t.memory))
 }
 
-// saveState writes the state of a machine, which stops, to where f is.
+// saveState pauses a machine and writes its device state to f, at its current offset.
 func saveState(ctx context.Context, q *qmpClient, f *os.File) error {
 	return moveState(ctx, q, "migrate", f, func(ctx context.Context) (bool, error) {
 		var s struct {
@@ -224,8 +224,8 @@ func saveState(ctx context.Context, q *qmpClient, f *os.File) error {
 	})
 }
 
-// use returns the memory of a machine that is loaded from the template: the template's, or a copy that is shared with
-// those who serve folders.
+// use returns the memory for a machine that is loaded from the template: the template's own, or, with share, a copy
+// that the machine can share with the servers of its folders.
 func (t templateStore) use(ctx context.Context, whole *os.File, share bool) (_ *guestMemory, err error) {
 	g := &guestMemory{share: share, key: t.key}
 	if g.state, err = reopen(whole, os.O_RDONLY, t.memory); err != nil {
@@ -244,7 +244,7 @@ func (t templateStore) use(ctx context.Context, whole *os.File, share bool) (_ *
 	return g, nil
 }
 
-// memoryOf returns a file in memory, of zeroes, that QEMU may open under whatever user it runs.
+// memoryOf returns a zero-filled file in memory (memfd) that QEMU may open whatever user it runs as.
 func memoryOf(size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate("strata-guest", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -257,7 +257,7 @@ func memoryOf(size int64) (*os.File, error) {
 	return f, nil
 }
 
-// seals keep everybody from changing a template, whatever his rights.
+// seals prevent every process from changing a template, even as root.
 const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
 func seal(f *os.File) error {
@@ -267,7 +267,7 @@ func seal(f *os.File) error {
 	return nil
 }
 
-// reopen opens a file that is open anew, with a place of its own in it.
+// reopen opens an open file again, with an offset of its own.
 func reopen(f *os.File, flags int, at int64) (*os.File, error) {
 	again, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), flags, 0)
 	if err != nil {
@@ -279,7 +279,7 @@ func reopen(f *os.File, flags int, at int64) (*os.File, error) {
 	return again, nil
 }
 
-// templateUser is a machine that maps a template.
+// templateUser is a machine that maps a template: its process, and QEMU's descriptor and the inode of the template.
 type templateUser struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"`
@@ -287,11 +287,12 @@ type templateUser struct {
 	Inode uint64 `json:"inode"`
 }
 
-// maxUsers bounds the machines that are remembered.
+// maxUsers bounds the number of machines that are recorded.
 const maxUsers = 8
 
-// running finds the template in a machine that has been loaded from it. That may have been taken over by its guest: the
-// file must be the one that was noted, sealed, and made by who we are, which a machine of another user cannot do.
+// running opens the template through the descriptor of a running machine that was loaded from it. The guest may have
+// taken over that QEMU process, so the file must have the recorded inode, be sealed, and belong to our own user, which
+// a machine that runs as another user cannot achieve.
 func (t templateStore) running() *os.File {
 	for _, u := range t.users() {
 		if f := u.open(t.memory); f != nil {
@@ -301,7 +302,7 @@ func (t templateStore) running() *os.File {
 	return nil
 }
 
-// runs reports whether the machine does.
+// runs reports whether the machine's process is running.
 func (u templateUser) runs() bool {
 	start, err := processStart(u.PID)
 	return err == nil && start == u.Start
@@ -333,7 +334,7 @@ func (u templateUser) open(memory int64) *os.File {
 	return f
 }
 
-// noteUser notes where the template can be found: f, as the descriptor fd of a machine.
+// noteUser records that f is open as descriptor fd of machine pid, so that running finds it.
 func (t templateStore) noteUser(ctx context.Context, pid, fd int, f *os.File) error {
 	lock, err := lockfile.Wait(ctx, filepath.Join(t.dir, usersLock), false)
 	if err != nil {

@@ -15,11 +15,12 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// A folder or file of the host comes into the machine by a virtiofs device. Its files are served by a virtiofsd of its
-// own, a child that nobody waits for: it ends when QEMU, or whoever starts it, closes the connection to it. QEMU 7.2
-// cannot connect to another one later; what the guest asks of a share whose server has died is never answered.
+// A folder or file of the host is shared with the machine through a virtiofs device. Each has a virtiofsd process of
+// its own, a child of the process that plugged the device. It exits when QEMU, or before that its starter, closes the
+// connection to it. QEMU 7.2 cannot reconnect to another virtiofsd: if one dies, requests of the guest to its share are
+// never answered.
 
-// The PCI devices of shares are behind bridges of their own, where number 0 is not used.
+// The PCI devices of shares are behind bridges of their own, which do not use device number 0.
 const (
 	shareBridges = 2
 	bridgeFirst  = 5 // the PCI device number of the first bridge
@@ -29,7 +30,7 @@ const (
 
 func shareBus(bridge uint32) string { return fmt.Sprintf("shares%d", bridge) }
 
-// shareAt is the bus and the address of the share in a slot.
+// shareAt returns the bus and the PCI address of the share in a slot.
 func shareAt(slot uint32) (bus, addr string) {
 	return shareBus(slot / bridgeShares), fmt.Sprintf("%x.0", 1+slot%bridgeShares)
 }
@@ -38,7 +39,7 @@ func shareID(slot uint32) string { return fmt.Sprintf("virtiofs%d", slot) }
 
 func (m *Machine) serverFile(id string) string { return serverFile(m.dir, id) }
 
-// serverFile is where the number of a share's server is noted, with the time of its start.
+// serverFile returns the path of the file with the pid and start time of a share's server.
 func serverFile(dir, id string) string { return filepath.Join(dir, attachedDir, id+serverSuffix) }
 
 const serverSuffix = ".server"
@@ -72,8 +73,9 @@ func (m *Machine) attachShare(ctx context.Context, d vmm.VirtioFSShare) (vmm.Out
 		return fail(err, m.closeFD(ctx, name))
 	}
 	bus, addr := shareAt(d.Slot)
-	// With event indexes virtiofsd of QEMU 7.2 looks at its queue a last time without a barrier behind its notice from
-	// where on it wants to be notified: it would wait for ever, now and then, where two CPUs of a guest send requests.
+	// With event indexes, the virtiofsd of QEMU 7.2 checks its queue a last time without a memory barrier after it has
+	// published from where on it wants notifications. If two CPUs of a guest send requests, it would occasionally miss
+	// one and wait for ever.
 	err = m.qmp.do(ctx, "device_add", map[string]any{"driver": "vhost-user-fs-pci", "id": id, "chardev": name,
 		"tag": d.Tag(), "bus": bus, "addr": addr, "event_idx": false}, nil)
 	if err != nil {
@@ -83,14 +85,14 @@ func (m *Machine) attachShare(ctx context.Context, d vmm.VirtioFSShare) (vmm.Out
 	return vmm.Done, nil
 }
 
-// socketBackend are the arguments of a character device that is a connection which QEMU was given under its name.
+// socketBackend returns the arguments of a character device on a connection that QEMU was given under name.
 func socketBackend(name string) map[string]any {
 	addr := map[string]any{"type": "fd", "data": map[string]any{"str": name}}
 	return map[string]any{"id": name, "backend": map[string]any{"type": "socket",
 		"data": map[string]any{"server": false, "addr": addr}}}
 }
 
-// closeFD closes what QEMU was given under a name and has not used.
+// closeFD closes a descriptor that QEMU was given under a name and has not used.
 func (m *Machine) closeFD(ctx context.Context, name string) error {
 	err := m.qmp.do(ctx, "closefd", map[string]any{"fdname": name}, nil)
 	if errors.Is(err, errNoDevice) {
@@ -99,7 +101,8 @@ func (m *Machine) closeFD(ctx context.Context, name string) error {
 	return err
 }
 
-// removeChardev ends QEMU's connection to a server. The device may hold it for a moment after it is gone.
+// removeChardev removes QEMU's connection to a server. QEMU may report it as busy for a moment after the device is
+// unplugged.
 func (m *Machine) removeChardev(ctx context.Context, name string) error {
 	for {
 		err := m.qmp.do(ctx, "chardev-remove", map[string]any{"id": name}, nil)
@@ -142,7 +145,7 @@ func (m *Machine) detachShare(ctx context.Context, d vmm.VirtioFSShare) (vmm.Out
 	return vmm.Done, nil
 }
 
-// shareName is the name of the connection of a share.
+// shareName returns the name of the connection of a share.
 func (m *Machine) shareName(id string, d vmm.Device) (string, error) {
 	b, err := regfile.ReadState(filepath.Join(m.attachedDir(), id+".json"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -151,7 +154,7 @@ func (m *Machine) shareName(id string, d vmm.Device) (string, error) {
 	return nodeName(id, b), err
 }
 
-// serverEndTime is how long a server may take to end after its connection was closed, before it is killed.
+// serverEndTime bounds the exit of a server after its connection was closed; then it is killed.
 const serverEndTime = 5 * time.Second
 
 // endFSServer waits until the server of a share, whose connection is closed, has ended.
@@ -193,7 +196,7 @@ func endServer(ctx context.Context, note string) error {
 	return nil
 }
 
-// notedServer takes hold of a server. errNoProcess means that it does not run.
+// notedServer opens the process of a server by its file. If it is not running, the error is errNoProcess.
 func notedServer(note string) (*process, error) {
 	b, err := regfile.ReadState(note)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -202,7 +205,7 @@ func notedServer(note string) (*process, error) {
 	var pid int
 	var start uint64
 	if n, _ := fmt.Sscan(string(b), &pid, &start); err == nil && (n != 2 || pid <= 0 || start == 0) {
-		return nil, errNoProcess // torn off
+		return nil, errNoProcess // incomplete
 	}
 	if err != nil {
 		return nil, err
@@ -219,15 +222,15 @@ func endServers(ctx context.Context, dir string) error {
 	return err
 }
 
-// globEscape makes a path a pattern that matches it alone.
+// globEscape returns a pattern that matches only path.
 func globEscape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
-// ErrServerDied says that virtiofsd, which serves a share, has ended before its machine.
+// ErrServerDied is matched by the error when virtiofsd, which serves a share, has exited while the machine runs.
 var ErrServerDied = errors.New("its virtiofsd has ended: what is shared is lost, and what uses it waits until the VM ends")
 
-// checkServed fails when the server of a share has ended: the guest would wait for it for ever.
+// checkServed returns an error if the server of a share has exited: the guest would wait for it for ever.
 func (m *Machine) checkServed(slot uint32) error {
 	d, ok := m.known.Device(vmm.VirtioFSShare{Slot: slot}.Addr()).(vmm.VirtioFSShare)
 	if !ok {
@@ -246,18 +249,18 @@ func (m *Machine) checkServed(slot uint32) error {
 // CheckShare implements vmm.ShareServer.
 func (m *Machine) CheckShare(_ context.Context, slot uint32) error { return m.checkServed(slot) }
 
-// served refuses at once what the guest would never answer.
+// served returns an error for a change that the guest would never complete, as the share's server has exited.
 func (m *Machine) served(c vmm.Change) error {
 	if g, ok := c.Mount.(vmm.MappedVirtioFS); ok {
 		if c.Op == vmm.Add && c.Device != nil && m.known.Device(c.Device.Addr()) == nil {
-			return nil // it comes with its server
+			return nil // the change starts its server
 		}
 		return m.checkServed(g.Slot)
 	}
 	return nil
 }
 
-// shares are the shares that QEMU has plugged.
+// shares returns the plugged shares.
 func (m *Machine) shares(ctx context.Context) ([]vmm.Device, error) {
 	var all []struct {
 		Name string `json:"name"`
@@ -275,7 +278,7 @@ func (m *Machine) shares(ctx context.Context) ([]vmm.Device, error) {
 		err := m.qmp.do(ctx, "qom-get",
 			map[string]any{"path": "/machine/peripheral/" + o.Name, "property": "chardev"}, &chardev)
 		if errors.Is(err, errNoDevice) {
-			continue // it has just gone
+			continue // unplugged meanwhile
 		}
 		if err != nil {
 			return nil, err
@@ -289,7 +292,7 @@ func (m *Machine) shares(ctx context.Context) ([]vmm.Device, error) {
 	return out, nil
 }
 
-// clearShares takes away what a process that died in the middle of a change left of shares that are not plugged.
+// clearShares removes what a process that died during a change has left of shares that are not plugged.
 func (m *Machine) clearShares(ctx context.Context, plugged map[string]bool) error {
 	var all []struct {
 		Label string `json:"label"`
@@ -367,7 +370,7 @@ func watchShares(ctx context.Context, dir string, slots []uint32) error {
 	return context.Cause(ctx)
 }
 
-// shareDied is the error of a share whose server has ended.
+// shareDied returns the error of a share whose server has exited.
 func shareDied(dir string, slot uint32) error {
 	what := vmm.Device(vmm.VirtioFSShare{Slot: slot})
 	var c vmm.Change
@@ -378,7 +381,7 @@ func shareDied(dir string, slot uint32) error {
 	return fmt.Errorf("%s: %w", what, ErrServerDied)
 }
 
-// anyServerDied reports whether a share of the machine has lost its server.
+// anyServerDied reports whether the server of any share has exited.
 func (m *Machine) anyServerDied() bool {
 	for slot := range uint32(maxShares) {
 		if errors.Is(m.checkServed(slot), ErrServerDied) {

@@ -20,20 +20,20 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// serverOptions say how a server is started.
+// serverOptions configure the start of a server.
 type serverOptions struct {
 	dir  string // the state directory
-	note string // where its number is noted
+	note string // the path for its pid and start time
 }
 
-// server is a virtiofsd that was started, and our end of the connection to it.
+// server is a virtiofsd process that was started, and our end of the connection to it.
 type server struct {
 	proc *process
 	conn *os.File
-	said *os.File // what it says when it ends; what does not fit into the pipe is lost
+	said *os.File // its output; what does not fit into the pipe is lost
 }
 
-// serverPrograms are where distributions have virtiofsd: that of QEMU up to 7, and the one written in Rust.
+// serverPrograms lists where distributions install virtiofsd: QEMU's own (up to QEMU 7) and the Rust one.
 var serverPrograms = []string{"/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"}
 
 // FindServer returns virtiofsd's path.
@@ -59,7 +59,7 @@ func CanShare(n int) error {
 	return err
 }
 
-// sharingServer returns virtiofsd's path, and its arguments, where this process can use it.
+// sharingServer returns virtiofsd's path and arguments, or an error if this process cannot use it.
 func sharingServer() (program string, args []string, err error) {
 	if program, err = FindServer(); err != nil {
 		return "", nil, err
@@ -75,7 +75,7 @@ func sharingServer() (program string, args []string, err error) {
 	}
 	limited, cancel := context.WithTimeout(context.Background(), helpTime)
 	defer cancel()
-	help, _ := exec.CommandContext(limited, argv[0], argv[1:]...).CombinedOutput() // its exit code says nothing
+	help, _ := exec.CommandContext(limited, argv[0], argv[1:]...).CombinedOutput() // its exit code does not matter
 	args, err = serverArguments(string(help), 3, shareRoot)
 	switch {
 	case err != nil && !root:
@@ -88,15 +88,15 @@ func sharingServer() (program string, args []string, err error) {
 	return program, args, err
 }
 
-// helpTime bounds the question which options virtiofsd has.
+// helpTime bounds running virtiofsd to find out its options.
 const helpTime = 10 * time.Second
 
-// serverArguments are those of a virtiofsd that says this of itself. Files of the guest get their owners and, but
-// for device nodes, their modes on the host, as in a container's bind mount.
+// serverArguments returns the arguments for a virtiofsd with this help text. Files that the guest creates get their
+// owners and, except for device nodes, their modes on the host, as in a container's bind mount.
 func serverArguments(help string, fd int, source string) ([]string, error) {
 	listen := fmt.Sprintf("--fd=%d", fd)
 	switch {
-	case strings.Contains(help, "--shared-dir"): // the one written in Rust
+	case strings.Contains(help, "--shared-dir"): // the Rust one
 		return []string{listen, "--shared-dir=" + source, "--sandbox=namespace", "--cache=auto", "--modcaps=-mknod",
 			"--log-level=error"}, nil
 	case strings.Contains(help, "source=PATH"):
@@ -106,7 +106,7 @@ func serverArguments(help string, fd int, source string) ([]string, error) {
 	return nil, fmt.Errorf("virtiofsd has options of a kind that is not known: %w", errors.ErrUnsupported)
 }
 
-// startServer starts the server of a share and connects to it. It sees nothing of the host but the share.
+// startServer starts the server of a share and connects to it. Of the host's files it sees only the share.
 func startServer(d vmm.VirtioFSShare, o serverOptions) (_ *server, err error) {
 	program, args, err := sharingServer()
 	if err != nil {
@@ -124,8 +124,8 @@ func startServer(d vmm.VirtioFSShare, o serverOptions) (_ *server, err error) {
 	}
 	says := os.NewFile(uintptr(ends[1]), "words of virtiofsd")
 	defer says.Close()
-	// For the server's end too, as nobody reads what it says as long as it serves. A file that was made for a
-	// descriptor which blocks stays as the descriptor is.
+	// The server's end too, as nobody reads its output while it serves. os.NewFile takes the mode from the descriptor,
+	// so that comes first.
 	err = errors.Join(unix.SetNonblock(ends[0], true), unix.SetNonblock(ends[1], true))
 	s.said = os.NewFile(uintptr(ends[0]), "words of virtiofsd")
 	pid := 0
@@ -140,17 +140,17 @@ func startServer(d vmm.VirtioFSShare, o serverOptions) (_ *server, err error) {
 		err = s.hold(pid, o.note)
 	}
 	if err != nil {
-		_ = s.said.Close() // it may be closed
+		_ = s.said.Close() // words may have closed it
 		return nil, errors.Join(err, conn.Close())
 	}
 	return s, nil
 }
 
-// serverSockets keeps the name of the socket to one start at a time. Other processes do not control the machine.
+// serverSockets is held while the name of the socket is in use. Only one process controls a machine at a time.
 var serverSockets sync.Mutex
 
-// connectedSocket returns a socket that listens, with a connection that waits in it and the other end of that. Nobody
-// else can connect any more.
+// connectedSocket returns a listening socket with one pending connection, and the other end of that connection. Its
+// name is removed, so nobody else can connect.
 func connectedSocket(dir string) (listener, conn *os.File, err error) {
 	const name = "virtiofs.sock"
 	remove := func() error {
@@ -162,7 +162,7 @@ func connectedSocket(dir string) (listener, conn *os.File, err error) {
 	}
 	serverSockets.Lock()
 	defer serverSockets.Unlock()
-	if err := remove(); err != nil { // of a process that was killed
+	if err := remove(); err != nil { // left by a process that was killed
 		return nil, nil, err
 	}
 	if listener, err = listenSocket(dir, name); err != nil {
@@ -184,7 +184,7 @@ func connectedSocket(dir string) (listener, conn *os.File, err error) {
 	return listener, conn, nil
 }
 
-// hold takes hold of the server that was just started, and notes its number.
+// hold opens the process that was just started, and writes its pid and start time to the file note.
 func (s *server) hold(pid int, note string) error {
 	start, err := processStart(pid)
 	if err != nil {
@@ -201,7 +201,7 @@ func (s *server) hold(pid int, note string) error {
 	return nil
 }
 
-// words is what a server said that ends, to be put behind an error.
+// words returns what an exiting server printed, to be appended to an error. It closes said.
 func (s *server) words(ctx context.Context) string {
 	defer s.said.Close()
 	if s.proc != nil {
@@ -209,19 +209,19 @@ func (s *server) words(ctx context.Context) string {
 		defer cancel()
 		_ = s.proc.waitExit(limited)
 	}
-	_ = s.said.SetReadDeadline(time.Now().Add(100 * time.Millisecond)) // where it lives on
+	_ = s.said.SetReadDeadline(time.Now().Add(100 * time.Millisecond)) // in case it is still running
 	var b bytes.Buffer
 	_, _ = io.Copy(&b, io.LimitReader(s.said, maxTail))
 	return quoteTail("virtiofsd says", b.String())
 }
 
-// shareRoot is where a server finds its share, in a mount namespace of its own.
+// shareRoot is the share's path in the server's mount namespace.
 const shareRoot = sharePlace + "/share"
 
-// sharePlace is a directory that every system has and virtiofsd does not need.
+// sharePlace is a directory that exists on every system and that virtiofsd does not need; a tmpfs is mounted there.
 const sharePlace = "/tmp"
 
-// startSharing starts a program in a mount namespace where the share is at shareRoot.
+// startSharing starts a program in a mount namespace that has the share at shareRoot.
 func startSharing(d vmm.VirtioFSShare, program string, args []string, files []*os.File) (pid int, err error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -244,13 +244,13 @@ func startSharing(d vmm.VirtioFSShare, program string, args []string, files []*o
 	}
 	result := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends
+		runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
 		result <- inShare(d, start)
 	}()
 	return pid, <-result
 }
 
-// inShare calls start in a mount namespace with the share. The thread is good for nothing else afterwards.
+// inShare calls start in a new mount namespace with the share. Afterwards the thread must not run other code.
 func inShare(d vmm.VirtioFSShare, start func() error) error {
 	own, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -264,21 +264,21 @@ func inShare(d vmm.VirtioFSShare, start func() error) error {
 	if err == nil {
 		err = start()
 	}
-	// Back, so that the copies of all mounts end with what is started, and not with this thread.
+	// Return to the old namespace, so that the new one ends with the server and not with this thread.
 	return errors.Join(err, unix.Setns(own, unix.CLONE_NEWNS))
 }
 
-// changedShare is the error of a share that is another kind of file by now.
+// changedShare returns the error of a share whose file type has changed.
 func changedShare(d vmm.VirtioFSShare) error {
 	return fmt.Errorf("%s is not what it was: it was to be a folder or a regular file, and has changed", d.Path)
 }
 
-// prepareShare makes shareRoot in a mount namespace of its own.
+// prepareShare mounts the share at shareRoot. The caller is in a new mount namespace.
 func prepareShare(d vmm.VirtioFSShare) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("mount namespace for virtiofsd: %w", err)
 	}
-	fd, err := unix.Open(d.Path, unix.O_PATH|unix.O_CLOEXEC, 0) // here: mounts of other namespaces cannot be bound
+	fd, err := unix.Open(d.Path, unix.O_PATH|unix.O_CLOEXEC, 0) // in this namespace: mounts of others cannot be bound
 	if err != nil {
 		return &os.PathError{Op: "open", Path: d.Path, Err: err}
 	}
@@ -307,7 +307,7 @@ func prepareShare(d vmm.VirtioFSShare) error {
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", d.Path, err)
 	}
-	if d.File { // nothing can be put beside the file
+	if d.File { // no other files can be created beside it
 		if err := unix.Mount("", sharePlace, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|
 			unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 			return fmt.Errorf("place for the share: %w", err)

@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// vsockDevice is a context id taken for a guest. It is free again when its file, and QEMU's copy of it, are closed.
+// vsockDevice is a vsock context id (CID) reserved for a guest, until f and QEMU's copy of f are closed.
 type vsockDevice struct {
 	f     *os.File
 	cid   uint32
 	token string
 }
 
-// vsock returns the device for a machine, or nil for one that is reached by serial ports alone.
+// vsock returns the vsock device for a machine, or nil if the machine is to use only serial ports.
 func (c Config) vsock() (*vsockDevice, error) {
 	if c.Transport == TransportSerial || c.memory != nil || c.Transport == TransportAuto && c.Kernel == "" {
 		return nil, nil
@@ -31,12 +31,12 @@ func (c Config) vsock() (*vsockDevice, error) {
 	return dev, nil
 }
 
-// vsockTrial is how long the kernel of a guest that is ready may take to accept a connection before the
-// guest is reached by serial ports: it may have no driver, and then nothing tells.
+// vsockTrial bounds connecting to a ready guest over vsock with TransportAuto, which then falls back to serial ports:
+// the guest's kernel may have no driver, which cannot be detected otherwise.
 const vsockTrial = 10 * time.Second
 
-// overVSock makes vsock the way to a guest that is ready, for all that open the machine. The agent listens
-// there before it answers on a serial port.
+// overVSock switches the connection to a ready guest to vsock, for all processes that open the machine. The agent
+// listens there before it answers on a serial port.
 func (m *Machine) overVSock(ctx context.Context, c Config, desc description) error {
 	desc.Transport = TransportVSock
 	reach := desc.reach(m.dir, controlPort)

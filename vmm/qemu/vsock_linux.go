@@ -12,17 +12,17 @@ import (
 	"github.com/stratavm/strata/internal/gcs"
 )
 
-// vhostVSockSetGuestCID is an ioctl of the kernel's linux/vhost.h.
+// vhostVSockSetGuestCID is VHOST_VSOCK_SET_GUEST_CID of linux/vhost.h.
 const vhostVSockSetGuestCID = 0x4008af60
 
-// Context ids of guests: those below belong to hosts, the one above means any.
+// Range of the context ids of guests: lower ones are reserved for hosts, the one above means any.
 const minCID, maxCID = 3, 1<<32 - 2
 
-// cidTries bounds the search for a context id that is free.
+// cidTries bounds the attempts to find a free context id.
 const cidTries = 32
 
-// openVSock takes a context id that no other guest has. The kernel says which are taken, and nobody
-// else can have it before QEMU does.
+// openVSock reserves a context id that no other guest has. The kernel rejects ids in use, and keeps ours reserved for
+// QEMU.
 func openVSock() (*vsockDevice, error) {
 	f, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
 	if err != nil {
