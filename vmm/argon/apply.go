@@ -17,13 +17,13 @@ import (
 // UnionFS is the CombinedLayers.Filter of roots made of a CIMVolume.
 const UnionFS = "UnionFS"
 
-// act is how something is put on the host and taken away.
+// act adds something to the host and removes it.
 type act struct {
 	add, remove func(context.Context) error
 }
 
-// Apply implements vmm.Machine. Calls of the platform cannot be interrupted: one that outlasts ctx goes on, and the
-// next change of the same thing waits for it.
+// Apply implements vmm.Machine. Calls of the platform cannot be interrupted: one that outlasts ctx continues, and the
+// next change of the same address waits for it.
 func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	return m.engine.Run(ctx, c, m.halves)
 }
@@ -65,7 +65,7 @@ func (m *Machine) device(d vmm.Device) (act, error) {
 	}, nil
 }
 
-// unused refuses to remove what a recorded root, which uses recognises, rests on.
+// unused returns an error if there is a recorded root for which uses is true.
 func (m *Machine) unused(uses func(vmm.CombinedLayers) bool) error {
 	for _, c := range m.records.changes() {
 		if g, ok := c.Mount.(vmm.CombinedLayers); ok && uses(g) {
@@ -90,7 +90,7 @@ func (m *Machine) mount(g vmm.Mount) (act, error) {
 	return act{}, fmt.Errorf("%s on a Windows host itself: %w", g, errors.ErrUnsupported)
 }
 
-// filter shows layer folders in the volume of a scratch.
+// filter makes the layer folders visible in the volume of a scratch.
 func (m *Machine) filter(g vmm.CombinedLayers) act {
 	parents := make([]string, len(g.Layers))
 	for i, l := range g.Layers {
@@ -102,7 +102,7 @@ func (m *Machine) filter(g vmm.CombinedLayers) act {
 	}
 }
 
-// overlay unites mounted images with the volume of a scratch.
+// overlay combines mounted images with the volume of a scratch.
 func (m *Machine) overlay(g vmm.CombinedLayers) (act, error) {
 	layers := make([]wclayer.OverlayLayer, len(g.Layers))
 	for i, l := range g.Layers {
@@ -122,7 +122,7 @@ func (m *Machine) overlay(g vmm.CombinedLayers) (act, error) {
 		},
 		remove: func(ctx context.Context) error {
 			volume, err := m.host.MountPath(ctx, g.RootPath)
-			if err != nil || volume == "" { // without a volume there is no filter on it
+			if err != nil || volume == "" { // no volume, so no filter on it
 				return err
 			}
 			return m.host.DetachOverlay(ctx, volume)
@@ -165,7 +165,7 @@ func (m *Machine) volume(g vmm.CIMVolume) (act, error) {
 	}, nil
 }
 
-// half is one half of a Change, which c consists of, with its record.
+// half returns a half of a Change, which is all that c consists of, and keeps its record.
 func (m *Machine) half(c vmm.Change, a act) applyengine.Half {
 	if c.Op == vmm.Remove {
 		return func(ctx context.Context) (vmm.Outcome, error) { return m.remove(ctx, c, a) }
@@ -181,7 +181,7 @@ func (m *Machine) add(ctx context.Context, c vmm.Change, a act) (vmm.Outcome, er
 	case there == certain:
 		return vmm.Done, nil
 	case there == doubtful:
-		if err := a.remove(ctx); err != nil { // adding it again says what is wrong
+		if err := a.remove(ctx); err != nil { // if it matters, adding it again fails too
 			m.log.Info("removing what may be there from before", "change", c.String(), "error", err)
 		}
 	}
@@ -194,7 +194,7 @@ func (m *Machine) add(ctx context.Context, c vmm.Change, a act) (vmm.Outcome, er
 		}
 		return vmm.NotDone, errors.Join(err, m.records.put(c, absent))
 	}
-	// A record that stays doubtful costs one more attempt to remove it.
+	// If the record stays doubtful, that only costs another attempt to remove it.
 	m.noteFailure(m.records.put(c, certain))
 	return vmm.Done, nil
 }

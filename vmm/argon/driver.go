@@ -14,12 +14,12 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// folder is where a state directory keeps the machine.
+// folder is the name of the machine's folder in a state directory.
 const folder = "argon"
 
 // Driver is the driver of this package for package strata's table.
 type Driver struct {
-	// Host returns this Windows host; an error matches errors.ErrUnsupported where there is none.
+	// Host returns this Windows host. On other systems the error matches errors.ErrUnsupported.
 	Host func(*slog.Logger) (wclayer.Host, error)
 }
 
@@ -67,7 +67,7 @@ func exists(dir string) error {
 	return err
 }
 
-// OpenExec implements vmm.Driver. No programs run in containers on the host itself.
+// OpenExec implements vmm.Driver. Running programs on the host is not supported.
 func (Driver) OpenExec(_ context.Context, dir string, _ vmm.OpenOptions) (vmm.Runner, error) {
 	if err := exists(dir); err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func (Driver) OpenExec(_ context.Context, dir string, _ vmm.OpenOptions) (vmm.Ru
 	return nil, fmt.Errorf("programs in containers on the Windows host itself: %w", errors.ErrUnsupported)
 }
 
-// Inspect implements vmm.Driver. This system always runs.
+// Inspect implements vmm.Driver. The host is always running.
 func (d Driver) Inspect(_ context.Context, dir string) (vmm.Info, error) {
 	if err := exists(dir); err != nil {
 		return vmm.Info{}, err
@@ -95,7 +95,7 @@ func (d Driver) Inspect(_ context.Context, dir string) (vmm.Info, error) {
 	return vmm.Info{Dir: dir, Driver: d.Name(), Running: true, OS: vmm.Windows, Idle: idle}, nil
 }
 
-// Kill implements vmm.Driver: it removes everything; whatever uses it may lose it.
+// Kill implements vmm.Driver: it removes everything. Programs that use it may lose their files.
 func (d Driver) Kill(ctx context.Context, dir string) error {
 	if err := exists(dir); err != nil {
 		return err

@@ -13,15 +13,15 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Options says which machine Open opens.
+// Options are the options of Open.
 type Options struct {
-	// Dir is the machine's folder, private to it; created when it does not exist. Empty: nothing is recorded, and
-	// a removal is tried whether or not this machine knows of what it removes.
+	// Dir is the machine's own folder; created if it does not exist. Empty: the records are kept in memory only, and a
+	// removal is attempted even if there is no record.
 	Dir string
 	ID  string // of a new machine; empty: the name of Dir
-	// Boot is different for each boot of the system. Empty: asked of the system.
+	// Boot identifies this boot of the system. Empty: that of the system.
 	Boot string
-	// Host does the work.
+	// Host makes the calls of the platform.
 	Host   wclayer.Host
 	Logger *slog.Logger // nil: silent
 }
@@ -71,7 +71,7 @@ func limits() vmm.Limits { return vmm.Limits{WritableLayers: true, Observes: tru
 // Limits implements vmm.Machine.
 func (m *Machine) Limits() vmm.Limits { return limits() }
 
-// Observe implements vmm.Machine: it returns what is recorded.
+// Observe implements vmm.Machine. It returns what is recorded.
 func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	if err := errors.Join(m.Err(), ctx.Err()); err != nil {
 		return vmm.Observation{}, err
@@ -96,7 +96,7 @@ func (m *Machine) Exec(_ context.Context, spec vmm.ProcessSpec) (vmm.Process, er
 	return nil, fmt.Errorf("%q: programs in containers on the Windows host itself: %w", spec.Args, errors.ErrUnsupported)
 }
 
-// FindProcess implements vmm.Machine. No programs run here.
+// FindProcess implements vmm.Machine. Running programs is not supported.
 func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Process, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
@@ -104,10 +104,10 @@ func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Proc
 	return nil, fmt.Errorf("find process %d on the Windows host itself: %w", pid, errors.ErrUnsupported)
 }
 
-// DeleteContainerState implements vmm.Machine. No programs run here.
+// DeleteContainerState implements vmm.Machine. As no programs can run, it does nothing.
 func (m *Machine) DeleteContainerState(context.Context, string) error { return m.Err() }
 
-// Stacks implements vmm.Machine. There is no agent: it is empty.
+// Stacks implements vmm.Machine. As there is no agent, the result is empty.
 func (m *Machine) Stacks(context.Context) (string, error) { return "", m.Err() }
 
 // Done implements vmm.Machine.
@@ -116,8 +116,8 @@ func (m *Machine) Done() <-chan struct{} { return m.life.Done() }
 // Err implements vmm.Machine.
 func (m *Machine) Err() error { return context.Cause(m.life) }
 
-// Shutdown implements vmm.Machine: it removes everything, the last first. What could not be removed is named in the
-// error, and the machine then goes on.
+// Shutdown implements vmm.Machine: it removes everything in reverse order. The error names what could not be removed;
+// the machine is then still usable.
 func (m *Machine) Shutdown(ctx context.Context) error {
 	if m.Err() != nil {
 		return nil
@@ -135,11 +135,11 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// Terminate implements vmm.Machine. There is nothing to kill, so it is Shutdown.
+// Terminate implements vmm.Machine. There is nothing to kill, so it is the same as Shutdown.
 func (m *Machine) Terminate(ctx context.Context) error { return m.Shutdown(ctx) }
 
-// Close implements vmm.Machine. What is mounted stays. A call of the platform that is still under way goes on; what
-// it did is found in the records when the machine is opened again.
+// Close implements vmm.Machine. What is mounted stays. A call of the platform in progress continues; what it adds is
+// recorded as doubtful when the machine is opened again.
 func (m *Machine) Close() error {
 	m.records.close()
 	return nil

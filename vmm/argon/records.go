@@ -16,34 +16,34 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// machineName is the file of a machine's records.
+// machineName is the name of the file with a machine's records.
 const machineName = "machine.json"
 
-// maxRecords bounds that file.
+// maxRecords bounds the size of that file, in bytes.
 const maxRecords = 64 << 20
 
-// knowledge is what is recorded of something.
+// knowledge is the recorded state of an addition.
 type knowledge uint8
 
 const (
 	absent   knowledge = iota
-	doubtful           // it was begun, and may be there
+	doubtful           // the addition was started; it may exist
 	certain
 )
 
-// record is something that was put on the host.
+// record is an addition to the host.
 type record struct {
 	What     vmm.Change `json:"what"` // Add with exactly one half
 	Doubtful bool       `json:"doubtful,omitempty"`
 }
 
-// machineFile is what is on disk.
+// machineFile is the content of the file.
 type machineFile struct {
 	Boot    string   `json:"boot"`
-	Records []record `json:"records"` // in the order in which they were made
+	Records []record `json:"records"` // in the order of addition
 }
 
-// records are what this host has of one machine. Methods may be called concurrently.
+// records are the records of a machine. Methods may be called concurrently.
 type records struct {
 	path string // empty: in memory only
 
@@ -52,7 +52,7 @@ type records struct {
 	file   machineFile
 }
 
-// openRecords reads the records in dir. Those of an earlier boot are dropped: nothing of that is mounted any more.
+// openRecords reads the records in dir. It drops those of an earlier boot, of which nothing is mounted any more.
 func openRecords(dir, boot string) (*records, error) {
 	if dir == "" {
 		return &records{}, nil
@@ -81,7 +81,7 @@ func openRecords(dir, boot string) (*records, error) {
 	return r, nil
 }
 
-// readRecords reads a file of records; there being none is no error.
+// readRecords reads a file of records. If it does not exist, there are no records.
 func readRecords(path string) (file machineFile, err error) {
 	b, err := regfile.Read(path, maxRecords)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -96,7 +96,7 @@ func readRecords(path string) (file machineFile, err error) {
 	return file, nil
 }
 
-// write replaces the file in one step. It is not synced: a crash of the system that loses it ends the mounts too.
+// write replaces the file atomically. It does not sync: a crash of the system that loses it also ends the mounts.
 func (r *records) write() error {
 	if r.path == "" {
 		return nil
@@ -114,14 +114,14 @@ func (r *records) write() error {
 	return nil
 }
 
-// close stops writing: from now on the file is another Machine's.
+// close makes put fail from now on, as another Machine may own the file.
 func (r *records) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = true
 }
 
-// same reports whether two changes with one half each are about one address or place.
+// same reports whether two changes, of one half each, concern the same address or path.
 func same(a, b vmm.Change) bool {
 	if (a.Device == nil) != (b.Device == nil) {
 		return false
@@ -141,7 +141,7 @@ func (r *records) index(c vmm.Change) int {
 	return -1
 }
 
-// find reports what is known of what c adds. Its error says that something else is in its place.
+// find returns the recorded state of c. If something else is recorded at its address, that is an error.
 func (r *records) find(c vmm.Change) (knowledge, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -159,14 +159,14 @@ func (r *records) find(c vmm.Change) (knowledge, error) {
 	return certain, nil
 }
 
-// gone reports whether what c removes is certainly not there.
+// gone reports whether the records say that what c removes does not exist.
 func (r *records) gone(c vmm.Change) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.path != "" && r.index(c) < 0
 }
 
-// put records what is known of the one half of c.
+// put records the state of c, which has one half.
 func (r *records) put(c vmm.Change, k knowledge) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -187,7 +187,7 @@ func (r *records) put(c vmm.Change, k knowledge) error {
 	return r.write()
 }
 
-// changes are the additions of all that is recorded, in their order.
+// changes returns the recorded additions, in their order.
 func (r *records) changes() []vmm.Change {
 	r.mu.Lock()
 	defer r.mu.Unlock()

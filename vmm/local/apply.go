@@ -16,8 +16,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Apply implements vmm.Machine. Mounting can block in the kernel, where no context ends it; what can be
-// given up ends with ctx.
+// Apply implements vmm.Machine. A mount can block in the kernel, where it cannot be interrupted; everything that can be
+// cancelled ends with ctx.
 func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	return m.engine.Run(ctx, c, func(vmm.Change) (h applyengine.Halves, err error) {
 		h.Host = func(context.Context) (vmm.Outcome, error) { return outcome(m.changeDevice(c.Op, c.Device)) }
@@ -26,7 +26,7 @@ func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	})
 }
 
-// errNotUndone is matched by the error of a half that failed and could not be taken back.
+// errNotUndone is matched by the error of a half that failed and could not be rolled back.
 var errNotUndone = errors.New("and it could not be taken back")
 
 func outcome(err error) (vmm.Outcome, error) {
@@ -75,7 +75,7 @@ func (m *Machine) changeDevice(op vmm.Op, d vmm.Device) error {
 func (m *Machine) changeMount(ctx context.Context, op vmm.Op, g vmm.Mount) error {
 	target := g.Target()
 	if target == "" {
-		return nil // a disk that is not mounted: there is nothing to wait for here
+		return nil // a disk without a mount needs nothing here
 	}
 	if !strings.HasPrefix(target, "/") || slices.Contains(strings.Split(target, "/"), "..") {
 		return fmt.Errorf("the path %q is not absolute, or has %q in it", target, "..")
@@ -112,13 +112,13 @@ func (m *Machine) changeMount(ctx context.Context, op vmm.Op, g vmm.Mount) error
 	return fmt.Errorf("%s %s: %w", op, g, errors.ErrUnsupported)
 }
 
-// addMount writes the record, mounts, and takes both back when that fails.
+// addMount writes the record and mounts. If that fails, it rolls both back.
 func (m *Machine) addMount(ctx context.Context, g vmm.Mount, path string) error {
 	if err := m.writeRecord(mountsDir, g.Target(), vmm.Change{Mount: g}); err != nil {
 		return err
 	}
 	dir := path
-	if _, ok := g.(vmm.NetworkInterface); ok { // which is mounted on a file
+	if _, ok := g.(vmm.NetworkInterface); ok { // its mount point is a file
 		dir = filepath.Dir(path)
 	}
 	err := m.makeDir(dir)
@@ -150,8 +150,8 @@ func (m *Machine) removeMount(ctx context.Context, target, path string) error {
 	return m.removeRecord(mountsDir, target)
 }
 
-// makeDir creates the directory of a mount. Meanwhile nobody in this process removes its parents for being
-// empty; when another process does, it tries again.
+// makeDir creates the directory of a mount. The lock keeps this process from removing empty parents meanwhile; if
+// another process removes one, makeDir retries.
 func (m *Machine) makeDir(path string) (err error) {
 	m.dirs.Lock()
 	defer m.dirs.Unlock()
@@ -163,7 +163,7 @@ func (m *Machine) makeDir(path string) (err error) {
 	return err
 }
 
-// removeDirs removes the directories that were made for a mount, as far as they are there and empty.
+// removeDirs removes the directories that were created for a mount, as far as they exist and are empty.
 func (m *Machine) removeDirs(path string) {
 	m.dirs.Lock()
 	defer m.dirs.Unlock()
@@ -174,8 +174,8 @@ func (m *Machine) removeDirs(path string) {
 	}
 }
 
-// checkUnused refuses to take a mount away from under a combined root: the kernel would let us, and
-// the file would stay in use unseen.
+// checkUnused returns an error if a combined root uses the mount at target. The kernel would allow the unmount, and the
+// file behind it would stay in use.
 func (m *Machine) checkUnused(target string) error {
 	mounts, err := m.liveMounts()
 	if err != nil {
@@ -219,7 +219,7 @@ func (m *Machine) doMount(ctx context.Context, g vmm.Mount, path string) error {
 	return fmt.Errorf("%s: %w without a virtual machine", g, errors.ErrUnsupported)
 }
 
-// combine mounts the overlay. Upper and work directory lie side by side on the scratch, as in a VM.
+// combine mounts the overlay. Its upper and work directories are next to each other on the scratch, as in a VM.
 func (m *Machine) combine(ctx context.Context, g vmm.CombinedLayers, path string) error {
 	points, err := m.mounted()
 	if err != nil {
@@ -246,7 +246,8 @@ func (m *Machine) combine(ctx context.Context, g vmm.CombinedLayers, path string
 		}
 	}
 	if len(o.Lowers) == 1 && o.Upper == "" {
-		// An overlay needs two, and without one whiteouts would be seen: the directory is empty.
+		// An overlay needs two lower directories; without an overlay whiteouts would show. The directory at path is
+		// empty.
 		o.Lowers = append(o.Lowers, path)
 	}
 	return m.mount.MountOverlay(ctx, o, path)

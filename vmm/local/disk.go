@@ -15,7 +15,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// checkDevice refuses what cannot be used here, before anything is written down.
+// checkDevice returns an error if a device is not supported here. It is called before anything is recorded.
 func checkDevice(d vmm.Device) error {
 	switch d := d.(type) {
 	case vmm.NIC:
@@ -42,7 +42,7 @@ func checkDevice(d vmm.Device) error {
 	return fmt.Errorf("%s: %w without a virtual machine", d, errors.ErrUnsupported)
 }
 
-// diskSize returns the path of the file behind a disk, links resolved, and the size of the disk.
+// diskSize returns the path of a disk's file, with symbolic links resolved, and the size of the disk.
 func diskSize(d vmm.SCSIDisk) (path string, size int64, err error) {
 	fail := func(err error) (string, int64, error) { return "", 0, fmt.Errorf("disk %s: %w", d.Path, err) }
 	if len(d.Extents) > 0 || (d.Kind != "" && d.Kind != vmm.VirtualDisk) {
@@ -112,8 +112,8 @@ func (m *Machine) mountDisk(ctx context.Context, g vmm.MappedDisk, target string
 	return m.mount.MountImage(ctx, im, target)
 }
 
-// checkFilesystem looks whether a disk has the file system that it should have. Formatting is left to
-// whoever creates the scratch: a file of this system is not a blank disk of a VM.
+// checkFilesystem returns an error unless a disk has the wanted file system. It never formats a disk, unlike the guest
+// of a VM: the creator of a scratch does that.
 func checkFilesystem(im hostmount.Image, want string) error {
 	f, _, err := regfile.Open(im.Path)
 	if err != nil {

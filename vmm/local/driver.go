@@ -15,7 +15,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// folder is where a state directory keeps the machine.
+// folder is the name of the machine's folder in a state directory.
 const folder = "host"
 
 // Driver is the driver of this package for package strata's table.
@@ -45,7 +45,7 @@ func (Driver) Open(_ context.Context, dir string, o vmm.OpenOptions) (vmm.Machin
 	return openTidy(dir, o)
 }
 
-// openTidy opens the machine for a caller who holds the lock of the directory, and removes what was left in it.
+// openTidy opens the machine for a caller that holds the lock of the directory, and removes what was left in it.
 func openTidy(dir string, o vmm.OpenOptions) (vmm.Machine, error) {
 	m, err := openIn(dir, o)
 	if err != nil {
@@ -81,7 +81,7 @@ func (Driver) OpenExec(_ context.Context, dir string, o vmm.OpenOptions) (vmm.Ru
 	return m, nil
 }
 
-// Inspect implements vmm.Driver. This system always runs.
+// Inspect implements vmm.Driver. The host is always running.
 func (d Driver) Inspect(_ context.Context, dir string) (vmm.Info, error) {
 	if err := exists(dir); err != nil {
 		return vmm.Info{}, err
@@ -93,7 +93,7 @@ func (d Driver) Inspect(_ context.Context, dir string) (vmm.Info, error) {
 	return vmm.Info{Dir: dir, Driver: d.Name(), Running: true, OS: vmm.Linux, Idle: idle}, nil
 }
 
-// idle reports whether nothing is mounted, without changing anything.
+// idle reports whether the machine has no devices or mounts. It changes nothing.
 func idle(dir string) (bool, error) {
 	var have machineFile
 	b, err := regfile.ReadState(filepath.Join(dir, machineName))
@@ -101,7 +101,7 @@ func idle(dir string) (bool, error) {
 		err = json.Unmarshal(b, &have)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil // it was never opened to the end
+		return true, nil // Open never completed
 	}
 	if err != nil {
 		return false, err
@@ -115,13 +115,13 @@ func idle(dir string) (bool, error) {
 	}
 	m := &Machine{dir: dir, mount: system{}}
 	obs, err := m.observe()
-	if errors.Is(err, fs.ErrNotExist) { // of the records, which are made first
+	if errors.Is(err, fs.ErrNotExist) { // the records' folders, which Open creates before any mount
 		return true, nil
 	}
 	return len(obs.Devices)+len(obs.Mounts) == 0, err
 }
 
-// Kill implements vmm.Driver: it unmounts everything; whatever uses it may lose it.
+// Kill implements vmm.Driver: it unmounts everything. Programs that use it may lose their files.
 func (Driver) Kill(ctx context.Context, dir string) error {
 	if err := exists(dir); err != nil {
 		return err

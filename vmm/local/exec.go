@@ -21,9 +21,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Exec implements vmm.Machine. The first process in a container begins it, by crun or runc, and ends it with what else
-// this program runs in it; the next one begins it anew. Without either of the two on this system the error matches
-// crun.ErrNoRuntime of internal/crun and says what to install.
+// Exec implements vmm.Machine. The first process of a container starts the container, with crun or runc. When it exits,
+// the other processes that were started in the container end, and the next first process starts it anew. If neither
+// crun nor runc is installed, the error matches crun.ErrNoRuntime of internal/crun and says what to install.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	p, err := m.exec(ctx, spec)
 	if err != nil {
@@ -57,13 +57,13 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 		ours, theirs := net.Pipe()
 		streams[i] = theirs
 		p.conns = append(p.conns, ours)
-		if i == 0 { // nobody waits for input that is not read
+		if i == 0 { // not waited for: the process may not read its input
 			go copy(ours)
 			return
 		}
 		p.output.Go(func() { copy(ours) })
 	}
-	// What goes wrong with a stream is the reader's or writer's business: the process goes on.
+	// An error of a stream does not concern the process, which goes on.
 	if spec.Stdin != nil {
 		connect(0, func(c net.Conn) { _, _ = io.Copy(c, spec.Stdin); _ = c.Close() })
 	}
@@ -86,8 +86,7 @@ func (m *Machine) exec(ctx context.Context, spec vmm.ProcessSpec) (*process, err
 	return p, nil
 }
 
-// FindProcess implements vmm.Machine. Processes are children of the program that started them, and nobody else can wait
-// for them.
+// FindProcess implements vmm.Machine. Only the program that started a process, as its parent, can wait for it.
 func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Process, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
@@ -95,7 +94,7 @@ func (m *Machine) FindProcess(_ context.Context, _ string, pid uint32) (vmm.Proc
 	return nil, fmt.Errorf("find process %d on host machine %s: %w", pid, m.id, errors.ErrUnsupported)
 }
 
-// runtime returns what runs processes, which is started for the first one.
+// runtime returns the container runtime, which it creates on the first call.
 func (m *Machine) runtime() (guest.Containers, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -109,7 +108,8 @@ func (m *Machine) runtime() (guest.Containers, error) {
 	return m.run, nil
 }
 
-// container makes sure that the runtime knows a container, by a name of its own for one that begins.
+// container makes the container known to the runtime. For the first process of a container it returns a new instance
+// name.
 func (m *Machine) container(ctx context.Context, run gcsserver.Runtime, spec vmm.ProcessSpec) (instance string,
 	err error) {
 	m.mu.Lock()
@@ -162,7 +162,7 @@ func (m *Machine) DeleteContainerState(ctx context.Context, id string) error {
 	return nil
 }
 
-// ContainerStats implements vmm.ContainerStatist. It knows of containers that this process runs.
+// ContainerStats implements vmm.ContainerStatist, for containers that this process runs.
 func (m *Machine) ContainerStats(_ context.Context, id string) (vmm.ContainerStats, error) {
 	run, err := m.runtime()
 	if err != nil {
@@ -171,7 +171,7 @@ func (m *Machine) ContainerStats(_ context.Context, id string) (vmm.ContainerSta
 	return run.Stats(id)
 }
 
-// PauseContainer implements vmm.ContainerController. It knows of containers that this process runs.
+// PauseContainer implements vmm.ContainerController, for containers that this process runs.
 func (m *Machine) PauseContainer(ctx context.Context, id string) error {
 	return m.change("pause", id, func(run guest.Containers) error { return run.Pause(ctx, id) })
 }
@@ -186,7 +186,7 @@ func (m *Machine) UpdateContainer(ctx context.Context, id string, r specs.LinuxR
 	return m.change("update", id, func(run guest.Containers) error { return run.Update(ctx, id, r) })
 }
 
-// change changes a container.
+// change calls do and adds the operation and the container to its error.
 func (m *Machine) change(verb, id string, do func(guest.Containers) error) error {
 	run, err := m.runtime()
 	if err == nil {
@@ -201,7 +201,7 @@ func (m *Machine) change(verb, id string, do func(guest.Containers) error) error
 	return nil
 }
 
-// noPrograms reports whether nothing runs in a container, whoever started it, and this process has started nothing.
+// noPrograms reports whether no program runs in any container, by whichever process, and this process has started none.
 func (m *Machine) noPrograms() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -212,8 +212,8 @@ func (m *Machine) noPrograms() bool {
 	return len(entries) == 0 && (err == nil || errors.Is(err, os.ErrNotExist))
 }
 
-// checkPrograms ends what processes that were killed left running in a root, and refuses when something else runs
-// in it: the kernel would let us unmount the root, and what is below would stay in use unseen.
+// checkPrograms ends programs in a root whose starter was killed, and returns an error if other programs run in it. The
+// kernel would allow the unmount, and the mounts below would stay in use.
 func (m *Machine) checkPrograms(ctx context.Context, root string) error {
 	if m.noPrograms() {
 		return nil
@@ -230,7 +230,7 @@ func (m *Machine) checkPrograms(ctx context.Context, root string) error {
 	return nil
 }
 
-// process is a process of Exec.
+// process is a process that Exec has started.
 type process struct {
 	run       gcsserver.Runtime
 	container string
@@ -277,11 +277,11 @@ func (p *process) Resize(ctx context.Context, width, height uint16) error {
 	return p.run.Resize(ctx, p.container, p.pid, width, height)
 }
 
-// closeTime is how long Close waits for a writer that does not take its bytes.
+// closeTime bounds how long Close waits for a writer that blocks.
 const closeTime = 10 * time.Second
 
-// Close implements vmm.Process. When it returns nothing is written to the writers of the ProcessSpec any more;
-// a writer that blocks for longer than 10 seconds is an error.
+// Close implements vmm.Process. After it returns, nothing is written to the writers of the ProcessSpec. If one blocks
+// for longer than 10 seconds, that is an error.
 func (p *process) Close() error {
 	var errs []error
 	for _, c := range p.conns {

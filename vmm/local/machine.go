@@ -26,18 +26,18 @@ const (
 	luns        = 64
 )
 
-// Options says which machine Open opens.
+// Options are the options of Open.
 type Options struct {
-	Dir string // of the machine, private to it; made when it does not exist
+	Dir string // the machine's own folder; created if it does not exist
 	ID  string // of a new machine; empty: the name of Dir
-	// BootID tells this boot of the system from others. Empty: asked of the kernel.
+	// BootID identifies this boot of the system. Empty: that of the kernel.
 	BootID string
-	Logger *slog.Logger // of what containers do; nil: none
-	// Mounter mounts. Nil: the functions of package hostmount.
+	Logger *slog.Logger // for messages about containers; nil: none
+	// Mounter is nil for the functions of package hostmount.
 	Mounter Mounter
 }
 
-// Mounter is what a machine needs of the system; package hostmount has the real one.
+// Mounter is the interface to the system's mounts, implemented with package hostmount.
 type Mounter interface {
 	MountImage(ctx context.Context, im hostmount.Image, target string) error
 	MountDirectory(ctx context.Context, source, target string, readOnly bool) error
@@ -66,28 +66,28 @@ func (system) Mounts(dir string) ([]string, error) { return hostmount.Mounts(dir
 func (system) CanEROFS() bool                      { return hostmount.CanEROFS() }
 func (system) CanDisks() bool                      { return hostmount.CanDisks() }
 
-// Machine is this system as a machine. All methods may be called concurrently, by several Machines of
-// one directory too as long as these do not change the same address at once.
+// Machine is the host as a machine. All methods may be called concurrently, also by several Machines of one directory
+// unless these change the same address.
 type Machine struct {
 	id     string
 	dir    string
 	mount  Mounter
 	limits vmm.Limits
 	engine *applyengine.Engine
-	life   context.Context // its cause is why the machine is gone
+	life   context.Context // ends with the machine, with the reason as its cause
 	end    context.CancelCauseFunc
-	dirs   sync.Mutex // held while directories of mounts are made or removed
+	dirs   sync.Mutex // held while mount points are created or removed
 
-	containersOf func() (guest.Containers, error) // starts what runs processes
+	containersOf func() (guest.Containers, error) // creates the container runtime
 
 	mu    sync.Mutex
-	run   guest.Containers  // nil: there were no processes yet
-	roots map[string]string // of containers that this process has made
+	run   guest.Containers  // nil: no processes yet
+	roots map[string]string // by container that this process has created
 }
 
 var _ vmm.Machine = (*Machine)(nil)
 
-// machineName is the file of a machine that holds a machineFile.
+// machineName is the name of the file with the machineFile.
 const machineName = "machine.json"
 
 type machineFile struct {
@@ -95,8 +95,7 @@ type machineFile struct {
 	Boot string `json:"boot"`
 }
 
-// Open opens the machine in a directory, or makes one. On systems other than Linux the error matches
-// errors.ErrUnsupported.
+// Open opens the machine in a directory, or creates one. Except on Linux the error matches errors.ErrUnsupported.
 func Open(o Options) (*Machine, error) {
 	m, err := open(o)
 	if err != nil {
@@ -119,7 +118,7 @@ func open(o Options) (*Machine, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	// The list of mounts has paths without links.
+	// The kernel's list of mounts has paths without symbolic links.
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return nil, err
 	}
@@ -145,7 +144,7 @@ func open(o Options) (*Machine, error) {
 		want.ID = have.ID
 	}
 	if have != want {
-		// The system has been booted since: what the records speak of is gone.
+		// The system has been rebooted, so nothing in the records exists any more.
 		for _, kind := range []string{devicesDir, mountsDir} {
 			if err := os.RemoveAll(filepath.Join(dir, kind)); err != nil {
 				return nil, err
@@ -184,7 +183,7 @@ func limits(m Mounter) vmm.Limits {
 		EROFS: m.CanEROFS(), LayerFolders: !m.CanDisks(), NICs: nics, Observes: true}
 }
 
-// HostPath is where a path of the machine is on this system.
+// HostPath returns the host path of a path of the machine.
 func (m *Machine) HostPath(guest string) string {
 	return filepath.Join(m.dir, fsDir, filepath.FromSlash(filepath.Clean("/"+guest)))
 }
@@ -207,11 +206,11 @@ func (m *Machine) Err() error { return context.Cause(m.life) }
 // Close implements vmm.Machine. What is mounted stays.
 func (m *Machine) Close() error { return nil }
 
-// Stacks implements vmm.Machine. There is no agent: it is empty.
+// Stacks implements vmm.Machine. As there is no agent, the result is empty.
 func (m *Machine) Stacks(context.Context) (string, error) { return "", m.Err() }
 
-// Shutdown implements vmm.Machine: it unmounts everything. What is in use stays mounted and is named
-// in the error; the machine then goes on.
+// Shutdown implements vmm.Machine: it unmounts everything. What is in use stays mounted; the error names it, and the
+// machine is still usable.
 func (m *Machine) Shutdown(ctx context.Context) error {
 	if m.Err() != nil {
 		return nil
@@ -224,7 +223,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("shut down host machine %s: %w", m.id, err)
 	}
-	// What was mounted last may lie on what was mounted first.
+	// In reverse order: a later mount may depend on an earlier one.
 	mounts, err := m.mount.Mounts(filepath.Join(m.dir, fsDir))
 	if err != nil {
 		return fmt.Errorf("shut down host machine %s: %w", m.id, err)
@@ -235,7 +234,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	}
 	for i := len(mounts) - 1; i >= 0; i-- {
 		g := byPath[mounts[i]]
-		if g == nil { // not ours: removing the directory must not remove what is mounted there
+		if g == nil { // without a record: unmounted too, as removing the directory must not remove its files
 			errs = append(errs, m.mount.Unmount(ctx, mounts[i]))
 			continue
 		}
@@ -257,5 +256,5 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// Terminate implements vmm.Machine. There is nothing to kill, so it is Shutdown.
+// Terminate implements vmm.Machine. There is nothing to kill, so it is the same as Shutdown.
 func (m *Machine) Terminate(ctx context.Context) error { return m.Shutdown(ctx) }

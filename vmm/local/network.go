@@ -15,11 +15,11 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// nics is how many containers can have a network of their own.
+// nics is the maximum number of containers with a network of their own.
 const nics = 256
 
 // networksDir has a folder for the network of each container: a file for its /etc/resolv.conf, and the folder of the
-// program that serves the network.
+// process that serves the network.
 const (
 	networksDir = "networks"
 	serverDir   = "server"
@@ -30,7 +30,7 @@ func (m *Machine) networkDir(container string) string {
 	return filepath.Join(m.dir, networksDir, container)
 }
 
-// addNetwork mounts a network namespace at path and has it served.
+// addNetwork mounts a network namespace at path and starts the process that serves it.
 func (m *Machine) addNetwork(ctx context.Context, g vmm.NetworkInterface, path string) error {
 	c, err := m.record(devicesDir, vmm.RestsOn(g))
 	if err != nil {
@@ -68,7 +68,7 @@ func (m *Machine) addNetwork(ctx context.Context, g vmm.NetworkInterface, path s
 	return err
 }
 
-// joinNamespace mounts an existing network namespace at path, so that it stays as long as the container.
+// joinNamespace mounts an existing network namespace at path, so that it exists as long as the container.
 func joinNamespace(namespace, path string) error {
 	ns, err := tapnet.Open(namespace)
 	if err != nil {
@@ -86,7 +86,7 @@ func joinNamespace(namespace, path string) error {
 	return nil
 }
 
-// endNetwork ends the program that serves the network of a container. Nothing there is no error.
+// endNetwork ends the process that serves the network of a container. If there is none, it does nothing.
 func (m *Machine) endNetwork(ctx context.Context, container string) error {
 	if container == "" || container != filepath.Base(container) || container == ".." {
 		return fmt.Errorf("container id %q is no name of a folder", container)
@@ -98,7 +98,7 @@ func (m *Machine) endNetwork(ctx context.Context, container string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	_ = os.Remove(filepath.Dir(dir)) // if that was the last one
+	_ = os.Remove(filepath.Dir(dir)) // if this was the last network
 	return nil
 }
 

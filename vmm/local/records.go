@@ -20,17 +20,17 @@ const (
 	devicesDir = "devices"
 	mountsDir  = "mounts"
 	fsDir      = "fs"
-	// containersDir has a folder for each container that runs; the first one makes it.
+	// containersDir has a folder for each running container; it is created for the first one.
 	containersDir = "containers"
 )
 
-// recordPath is the file of the record of something with a name.
+// recordPath returns the path of the record with a name.
 func (m *Machine) recordPath(kind, name string) string {
 	return filepath.Join(m.dir, kind, hex.EncodeToString([]byte(name))+".json")
 }
 
-// writeJSON writes a file in one step. It is not synced: a record that a crash of the system loses speaks of
-// mounts that are lost as well.
+// writeJSON writes a file atomically. It does not sync: a crash of the system that loses the record also ends the
+// mounts.
 func writeJSON(path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -52,7 +52,7 @@ func (m *Machine) removeRecord(kind, name string) error {
 	return err
 }
 
-// record reads one record; there being none returns an empty Change.
+// record reads a record. If there is none, the Change is empty.
 func (m *Machine) record(kind, name string) (vmm.Change, error) {
 	return readRecord(m.recordPath(kind, name))
 }
@@ -115,7 +115,7 @@ func (m *Machine) mountRecords() ([]vmm.Mount, error) {
 	return out, err
 }
 
-// mounted reports which of the machine's mount points have something mounted.
+// mounted returns the set of paths in the machine that have something mounted.
 func (m *Machine) mounted() (map[string]bool, error) {
 	points, err := m.mount.Mounts(filepath.Join(m.dir, fsDir))
 	out := make(map[string]bool, len(points))
@@ -125,7 +125,7 @@ func (m *Machine) mounted() (map[string]bool, error) {
 	return out, err
 }
 
-// liveMounts returns the mounts that exist really.
+// liveMounts returns the recorded mounts that are mounted.
 func (m *Machine) liveMounts() ([]vmm.Mount, error) {
 	records, err := m.mountRecords()
 	if err != nil {
@@ -144,9 +144,9 @@ func (m *Machine) liveMounts() ([]vmm.Mount, error) {
 	return out, nil
 }
 
-// Tidy takes away what processes that died left of mounts that they did not come to make, or had
-// unmounted already: directories, records, and records half written. The caller sees to it that nobody
-// else changes the machine.
+// Tidy removes what processes that died have left of mounts that do not exist, because they were not made yet or
+// already unmounted: directories, records, and incomplete records. The caller ensures that nobody else changes the
+// machine.
 func (m *Machine) Tidy() error {
 	records, err := m.mountRecords()
 	if err != nil {
@@ -162,7 +162,7 @@ func (m *Machine) Tidy() error {
 			if n, ok := g.(vmm.NetworkInterface); ok {
 				errs = append(errs, m.endNetwork(context.Background(), n.ContainerID))
 			}
-			m.removeDirs(path) // first: a mount that hangs in the kernel then has no place to appear at
+			m.removeDirs(path) // first: a mount that still hangs in the kernel then has no mount point
 			errs = append(errs, m.removeRecord(mountsDir, g.Target()))
 		}
 	}
@@ -187,7 +187,7 @@ func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	return obs, nil
 }
 
-// observe needs the directory and the mounter of the machine and nothing else of it.
+// observe uses only the directory and the mounter of the machine.
 func (m *Machine) observe() (obs vmm.Observation, err error) {
 	if obs.Devices, err = m.devices(); err == nil {
 		obs.Mounts, err = m.liveMounts()
