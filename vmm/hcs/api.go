@@ -2,23 +2,23 @@ package hcs
 
 import "github.com/stratavm/strata/internal/hcsapi"
 
-// The service's functions, its handles and what it returns.
+// The functions, handles and results of the service.
 type (
-	// API is the exported functions of vmcompute.dll.
+	// API has the exported functions of vmcompute.dll.
 	API = hcsapi.API
-	// Handle is a system, process or callback of the service.
+	// Handle is a handle of a compute system, process or callback.
 	Handle = hcsapi.Handle
-	// ProcessInfo is a process that was just created, with the streams that were asked for.
+	// ProcessInfo describes a process that was just created, with the requested streams.
 	ProcessInfo = hcsapi.ProcessInfo
-	// Notification is what the service says on its own.
+	// Notification is an asynchronous notification of the service.
 	Notification = hcsapi.Notification
-	// NotificationType says what a notification is about.
+	// NotificationType is the type of a Notification.
 	NotificationType = hcsapi.NotificationType
-	// HRESULT is what every function of the service returns.
+	// HRESULT is the result of every function of the service.
 	HRESULT = hcsapi.HRESULT
 )
 
-// Results and notifications that the driver looks at.
+// Results and notification types that the driver handles.
 const (
 	OK      = hcsapi.OK
 	Pending = hcsapi.Pending
@@ -30,6 +30,6 @@ const (
 	ServiceDisconnect     = hcsapi.ServiceDisconnect
 )
 
-// Native is the Host Compute Service of this computer. It fails where vmcompute.dll is missing: the
-// feature "Containers" or "Hyper-V" is not installed.
+// Native returns the Host Compute Service of this computer. It fails if vmcompute.dll is missing, that is, if neither
+// the feature "Containers" nor "Hyper-V" is installed.
 func Native() (API, error) { return hcsapi.Native() }

@@ -13,8 +13,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Apply implements vmm.Machine. A call into the service or to the guest is never cut short: when ctx
-// ends first, Apply returns with the half in question Unknown, and the call is followed to its end.
+// Apply implements vmm.Machine. Calls to the service or the guest cannot be cancelled: if ctx ends first, Apply returns
+// with the half in progress Unknown, and the call continues in the background.
 func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	if err := m.Err(); err != nil {
 		return &vmm.ApplyError{Change: c, Err: err}
@@ -22,7 +22,7 @@ func (m *Machine) Apply(ctx context.Context, c vmm.Change) error {
 	return m.engine.Run(ctx, c, m.halves)
 }
 
-// halves creates the documents of a Change, so that what cannot be expressed fails before anything is done.
+// halves creates the documents of a Change first, so that a Change that cannot be expressed fails without effect.
 func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 	if err := m.reserved(c); err != nil {
 		return h, err
@@ -62,7 +62,7 @@ func (m *Machine) halves(c vmm.Change) (h applyengine.Halves, err error) {
 	return h, nil
 }
 
-// half is a half of a Change of one call. What is not there need not be removed.
+// half returns a half of a Change that consists of one call. Removing what does not exist succeeds.
 func (m *Machine) half(c vmm.Change, do func(context.Context) error) applyengine.Half {
 	return func(ctx context.Context) (vmm.Outcome, error) {
 		err := do(ctx)
@@ -74,7 +74,7 @@ func (m *Machine) half(c vmm.Change, do func(context.Context) error) applyengine
 	}
 }
 
-// hostHalf is the host half, with all that belongs to it.
+// hostHalf returns the host half, including granting access to the disk or having the guest eject it.
 func (m *Machine) hostHalf(c vmm.Change, r hcsschema.ModifySettingRequest) applyengine.Half {
 	return m.half(c, func(ctx context.Context) error {
 		if d, ok := c.Device.(vmm.SCSIDisk); ok && m.ejects(c) {
@@ -90,8 +90,8 @@ func (m *Machine) hostHalf(c vmm.Change, r hcsschema.ModifySettingRequest) apply
 	})
 }
 
-// noteRefused notes, after a half with a certain outcome, whether a device was added whose mount the guest
-// refused; see repeats.
+// noteRefused wraps half. If its outcome is when, it records whether the guest refused the mount of the device at addr;
+// see repeats.
 func (m *Machine) noteRefused(addr string, half applyengine.Half, when vmm.Outcome, refused bool) applyengine.Half {
 	if half == nil {
 		return nil
@@ -111,8 +111,8 @@ func (m *Machine) noteRefused(addr string, half applyengine.Half, when vmm.Outco
 	}
 }
 
-// repeats reports whether a removal takes back an addition whose mount a guest refused; hcsshim then
-// sends the settings again, but for disks that the guest ejects.
+// repeats reports whether a removal rolls back an addition whose mount the guest refused. hcsshim then sends the
+// settings of the device again, except for disks that the guest ejects.
 func (m *Machine) repeats(c vmm.Change) bool {
 	m.mu.Lock()
 	refused := c.Device != nil && m.refused[c.Device.Addr()]
@@ -120,7 +120,7 @@ func (m *Machine) repeats(c vmm.Change) bool {
 	return refused && c.Op == vmm.Remove && c.Mount == nil && !m.ejects(c)
 }
 
-// reserved refuses the places that the machine itself uses.
+// reserved returns an error for slots that the machine uses itself or does not have.
 func (m *Machine) reserved(c vmm.Change) error {
 	switch d := c.Device.(type) {
 	case vmm.SCSIDisk:
@@ -144,8 +144,8 @@ func (m *Machine) reserved(c vmm.Change) error {
 	return nil
 }
 
-// mappable is the device of a change, not to be mapped directly where that does not work: builds of
-// two years fail on file systems that give files no identity, such as those of some network shares.
+// mappable returns the device of a change, without direct mapping if that does not work: builds of two years fail on
+// file systems whose files have no identity, such as some network shares.
 func (m *Machine) mappable(c vmm.Change) vmm.Device {
 	share, ok := c.Device.(vmm.VSMBShare)
 	if !ok || c.Op == vmm.Remove || m.host.FileID == nil ||
@@ -159,21 +159,21 @@ func (m *Machine) mappable(c vmm.Change) vmm.Device {
 	return share
 }
 
-// encoder returns a copy: what the guest knows may be found out while the machine runs.
+// encoder returns a copy, as the generation of the guest may be detected while the machine runs.
 func (m *Machine) encoder() encoder {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.enc
 }
 
-// ejects reports whether a Linux guest is asked to release a disk by a request of its own.
+// ejects reports whether the change requires a request to a Linux guest to eject the disk.
 func (m *Machine) ejects(c vmm.Change) bool {
 	_, disk := c.Device.(vmm.SCSIDisk)
 	return disk && c.Op == vmm.Remove && m.enc.os == vmm.Linux && m.conn.asks() && m.encoder().ejects()
 }
 
-// eject makes the guest release the disk. A guest that has not heard of such a request unplugs on
-// unmount; it is not asked again.
+// eject makes the guest eject the disk. If the guest does not know that request, it has unplugged the disk on unmount;
+// it is not asked again.
 func (m *Machine) eject(ctx context.Context, d vmm.SCSIDisk) error {
 	err := m.conn.modify(ctx, m, eject(d))
 	if err == nil || isAbsent(err) {
@@ -189,7 +189,8 @@ func (m *Machine) eject(ctx context.Context, d vmm.SCSIDisk) error {
 	return nil
 }
 
-// probed reports whether an answer to a request to eject tells of a guest that does not know it, and notes that.
+// probed reports whether the error shows that the guest does not know the eject request, and if so, changes the
+// generation.
 func (m *Machine) probed(answer error) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -200,8 +201,8 @@ func (m *Machine) probed(answer error) bool {
 	return true
 }
 
-// unknownResource reports whether a Linux guest does not know the kind of resource: it answers with
-// its general failure and a text.
+// unknownResource reports whether a Linux guest does not know the resource type. It responds with its general error
+// code and a message.
 func unknownResource(err error) bool {
 	return strings.Contains(strings.ToLower(err.Error()), "resource type") || errors.Is(err, errors.ErrUnsupported)
 }
@@ -212,8 +213,8 @@ type guestError struct{ err error }
 func (e *guestError) Error() string { return "guest: " + e.err.Error() }
 func (e *guestError) Unwrap() error { return e.err }
 
-// certainty is what an error leaves known: a service that refuses has done nothing, but a timeout says
-// nothing.
+// certainty returns the outcome of a call that failed. If the service refuses a request, it had no effect; after a
+// timeout the effect is unknown.
 func certainty(err error) vmm.Outcome {
 	if g, ok := errors.AsType[*guestError](err); ok {
 		return gcs.Outcome(g.err)
@@ -230,8 +231,8 @@ func isAbsent(err error) bool {
 	return errors.Is(err, ErrElementNotFound) || errors.Is(err, gcs.ErrNotFound)
 }
 
-// explain finds out whether a call failed because the machine is gone, or a removal was refused because
-// it is going down: that is no refusal, everything in it goes.
+// explain checks whether a call failed because the machine is gone, or a removal because it is stopping, which removes
+// everything in it. It then records that the machine is gone.
 func (m *Machine) explain(ctx context.Context, op vmm.Op, err error) error {
 	if errors.Is(err, ErrDoesNotExist) || errors.Is(err, ErrAlreadyStopped) {
 		m.sys.exit(fmt.Errorf("%w: %w", vmm.ErrGone, err))

@@ -10,8 +10,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// ConnectGCS is the [Host].Connect for guests that speak the guest compute protocol: Microsoft's
-// agents, and ours.
+// ConnectGCS is a [Host].Connect for guests with the guest compute protocol: Microsoft's agents and ours.
 func ConnectGCS(ctx context.Context, conn net.Conn, info GuestInfo) (Guest, error) {
 	windows := info.OS == vmm.Windows
 	sockets := gcs.Sockets(func(port uint32) (net.Listener, error) { return info.Listen(ServiceID(port)) })
@@ -20,7 +19,7 @@ func ConnectGCS(ctx context.Context, conn net.Conn, info GuestInfo) (Guest, erro
 		return nil, err
 	}
 	if windows {
-		// A Windows guest has to be told under which addresses it and its host are to be found.
+		// A Windows guest must be told its own address and that of the host.
 		err := client.Modify(ctx, hcsschema.GuestRequest{RequestType: hcsschema.RequestUpdate,
 			ResourceType: hcsschema.ResourceHvSocket, Settings: hcsschema.HvSocketAddress{
 				LocalAddress: info.RuntimeID, ParentAddress: hcsschema.HvSocketParent}})

@@ -12,17 +12,17 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// guestConn is the way to the guest of a machine: serviceConn, ownConn or, where the options want none, noConn.
+// guestConn is the connection to the guest of a machine: serviceConn, ownConn, or noConn if the options disable it.
 type guestConn interface {
-	// listen prepares for what the guest dials. It comes before the guest boots.
+	// listen listens for the guest's connections. It is called before the guest boots.
 	listen(m *Machine) error
-	// needsListener reports whether nothing works without Host.Listen.
+	// needsListener reports whether Host.Listen is required.
 	needsListener() bool
 	// connect waits until the guest's agent answers.
 	connect(ctx context.Context, m *Machine) error
-	// carries reports whether a request to the service takes the guest's half of a Change along with the host's.
+	// carries reports whether a request to the service can include the guest's half of a Change.
 	carries() bool
-	// asks reports whether there is anybody to be asked.
+	// asks reports whether there is an agent for requests.
 	asks() bool
 	// modify sends a request to the guest.
 	modify(ctx context.Context, m *Machine, r hcsschema.GuestRequest) error
@@ -30,12 +30,12 @@ type guestConn interface {
 	findProcess(ctx context.Context, m *Machine, containerID string, pid uint32) (vmm.Process, error)
 	deleteContainerState(ctx context.Context, m *Machine, containerID string) error
 	stacks(ctx context.Context, m *Machine) (string, error)
-	// shutdown makes the guest power off and waits for the end of the VM.
+	// shutdown makes the guest power off and waits for the exit of the VM.
 	shutdown(ctx context.Context, m *Machine) error
 	close() error
 }
 
-// newConn is the connection that options want.
+// newConn returns the connection that the options configure.
 func newConn(o *Options) guestConn {
 	if o.ExternalGuestConnection {
 		return &ownConn{}
@@ -53,7 +53,7 @@ func (serviceConn) asks() bool            { return true }
 func (serviceConn) close() error          { return nil }
 
 func (serviceConn) connect(ctx context.Context, m *Machine) error {
-	// What the guest can do is of no interest: it is asked for nothing that depends on it.
+	// The reported capabilities of the guest are ignored, as no request depends on them.
 	_, err := m.sys.properties(ctx, hcsschema.PropertyGuestConnection)
 	return err
 }
@@ -62,7 +62,7 @@ func (serviceConn) modify(_ context.Context, m *Machine, r hcsschema.GuestReques
 	return m.sys.modify(hcsschema.ModifySettingRequest{GuestRequest: &r})
 }
 
-// exec starts a process by way of the service: in the VM itself, or in a container, which is a compute system.
+// exec starts a process through the service: in the VM itself, or in a container, which is a compute system.
 func (serviceConn) exec(ctx context.Context, m *Machine, spec vmm.ProcessSpec) (vmm.Process, error) {
 	if spec.ContainerID != "" || spec.Root != "" {
 		return m.execInContainer(ctx, spec)
@@ -91,13 +91,13 @@ func (serviceConn) stacks(context.Context, *Machine) (string, error) {
 
 func (serviceConn) shutdown(ctx context.Context, m *Machine) error { return m.sys.shutdown(ctx) }
 
-// noConn is for a guest without an agent: nobody waits for it, and the service refuses what concerns it.
+// noConn is for a guest without an agent. Nothing waits for the agent, and the service refuses requests to it.
 type noConn struct{ serviceConn }
 
 func (noConn) asks() bool                              { return false }
 func (noConn) connect(context.Context, *Machine) error { return nil }
 
-// ownConn is a connection of our own ("external"), which the guest dials when it has booted.
+// ownConn is a connection that we own ("external"): the guest connects to us after it has booted.
 type ownConn struct {
 	utc bool // a Windows guest does not inherit the host's time zone
 
@@ -122,7 +122,7 @@ func (c *ownConn) listen(m *Machine) error {
 	return err
 }
 
-// connect waits for the guest's connection and speaks the protocol on it.
+// connect waits for the guest to connect, and negotiates the protocol.
 func (c *ownConn) connect(ctx context.Context, m *Machine) error {
 	conn, err := c.accept(ctx, m)
 	if err != nil {
@@ -167,7 +167,7 @@ func (c *ownConn) accept(ctx context.Context, m *Machine) (net.Conn, error) {
 	return conn, err
 }
 
-// timeZone is what a Windows guest is told; nil: nothing.
+// timeZone returns the time zone to set in a Windows guest, or nil to set none.
 func (c *ownConn) timeZone(m *Machine) (*hcsschema.TimeZoneInformation, error) {
 	switch {
 	case m.enc.os != vmm.Windows || !c.utc && m.host.TimeZone == nil:
@@ -180,7 +180,7 @@ func (c *ownConn) timeZone(m *Machine) (*hcsschema.TimeZoneInformation, error) {
 	return &zone, err
 }
 
-// agent is the guest's agent; it is an error when there is none.
+// agent returns the connection to the agent.
 func (c *ownConn) agent(m *Machine) (Guest, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -190,7 +190,7 @@ func (c *ownConn) agent(m *Machine) (Guest, error) {
 	return c.guest, nil
 }
 
-// ask has f ask the agent.
+// ask calls f with the connection to the agent.
 func (c *ownConn) ask(m *Machine, f func(Guest) error) error {
 	guest, err := c.agent(m)
 	if err != nil {

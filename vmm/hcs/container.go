@@ -12,20 +12,20 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// openTries is how often a container is looked for that others make and end at the same time.
+// openTries bounds the attempts to create or open a container that other processes create and end meanwhile.
 const openTries = 5
 
-// startPoll is how often it is looked whether somebody else has started a container.
+// startPoll is the interval of polling whether another process has started a container.
 const startPoll = 20 * time.Millisecond
 
-// containerID is the identifier of a container's compute system. That of the VM is part of it, as the
-// service has one list of identifiers for all. The guest keeps files of the container in a folder of that name
-// beside the containers' mounts and removes it with all that is in it: no container is called so.
+// containerID returns the identifier of a container's compute system. It includes that of the VM, as identifiers are
+// unique on the whole host. The guest has a folder of that name for the container's files, next to the containers'
+// mounts, and deletes it with its contents. As no container id has a "+", it is never the folder of a mount.
 func (m *Machine) containerID(container string) string { return m.ID() + "+" + container }
 
-// execInContainer runs a process in a root of a Linux guest over the service's own connection. A
-// container is then a compute system of its own, hosted by the VM. It is there as long as anybody has
-// a process in it open: who comes first makes it, who goes last ends it, and with it what still runs.
+// execInContainer runs a process in a root of a Linux guest over the service's own connection. The container is a
+// compute system of its own, hosted by the VM. It exists while any process of it is open: the first caller creates it,
+// and when the last handle is closed it ends, with all processes that still run in it.
 func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	fail := func(err error) error {
 		return fmt.Errorf("start %s in container %q: %w", spec.Args[0], spec.ContainerID, err)
@@ -58,7 +58,7 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 		CreateStdErrPipe: spec.Stderr != nil && !spec.Terminal,
 	}}
 	if created {
-		parameters.OciProcess = nil // a container begins with the process of its document
+		parameters.OciProcess = nil // the first process of a container is that of its document
 	} else if spec.First {
 		s.discard(ctx, false)
 		return nil, fail(fmt.Errorf("the container has begun already: %w", vmm.ErrOccupied))
@@ -77,7 +77,7 @@ func (m *Machine) execInContainer(ctx context.Context, spec vmm.ProcessSpec) (vm
 	return p, nil
 }
 
-// openContainer reopens a container that somebody else has made, when it is started.
+// openContainer opens a container that another process has created, after waiting until it is started.
 func (m *Machine) openContainer(ctx context.Context, container string) (*system, error) {
 	for {
 		s, err := openSystem(ctx, m.host.API, m.containerID(container))
@@ -100,8 +100,8 @@ func (m *Machine) openContainer(ctx context.Context, container string) (*system,
 	}
 }
 
-// container creates the compute system of a container and starts it, or reopens the one there is. refused is why it
-// cannot be made with this document; nil: it can.
+// container creates the compute system of a container and starts it, or opens the existing one. refused is the reason
+// why it cannot be created with this document, or nil.
 func (m *Machine) container(ctx context.Context, container, document string,
 	refused error) (s *system, created bool, err error) {
 	for range openTries {
@@ -125,7 +125,7 @@ func (m *Machine) container(ctx context.Context, container, document string,
 		if !errors.Is(err, ErrDoesNotExist) {
 			return s, false, err
 		}
-		// Whoever had it has ended it in between.
+		// Its last user has ended it meanwhile.
 	}
 	return nil, false, err
 }

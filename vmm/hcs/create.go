@@ -10,9 +10,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// CreateLCOW creates a VM for Linux containers; it has to be started. Options and boot files are
-// checked before the service is asked for anything. When ctx ends before the service is done, what
-// it still makes is ended.
+// CreateLCOW creates a VM for Linux containers; Start boots it. It checks options and boot files before it calls the
+// service. If ctx ends before the service has created the VM, the VM is terminated once it exists.
 func CreateLCOW(ctx context.Context, host Host, o OptionsLCOW) (*Machine, error) {
 	m, err := newLCOW(&host, &o)
 	if err != nil {
@@ -34,7 +33,7 @@ func CreateLCOW(ctx context.Context, host Host, o OptionsLCOW) (*Machine, error)
 	return m, nil
 }
 
-// OpenLCOW reopens a running VM that was created with these options, which must be Persistent.
+// OpenLCOW opens a running VM that was created with these options, which must be Persistent.
 func OpenLCOW(ctx context.Context, host Host, o OptionsLCOW) (*Machine, error) {
 	m, err := newLCOW(&host, &o)
 	if err != nil {
@@ -62,8 +61,8 @@ func newLCOW(host *Host, o *OptionsLCOW) (*Machine, error) {
 	return m, nil
 }
 
-// CreateWCOW creates a VM for Windows containers; it has to be started. A missing scratch disk of the
-// VM is copied from the template beside the VM's operating system. See CreateLCOW for the rest.
+// CreateWCOW creates a VM for Windows containers; Start boots it. If the VM has no scratch disk yet, it is copied from
+// the template in the UtilityVM folder. For the rest see CreateLCOW.
 func CreateWCOW(ctx context.Context, host Host, o OptionsWCOW) (*Machine, error) {
 	m, err := newWCOW(&host, &o)
 	if err != nil {
@@ -88,7 +87,7 @@ func CreateWCOW(ctx context.Context, host Host, o OptionsWCOW) (*Machine, error)
 	return m, nil
 }
 
-// OpenWCOW reopens a running VM that was created with these options, which must be Persistent.
+// OpenWCOW opens a running VM that was created with these options, which must be Persistent.
 func OpenWCOW(ctx context.Context, host Host, o OptionsWCOW) (*Machine, error) {
 	m, err := newWCOW(&host, &o)
 	if err != nil {
@@ -114,7 +113,7 @@ func newWCOW(host *Host, o *OptionsWCOW) (*Machine, error) {
 	return m, nil
 }
 
-// scratch makes sure that the VM's scratch disk is there and that the VM may open it.
+// scratch creates the VM's scratch disk if it does not exist, and grants the VM access to it.
 func (m *Machine) scratch(ctx context.Context, id, uvmFolder, folder string) (string, error) {
 	path := hostpath.Join(folder, scratchDisk)
 	if _, err := m.host.FS.Stat(path); errors.Is(err, fs.ErrNotExist) {
@@ -128,8 +127,7 @@ func (m *Machine) scratch(ctx context.Context, id, uvmFolder, folder string) (st
 	return path, m.grant(ctx, vmm.AccessIndividual, path, id)
 }
 
-// LocateUVMFolder returns the UtilityVM folder of the first of the layer folders, top-most first, that
-// has one.
+// LocateUVMFolder returns the first UtilityVM folder in the layer folders, which are given top-most first.
 func LocateUVMFolder(files FS, layerFolders []string) (string, error) {
 	if files == nil {
 		files = hostFiles{}
@@ -159,7 +157,7 @@ func needFile(files FS, path string) error {
 	return nil
 }
 
-// open reopens the system; when it fails nothing is held.
+// open opens the system. On error it keeps no handles.
 func (m *Machine) open(ctx context.Context, o *Options) error {
 	if !o.Persistent {
 		return fmt.Errorf("open utility VM %s: %w", o.ID, bad("only a Persistent VM outlives the process that made it"))
@@ -180,7 +178,7 @@ func (m *Machine) open(ctx context.Context, o *Options) error {
 	return nil
 }
 
-// grant gives the VM the right to open a file.
+// grant grants the VM access to a file.
 func (m *Machine) grant(ctx context.Context, access vmm.Access, path, vmID string) error {
 	var err error
 	switch access {

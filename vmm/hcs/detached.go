@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// detached runs f, which cannot be cancelled, and returns when it has returned or ctx has ended. In
-// the latter case late gets the result when there is one.
+// detached runs f, which cannot be cancelled, and returns when f has returned or ctx has ended. If ctx ends first, late
+// is called with the result of f once there is one.
 func detached[T any](ctx context.Context, f func() T, late func(T)) (T, error) {
 	var none T
 	if err := context.Cause(ctx); err != nil {
@@ -34,7 +34,7 @@ func detached[T any](ctx context.Context, f func() T, late func(T)) (T, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		select {
-		case v := <-done: // it came at the last moment
+		case v := <-done: // it returned at the same moment
 			return v, nil
 		default:
 			abandoned = true
@@ -43,11 +43,11 @@ func detached[T any](ctx context.Context, f func() T, late func(T)) (T, error) {
 	}
 }
 
-// overrunGrace is how long the end of a context is overrun.
+// overrunGrace bounds how long overrun waits after the end of a context.
 const overrunGrace = time.Second
 
-// overrun tidies up: it waits for f, also for a moment after ctx has ended, as the program may end next and
-// would leave something. After that f goes on by itself.
+// overrun runs f, which cleans up, and waits for it, even a moment longer than ctx: the program may exit next and would
+// leave something behind. After that f continues in the background.
 func overrun(ctx context.Context, f func()) {
 	done := make(chan struct{})
 	go func() {
@@ -65,7 +65,7 @@ func overrun(ctx context.Context, f func()) {
 	}
 }
 
-// closeDetached runs a function that gives handles back, and does not wait for it longer than until the end of ctx.
+// closeDetached runs release, which closes handles, and waits for it until ctx ends.
 func closeDetached(ctx context.Context, op string, release func() error) error {
 	var err error
 	closed := make(chan struct{})

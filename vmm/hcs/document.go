@@ -7,11 +7,11 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 )
 
-// bindDescriptor lets only SYSTEM and administrators listen on the VM's Hyper-V sockets.
+// bindDescriptor allows only SYSTEM and administrators to listen on the VM's Hyper-V sockets.
 const bindDescriptor = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
 
-// system creates the parts of the create document that both kinds of VMs share. count is the number of
-// processors the VM really gets.
+// system creates the parts of the create document that both kinds of VMs share. count is the number of processors of
+// the VM.
 func (o *Options) system(count int32) *hcsschema.ComputeSystem {
 	version := hcsschema.V21
 	doc := &hcsschema.ComputeSystem{
@@ -49,7 +49,7 @@ func (o *Options) system(count int32) *hcsschema.ComputeSystem {
 
 func (o *Options) overcommit() bool { return o.AllowOvercommit && !o.FullyPhysicallyBacked }
 
-// encode writes the create document with the caller's additions merged in.
+// encode returns the create document as JSON, with AdditionHCSDocumentJSON merged in.
 func (o *Options) encode(doc *hcsschema.ComputeSystem) (string, error) {
 	text, err := json.Marshal(doc)
 	if err != nil {
@@ -72,7 +72,7 @@ func (o *Options) encode(doc *hcsschema.ComputeSystem) (string, error) {
 	return string(text), nil
 }
 
-// merge puts the members of addition into base: objects member by member, the rest replaces.
+// merge merges addition into base: objects member by member, other values are replaced.
 func merge(base, addition map[string]any) map[string]any {
 	for k, v := range addition {
 		inner, isObject := v.(map[string]any)

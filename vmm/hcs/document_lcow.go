@@ -8,14 +8,14 @@ import (
 	"github.com/stratavm/strata/internal/hostpath"
 )
 
-// Ports on the host that a Linux guest dials, as vsock numbers.
+// Ports on the host that a Linux guest connects to, as vsock numbers.
 const (
 	EntropyPort uint32 = 1          // init reads seed bytes from it
 	LogPort     uint32 = 109        // the agent's output, one JSON object per line
 	BridgePort  uint32 = 0x40000000 // the guest compute protocol
 )
 
-// rootOnVPMEM makes the kernel mount the disk image in the first VPMEM device.
+// rootOnVPMEM makes the kernel mount the disk image in the first VPMEM device as its root.
 const rootOnVPMEM = "root=/dev/pmem0 ro rootwait init=/init"
 
 // document creates the create document of a Linux VM.
@@ -23,7 +23,7 @@ func (o *OptionsLCOW) document(count int32) *hcsschema.ComputeSystem {
 	doc := o.system(count)
 	vm := doc.VirtualMachine
 	vm.ComputeTopology.Memory.EnableColdDiscardHint = o.EnableColdDiscardHint
-	vm.Devices.Plan9 = &hcsschema.Plan9{} // without it no share can be added later
+	vm.Devices.Plan9 = &hcsschema.Plan9{} // required for adding shares later
 	for n := range o.SCSIControllerCount {
 		if vm.Devices.Scsi == nil {
 			vm.Devices.Scsi = map[string]hcsschema.Scsi{}
@@ -66,7 +66,7 @@ func (o *OptionsLCOW) document(count int32) *hcsschema.ComputeSystem {
 	return doc
 }
 
-// commandLine is the kernel's. Without root arguments it begins with a space, as hcsshim's does.
+// commandLine returns the kernel command line. Without root arguments it begins with a space, as hcsshim's does.
 func (o *OptionsLCOW) commandLine(count int32) string {
 	var root string
 	switch {
@@ -77,7 +77,7 @@ func (o *OptionsLCOW) commandLine(count int32) string {
 	}
 	args := []string{root}
 	if o.GuestGeneration == GuestCurrent {
-		// Kernels since then have two vsock transports and would take the wrong one.
+		// Newer kernels have two vsock transports and would select the wrong one.
 		args = append(args, "initcall_blacklist=virtio_vsock_init")
 	}
 	if o.ConsolePipe != "" {
@@ -101,11 +101,11 @@ func (o *OptionsLCOW) commandLine(count int32) string {
 	return strings.Join(args, " ")
 }
 
-// debugging reports whether somebody looks at a console.
+// debugging reports whether the VM has a console.
 func (o *OptionsLCOW) debugging() bool { return o.ConsolePipe != "" || o.EnableGraphicsConsole }
 
-// initArgs tells init where to get entropy from and what to run: the agent, with its output sent to
-// the log port. With a console a shell runs beside it.
+// initArgs returns the arguments of init: the port for entropy and the command to run, which is the agent with its
+// output sent to the log port. With a console, a shell runs too.
 func (o *OptionsLCOW) initArgs() string {
 	run := "/bin/vsockexec"
 	if o.ForwardStdout {
@@ -121,7 +121,7 @@ func (o *OptionsLCOW) initArgs() string {
 	return fmt.Sprintf("-e %d %s", EntropyPort, run)
 }
 
-// imageFormat is the format of a VPMEM file: as told, else by its extension.
+// imageFormat returns the format of a VPMEM file: told if set, otherwise by the file name extension.
 func imageFormat(path string, told string) hcsschema.ImageFormat {
 	if told == "vhdx" || told == "" && strings.EqualFold(hostpath.Ext(path), ".vhdx") {
 		return hcsschema.ImageVHDX

@@ -6,19 +6,19 @@ import (
 )
 
 const (
-	utilityVM      = "UtilityVM"           // the folder of a layer that holds a VM's operating system
-	systemTemplate = "SystemTemplate.vhdx" // in it: what a VM's scratch is copied from
+	utilityVM      = "UtilityVM"           // the folder of a layer with a VM's operating system
+	systemTemplate = "SystemTemplate.vhdx" // in that folder: the template for a VM's scratch
 	scratchDisk    = "sandbox.vhdx"
-	// directMapMB is how much of the guest's address space maps host files directly.
+	// directMapMB is the size of the guest's address space for directly mapped host files.
 	directMapMB = 1024
 )
 
-// document creates the create document of a Windows VM that boots from the UtilityVM folder given and
-// writes to the scratch disk given.
+// document creates the create document of a Windows VM that boots from the UtilityVM folder and writes to the scratch
+// disk.
 func (o *OptionsWCOW) document(count int32, uvmFolder, scratch string) *hcsschema.ComputeSystem {
 	doc := o.system(count)
 	vm := doc.VirtualMachine
-	// Hints about cold pages make no sense, and are refused, for memory that is always backed.
+	// The hot hint is rejected for memory that is always physically backed.
 	vm.ComputeTopology.Memory.EnableHotHint = o.overcommit()
 	vm.Chipset.Uefi = &hcsschema.Uefi{BootThis: &hcsschema.UefiBootEntry{
 		DeviceType: "VmbFs", DevicePath: `\EFI\Microsoft\Boot\bootmgfw.efi`}}
@@ -28,7 +28,7 @@ func (o *OptionsWCOW) document(count int32, uvmFolder, scratch string) *hcsschem
 	vm.Devices.VirtualSmb = &hcsschema.VirtualSmb{
 		DirectFileMappingInMB: directMapMB,
 		Shares: []hcsschema.VirtualSmbShare{{
-			Name: "os", Path: hostpath.Join(uvmFolder, "Files"), // the boot loader looks for this name
+			Name: "os", Path: hostpath.Join(uvmFolder, "Files"), // the boot loader requires this name
 			Options: &hcsschema.VirtualSmbShareOptions{ReadOnly: true, ShareRead: true, CacheIo: true,
 				PseudoOplocks: true, TakeBackupPrivilege: true, NoDirectmap: o.FullyPhysicallyBacked},
 		}},

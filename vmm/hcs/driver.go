@@ -9,13 +9,13 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// DefaultBootFiles is where those who ship kernel and initrd.img of Linux guests put them on Windows hosts.
+// DefaultBootFiles is the usual folder of kernel and initrd.img of Linux guests on Windows hosts.
 const DefaultBootFiles = `C:\Program Files\Linux Containers`
 
-// Driver is the driver of this package for package strata's table. Its VMs are persistent compute systems
-// whose guest connection belongs to the Host Compute Service, so that they outlive the process that made them.
+// Driver is the driver of this package for package strata's table. Its VMs are persistent compute systems whose guest
+// connection belongs to the Host Compute Service, so that they outlive the process that created them.
 type Driver struct {
-	// Host returns the host that VMs are started on. Nil: NativeHost, without the right to grant access.
+	// Host returns the host for the VMs. Nil: NativeHost, which cannot grant VMs access to files.
 	Host func(*slog.Logger) (Host, error)
 }
 
@@ -37,7 +37,7 @@ func (Driver) Name() string { return "hcs" }
 // Traits implements vmm.Driver.
 func (Driver) Traits() vmm.Traits { return vmm.Traits{} }
 
-// startGrace is how long ending a VM may take that was created in vain.
+// startGrace bounds terminating a VM whose start failed.
 const startGrace = time.Minute
 
 // Start implements vmm.Driver.
@@ -53,7 +53,7 @@ func (d Driver) Start(ctx context.Context, o vmm.StartOptions) (vmm.Machine, err
 	v.remember(&h, o.Dir)
 	m, err := v.create(ctx, h)
 	if err != nil {
-		if ctx.Err() == nil { // else the service may still be about it, and the file is what the VM can be found by
+		if ctx.Err() == nil { // otherwise the service may still create the VM, which is found by the file
 			err = errors.Join(err, forget(o.Dir))
 		}
 		return nil, err
@@ -62,7 +62,7 @@ func (d Driver) Start(ctx context.Context, o vmm.StartOptions) (vmm.Machine, err
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), startGrace)
 		defer cancel()
 		ended := m.Terminate(grace)
-		if ended == nil { // else it may still be there
+		if ended == nil { // otherwise it may still exist
 			ended = forget(o.Dir)
 		}
 		return nil, errors.Join(err, ended, m.Close())
@@ -88,7 +88,7 @@ func (d Driver) Open(ctx context.Context, dir string, o vmm.OpenOptions) (vmm.Ma
 	return m, nil
 }
 
-// OpenExec implements vmm.Driver. The service takes any number of processes that work with one system.
+// OpenExec implements vmm.Driver. The service allows any number of processes to use a system.
 func (d Driver) OpenExec(ctx context.Context, dir string, o vmm.OpenOptions) (vmm.Runner, error) {
 	m, err := d.Open(ctx, dir, o)
 	if err != nil {
@@ -129,7 +129,7 @@ func (d Driver) Kill(ctx context.Context, dir string) error {
 	return Kill(ctx, h.API, v.options().ID)
 }
 
-// Limits implements vmm.Driver. They are those of the options that Start creates VMs with.
+// Limits implements vmm.Driver. They match the options with which Start creates VMs.
 func (d Driver) Limits(i vmm.Info) (vmm.Limits, error) {
 	if i.OS == vmm.Windows {
 		return vmm.Limits{SCSIControllers: 1, SCSILUNs: scsiLUNs, VSMB: true}, nil

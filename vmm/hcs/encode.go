@@ -9,22 +9,22 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// encoder turns Changes into the documents of the service for one VM.
+// encoder encodes Changes as documents of the service, for one VM.
 type encoder struct {
 	os         vmm.OS
 	byGUID     bool // SCSI controllers are named by GUID
 	generation GuestGeneration
 }
 
-// ejects reports whether the guest unplugs a disk by a request of its own.
+// ejects reports whether the guest unplugs a disk on a separate request.
 func (e encoder) ejects() bool { return e.generation != Guest2021 && e.generation != GuestUnplugs }
 
 var requestTypes = map[vmm.Op]hcsschema.RequestType{
 	vmm.Add: hcsschema.RequestAdd, vmm.Remove: hcsschema.RequestRemove, vmm.Update: hcsschema.RequestUpdate,
 }
 
-// host creates the host's half of a change. With repeat, a removal carries the settings of the addition
-// that it takes back, as hcsshim's does after a guest refused one.
+// host creates the host's half of a change. With repeat, a removal includes the settings of the addition that it rolls
+// back, as hcsshim's does after a guest refused one.
 func (e encoder) host(op vmm.Op, d vmm.Device, repeat bool) (hcsschema.ModifySettingRequest, error) {
 	r := hcsschema.ModifySettingRequest{RequestType: requestTypes[op]}
 	var settings any
@@ -117,8 +117,8 @@ func (e encoder) guest(op vmm.Op, g vmm.Mount) (hcsschema.GuestRequest, error) {
 	return vmm.GuestRequest(op, g, e.os)
 }
 
-// for2021 leaves out what a Linux guest of 2021 would drop silently. What it must not drop is an
-// error: the guest would mount something else than was asked for.
+// for2021 removes settings that a Linux guest of 2021 ignores. If one must not be ignored, it returns an error: the
+// guest would mount something else than requested.
 func for2021(op vmm.Op, g vmm.Mount) (vmm.Mount, error) {
 	refuse := func(what string) error {
 		if op == vmm.Remove {
@@ -164,16 +164,17 @@ func for2021(op vmm.Op, g vmm.Mount) (vmm.Mount, error) {
 	return g, nil
 }
 
-// eject asks a Linux guest of today to release a disk before the host takes it.
+// eject returns the request to a current Linux guest to eject a disk before the host removes it.
 func eject(d vmm.SCSIDisk) hcsschema.GuestRequest {
 	return hcsschema.GuestRequest{RequestType: hcsschema.RequestRemove, ResourceType: hcsschema.ResourceSCSIDevice,
 		Settings: hcsschema.SCSIDevice{Controller: d.Controller, Lun: d.LUN}}
 }
 
-// unbind is what a Linux guest is asked after the removal of a root whose scratch is not below the root's folder, as
-// that of a container that shares another's. The guest has bound a folder of the scratch over the root's folder then.
-// It takes that away only with a container whose document names both, and removes them with all that is in them; so
-// they are not named, and the mount, which would keep the disk in use, is taken away by its path.
+// unbind returns the request to a Linux guest after the removal of a root whose scratch is not below the root's folder,
+// such as that of a container that shares another's. For such a root the guest has bind-mounted a folder of the scratch
+// over the root's folder. It would unmount that only with a container whose document names both folders, and would then
+// delete them with their contents. So the document does not name them, and the mount, which would keep the disk in use,
+// is removed by its path.
 func (e encoder) unbind(c vmm.Change) (r hcsschema.GuestRequest, needed bool) {
 	root, ok := c.Mount.(vmm.CombinedLayers)
 	if !ok || c.Op != vmm.Remove || e.os != vmm.Linux || !e.ejects() || root.ScratchPath == "" {

@@ -16,7 +16,7 @@ type hostFiles struct{}
 
 func (hostFiles) Stat(path string) (fs.FileInfo, error) { return os.Stat(path) }
 
-// CopyFile copies by way of a temporary name, so that dst is whole or not there.
+// CopyFile copies to a temporary name first, so that dst is either complete or does not exist.
 func (hostFiles) CopyFile(dst, src string) error {
 	in, err := os.Open(src)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Sentinels that an [*Error] matches by its code. More than one may match.
+// Sentinels that an [*Error] matches by its code. It may match more than one.
 var (
 	ErrDoesNotExist       = errors.New("the compute system does not exist")
 	ErrAlreadyExists      = errors.New("the compute system exists already")
@@ -34,7 +34,7 @@ var (
 	ErrServiceUnavailable = errors.New("the Host Compute Service went away")
 )
 
-// meaning is what a code stands for: the first sentinel gives the text, all of them match.
+// meanings lists the sentinels of each code. The error text uses the first; the error matches all of them.
 var meanings = map[uint32][]error{
 	0x5:        {vmm.ErrAccessDenied},
 	0x6:        {ErrInvalidHandle},
@@ -64,8 +64,7 @@ var meanings = map[uint32][]error{
 	0xC0370112: {ErrUnknownFormat},
 }
 
-// Error is a failed call: the operation, the system, the result with its meaning, and what the
-// service's own document about the failure says.
+// Error is a failed call: the operation, the system, the result code, and the service's own document about the failure.
 type Error struct {
 	Op     string // such as "modify compute system"
 	System string // its identifier; empty for the service itself
@@ -73,7 +72,7 @@ type Error struct {
 	Result hcsschema.ResultError
 }
 
-// newError creates an Error of a failed call and its result document, which may be empty or garbled.
+// newError creates the Error of a failed call. The result document may be empty or malformed.
 func newError(op, system string, hr HRESULT, result string) *Error {
 	e := &Error{Op: op, System: system, HR: hr}
 	if result != "" {
@@ -84,13 +83,13 @@ func newError(op, system string, hr HRESULT, result string) *Error {
 	return e
 }
 
-// maxEvents bounds how many error events are shown, and maxText how long a text from outside may be.
+// maxEvents bounds the number of error events shown, and maxText the length of a text from the service or guest.
 const (
 	maxEvents = 8
 	maxText   = 2048
 )
 
-// Error puts all that is known in one line.
+// Error returns a description in one line.
 func (e *Error) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s", e.Op)
@@ -118,7 +117,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// clean makes a text of the service fit for one line.
+// clean makes a text of the service suitable for one line.
 func clean(s string) string {
 	if len(s) > maxText {
 		s = s[:maxText] + "…"
@@ -154,7 +153,7 @@ func hasCode(err error, codes ...uint32) bool {
 	return false
 }
 
-// IsNotExist reports whether a call on a system failed because there is no such system.
+// IsNotExist reports whether a call failed because the system does not exist.
 func IsNotExist(err error) bool { return hasCode(err, 0xC037010E, 0x490) }
 
 // IsAlreadyStopped reports whether a call on a system or process failed because it has ended.
@@ -162,13 +161,13 @@ func IsAlreadyStopped(err error) bool {
 	return hasCode(err, 0xC0370110, 0x80370110, 0x8037011F, 0x490)
 }
 
-// IsAlreadyClosed reports whether a call came after Close.
+// IsAlreadyClosed reports whether a call was made after Close.
 func IsAlreadyClosed(err error) bool { return errors.Is(err, ErrClosed) }
 
-// IsPending reports whether a call was accepted and will complete with a notification.
+// IsPending reports whether a call was accepted and completes with a notification.
 func IsPending(err error) bool { return hasCode(err, uint32(Pending)) }
 
-// IsTimeout reports whether the service or guest ran out of time, or an error says so of itself.
+// IsTimeout reports whether the service or guest timed out, or the error has a method Timeout that returns true.
 func IsTimeout(err error) bool {
 	t, ok := errors.AsType[interface {
 		error
@@ -177,14 +176,13 @@ func IsTimeout(err error) bool {
 	return errors.Is(err, ErrTimeout) || ok && t.Timeout()
 }
 
-// IsNotSupported reports whether the service or guest does not know what was asked.
+// IsNotSupported reports whether the service or guest does not support the request.
 func IsNotSupported(err error) bool { return hasCode(err, 0xC037010D, 0xD, 0x32, 0xC037010B) }
 
 // IsInvalidState reports whether the system is in a state that does not allow the call.
 func IsInvalidState(err error) bool { return errors.Is(err, ErrInvalidState) }
 
-// IsUnavailable reports whether the VM cannot be acted on any more, so that what was in it counts as
-// released.
+// IsUnavailable reports whether the VM cannot be used any more, so that its resources count as released.
 func IsUnavailable(err error) bool {
 	return errors.Is(err, vmm.ErrGone) || IsNotExist(err) || IsAlreadyStopped(err) ||
 		IsAlreadyClosed(err) || IsInvalidState(err)

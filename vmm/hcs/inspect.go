@@ -9,8 +9,8 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Inspect reports whether there is a VM with an identifier, without a connection to its guest: a guest that does
-// not answer is no obstacle. A VM whose start was cut short counts. One that has stopped does not.
+// Inspect reports whether the VM with an identifier exists and has not stopped. A VM whose start was interrupted counts
+// as existing. It does not connect to the guest, so a guest that does not answer does not matter.
 func Inspect(ctx context.Context, api API, id string) (there bool, err error) {
 	s, err := openSystem(ctx, api, id)
 	if errors.Is(err, vmm.ErrGone) {
@@ -29,8 +29,8 @@ func Inspect(ctx context.Context, api API, id string) (there bool, err error) {
 	return !p.Stopped && p.State != hcsschema.StateStopped, nil
 }
 
-// Kill ends the VM with an identifier and waits for its exit, without a connection to its guest. When there is
-// no such VM, that is success.
+// Kill terminates the VM with an identifier and waits for its exit, without a connection to its guest. If there is no
+// such VM, it succeeds.
 func Kill(ctx context.Context, api API, id string) error {
 	s, err := openSystem(ctx, api, id)
 	if errors.Is(err, vmm.ErrGone) {

@@ -14,36 +14,36 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Host is what a VM needs of the Windows host it runs on.
+// Host is the interface of a VM to its Windows host.
 type Host struct {
 	API API
-	// Grant gives the VM (its identifier) the right to open a file of the host.
+	// Grant grants the VM with an identifier access to a file of the host.
 	Grant func(ctx context.Context, vmID, path string) error
-	// GrantGroup gives all VMs that right; nil where it is not to be had.
+	// GrantGroup grants all VMs access to a file. Nil: not supported.
 	GrantGroup func(ctx context.Context, path string) error
-	// FS is where boot files and templates are; nil is the host's own.
+	// FS has the boot files and templates. Nil: the host's file system.
 	FS FS
-	// FileID asks for the identity of a folder; shares of file systems that have none cannot be mapped
-	// directly on some builds. Nil: all have.
+	// FileID fails if a folder has no file identity. Some builds cannot map shares of such folders directly. Nil: all
+	// have one.
 	FileID func(path string) error
-	// TimeZone is the host's, which Windows guests inherit over an external connection. Nil: they are not told.
+	// TimeZone returns the host's time zone, for Windows guests with an external connection. Nil: theirs is not set.
 	TimeZone func() (hcsschema.TimeZoneInformation, error)
 	// Build is the Windows build number.
 	Build uint32
-	// Listen listens on a Hyper-V socket service of the host for connections from the VM with the
-	// runtime id given. Nil: nothing is served, which an external guest connection does not allow.
+	// Listen listens on a Hyper-V socket service of the host for connections from the VM with a runtime id. Nil:
+	// nothing is served. An external guest connection requires it.
 	Listen func(runtimeID, serviceID string) (net.Listener, error)
-	// Connect speaks the guest protocol on a connection that the guest has made: it negotiates and
-	// returns when the guest is ready. Needed for external guest connections.
+	// Connect negotiates the guest protocol on a connection that the guest has made, and returns when the guest is
+	// ready. An external guest connection requires it.
 	Connect func(ctx context.Context, conn net.Conn, info GuestInfo) (Guest, error)
-	// Probed, when set, is told what a guest was found out to be whose generation is GuestProbe. Who stores the
-	// options puts it there, so that the next process need not find out again. It may be called more than once.
+	// Probed, if set, is called when the generation of a guest with GuestProbe was detected, possibly more than once. A
+	// caller that stores the options updates them, so that the next process need not detect it again.
 	Probed func(GuestGeneration)
-	Logger *slog.Logger // nil: silent
+	Logger *slog.Logger // nil: nothing is logged
 }
 
-// NativeHost is this Windows host, without the right to grant access, which package wclayer has: set
-// Grant and GrantGroup. It fails elsewhere, and where the service is not installed.
+// NativeHost returns this Windows host without Grant and GrantGroup, which package wclayer implements. It fails on
+// other systems, and if the service is not installed.
 func NativeHost() (Host, error) {
 	api, err := Native()
 	if err != nil {
@@ -55,24 +55,24 @@ func NativeHost() (Host, error) {
 // FS is the part of a file system that creating a VM needs. Paths are Windows paths.
 type FS interface {
 	Stat(path string) (fs.FileInfo, error)
-	// CopyFile makes dst a copy of src; parent folders of dst are made.
+	// CopyFile copies src to dst and creates the parent folders of dst.
 	CopyFile(dst, src string) error
 }
 
-// GuestInfo tells Connect whom it is going to speak with.
+// GuestInfo describes the guest for Connect.
 type GuestInfo struct {
 	ID        string // of the compute system
-	RuntimeID string // address for Hyper-V sockets
+	RuntimeID string // its address for Hyper-V sockets
 	OS        vmm.OS
-	TimeZone  *hcsschema.TimeZoneInformation // for a Windows guest; nil: it is not told
+	TimeZone  *hcsschema.TimeZoneInformation // for a Windows guest; nil: it is not set
 	// Listen listens for connections of this VM, for the streams of processes.
 	Listen func(serviceID string) (net.Listener, error)
 }
 
 // Guest is our end of an external guest connection.
 type Guest interface {
-	// Modify makes the guest act. The effect of a request is taken to be unknown when it fails, unless
-	// the error is a *gcs.Error (the guest refused) or matches gcs.ErrNotSent.
+	// Modify sends a request. If it fails, its effect is unknown unless the error is a *gcs.Error (the guest refused
+	// it) or matches gcs.ErrNotSent.
 	Modify(ctx context.Context, r hcsschema.GuestRequest) error
 	Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error)
 	FindProcess(ctx context.Context, containerID string, pid uint32) (vmm.Process, error)
@@ -82,8 +82,8 @@ type Guest interface {
 	Close() error
 }
 
-// Machine is a utility VM. After Create it has to be started; from then on it is a vmm.Machine. All
-// methods may be called concurrently.
+// Machine is a utility VM. It is created or opened; after creation Start must be called first. All methods may be
+// called concurrently.
 type Machine struct {
 	host       Host
 	sys        *system
@@ -93,15 +93,15 @@ type Machine struct {
 	persistent bool
 	owner      string // of the VM and its containers
 	processors int32
-	forward    bool // the agent's output comes to the log port
+	forward    bool // the agent sends its output to the log port
 	runtimeID  string
 	engine     *applyengine.Engine
-	known      *applyengine.Known // what this process applied
+	known      *applyengine.Known // what this process has applied
 	services   services
-	watching   sync.WaitGroup // for the end of the system
+	watching   sync.WaitGroup // for the exit of the system
 
 	mu      sync.Mutex
-	refused map[string]bool // by address: the guest refused the mount that came with this device
+	refused map[string]bool // by device address: the guest has refused its mount
 	life    context.Context // ends with the machine
 	end     context.CancelCauseFunc
 }
@@ -111,10 +111,10 @@ var _ vmm.Machine = (*Machine)(nil)
 // ID implements vmm.Machine: the identifier of the compute system.
 func (m *Machine) ID() string { return m.sys.id }
 
-// RuntimeID is the VM's address for Hyper-V sockets.
+// RuntimeID returns the VM's address for Hyper-V sockets.
 func (m *Machine) RuntimeID() string { return m.runtimeID }
 
-// ProcessorCount is how many processors the VM really has.
+// ProcessorCount returns the number of processors that the VM was created with; 0 if this process has opened it.
 func (m *Machine) ProcessorCount() int32 { return m.processors }
 
 // OS implements vmm.Machine.
@@ -129,7 +129,7 @@ func (m *Machine) Done() <-chan struct{} { return m.sys.exited }
 // Err implements vmm.Machine.
 func (m *Machine) Err() error { return m.sys.err() }
 
-// newMachine is what creating and opening have in common.
+// newMachine does what creating and opening have in common.
 func newMachine(host Host, o *Options, os vmm.OS, limits vmm.Limits) *Machine {
 	m := &Machine{host: host, limits: limits, persistent: o.Persistent, owner: o.Owner,
 		conn: newConn(o), enc: encoder{os: os, byGUID: o.SCSIControllerGUIDs}}
@@ -152,7 +152,7 @@ func (h *Host) complete() error {
 	return nil
 }
 
-// attach makes the machine the owner of a system and watches over its end.
+// attach makes the machine the owner of a system and waits for its exit in the background.
 func (m *Machine) attach(ctx context.Context, s *system) error {
 	m.sys = s
 	p, err := s.properties(ctx)
@@ -172,7 +172,7 @@ func (m *Machine) attach(ctx context.Context, s *system) error {
 	return nil
 }
 
-// rest ends what this process does for the machine, and waits for it: nothing is logged any more.
+// rest ends the background work of the machine, and waits for it: afterwards nothing is logged.
 func (m *Machine) rest() {
 	m.end(fmt.Errorf("utility VM %s: %w", m.ID(), ErrClosed))
 	m.services.close()
@@ -180,7 +180,7 @@ func (m *Machine) rest() {
 	m.services.wait()
 }
 
-// processorCount limits what is asked for to what the host has.
+// processorCount returns the requested number of processors, but at most that of the host.
 func processorCount(ctx context.Context, host *Host, o *Options) (int32, error) {
 	n, err := processors(ctx, host.API)
 	if err != nil {
@@ -193,7 +193,7 @@ func processorCount(ctx context.Context, host *Host, o *Options) (int32, error) 
 	return o.ProcessorCount, nil
 }
 
-// create creates the system; when it fails nothing is left.
+// create creates the system. On error nothing of it remains.
 func (m *Machine) create(ctx context.Context, o *Options, doc *hcsschema.ComputeSystem) error {
 	text, err := o.encode(doc)
 	if err != nil {
@@ -214,8 +214,8 @@ func (m *Machine) create(ctx context.Context, o *Options, doc *hcsschema.Compute
 	return nil
 }
 
-// Start boots the VM and waits until its guest agent answers. When the agent's connection fails the
-// VM is ended; when the boot is refused it stays as created. In either case Close it.
+// Start boots the VM and waits until its guest agent answers. If the connection to the agent fails, it terminates the
+// VM; if the boot fails, the VM remains as created. In both cases call Close.
 func (m *Machine) Start(ctx context.Context) error {
 	if err := m.serve(); err != nil {
 		return fmt.Errorf("start utility VM %s: %w", m.ID(), err)
@@ -231,8 +231,8 @@ func (m *Machine) Start(ctx context.Context) error {
 	return nil
 }
 
-// Observe implements vmm.Machine. The service tells whether the VM is there but not what is in it, so
-// the answer is what this process applied.
+// Observe implements vmm.Machine. The service reports whether the VM exists but not what is attached to it, so the
+// observation is what this process has applied.
 func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	if err := m.Err(); err != nil {
 		return vmm.Observation{}, err
@@ -248,8 +248,8 @@ func (m *Machine) Observe(ctx context.Context) (vmm.Observation, error) {
 	return m.known.Observation(), nil
 }
 
-// DeleteContainerState implements vmm.Machine. Over an internal connection the service itself tells
-// the guest when a container's compute system is closed, and there is nothing to do.
+// DeleteContainerState implements vmm.Machine. With an internal connection it does nothing: the service tells the guest
+// when a container's compute system is closed.
 func (m *Machine) DeleteContainerState(ctx context.Context, containerID string) error {
 	if err := m.Err(); err != nil {
 		return err
@@ -257,7 +257,7 @@ func (m *Machine) DeleteContainerState(ctx context.Context, containerID string) 
 	return m.conn.deleteContainerState(ctx, m, containerID)
 }
 
-// Stacks implements vmm.Machine. Only an external connection can ask.
+// Stacks implements vmm.Machine. It requires an external connection.
 func (m *Machine) Stacks(ctx context.Context) (string, error) {
 	if err := m.Err(); err != nil {
 		return "", err
@@ -285,9 +285,8 @@ func (m *Machine) Terminate(ctx context.Context) error {
 	return m.sys.terminate(ctx)
 }
 
-// Close implements vmm.Machine. A VM that is not persistent ends with it. It returns when everything has
-// ended that Create, Open and Start began; for a call to the service that hangs it waits 30 seconds, for a
-// Host.Logger that hangs for ever.
+// Close implements vmm.Machine. It ends a VM that is not persistent, and waits for all that Create, Open and Start
+// began: 30 seconds for a call to the service that hangs, without limit for a Host.Logger that hangs.
 func (m *Machine) Close() error {
 	if m.sys.usable() != nil {
 		m.rest()

@@ -15,16 +15,16 @@ func Listen(_, serviceID string) (net.Listener, error) {
 	return nil, fmt.Errorf("listen on Hyper-V socket %s: %w on this system", serviceID, errors.ErrUnsupported)
 }
 
-// Build is the build number of this Windows; 0 elsewhere.
+// Build returns the build number of this Windows; 0 on other systems.
 func Build() uint32 { return 0 }
 
-// TimeZone is the time zone of this computer, as Windows tells it.
+// TimeZone returns the time zone of this computer.
 func TimeZone() (hcsschema.TimeZoneInformation, error) {
 	err := fmt.Errorf("time zone of this computer: %w on this system", errors.ErrUnsupported)
 	return hcsschema.TimeZoneInformation{}, err
 }
 
-// FileID asks for the identity of a file or folder.
+// FileID returns an error if a file or folder has no file identity.
 func FileID(path string) error {
 	return fmt.Errorf("identity of %s: %w on this system", path, errors.ErrUnsupported)
 }

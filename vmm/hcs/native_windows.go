@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// Build is the build number of this Windows.
+// Build returns the build number of this Windows.
 func Build() uint32 { return windows.RtlGetVersion().BuildNumber }
 
-// Listen listens on a Hyper-V socket service for connections from one VM. Where this Windows has no
-// Hyper-V sockets the error matches errors.ErrUnsupported.
+// Listen listens on a Hyper-V socket service for connections from one VM. If this Windows has no Hyper-V sockets, the
+// error matches errors.ErrUnsupported.
 func Listen(runtimeID, serviceID string) (net.Listener, error) {
 	vm, err := guid.FromString(runtimeID)
 	if err != nil {
@@ -35,7 +35,7 @@ func Listen(runtimeID, serviceID string) (net.Listener, error) {
 	return l, nil
 }
 
-// FileID asks for the identity of a file or folder. It fails where the file system has none.
+// FileID returns an error if a file or folder has no file identity.
 func FileID(path string) error {
 	p, err := windows.UTF16PtrFromString(path)
 	if err != nil {

@@ -10,12 +10,11 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Builds of Windows that decisions depend on.
+// Builds of Windows with relevant differences.
 const (
 	buildRS5          = 17763 // the first with schema 2.1
 	buildKernelDirect = 18286 // the first that boots a Linux kernel without firmware
-	// From and to these builds, shares of file systems without file identities fail when they are
-	// mapped directly.
+	// In this range of builds, directly mapped shares of file systems without file identities fail.
 	buildFileIDFirst = 18362
 	buildFileIDLast  = 19042
 )
@@ -23,14 +22,13 @@ const (
 // ErrOptions is matched by errors about options that cannot be used.
 var ErrOptions = errors.New("utility VM options")
 
-// Options are those that both kinds of VMs have. Names are hcsshim's. The struct is plain data and
-// may be stored to open the VM again.
+// Options are the options of both kinds of VMs, with hcsshim's names. They are plain data and may be stored to open the
+// VM again.
 type Options struct {
 	ID    string // of the compute system, unique on the host
 	Owner string // shown by tools that list compute systems
 
-	// AdditionHCSDocumentJSON is merged into the create document: objects member by member, anything
-	// else replaced.
+	// AdditionHCSDocumentJSON is merged into the create document: objects member by member, other values are replaced.
 	AdditionHCSDocumentJSON string `json:",omitempty"`
 
 	MemorySizeInMB       uint64 // rounded up to an even number
@@ -39,11 +37,10 @@ type Options struct {
 	HighMMIOGapInMB      uint64 `json:",omitempty"`
 	AllowOvercommit      bool   // backed by the host's virtual memory
 	EnableDeferredCommit bool   `json:",omitempty"` // needs AllowOvercommit
-	// FullyPhysicallyBacked demands that devices do not share the host's memory either: no VPMEM
-	// layers, no direct-mapped shares.
+	// FullyPhysicallyBacked also excludes devices that share the host's memory: VPMEM layers and direct-mapped shares.
 	FullyPhysicallyBacked bool `json:",omitempty"`
 
-	ProcessorCount  int32  // at most the host's logical processors are used
+	ProcessorCount  int32  // limited to the host's logical processors
 	ProcessorLimit  int32  `json:",omitempty"` // 1/1000 percent
 	ProcessorWeight int32  `json:",omitempty"`
 	CPUGroupID      string `json:",omitempty"`
@@ -53,19 +50,19 @@ type Options struct {
 
 	// ExternalGuestConnection: we own the connection to the guest agent, not the service.
 	ExternalGuestConnection bool `json:",omitempty"`
-	// DisableCompartmentNamespace leaves a registry value out that Windows guests read.
+	// DisableCompartmentNamespace omits the registry value EnableCompartmentNamespace of Windows guests.
 	DisableCompartmentNamespace bool `json:",omitempty"`
 
-	// SCSIControllerGUIDs names controllers by GUID, as Linux guests since 2022 need it to tell
-	// several controllers apart.
+	// SCSIControllerGUIDs names controllers by GUID. Linux guests since 2022 require it to distinguish several
+	// controllers.
 	SCSIControllerGUIDs bool `json:",omitempty"`
 
-	// Persistent lets the VM live on when the process that made it ends; [OpenLCOW] and [OpenWCOW]
-	// take it up again. hcsshim has no such thing: its VMs end with their process.
+	// Persistent keeps the VM running when the process that created it exits; [OpenLCOW] and [OpenWCOW] open it again.
+	// hcsshim has no such option: its VMs end with their process.
 	Persistent bool `json:",omitempty"`
 }
 
-// RootFS says what a Linux VM boots from.
+// RootFS is the kind of root file system of a Linux VM.
 type RootFS int
 
 // The kinds of root file systems.
@@ -74,19 +71,19 @@ const (
 	RootFSVHD                  // a disk image on the first VPMEM device
 )
 
-// GuestGeneration reports the generation of a Linux guest agent, which decides the documents it is sent.
+// GuestGeneration is the generation of a Linux guest agent, on which the documents for it depend.
 type GuestGeneration int
 
 // The generations.
 const (
-	// GuestProbe: send the newer documents, and find out whether the guest knows SCSIDevice.
+	// GuestProbe: send the newer documents, and detect whether the guest supports SCSIDevice requests.
 	GuestProbe GuestGeneration = iota
-	// Guest2021: unmounting a disk also unplugs it; options that this guest would silently ignore
-	// and that matter are refused.
+	// Guest2021: unmounting a disk also unplugs it. Relevant options that this guest would silently ignore are an
+	// error.
 	Guest2021
-	// GuestCurrent: a disk is unplugged by a request of its own.
+	// GuestCurrent: a disk is unplugged by a separate request.
 	GuestCurrent
-	// GuestUnplugs is what probing found out: as GuestProbe, but unmounting a disk also unplugs it.
+	// GuestUnplugs is a possible result of GuestProbe: the same, but unmounting a disk also unplugs it.
 	GuestUnplugs
 )
 
@@ -122,14 +119,14 @@ type OptionsLCOW struct {
 type OptionsWCOW struct {
 	Options
 
-	// LayerFolders are those of the image, top-most first, and last the folder of the VM's own
-	// scratch. The first that holds a UtilityVM folder provides the VM's operating system.
+	// LayerFolders are the layer folders of the image, top-most first, followed by the folder of the VM's own scratch.
+	// The first layer with a UtilityVM folder provides the VM's operating system.
 	LayerFolders []string
-	// KeepDirectMappedShares leaves direct-mapped shares in the VM until it exits: the guest has files
-	// of theirs mapped, which their removal would invalidate. hcsshim of 2021 removed them.
+	// KeepDirectMappedShares keeps direct-mapped shares in the VM until it exits: the guest has mapped files of theirs,
+	// which a removal would invalidate. hcsshim of 2021 removed them.
 	KeepDirectMappedShares bool `json:",omitempty"`
-	// NoInheritHostTimezone gives the guest UTC instead of the host's time zone. Over a connection of the service's own
-	// the guest is told neither.
+	// NoInheritHostTimezone sets the guest to UTC instead of the host's time zone. With an internal guest connection
+	// neither is set.
 	NoInheritHostTimezone bool `json:",omitempty"`
 }
 
@@ -139,7 +136,7 @@ const (
 	defaultVPMSize = 4 << 30
 	vpmemPage      = 4096
 	scsiLUNs       = 64
-	// maxMemoryMB keeps the rounding up from overflowing; it is far beyond any host.
+	// maxMemoryMB prevents an overflow by rounding up; no host has as much.
 	maxMemoryMB = math.MaxInt32
 )
 
@@ -148,9 +145,9 @@ func defaults(id, owner string) Options {
 		ProcessorCount: int32(min(2, runtime.NumCPU()))}
 }
 
-// DefaultLCOW are the defaults for a VM for Linux containers on a host of the given Windows build,
-// with boot files in folder boot: an initial RAM disk, one SCSI controller, 64 VPMEM devices of
-// 4 GiB, and our own connection to the guest agent.
+// DefaultLCOW returns the default options of a VM for Linux containers on a host with a Windows build, with boot files
+// in folder boot: an initial RAM disk, one SCSI controller, 64 VPMEM devices of 4 GiB, and an external guest
+// connection.
 func DefaultLCOW(id, owner, boot string, build uint32) OptionsLCOW {
 	o := OptionsLCOW{
 		Options:       defaults(id, owner),
@@ -163,7 +160,7 @@ func DefaultLCOW(id, owner, boot string, build uint32) OptionsLCOW {
 	return o
 }
 
-// DefaultWCOW are the defaults for a VM for Windows containers.
+// DefaultWCOW returns the default options of a VM for Windows containers.
 func DefaultWCOW(id, owner string, layerFolders []string) OptionsWCOW {
 	return OptionsWCOW{Options: defaults(id, owner), LayerFolders: layerFolders, KeepDirectMappedShares: true}
 }
@@ -172,7 +169,7 @@ func bad(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrOptions, fmt.Errorf(format, args...))
 }
 
-// idPattern keeps identifiers out of trouble: they appear in paths, pipes and security descriptors.
+// idPattern restricts identifiers, which appear in paths, pipe names and security descriptors.
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}$`)
 
 func (o *Options) check(build uint32) error {
@@ -236,9 +233,9 @@ func (o *OptionsWCOW) check(build uint32) error {
 	return nil
 }
 
-// limits says what a VM made from the options can hold. Verity is not part of it, although a request can
-// carry a root digest: Microsoft's guest of today reads the super block on the disk instead, and only when
-// it was started with a security policy; without one it mounts unchecked and says nothing.
+// limits returns the limits of a VM with these options. They do not include verity, although a request can have a root
+// digest: Microsoft's current guest reads the super block on the disk instead, and only if it was started with a
+// security policy. Otherwise it mounts the disk unchecked, without an error.
 func (o *OptionsLCOW) limits() vmm.Limits {
 	l := vmm.Limits{
 		SCSIControllers: uint8(o.SCSIControllerCount), VPMEMDevices: o.VPMemDeviceCount,

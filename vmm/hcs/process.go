@@ -14,9 +14,9 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// Exec implements vmm.Machine. Over the service's own connection a Linux container is a compute system of
-// its own, which ends with the last process that is held open. Programs in Windows containers are not
-// supported, nor programs in a Windows guest over an external connection.
+// Exec implements vmm.Machine. With an internal connection a Linux container is a compute system of its own, which ends
+// when its last process is closed. Programs in Windows containers are not supported, nor programs in a Windows guest
+// with an external connection.
 func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
@@ -27,7 +27,7 @@ func (m *Machine) Exec(ctx context.Context, spec vmm.ProcessSpec) (vmm.Process, 
 	return m.conn.exec(ctx, m, spec)
 }
 
-// FindProcess implements vmm.Machine. Only an external connection can ask.
+// FindProcess implements vmm.Machine. It requires an external connection.
 func (m *Machine) FindProcess(ctx context.Context, containerID string, pid uint32) (vmm.Process, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func processParameters(spec vmm.ProcessSpec, os vmm.OS) hcsschema.ProcessParamet
 	p := hcsschema.ProcessParameters{
 		WorkingDirectory: spec.Dir, User: spec.User, EmulateConsole: spec.Terminal, CreateInUtilityVm: true,
 		CreateStdInPipe: spec.Stdin != nil, CreateStdOutPipe: spec.Stdout != nil,
-		CreateStdErrPipe: spec.Stderr != nil && !spec.Terminal, // a terminal has one stream of output
+		CreateStdErrPipe: spec.Stderr != nil && !spec.Terminal, // a terminal has only one output stream
 	}
 	if os == vmm.Windows {
 		p.CommandLine = windowsCommandLine(spec.Args)
@@ -60,8 +60,8 @@ func processParameters(spec vmm.ProcessSpec, os vmm.OS) hcsschema.ProcessParamet
 	return p
 }
 
-// windowsCommandLine joins arguments so that a Windows program splits them the same way again: quotes
-// are escaped, and the backslashes before a quote are doubled.
+// windowsCommandLine joins arguments such that a Windows program splits them in the same way: quotes are escaped, and
+// the backslashes before a quote are doubled.
 func windowsCommandLine(args []string) string {
 	quoted := make([]string, len(args))
 	for i, a := range args {
@@ -82,7 +82,7 @@ func quoteArg(a string) string {
 		case '\\':
 			slashes++
 		case '"':
-			b.WriteString(strings.Repeat(`\`, slashes+1)) // those before the quote again, and one for it
+			b.WriteString(strings.Repeat(`\`, slashes+1)) // double those before the quote, and escape it
 			slashes = 0
 		default:
 			slashes = 0
@@ -94,13 +94,13 @@ func quoteArg(a string) string {
 	return b.String()
 }
 
-// process is a process in a VM, run through the service.
+// process is a process in a VM that the service runs.
 type process struct {
 	m        *Machine
 	name     string
 	info     ProcessInfo
 	callback Handle
-	// container is the compute system the process is in, when that is not the VM itself.
+	// container is the compute system of the process if that is not the VM.
 	container *system
 	exited    chan struct{}
 	once      sync.Once
@@ -112,7 +112,7 @@ type process struct {
 
 const opProcess = "create process"
 
-// programError adds what a code means when a process is created.
+// programError adds the meaning of a code when a process is created.
 func programError(err error) error {
 	switch {
 	case hasCode(err, 0x2, 0x3): // of CreateProcess in a Windows guest, and of our agent
@@ -162,11 +162,11 @@ func (m *Machine) startProcess(ctx context.Context, s *system, spec vmm.ProcessS
 	return p, nil
 }
 
-// pump moves the streams. Input ends when its reader does; output is read to its end.
+// pump copies the streams: input until its reader ends or fails, output until the process has closed it.
 func (p *process) pump(spec vmm.ProcessSpec) {
 	if p.info.Stdin != nil {
 		go func() {
-			io.Copy(p.info.Stdin, spec.Stdin) // a process that does not read its input is none of our errors
+			io.Copy(p.info.Stdin, spec.Stdin) // that a process does not read its input is not an error
 			p.info.Stdin.Close()
 		}()
 	}
@@ -242,11 +242,11 @@ func (p *process) call(ctx context.Context, op string, f func() outcome) (string
 	return o.value, nil
 }
 
-// windowsSignals are the console events that stand for Linux signals.
+// windowsSignals maps Linux signals to console events.
 var windowsSignals = map[int]string{2: "CtrlC", 3: "CtrlBreak", 15: "CtrlShutdown", 1: "CtrlClose"}
 
-// Signal implements vmm.Process. In a Windows guest signals become console events; SIGKILL ends the
-// process either way.
+// Signal implements vmm.Process. In a Windows guest signals are sent as console events. SIGKILL terminates the process
+// in any guest.
 func (p *process) Signal(ctx context.Context, sig int) error {
 	const kill = 9
 	var options any = hcsschema.SignalLinux{Signal: sig}
@@ -269,7 +269,7 @@ func (p *process) Signal(ctx context.Context, sig int) error {
 		result, hr := p.m.sys.api.SignalProcess(p.info.Process, string(document))
 		return outcome{result: result, hr: hr}
 	})
-	// A VM that is gone is no success: the signal had no effect, and nobody waits for what is no longer there.
+	// If the process has exited, that is success; if the VM is gone, it is an error.
 	if IsPending(err) || !errors.Is(err, vmm.ErrGone) && (IsAlreadyStopped(err) || errors.Is(err, ErrElementNotFound)) {
 		return nil
 	}
@@ -290,8 +290,8 @@ func (p *process) Resize(ctx context.Context, width, height uint16) error {
 	return err
 }
 
-// Close implements vmm.Process. When it returns nothing is written to the writers of the ProcessSpec any more;
-// a writer that blocks for longer than 30 seconds is an error.
+// Close implements vmm.Process. After it returns, nothing is written to the writers of the ProcessSpec. If one blocks
+// for longer than 30 seconds, that is an error.
 func (p *process) Close() error {
 	p.mu.Lock()
 	if p.closed {

@@ -14,25 +14,25 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// windowsBridge is the service on which a Windows guest reaches its host.
+// windowsBridge is the Hyper-V socket service for the connection of a Windows guest to its host.
 const windowsBridge = "acef5661-84a1-4e44-856b-6245e69f4620"
 
-// ServiceID is the Hyper-V socket service that stands for a vsock port.
+// ServiceID returns the Hyper-V socket service that corresponds to a vsock port.
 func ServiceID(port uint32) string { return fmt.Sprintf("%08x-facb-11e6-bd58-64006a7986d3", port) }
 
-// entropyBytes is how much seed a Linux guest gets.
+// entropyBytes is the size of the seed for a Linux guest.
 const entropyBytes = 512
 
-// services are the host's ends that a guest dials while it boots.
+// services are the host's listeners and connections for the guest while it boots.
 type services struct {
-	running   sync.WaitGroup // what serves a connection; nothing is added after close
+	running   sync.WaitGroup // the goroutines that serve a connection; none is added after close
 	mu        sync.Mutex
 	listeners []net.Listener
 	conns     []net.Conn
 	closed    bool
 }
 
-// serve listens for what the guest will dial; it must be done before the guest boots.
+// serve starts listening for the guest's connections. It must be called before the guest boots.
 func (m *Machine) serve() error {
 	if m.conn.needsListener() && (m.host.Listen == nil || m.host.Connect == nil) {
 		return fmt.Errorf("an external guest connection needs Host.Listen and Host.Connect: %w", errors.ErrUnsupported)
@@ -44,7 +44,7 @@ func (m *Machine) serve() error {
 	if m.enc.os == vmm.Linux && m.conn.asks() {
 		err := m.services.accept(m, EntropyPort, m.seed)
 		if !m.conn.needsListener() && errors.Is(err, errors.ErrUnsupported) {
-			// The service has its own way to the guest. Boot files that insist on a seed will not boot.
+			// The service has its own connection to the guest. Boot files that require a seed will not boot.
 			m.host.Logger.Info("the guest gets no entropy from this host", "vm", m.ID(), "reason", err)
 			err = nil
 		}
@@ -74,7 +74,7 @@ func (s *services) listen(m *Machine, service string) (net.Listener, error) {
 	return l, nil
 }
 
-// accept serves the one connection that the guest makes to a port.
+// accept serves the single connection of the guest to a port.
 func (s *services) accept(m *Machine, port uint32, serve func(net.Conn) error) error {
 	l, err := s.listen(m, ServiceID(port))
 	if err != nil {
@@ -82,14 +82,14 @@ func (s *services) accept(m *Machine, port uint32, serve func(net.Conn) error) e
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed { // and l with it
+	if s.closed { // which has closed l
 		return vmm.ErrGone
 	}
 	s.running.Go(func() {
 		conn, err := l.Accept()
 		l.Close()
 		if err != nil {
-			return // the machine has gone before its guest came
+			return // the machine ended before its guest connected
 		}
 		if s.keep(conn) {
 			err = serve(conn)
@@ -102,7 +102,7 @@ func (s *services) accept(m *Machine, port uint32, serve func(net.Conn) error) e
 	return nil
 }
 
-// keep remembers a connection to be closed with the machine; false when that is now.
+// keep registers a connection, to be closed with the machine. If the machine is closed already, it returns false.
 func (s *services) keep(c net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,7 +110,7 @@ func (s *services) keep(c net.Conn) bool {
 	return !s.closed
 }
 
-// close ends all that the guest could still dial or hold. It does not wait for who serves it: see wait.
+// close closes all listeners and connections of the guest. It does not wait for their goroutines: see wait.
 func (s *services) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -124,10 +124,10 @@ func (s *services) close() {
 	s.listeners, s.conns = nil, nil
 }
 
-// wait returns when nothing serves the guest any more; it comes after close.
+// wait waits for the goroutines that serve connections. It is called after close.
 func (s *services) wait() { s.running.Wait() }
 
-// seed gives the guest's init its entropy.
+// seed sends the guest's init its entropy.
 func (m *Machine) seed(c net.Conn) error {
 	buf := make([]byte, entropyBytes)
 	rand.Read(buf) // never fails
@@ -135,11 +135,11 @@ func (m *Machine) seed(c net.Conn) error {
 	return err
 }
 
-// maxLogLine bounds what is kept of one line of the guest's output.
+// maxLogLine bounds a line of the guest's output; the rest of a longer line is dropped.
 const maxLogLine = 64 << 10
 
-// forwardLog puts the agent's output, one JSON object per line, into our log. The guest chooses the
-// text: it is never more than attributes of ours.
+// forwardLog logs the agent's output, one JSON object per line. The guest controls the text, so it only becomes the
+// value of an attribute.
 func (m *Machine) forwardLog(c net.Conn) error {
 	r := bufio.NewReaderSize(c, maxLogLine)
 	for {

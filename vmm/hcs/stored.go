@@ -24,19 +24,19 @@ const (
 	owner      = "strata"
 )
 
-// stored is what storedFile in a state directory holds: the options a VM was created with, which opening needs.
+// stored is the content of storedFile in a state directory: the options a VM was created with, needed to open it.
 type stored struct {
 	LCOW    *OptionsLCOW `json:"lcow,omitempty"`
 	WCOW    *OptionsWCOW `json:"wcow,omitempty"`
 	Started time.Time    `json:"started"`
 }
 
-// maxIDName leaves room in a compute system's identifier for what is appended to the VM's name: what makes
-// it unique, and the name of a container.
+// maxIDName bounds the part of a VM's name in the identifier of its compute system, which is followed by a unique
+// suffix and, for containers, the container's name.
 const maxIDName = 54
 
-// newID creates the identifier of a compute system. The service has one list of them for the whole host, and
-// VMs of several state directories may have the same name.
+// newID creates the identifier of a compute system. Identifiers are unique on the host, but VMs of several state
+// directories may have the same name.
 func newID(name string) string {
 	var unique [4]byte
 	rand.Read(unique[:])
@@ -105,7 +105,7 @@ func readStored(dir string) (v stored, err error) {
 	return v, nil
 }
 
-// write replaces the file as a whole: others may be reading it.
+// write replaces the file atomically, as other processes may be reading it.
 func (v stored) write(dir string) error {
 	b, err := json.MarshalIndent(v, "", "\t")
 	if err != nil {
@@ -114,10 +114,10 @@ func (v stored) write(dir string) error {
 	return atomicfile.Write(filepath.Join(dir, storedFile), b, atomicfile.Options{})
 }
 
-// forget removes the record of a VM that is not there.
+// forget removes the file of a VM that does not exist.
 func forget(dir string) error { return os.Remove(filepath.Join(dir, storedFile)) }
 
-// remember keeps for later commands what is found out about the guest.
+// remember makes h store what is detected about the guest, for later commands.
 func (v stored) remember(h *Host, dir string) {
 	if v.LCOW == nil {
 		return

@@ -12,10 +12,10 @@ import (
 	"github.com/stratavm/strata/vmm"
 )
 
-// tidyGrace bounds how long tidying up may take when no context of a caller applies.
+// tidyGrace bounds cleaning up without a context of a caller.
 const tidyGrace = 30 * time.Second
 
-// system is a compute system and what is known of it through notifications.
+// system is a compute system and its state as known from notifications.
 type system struct {
 	api      API
 	id       string
@@ -36,7 +36,7 @@ func newSystem(api API, id string) *system {
 		started: make(chan Notification, 1), exited: make(chan struct{})}
 }
 
-// notify takes a notification; it runs on a thread of the service and never blocks.
+// notify handles a notification. It runs on a thread of the service and never blocks.
 func (s *system) notify(n Notification) {
 	switch n.Type {
 	case SystemCreateCompleted:
@@ -61,7 +61,7 @@ func offer(ch chan Notification, n Notification) {
 	}
 }
 
-// exit records why the system is gone, once.
+// exit records why the system is gone. Only the first reason counts.
 func (s *system) exit(reason error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,8 +91,7 @@ func (o outcome) err(op, id string) error {
 
 const opCreate = "create compute system"
 
-// createSystem creates a system and waits until that is complete. When it fails or ctx ends nothing
-// of it remains.
+// createSystem creates a system and waits for completion. If it fails or ctx ends, nothing of the system remains.
 func createSystem(ctx context.Context, api API, id, document string) (*system, error) {
 	s := newSystem(api, id)
 	hr, err := s.take(ctx, opCreate, true, func() (Handle, string, HRESULT) {
@@ -111,7 +110,7 @@ func createSystem(ctx context.Context, api API, id, document string) (*system, e
 	return s, nil
 }
 
-// openSystem reopens a system that another process made.
+// openSystem opens a system that another process has created.
 func openSystem(ctx context.Context, api API, id string) (*system, error) {
 	s := newSystem(api, id)
 	_, err := s.take(ctx, "open compute system", false, func() (Handle, string, HRESULT) {
@@ -126,9 +125,8 @@ func openSystem(ctx context.Context, api API, id string) (*system, error) {
 	return s, nil
 }
 
-// take gets the handle of a system and registers for its notifications, at once: the one that tells of a
-// completed creation may be on its way. When it fails or ctx ends nothing is held, and made says that the
-// system goes too.
+// take obtains the handle of a system and registers for notifications immediately, as the one for a completed creation
+// may already be on its way. If it fails or ctx ends, it closes the handle, and, if made, terminates the system.
 func (s *system) take(ctx context.Context, op string, made bool,
 	get func() (Handle, string, HRESULT)) (HRESULT, error) {
 	type taken struct {
@@ -159,7 +157,7 @@ func (s *system) take(ctx context.Context, op string, made bool,
 	return t.hr, nil
 }
 
-// complete waits for the notification that ends a pending call. timedOut says that ctx ended first.
+// complete waits for the notification that completes a pending call. timedOut reports whether ctx ended first.
 func (s *system) complete(ctx context.Context, op string, ch <-chan Notification) (timedOut bool, err error) {
 	select {
 	case n := <-ch:
@@ -171,8 +169,8 @@ func (s *system) complete(ctx context.Context, op string, ch <-chan Notification
 	}
 }
 
-// discard closes a system that nobody will use, after ending it if asked. What fails is of no use
-// to anyone: the handle goes in any case.
+// discard closes an unused system, after terminating it if requested. It ignores errors, as the handle is closed
+// anyway.
 func (s *system) discard(ctx context.Context, terminate bool) {
 	overrun(ctx, func() { s.giveUp(terminate) })
 }
@@ -184,8 +182,8 @@ func (s *system) giveUp(terminate bool) {
 	s.release()
 }
 
-// close releases the handles; the system lives on unless its document says otherwise. When ctx ends first,
-// they are released later.
+// close closes the handles. The system continues unless its document says otherwise. If ctx ends first, they are closed
+// later.
 func (s *system) close(ctx context.Context) error {
 	return closeDetached(ctx, "close compute system "+s.id, s.release)
 }
@@ -210,7 +208,7 @@ func (s *system) release() error {
 	return errors.Join(errs...)
 }
 
-// usable is the error of a system that is closed.
+// usable returns an error if the system is closed.
 func (s *system) usable() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -220,7 +218,7 @@ func (s *system) usable() error {
 	return nil
 }
 
-// do creates a call that has no effect worth undoing when it comes late.
+// do makes a call that, if it completes late, has no effect to roll back.
 func (s *system) do(ctx context.Context, op string, f func() outcome) (string, error) {
 	if err := s.usable(); err != nil {
 		return "", fmt.Errorf("%s: %w", op, err)
@@ -244,7 +242,7 @@ func (s *system) start(ctx context.Context) error {
 	return err
 }
 
-// terminate ends the system and waits for its exit.
+// terminate terminates the system and waits for its exit.
 func (s *system) terminate(ctx context.Context) error {
 	return s.end(ctx, "terminate compute system", s.api.TerminateComputeSystem)
 }
@@ -273,7 +271,7 @@ func (s *system) end(ctx context.Context, op string, f func(Handle, string) (str
 	}
 }
 
-// modify sends a request; it blocks until the service has answered.
+// modify sends a request and blocks until the service has responded.
 func (s *system) modify(request hcsschema.ModifySettingRequest) error {
 	const op = "modify compute system"
 	if err := s.usable(); err != nil {
@@ -307,7 +305,7 @@ func (s *system) properties(ctx context.Context, types ...string) (hcsschema.Pro
 	return p, nil
 }
 
-// processors asks the service how many logical processors the host has.
+// processors returns the number of logical processors of the host.
 func processors(ctx context.Context, api API) (uint32, error) {
 	const op = "query the host's processors"
 	query, err := json.Marshal(hcsschema.PropertyQuery{PropertyTypes: []string{hcsschema.PropertyProcessorTopology}})

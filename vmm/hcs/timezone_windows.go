@@ -8,7 +8,7 @@ import (
 	"github.com/stratavm/strata/hcsschema"
 )
 
-// TimeZone is the time zone of this computer.
+// TimeZone returns the time zone of this computer.
 func TimeZone() (hcsschema.TimeZoneInformation, error) {
 	var tz windows.Timezoneinformation
 	if _, err := windows.GetTimeZoneInformation(&tz); err != nil {
