@@ -56,7 +56,7 @@ type detached struct {
 
 // supervise runs a detached container.
 func (e *env) supervise(ctx context.Context, cmd *cli.Command) error {
-	d := &detached{e: e, again: cmd.IsSet("again"), await: cmd.Bool("await"), conn: os.NewFile(3, "the command"),
+	d := &detached{e: e, again: cmd.IsSet("again"), await: cmd.Bool("await"), conn: inherited(3, "the command"),
 		heard: make(chan struct{})}
 	if !isSocket(d.conn) {
 		return usage(cmd, "it is started by strata run --detach and strata start")

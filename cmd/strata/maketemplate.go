@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,6 +19,9 @@ import (
 
 // templateLog is what the making of a template in the background has to say, in the folder of the templates' cache.
 const templateLog = "template.log"
+
+// maxTemplateLog is the size in bytes above which templateLog begins anew.
+const maxTemplateLog = 64 << 10
 
 // templateFlags are those of what VMs start with, but for the choice of a template.
 func templateFlags() []cli.Flag {
@@ -98,11 +102,27 @@ func (e *env) startTemplate(cmd *cli.Command, o strata.VMOptions) error {
 		args = append(args, flag, path)
 	}
 	path := filepath.Join(cache, templateLog)
-	log, err := regfile.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	log, err := openTemplateLog(path)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	e.logger(cmd).Info("a template of this kind of VM is made in the background", "log", path)
 	return spawnAlone(args, log)
+}
+
+// openTemplateLog opens the log to add to it: another process may still write there.
+func openTemplateLog(path string) (*os.File, error) {
+	log, err := regfile.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := log.Stat()
+	if err == nil && fi.Size() > maxTemplateLog {
+		err = log.Truncate(0)
+	}
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	return log, nil
 }

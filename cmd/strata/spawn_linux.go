@@ -50,6 +50,12 @@ func spawnAlone(args []string, output *os.File) error {
 	return nil
 }
 
+// inherited returns the file that was inherited as fd. Programs that this one starts do not inherit it.
+func inherited(fd int, name string) *os.File {
+	unix.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), name)
+}
+
 // isSocket reports whether a file is a socket.
 func isSocket(f *os.File) bool {
 	fi, err := f.Stat()

@@ -16,6 +16,8 @@ func spawn([]string, string) (*exec.Cmd, *net.UnixConn, error) {
 
 func spawnAlone([]string, *os.File) error { return errors.ErrUnsupported }
 
+func inherited(fd int, name string) *os.File { return os.NewFile(uintptr(fd), name) }
+
 func isSocket(*os.File) bool { return false }
 
 func replace(*os.File, int) error { return errors.ErrUnsupported }
