@@ -115,11 +115,11 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 	if c.rewrite != nil {
 		args = c.rewrite(args)
 	}
-	begin := raiseFileLimit + execNow
+	start := startIn
 	if c.idle {
-		begin = raiseFileLimit + execIdle
+		start = startIdle
 	}
-	child, err := startIn(c.Namespace, shell, append([]string{shell, "-c", begin, shell, program}, args...),
+	child, err := start(c.Namespace, shell, append([]string{shell, "-c", launchScript, shell, program}, args...),
 		&os.ProcAttr{
 			Dir: "/", Files: append([]*os.File{null, log, log}, files...),
 			// A session of its own: Ctrl-C on our terminal must not end the machine. (QEMU's -daemonize does not work
@@ -134,11 +134,11 @@ func launch(c Config, accel string, uid int, v *vsockDevice) (_ *process, err er
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	// Only we wait for the process, so its id is not reused even if it has already ended.
-	start, err := processStart(pid)
+	since, err := processStart(pid)
 	if err == nil {
-		err = writeFile(filepath.Join(c.Dir, "pid"), fmt.Appendf(nil, "%d %d\n", pid, start))
+		err = writeFile(filepath.Join(c.Dir, "pid"), fmt.Appendf(nil, "%d %d\n", pid, since))
 	}
-	p, openErr := openProcess(pid, start, "")
+	p, openErr := openProcess(pid, since, "")
 	if openErr != nil {
 		return nil, fmt.Errorf("qemu: start %s: %w%s", program, errors.Join(err, openErr), logTail(c.Dir))
 	}
@@ -175,14 +175,30 @@ func startIn(namespace, program string, args []string, attr *os.ProcAttr) (child
 	return child, err
 }
 
+// lowest is the nice value of the lowest priority.
+const lowest = 19
+
+// startIdle starts a program at the lowest priority, in the own network namespace. All threads of the program inherit
+// it from the one that starts it, which stays locked and ends with its goroutine: it may not be able to go back.
+func startIdle(_, program string, args []string, attr *os.ProcAttr) (child *os.Process, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err = unix.Setpriority(unix.PRIO_PROCESS, 0, lowest); err == nil { // of this thread
+			child, err = os.StartProcess(program, args, attr)
+		}
+	}()
+	<-done
+	return child, err
+}
+
 // QEMU is started by a shell that raises the soft limit on open files to the hard limit: a composite disk needs a
 // descriptor for each of its extents, and the usual soft limit is 1024. It cannot be raised from outside once QEMU
 // runs as another user, as root in a container lacks the capability.
 const (
-	shell          = "/bin/sh"
-	raiseFileLimit = `ulimit -n "$(ulimit -H -n)"; `
-	execNow        = `exec "$@"`
-	execIdle       = `exec nice -n 19 "$@"`
+	shell        = "/bin/sh"
+	launchScript = `ulimit -n "$(ulimit -H -n)"; exec "$@"`
 )
 
 // kvmUsable returns why KVM cannot be used here, as far as can be told without trying.

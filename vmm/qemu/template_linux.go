@@ -127,10 +127,13 @@ func (t templateStore) load(ctx context.Context, c Config, accel string, whole *
 // bootAndSave boots a machine and saves it as the template, unless another process is making one; it does not wait for
 // that. The machine runs on even if it could not be saved; if the attempt left it unusable, another one is booted.
 func (t templateStore) bootAndSave(ctx context.Context, c Config, accel string) (*Machine, error) {
-	lock, err := lockfile.Try(filepath.Join(t.dir, makingLock), false, os.O_CREATE)
-	if lock == nil {
-		c.Logger.Info("the machine boots, and no template is made of it: another process makes one", "error", err)
+	lock, err := lockMaking(t.dir)
+	if errors.Is(err, ErrTemplateBusy) {
+		c.Logger.Info("the machine boots, and no template is made of it", "error", err)
 		return boot(ctx, c, accel)
+	}
+	if err != nil {
+		return bootInstead(ctx, c, accel, err)
 	}
 	defer lock.Close()
 	if err = t.sweep(ctx); err != nil {

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/stratavm/strata/internal/lockfile"
 	"github.com/stratavm/strata/internal/span"
 )
 
@@ -23,12 +22,13 @@ const leastRoom = 128 << 20
 // MakeTemplate makes the template of a kind of machine, of one that boots for that alone and ends with it, at the
 // lowest priority. It does nothing, and says so, where there is a template of the kind; while another process makes one
 // the error matches ErrTemplateBusy. What it leaves when it is killed, a machine that nobody uses, whoever makes or
-// removes templates next takes away. c.Dir and c.NoShares do not matter.
+// removes templates next takes away. c.Dir, c.Namespace and c.NoShares do not matter.
 func MakeTemplate(ctx context.Context, c Config) (made bool, err error) {
 	if c.CacheDir == "" {
 		return false, errors.New("qemu: a template without a cache directory")
 	}
 	c.Dir, c.ID = filepath.Join(c.CacheDir, templatesDir, makingDir), ""
+	c.Namespace = ""
 	if c, err = c.withDefaults(); err != nil {
 		return false, err
 	}
@@ -42,9 +42,9 @@ func MakeTemplate(ctx context.Context, c Config) (made bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("qemu: %w", err)
 	}
-	lock, err := lockfile.Try(filepath.Join(t.dir, makingLock), false, os.O_CREATE)
-	if lock == nil {
-		return false, fmt.Errorf("qemu: %w", errors.Join(ErrTemplateBusy, err))
+	lock, err := lockMaking(t.dir)
+	if err != nil {
+		return false, fmt.Errorf("qemu: %w", err)
 	}
 	defer lock.Close()
 	if whole, err := t.find(ctx); err == nil {

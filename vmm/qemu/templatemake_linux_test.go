@@ -49,10 +49,12 @@ func TestMakeTemplate(t *testing.T) {
 		}
 		return connect(ctx, conn, log)
 	}
+	c := h.c
+	c.Namespace = "/none" // it does not matter
 	var both sync.WaitGroup
 	made, errs := make([]bool, 2), make([]error, 2)
 	for i := range made {
-		both.Go(func() { made[i], errs[i] = MakeTemplate(t.Context(), h.c) })
+		both.Go(func() { made[i], errs[i] = MakeTemplate(t.Context(), c) })
 	}
 	both.Wait()
 	for _, err := range errs {

@@ -327,6 +327,18 @@ func onDisk(fi os.FileInfo) int64 {
 	return fi.Size()
 }
 
+// lockMaking takes the lock of making. While another process has it the error matches ErrTemplateBusy.
+func lockMaking(dir string) (*os.File, error) {
+	lock, err := lockfile.Try(filepath.Join(dir, makingLock), false, os.O_CREATE)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("templates: %w", err)
+	case lock == nil:
+		return nil, ErrTemplateBusy
+	}
+	return lock, nil
+}
+
 // Templates lists the templates in a cache directory of vmm.StartOptions, those that were used last first.
 func Templates(cacheDir string) ([]TemplateInfo, error) {
 	return listTemplates(filepath.Join(cacheDir, templatesDir))
@@ -340,9 +352,9 @@ func RemoveTemplates(ctx context.Context, cacheDir string, since time.Time, dryR
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	lock, err := lockfile.Try(filepath.Join(dir, makingLock), false, os.O_CREATE)
-	if lock == nil {
-		return nil, errors.Join(err, ErrTemplateBusy)
+	lock, err := lockMaking(dir)
+	if err != nil {
+		return nil, err
 	}
 	defer lock.Close()
 	return sweepTemplates(ctx, dir, dryRun, func(_ int, i TemplateInfo) bool { return i.VMs == 0 && i.Used.Before(since) })
