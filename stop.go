@@ -12,18 +12,11 @@ import (
 // StopVM ends the programs in a VM, unmounts its containers, powers it off and removes its state directory dir.
 // Read-only layers are not unmounted in a VM that is powered off. vm is closed in any case. When the deadline of ctx
 // passes, the VM is terminated without asking its guest; when ctx is cancelled, StopVM returns the cause and the VM
-// keeps running. Containers that cannot be unmounted do not keep the VM from stopping: notice, if not nil, is called
-// with the reason.
+// keeps running: the containers that it came to have no root any more, but hold their layers and their ids until
+// layers.Mounted.Release. Containers that cannot be unmounted do not keep the VM from stopping: notice, if not nil, is
+// called with the reason.
 func StopVM(ctx context.Context, vm *uvm.UtilityVM, dir string, notice func(message string)) error {
-	release := (*layers.Mounted).ReleaseScratch
-	if d, err := driverOf(ctx, dir); err != nil || d.Traits().HostSystem { // what is mounted on this system stays
-		release = (*layers.Mounted).Release
-	}
-	var errs []error
-	for _, c := range vm.Claims() {
-		errs = append(errs, releaseContainer(ctx, vm, c.ID(), release))
-	}
-	if err := errors.Join(errs...); err != nil && notice != nil {
+	if err := UnmountForStop(ctx, vm, dir); err != nil && notice != nil {
 		notice(fmt.Sprintf("not everything could be unmounted before the VM stops: %v", err))
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
@@ -34,6 +27,19 @@ func StopVM(ctx context.Context, vm *uvm.UtilityVM, dir string, notice func(mess
 		return err
 	}
 	return RemoveVM(context.WithoutCancel(ctx), dir)
+}
+
+// UnmountForStop is the part of StopVM before the VM is powered off. On a VM of DryRun it tells what StopVM unmounts.
+func UnmountForStop(ctx context.Context, vm *uvm.UtilityVM, dir string) error {
+	release := (*layers.Mounted).ReleaseScratch
+	if d, err := driverOf(ctx, dir); err != nil || d.Traits().HostSystem { // what is mounted on this system stays
+		release = (*layers.Mounted).Release
+	}
+	var errs []error
+	for _, c := range vm.Claims() {
+		errs = append(errs, releaseContainer(ctx, vm, c.ID(), release))
+	}
+	return errors.Join(errs...)
 }
 
 // killNow is KillVM with a timeout of its own, independent of ctx. A missing VM is no error.

@@ -7,11 +7,12 @@ import (
 	"testing"
 
 	"github.com/stratavm/strata/layers"
+	"github.com/stratavm/strata/vmm"
 	"github.com/stratavm/strata/vmm/vmmtest"
 )
 
 // TestStopLeavesLayers: a VM that ends unmounts what is written to, and leaves the layers to the guest's end, however
-// many there are.
+// many there are. A dry run says the same.
 func TestStopLeavesLayers(t *testing.T) {
 	for _, n := range []int{1, 10} {
 		ctx, dir := t.Context(), filepath.Join(t.TempDir(), "vm")
@@ -38,6 +39,20 @@ func TestStopLeavesLayers(t *testing.T) {
 		if _, err := layers.Mount(ctx, r); err != nil {
 			t.Fatal(err)
 		}
+		var told []vmm.Change
+		dry, err := DryRun(ctx, dir, func(c vmm.Change) error {
+			told = append(told, c)
+			return nil
+		}, OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := UnmountForStop(ctx, dry, dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := dry.Close(); err != nil {
+			t.Fatal(err)
+		}
 		m := vm.Machine().(*vmmtest.Fake)
 		before := len(m.Log())
 		if err := StopVM(ctx, vm, dir, func(message string) { t.Error(message) }); err != nil {
@@ -45,6 +60,8 @@ func TestStopLeavesLayers(t *testing.T) {
 		}
 		if removed := m.Log()[before:]; len(removed) != 2 { // the root, and the scratch with its disk
 			t.Errorf("%d layers: %d changes: %v", n, len(removed), removed)
+		} else if fmt.Sprint(told) != fmt.Sprint(removed) {
+			t.Errorf("%d layers: a dry run says %v instead of %v", n, told, removed)
 		}
 		if _, err := os.Stat(dir); !os.IsNotExist(err) {
 			t.Errorf("the state directory: %v", err)

@@ -9,7 +9,6 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/stratavm/strata"
-	"github.com/stratavm/strata/layers"
 	"github.com/stratavm/strata/vmm"
 )
 
@@ -22,7 +21,7 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 		return fmt.Errorf("VM %q: %w; strata vm ls shows those there are", name, strata.ErrNoVM)
 	}
 	if cmd.Bool("dry-run") {
-		return e.stopDry(ctx, cmd, name)
+		return e.stopDry(ctx, cmd, name, dir)
 	}
 	if !exists(dir) { // nothing is mounted on this system, and recover has removed its empty state
 		return e.print(cmd, vmView{Name: name}, func(w io.Writer) { fmt.Fprintf(w, "%s: stopped\n", name) })
@@ -42,7 +41,7 @@ func (e *env) vmStop(ctx context.Context, cmd *cli.Command) error {
 }
 
 // stopDry prints what vm stop would do.
-func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error {
+func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name, dir string) error {
 	v, _, err := e.view(ctx, cmd, name)
 	if err != nil {
 		return err
@@ -58,14 +57,8 @@ func (e *env) stopDry(ctx context.Context, cmd *cli.Command, name string) error 
 		return err
 	}
 	defer e.close(vm)
-	for _, c := range vm.Claims() {
-		m, err := layers.Open(vm, c.ID())
-		if err == nil {
-			err = m.Release(ctx)
-		}
-		if err != nil {
-			return err
-		}
+	if err := strata.UnmountForStop(ctx, vm, dir); err != nil {
+		return err
 	}
 	return e.would(cmd, "power VM %s off", name)
 }
