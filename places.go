@@ -1,9 +1,12 @@
 package strata
 
 import (
+	"context"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -19,30 +22,34 @@ var ErrPlace = ocispec.ErrPlace
 
 // CheckPlaces refuses mounts of a document that the container could not be started with: a folder over a file of the
 // image or the reverse, below a file, or where links of the image lead to what the system shows. Layers are folders,
-// the top-most first. Where one of them is no EROFS layer, or compressed, nothing
-// is known, and the container's start tells.
-func CheckPlaces(s *specs.Spec, layers []string) error {
+// the top-most first. Where one of them is no EROFS layer, or compressed, nothing is known, and the container's start
+// tells. When ctx ends, the error matches its cause.
+func CheckPlaces(ctx context.Context, s *specs.Spec, layers []string) error {
 	if s == nil {
 		return nil
 	}
-	files, err := openImageFiles(layers)
+	files, err := openImageLayers(layers)
 	defer files.close()
 	if err != nil {
 		return nil // who mounts it says so
 	}
 	inMount := func(specs.Mount, string) (string, error) { return "", nil } // not known
-	return ocispec.CheckPlaces(s.Mounts, files, inMount)
+	err = ocispec.CheckPlaces(s.Mounts, &imageFiles{ctx, files, map[string]*layertree.Node{}}, inMount)
+	if ctx.Err() != nil { // then err is of files that were not looked for
+		return context.Cause(ctx)
+	}
+	return err
 }
 
-// imageFiles are what EROFS layers show together, the top-most first.
-type imageFiles []imageLayer
+// imageLayers are EROFS layers, the top-most first.
+type imageLayers []imageLayer
 
 type imageLayer struct {
 	file *os.File
 	*erofs.Reader
 }
 
-func openImageFiles(layers []string) (files imageFiles, err error) {
+func openImageLayers(layers []string) (files imageLayers, err error) {
 	for _, dir := range layers {
 		f, size, err := regfile.Open(filepath.Join(dir, layerdir.EROFS.FileName()))
 		if err != nil {
@@ -57,15 +64,29 @@ func openImageFiles(layers []string) (files imageFiles, err error) {
 	return files, nil
 }
 
-func (f imageFiles) close() {
-	for _, l := range f {
-		l.file.Close() // it was only read
+func (l imageLayers) close() {
+	for _, one := range l {
+		one.file.Close() // it was only read
 	}
 }
 
+// imageFiles are what layers show together, for one call.
+type imageFiles struct {
+	ctx    context.Context // of the call
+	layers imageLayers
+	seen   map[string]*layertree.Node // by path; nil: there is nothing
+}
+
+const (
+	// maxSeen bounds imageFiles.seen.
+	maxSeen = 4096
+	// maxSeenPath is PATH_MAX of Linux.
+	maxSeenPath = 4096
+)
+
 // Link implements ocispec.RootFiles. What cannot be read is taken for no link.
-func (f imageFiles) Link(path string) (string, error) {
-	n, err := f.seen(path)
+func (f *imageFiles) Link(at string) (string, error) {
+	n, err := f.find(at)
 	if err != nil || n.Type() != layertree.TypeSymlink {
 		return "", nil
 	}
@@ -73,23 +94,49 @@ func (f imageFiles) Link(path string) (string, error) {
 }
 
 // Folder implements ocispec.RootFiles.
-func (f imageFiles) Folder(path string) (bool, error) {
-	n, err := f.seen(path)
+func (f *imageFiles) Folder(at string) (bool, error) {
+	n, err := f.find(at)
 	return err == nil && n.IsDir(), err
 }
 
-func (f imageFiles) seen(path string) (*layertree.Node, error) {
-	layers := &layertree.Below{}
-	for _, l := range f {
-		tree, err := l.Along(path)
+func (f *imageFiles) find(at string) (n *layertree.Node, err error) {
+	n, known := f.seen[at]
+	if !known {
+		if n, err = f.read(at); err != nil {
+			return nil, err
+		}
+		if len(f.seen) >= maxSeen {
+			clear(f.seen)
+		}
+		f.seen[at] = n
+	}
+	if n == nil {
+		return nil, &fs.PathError{Op: "find", Path: at, Err: fs.ErrNotExist}
+	}
+	return n, nil
+}
+
+// read looks for a path in as many layers as decide what is there. Nil: nothing.
+func (f *imageFiles) read(at string) (*layertree.Node, error) {
+	if len(at) > maxSeenPath {
+		return nil, &fs.PathError{Op: "find", Path: at, Err: syscall.ENAMETOOLONG}
+	}
+	if up, known := f.seen[path.Dir(at)]; known && (up == nil || !up.IsDir()) {
+		return nil, nil
+	}
+	var layers layertree.Below
+	for _, l := range f.layers {
+		if f.ctx.Err() != nil {
+			return nil, context.Cause(f.ctx)
+		}
+		tree, err := l.Along(at)
 		if err != nil {
 			return nil, err
 		}
 		layers.Layers = append(layers.Layers, layertree.Lower{Tree: tree})
+		if tree.Decides(at) {
+			break
+		}
 	}
-	n := layers.Seen(path)
-	if n == nil {
-		return nil, &fs.PathError{Op: "find", Path: path, Err: fs.ErrNotExist}
-	}
-	return n, nil
+	return layers.Seen(at), nil
 }

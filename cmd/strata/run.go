@@ -301,7 +301,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 	}
 	req.Network = in.network
 	in.held.keepLayers(req.Layers)
-	if err := in.checkLayers(cmd, folders); err != nil {
+	if err := in.checkLayers(ctx, cmd, folders); err != nil {
 		return err
 	}
 	// A read-only root needs a scratch too: mount points that the image lacks are created in it.
@@ -336,7 +336,7 @@ func (e *env) prepare(ctx context.Context, cmd *cli.Command, r *strata.Run, in *
 
 // checkLayers returns an error for a directory without a layer, or a mount whose destination the image does not allow,
 // before a VM is started. It does not check layers of Windows guests, which have no fixed file name.
-func (in *runInput) checkLayers(cmd *cli.Command, folders []string) error {
+func (in *runInput) checkLayers(ctx context.Context, cmd *cli.Command, folders []string) error {
 	if cmd.String("guest") == string(vmm.Windows) {
 		return nil
 	}
@@ -350,5 +350,5 @@ func (in *runInput) checkLayers(cmd *cli.Command, folders []string) error {
 	if in.held.again() || cmd.IsSet("scratch") { // a program has changed the files of the image
 		return nil
 	}
-	return strata.CheckPlaces(in.spec.Spec, folders)
+	return strata.CheckPlaces(ctx, in.spec.Spec, folders)
 }

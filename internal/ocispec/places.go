@@ -114,8 +114,12 @@ func CheckPlaces(mounts []specs.Mount, root RootFiles, linkIn func(m specs.Mount
 func sameKind(m specs.Mount, place string, root RootFiles) error {
 	folder := true
 	if IsBind(m) {
-		if fi, err := os.Stat(m.Source); err == nil {
+		fi, err := os.Stat(m.Source)
+		switch {
+		case err == nil:
 			folder = fi.IsDir()
+		case !errors.Is(err, fs.ErrNotExist): // who mounts it says so
+			return nil
 		}
 	}
 	there, err := root.Folder(place)

@@ -82,6 +82,24 @@ func (b *Below) Seen(path string) *Node {
 	return at[0].node
 }
 
+// Decides reports whether what is seen at a slash-separated path does not depend on the layers below t: it is there, or
+// something on the way hides what they have.
+func (t *Tree) Decides(path string) bool {
+	n := t.Root
+	for name := range strings.SplitSeq(path, "/") {
+		if name == "" {
+			continue
+		}
+		if !n.IsDir() || n.IsOpaque() {
+			return true
+		}
+		if n = n.Child(name); n == nil {
+			return false
+		}
+	}
+	return true
+}
+
 // inheritBelow copies the attributes of the directory low to n, which has no entry of its own.
 func (n *Node) inheritBelow(low lowNode) {
 	for _, p := range low {
