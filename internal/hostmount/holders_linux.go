@@ -26,29 +26,31 @@ func Holders(most int, skip, uses func(path string) bool, other func(proc string
 			how = other(proc)
 		}
 		if how != "" {
-			who = append(who, ProcessName(proc)+" by "+how)
+			// Whoever has its root directory there is in the container; others may be in a namespace of anything else.
+			who = append(who, ProcessName(proc, uses(proc+"/root"))+" by "+how)
 		}
 	}
 	return who
 }
 
-// ProcessName names the process with a directory in /proc, in a form that can be printed: with the number that it has
-// in its own PID namespace, which ps shows in a container. InContainer follows where that is not the one of /proc.
-func ProcessName(proc string) string {
+// ProcessName returns the name of a process, given its directory in /proc, in a form that can be printed. If it is
+// known to be in a container that has a PID namespace, the name has its number there and ends with InContainer.
+func ProcessName(proc string, inContainer bool) string {
 	comm, _ := os.ReadFile(proc + "/comm")
 	name := strconv.Quote(strings.TrimSpace(string(comm)))
 	pid, where := filepath.Base(proc), ""
 	status, _ := os.ReadFile(proc + "/status")
 	if _, ids, ok := strings.Cut(string(status), "\nNSpid:"); ok {
 		ids, _, _ = strings.Cut(ids, "\n")
-		if all := strings.Fields(ids); len(all) > 1 {
-			pid, where = all[len(all)-1], InContainer
+		// The first number is that of /proc, the second the container's. The rest are of namespaces made in it.
+		if all := strings.Fields(ids); inContainer && len(all) > 1 {
+			pid, where = all[1], InContainer
 		}
 	}
 	return fmt.Sprintf("process %s (%s)%s", pid, name[1:len(name)-1], where)
 }
 
-// InContainer marks a process whose number is that of a container.
+// InContainer ends the name of a process whose number is the one that it has in its container.
 const InContainer = " in the container"
 
 // usedBy returns how a process uses something by one of its links, or "".

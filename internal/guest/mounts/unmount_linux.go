@@ -145,7 +145,7 @@ func otherNamespaces(dev uint64) []string {
 			}
 		})
 		if held != "" && len(who) < maxHolders {
-			who = append(who, fmt.Sprintf("%s in its own mount namespace at %s", hostmount.ProcessName(proc),
+			who = append(who, fmt.Sprintf("%s in its own mount namespace at %s", hostmount.ProcessName(proc, false),
 				strconv.Quote(held)))
 		}
 	}
