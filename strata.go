@@ -55,7 +55,8 @@ type VMOptions struct {
 	// QEMU only; the guest is reached by serial ports. Without a template the VM boots.
 	Template bool
 	// TemplateMissing, if not nil, is called with Template if there is no template of the kind. The VM then boots
-	// without saving one, which would take almost half as long again; the caller should call MakeTemplate.
+	// without saving one, which would take almost half as long again; the caller should call MakeTemplate. It may be
+	// called more than once: if the VM does not start with KVM, and then with TCG.
 	TemplateMissing func()
 	// Boot says how the boot image is built; if Image.Kernel is set, Image is used instead.
 	Boot  BootOptions

@@ -31,7 +31,8 @@ func (f Format) FileName() string { return "layer." + string(f) }
 // DefaultMaxBytes is the limit on the unpacked size of a layer when Options.MaxBytes is 0.
 const DefaultMaxBytes = layertree.DefaultMaxBytes
 
-// DefaultMaxImageBytes is the limit on the unpacked size of all layers of an image in a store.
+// DefaultMaxImageBytes is the limit on the unpacked size of the layers that one import of an image into a store
+// converts. See store.Request.MaxImageBytes.
 const DefaultMaxImageBytes = layertree.DefaultMaxImageBytes
 
 // Budget bounds the total size of the layers of an image: see [NewBudget]. It may be used concurrently.

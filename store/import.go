@@ -48,8 +48,9 @@ type Request struct {
 	Formats []Format
 	// MaxLayerBytes bounds the unpacked size of each layer; 0: the converter's limit.
 	MaxLayerBytes int64
-	// MaxImageBytes bounds the unpacked size of all layers together, in each format; 0:
-	// layerdir.DefaultMaxImageBytes, or MaxLayerBytes if that is larger.
+	// MaxImageBytes bounds the unpacked size of the layers that this import converts, together, in each format; 0:
+	// layerdir.DefaultMaxImageBytes, or MaxLayerBytes if that is larger. Layers that are in the store already do not
+	// count, and layers that depend on those below are counted apart from the others.
 	MaxImageBytes int64
 	// Progress, if not nil, is called with events of the layers. It may be called concurrently, and must not block.
 	Progress func(Event)

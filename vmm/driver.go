@@ -25,7 +25,8 @@ type Driver interface {
 	// Open takes control of a machine that any process has started. If there never was one of this driver in the
 	// directory, the error matches ErrNoVM; if it has ended, ErrGone.
 	Open(ctx context.Context, dir string, o OpenOptions) (Machine, error)
-	// OpenExec connects to a machine that another process may control at the same time. Errors are those of Open.
+	// OpenExec connects to a machine that another process may control at the same time. Errors are those of Open, and
+	// ErrHostFull where the machine waits for room on the host.
 	OpenExec(ctx context.Context, dir string, o OpenOptions) (Runner, error)
 	// Inspect describes the machine without its cooperation, and changes nothing. If the directory has no machine of
 	// this driver, the error matches ErrNoVM. A machine that has ended is reported as not running. It serves to
@@ -74,7 +75,8 @@ type StartOptions struct {
 	// boots.
 	Template bool
 	// TemplateMissing, if set, is called when there is no template of the machine's kind. The machine then boots and is
-	// not saved; the caller may make a template with TemplateMaker.
+	// not saved; the caller may make a template with TemplateMaker. It may be called more than
+	// once.
 	TemplateMissing func()
 
 	Image     BootImage // what a Linux guest boots, see Traits.BootImage

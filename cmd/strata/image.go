@@ -162,7 +162,8 @@ func formats(cmd *cli.Command) ([]store.Format, error) {
 
 func maxLayerSizeFlag() cli.Flag {
 	return &cli.StringFlag{Name: "max-layer-size", Value: "128G",
-		Usage: "refuse layers that unpack to more than this `SIZE`; those of an image may have 512G, or this, together"}
+		Usage: "refuse layers that unpack to more than this `SIZE`; those of an image that the store lacks may have " +
+			"512G, or this, together"}
 }
 
 // maxLayerSize reads --max-layer-size, in bytes.

@@ -66,7 +66,8 @@ type Config struct {
 	// is loaded or saved has no vsock: TransportAuto means TransportSerial.
 	Template bool
 	// TemplateMissing, if set, is called if Template is set and there is no template of the kind. The machine then
-	// boots and is not saved; the caller may make a template with MakeTemplate.
+	// boots and is not saved; the caller may make a template with MakeTemplate. It may be
+	// called more than once: for a trial of KVM, and then for TCG.
 	TemplateMissing func()
 	// ImageID identifies the content of Kernel and Initrd. Empty: Template has no effect.
 	ImageID string

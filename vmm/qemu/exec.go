@@ -21,8 +21,9 @@ type ExecSession struct {
 	room      sessionWatch
 }
 
-// OpenExec connects to the guest of the machine in dir. Errors match vmm.ErrNoVM, vmm.ErrGone, and ErrPortsTaken if
-// the guest is reached by serial ports and none becomes free within ten seconds.
+// OpenExec connects to the guest of the machine in dir. Errors match vmm.ErrNoVM, vmm.ErrGone, vmm.ErrHostFull while
+// the machine waits for room on the host's file system, and ErrPortsTaken if the guest is reached by serial ports and
+// none becomes free within ten seconds.
 func OpenExec(ctx context.Context, dir string, log *slog.Logger) (*ExecSession, error) {
 	return openExec(ctx, dir, log, connectGCS)
 }
