@@ -7,7 +7,7 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// dropIn is a drop-in configuration for containerd 2.3 and later: it adds the runtime to CRI, and a writable disk to the erofs
+// dropIn is a drop-in configuration for containerd 2: it adds the runtime to CRI, and a writable disk to the erofs
 // snapshotter.
 const dropIn = `version = 3
 

@@ -18,7 +18,7 @@ const shimName = "containerd-shim-strata-v1"
 // containerdQuestions are about a host whose containerd is to run containers in VMs.
 func containerdQuestions() []question {
 	return []question{
-		{"containerd", true, "install containerd 2.3 or later from https://github.com/containerd/containerd/releases", askContainerd},
+		{"containerd", true, "install 2.3 or later from https://github.com/containerd/containerd/releases", askContainerd},
 		{"shim", true, "make install-shim, into a folder of the PATH that containerd has", askShim},
 		{"rights of containerd", true, "run containerd, and this command, as root", askRoot},
 		{"shared roots", true, "sudo apt-get install qemu-system-common (Debian 13: virtiofsd); " +
@@ -31,8 +31,8 @@ func containerdQuestions() []question {
 	}
 }
 
-// startsShims reports whether containerd of a version such as "v2.4.2" starts shims in the way that ours is started, which
-// came with 2.3.
+// startsShims reports whether containerd of a version such as "v2.4.2" starts shims in the way that ours is started,
+// which came with 2.3.
 func startsShims(version string) bool {
 	var major, minor int
 	_, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor)
