@@ -17,13 +17,13 @@ import (
 	"github.com/stratavm/strata/layerdir"
 )
 
-// ErrPlace is matched by errors about a mount of a document at a place of the image where it cannot be.
+// ErrPlace is matched by errors about a mount whose destination the image does not allow.
 var ErrPlace = ocispec.ErrPlace
 
-// CheckPlaces refuses mounts of a document that the container could not be started with: a folder over a file of the
-// image or the reverse, below a file, or where links of the image lead to what the system shows. Layers are folders,
-// the top-most first. Where one of them is no EROFS layer, or compressed, nothing is known, and the container's start
-// tells. When ctx ends, the error matches its cause.
+// CheckPlaces returns an error matching ErrPlace for a mount of the document with which the container could not start:
+// a directory over a file of the image or the reverse, below a file, or where symbolic links of the image lead into
+// /proc, /sys or /dev. layers are layer folders, topmost first. If one of them is not an uncompressed EROFS layer,
+// nothing is checked, and the start of the container reports such mounts. If ctx ends, the error is its cause.
 func CheckPlaces(ctx context.Context, s *specs.Spec, layers []string) error {
 	if s == nil {
 		return nil
@@ -31,17 +31,17 @@ func CheckPlaces(ctx context.Context, s *specs.Spec, layers []string) error {
 	files, err := openImageLayers(layers)
 	defer files.close()
 	if err != nil {
-		return nil // who mounts it says so
+		return nil // mounting the layer reports it
 	}
 	inMount := func(specs.Mount, string) (string, error) { return "", nil } // not known
 	err = ocispec.CheckPlaces(s.Mounts, &imageFiles{ctx, files, map[string]*layertree.Node{}}, inMount)
-	if ctx.Err() != nil { // then err is of files that were not looked for
+	if ctx.Err() != nil { // err may come from files that were not looked up
 		return context.Cause(ctx)
 	}
 	return err
 }
 
-// imageLayers are EROFS layers, the top-most first.
+// imageLayers are EROFS layers, topmost first.
 type imageLayers []imageLayer
 
 type imageLayer struct {
@@ -70,11 +70,11 @@ func (l imageLayers) close() {
 	}
 }
 
-// imageFiles are what layers show together, for one call.
+// imageFiles is the merged view of layers, for one call of CheckPlaces.
 type imageFiles struct {
 	ctx    context.Context // of the call
 	layers imageLayers
-	seen   map[string]*layertree.Node // by path; nil: there is nothing
+	seen   map[string]*layertree.Node // by path; nil: the path does not exist
 }
 
 const (
@@ -84,7 +84,7 @@ const (
 	maxSeenPath = 4096
 )
 
-// Link implements ocispec.RootFiles. What cannot be read is taken for no link.
+// Link implements ocispec.RootFiles. A path that cannot be read counts as no link.
 func (f *imageFiles) Link(at string) (string, error) {
 	n, err := f.find(at)
 	if err != nil || n.Type() != layertree.TypeSymlink {
@@ -116,7 +116,7 @@ func (f *imageFiles) find(at string) (n *layertree.Node, err error) {
 	return n, nil
 }
 
-// read looks for a path in as many layers as decide what is there. Nil: nothing.
+// read looks a path up in the layers, down to the first that hides those below it. It returns nil if there is nothing.
 func (f *imageFiles) read(at string) (*layertree.Node, error) {
 	if len(at) > maxSeenPath {
 		return nil, &fs.PathError{Op: "find", Path: at, Err: syscall.ENAMETOOLONG}

@@ -17,13 +17,13 @@ import (
 	"github.com/stratavm/strata/internal/regfile"
 )
 
-// templateLog is what the making of a template in the background has to say, in the folder of the templates' cache.
+// templateLog is the log of the process that makes a template in the background, in the templates' cache folder.
 const templateLog = "template.log"
 
-// maxTemplateLog is the size in bytes above which templateLog begins anew.
+// maxTemplateLog is the size in bytes above which templateLog is truncated before it is written again.
 const maxTemplateLog = 64 << 10
 
-// templateFlags are those of what VMs start with, but for the choice of a template.
+// templateFlags are the flags of vm start, except those that choose a template.
 func templateFlags() []cli.Flag {
 	return slices.DeleteFunc(startFlags("memory", "cpus"), func(f cli.Flag) bool {
 		return slices.Contains([]string{"template", "no-template"}, f.Names()[0])
@@ -32,7 +32,7 @@ func templateFlags() []cli.Flag {
 
 // templateMade is what vm template prints.
 type templateMade struct {
-	Made bool `json:"made"` // there was none
+	Made bool `json:"made"` // false: it existed
 }
 
 func (e *env) vmTemplate(ctx context.Context, cmd *cli.Command) error {
@@ -62,8 +62,8 @@ func (e *env) vmTemplate(ctx context.Context, cmd *cli.Command) error {
 	})
 }
 
-// templateBehind has a start of a VM not wait for the template of its kind: what it returns is to be called once the VM
-// runs, and starts a process that makes the template where there is none.
+// templateBehind makes the start of a VM not wait for a missing template. The caller must call behind once the VM runs:
+// it starts a process that makes the template, if there is none.
 func (e *env) templateBehind(cmd *cli.Command, o *strata.VMOptions) (behind func()) {
 	missing := false
 	o.TemplateMissing = func() { missing = true }
@@ -77,7 +77,7 @@ func (e *env) templateBehind(cmd *cli.Command, o *strata.VMOptions) (behind func
 	}
 }
 
-// startTemplate starts strata vm template, in a session of its own and without our terminal.
+// startTemplate starts strata vm template in a session of its own, without a terminal.
 func (e *env) startTemplate(cmd *cli.Command, o strata.VMOptions) error {
 	state, err := e.stateDir(cmd)
 	if err != nil {
@@ -111,7 +111,7 @@ func (e *env) startTemplate(cmd *cli.Command, o strata.VMOptions) error {
 	return spawnAlone(args, log)
 }
 
-// openTemplateLog opens the log to add to it: another process may still write there.
+// openTemplateLog opens the log for appending, as another process may still write to it.
 func openTemplateLog(path string) (*os.File, error) {
 	log, err := regfile.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -74,14 +74,14 @@ func Covered(at string, mounts []specs.Mount) bool {
 // checked before. A directory can be mounted only over a directory, anything else only over something else. linkIn is
 // RootFiles.Link for a path at or below the destination of a mount, looked up in what the mount shows.
 func CheckPlaces(mounts []specs.Mount, root RootFiles, linkIn func(m specs.Mount, at string) (string, error)) error {
-	var before []specs.Mount // at their places
+	var before []specs.Mount // with resolved destinations
 	for _, m := range mounts {
-		images := true // not what an earlier mount shows
+		images := true // the destination is in the image, not in an earlier mount
 		place, err := Follow(m.Destination, func(at string) (string, error) {
 			for _, over := range slices.Backward(before) {
 				if Covered(at, []specs.Mount{over}) {
 					images = false
-					if slices.Contains(over.Options, "tmpcopyup") { // it begins as the image
+					if slices.Contains(over.Options, "tmpcopyup") { // it is filled from the image
 						return root.Link(at)
 					}
 					return linkIn(over, at)
@@ -118,7 +118,7 @@ func sameKind(m specs.Mount, place string, root RootFiles) error {
 		switch {
 		case err == nil:
 			folder = fi.IsDir()
-		case !errors.Is(err, fs.ErrNotExist): // who mounts it says so
+		case !errors.Is(err, fs.ErrNotExist): // the mount reports it
 			return nil
 		}
 	}

@@ -12,17 +12,17 @@ import (
 	"github.com/stratavm/strata/internal/span"
 )
 
-// makingDir is the state directory of the machine that MakeTemplate saves. Who holds the lock of making may use it.
+// makingDir is the state directory of the machine that MakeTemplate saves. Its owner is the holder of makingLock.
 const makingDir = "making"
 
-// leastRoom is what must be free on disk before a machine is booted for a template, in bytes: a guest that has just
-// booted uses about 110 MiB.
+// leastRoom is the free disk space in bytes without which no machine is booted for a template: the memory of a guest
+// that has just booted takes about 110 MiB.
 const leastRoom = 128 << 20
 
-// MakeTemplate makes the template of a kind of machine, of one that boots for that alone and ends with it, at the
-// lowest priority. It does nothing, and says so, where there is a template of the kind; while another process makes one
-// the error matches ErrTemplateBusy. What it leaves when it is killed, a machine that nobody uses, whoever makes or
-// removes templates next takes away. c.Dir, c.Namespace and c.NoShares do not matter.
+// MakeTemplate creates the template of c's kind of machine: it boots a machine at the lowest priority, saves it and ends
+// it. If the template exists, made is false; if another process is making or removing templates, the error matches
+// ErrTemplateBusy. If this process is killed, the next MakeTemplate or RemoveTemplates ends the machine that it leaves.
+// c.Dir, c.Namespace and c.NoShares are ignored.
 func MakeTemplate(ctx context.Context, c Config) (made bool, err error) {
 	if c.CacheDir == "" {
 		return false, errors.New("qemu: a template without a cache directory")
@@ -74,7 +74,7 @@ func roomFor(dir string) error {
 	return err
 }
 
-// makeOf boots a machine, saves it and ends it. The lock of making is held.
+// makeOf boots a machine, saves it and ends it. The caller holds makingLock.
 func (t templateStore) makeOf(ctx context.Context, c Config, accel string) error {
 	memory, err := memoryOf(t.memory)
 	if err != nil {

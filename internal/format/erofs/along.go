@@ -24,8 +24,8 @@ func NewReader(r io.ReaderAt, size int64) (*Reader, error) {
 	return &Reader{s, newWindows(r, int64(s.blocks)*blockSize)}, nil
 }
 
-// Along is Open, and reads only what lies on the way to a slash-separated path: the tree has nothing else. It ends at
-// what is no directory.
+// Along returns a tree with only the components of a slash-separated path, and reads nothing else of the image. The
+// tree ends at the first component that does not exist or is not a directory.
 func (r *Reader) Along(path string) (*layertree.Tree, error) {
 	tree, err := newImage(r.super, r.r, newBudget(DefaultMaxMemory)).along(strings.Split(path, "/"))
 	if err != nil {

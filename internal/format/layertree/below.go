@@ -68,7 +68,7 @@ func (l lowNode) child(name string) lowNode {
 	return out
 }
 
-// Seen returns what the layers show at a slash-separated path, which leads through directories alone. Nil: nothing.
+// Seen returns the visible node at a slash-separated path, without following symbolic links, or nil.
 func (b *Below) Seen(path string) *Node {
 	at := b.root()
 	for name := range strings.SplitSeq(path, "/") {
@@ -82,8 +82,8 @@ func (b *Below) Seen(path string) *Node {
 	return at[0].node
 }
 
-// Decides reports whether what is seen at a slash-separated path does not depend on the layers below t: it is there, or
-// something on the way hides what they have.
+// Decides reports whether t alone determines what is visible at a slash-separated path: it exists in t, or a component
+// in t hides the layers below.
 func (t *Tree) Decides(path string) bool {
 	n := t.Root
 	for name := range strings.SplitSeq(path, "/") {
